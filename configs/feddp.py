@@ -1,0 +1,103 @@
+"""The settings of the FedDP paper, chosen by METHOD,MODEL,CLIENTS.
+
+    python -m launch.train --config=configs/feddp.py:feddp,vgg11,30 \
+        --workdir=runs/feddp_vgg11_30
+
+Methods: fedavg, fedprox, fednova, scaffold, and with dynamic pruning fedavg_dp,
+fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Models: vgg11, resnet32.
+Clients: 10, 30, 50, 100.
+
+What the paper leaves open: the rounds are those of its sister paper SPATL
+(arXiv 2111.14345), mu = 0.01 and VGG-11 without norm layers are those of NIID-Bench
+(arXiv 2102.02079), the lasso weight is that of FBS (arXiv 1810.05331).
+
+References:
+  Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using Dynamic Model
+  Pruning and Adaptive Gradient, section 5, https://arxiv.org/abs/2106.06921v2.
+"""
+
+from typing import Any, NamedTuple
+
+from configs import base
+
+
+class Method(NamedTuple):
+    """An algorithm, with dynamic pruning or without."""
+
+    algorithm: str
+    gated: bool
+
+
+class Setting(NamedTuple):
+    """How many clients take part in a round, and for how many rounds."""
+
+    cohort_size: int
+    rounds: int
+
+
+METHODS = {
+    "fedavg": Method("fedavg", False),
+    "fedprox": Method("fedprox", False),
+    "fednova": Method("fednova", False),
+    "scaffold": Method("scaffold", False),
+    "fedavg_dp": Method("fedavg", True),
+    "fedprox_dp": Method("fedprox", True),
+    "fednova_dp": Method("fednova", True),
+    "scaffold_dp": Method("scaffold", True),
+    "feddp": Method("scaffold", True),
+}
+
+NORMS = {"vgg11": "none", "resnet32": "bn"}
+"""The paper's models and their norm layers."""
+
+SETTINGS = {
+    "10": Setting(10, 100),
+    "30": Setting(12, 200),
+    "50": Setting(35, 200),
+    "100": Setting(40, 500),
+}
+
+
+def get_config(text: str = "feddp,vgg11,10") -> Any:
+    """The settings of one run of the paper.
+
+    Args:
+      text: METHOD,MODEL,CLIENTS.
+
+    Raises:
+      ValueError: if a part is unknown or missing.
+    """
+    method, model, clients = parse(
+        text,
+        {"METHOD": tuple(METHODS), "MODEL": tuple(NORMS), "CLIENTS": tuple(SETTINGS)},
+    )
+    config = base.get_config(METHODS[method].algorithm)
+    config.model.name = model
+    config.model.norm = NORMS[model]
+    config.model.gated = METHODS[method].gated
+    config.data.num_clients = int(clients)
+    config.cohort_size = SETTINGS[clients].cohort_size
+    config.rounds = SETTINGS[clients].rounds
+    return config
+
+
+def parse(text: str, parts: dict[str, tuple[str, ...]]) -> list[str]:
+    """Splits a config string and checks each part.
+
+    Args:
+      text: the parts, separated by commas.
+      parts: name of each part -> its choices.
+
+    Raises:
+      ValueError: listing the choices of every part.
+    """
+    values = text.split(",")
+    if len(values) != len(parts) or any(
+        value not in choices
+        for value, choices in zip(values, parts.values(), strict=True)
+    ):
+        listed = "; ".join(f"{name}: {', '.join(c)}" for name, c in parts.items())
+        raise ValueError(
+            f"The config string must be {','.join(parts)}, got {text!r}. {listed}."
+        )
+    return values

@@ -1,0 +1,113 @@
+"""What a run prints: a table before, a line of progress during, a table after.
+
+On a terminal the progress is one live bar; elsewhere (a file, a pipe, a CI log) it is
+one plain line per round. All of it fits 80 columns.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+def print_preflight(facts: Mapping[str, str]) -> None:
+    """Prints what is about to be run, before anything is compiled."""
+    _print_table("This run", facts)
+
+
+def print_summary(facts: Mapping[str, str]) -> None:
+    """Prints what came out of the run."""
+    _print_table("Result", facts)
+
+
+def print_error(messages: str | Iterable[str]) -> None:
+    """Prints one `error: ...` per message to the standard error stream."""
+    for message in [messages] if isinstance(messages, str) else messages:
+        text = message.replace("\n", "\n       ")
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+class RoundProgress:
+    """Shows how far a run is."""
+
+    def __init__(self, rounds: int, first_round: int, bar: Progress | None):
+        self._rounds = rounds
+        self._first_round = first_round
+        self._start = time.monotonic()
+        self._bar = bar
+        if bar is not None:
+            self._task = bar.add_task(
+                "", total=rounds, completed=first_round, facts="compiling"
+            )
+
+    def advance(
+        self, round: int, loss: float, accuracy: float, images_per_second: float
+    ) -> None:
+        """Shows a finished round.
+
+        Args:
+          round: finished rounds, in [1, rounds].
+          loss: mean training loss of the round.
+          accuracy: in [0, 1].
+          images_per_second: training images of all clients over the round's time.
+        """
+        facts = f"loss {loss:.3f} acc {accuracy:6.1%} {images_per_second:6.0f} img/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=round, facts=facts)
+            return
+        width = len(str(self._rounds))
+        left = self._seconds_left(round)
+        print(
+            f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left",
+            flush=True,
+        )
+
+    def _seconds_left(self, round: int) -> float:
+        done = max(round - self._first_round, 1)
+        return (time.monotonic() - self._start) / done * (self._rounds - round)
+
+
+@contextmanager
+def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
+    """Shows the progress of a run while the block lasts.
+
+    Args:
+      rounds: of the whole run.
+      first_round: rounds that were finished before, 0 in a new run.
+
+    Yields:
+      Its `advance` is called after every round.
+    """
+    console = Console()
+    if not console.is_terminal:
+        yield RoundProgress(rounds, first_round, None)
+        return
+    columns = (
+        TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[facts]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
+        yield RoundProgress(rounds, first_round, bar)
+
+
+def _print_table(title: str, facts: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    # Text, because a path in square brackets is not markup.
+    for name, value in facts.items():
+        table.add_row(Text(name), Text(value))
+    Console(highlight=False).print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,1 @@
+"""Data: loading, splitting over clients, choosing cohorts, augmenting."""

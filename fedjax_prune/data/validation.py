@@ -1,0 +1,140 @@
+"""Gives each client validation examples like its own."""
+
+import numpy as np
+
+from fedjax_prune.data.partition import to_population
+from fedjax_prune.types import Population
+
+
+def class_counts(
+    labels: np.ndarray, population: Population, num_classes: int
+) -> np.ndarray:
+    """Counts each client's examples of each class.
+
+    Args:
+      labels: [num_examples] integers in [0, num_classes).
+      population: who holds which of them.
+      num_classes: at least 1.
+
+    Returns:
+      [num_clients, num_classes] int64.
+    """
+    labels = np.asarray(labels)
+    return np.stack(
+        [
+            np.bincount(labels[row[:size]], minlength=num_classes)
+            for row, size in zip(*population, strict=True)
+        ]
+    )
+
+
+def matched_test(
+    train_labels: np.ndarray,
+    population: Population,
+    test_labels: np.ndarray,
+    num_classes: int,
+    seed: int,
+    *,
+    size: int = 1000,
+) -> Population:
+    """Draws for each client test examples in its own class proportions.
+
+    A client's class counts are the largest-remainder rounding of its shares. If the
+    test set has too few of a class, the client gets the largest number of examples,
+    up to `size`, whose rounded counts the test set has. Clients may share examples.
+
+    Args:
+      train_labels: [num_examples] integers in [0, num_classes).
+      population: who holds which training examples.
+      test_labels: [num_test_examples] integers in [0, num_classes).
+      num_classes: at least 1.
+      seed: at least 0. A client's draw depends on (seed, client_id) alone.
+      size: examples per client, at least 1.
+
+    Returns:
+      A Population of indices into the test set.
+
+    Raises:
+      ValueError: if `size` is below 1, or if the test set has no example for some
+        client.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}.")
+    test_labels = np.asarray(test_labels)
+    members = [np.flatnonzero(test_labels == label) for label in range(num_classes)]
+    available = np.array([len(indices) for indices in members])
+    parts = []
+    counts = class_counts(train_labels, population, num_classes)
+    for client_id, own in enumerate(counts):
+        wanted = _matched_counts(own, available, size)
+        if wanted is None:
+            raise ValueError(
+                f"client {client_id} holds {own.tolist()} examples of each class, "
+                f"which {available.tolist()} test examples cannot match. "
+                "Use a larger test set."
+            )
+        rng = np.random.default_rng((seed, client_id))
+        drawn = [
+            rng.choice(indices, count, replace=False)
+            for indices, count in zip(members, wanted, strict=True)
+        ]
+        parts.append(np.sort(np.concatenate(drawn)))
+    return to_population(parts)
+
+
+def holdout(
+    population: Population, fraction: float, seed: int
+) -> tuple[Population, Population]:
+    """Sets a part of each client's examples aside.
+
+    Args:
+      population: who holds which examples.
+      fraction: in (0, 1); rounded, but both parts keep at least one example.
+      seed: at least 0. A client's draw depends on (seed, client_id) alone.
+
+    Returns:
+      (train, validation) over the same examples, each in the original order.
+
+    Raises:
+      ValueError: if `fraction` is out of range or a client has a single example.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}.")
+    train, validation = [], []
+    rows = zip(*population, strict=True)
+    for client_id, (indices, size) in enumerate(rows):
+        if size < 2:
+            raise ValueError(
+                f"holdout needs at least 2 examples per client, got {size} for "
+                f"client {client_id}. Raise min_size."
+            )
+        number = int(np.clip(round(fraction * int(size)), 1, size - 1))
+        is_held = np.zeros(size, bool)
+        rng = np.random.default_rng((seed, client_id))
+        is_held[rng.choice(size, number, replace=False)] = True
+        train.append(indices[:size][~is_held])
+        validation.append(indices[:size][is_held])
+    return to_population(train), to_population(validation)
+
+
+def _matched_counts(
+    own: np.ndarray, available: np.ndarray, size: int
+) -> np.ndarray | None:
+    """Counts per class of the largest feasible total up to `size`; None if none is."""
+    # A rounded count is at least its quota rounded down, which bounds the total.
+    held = own > 0
+    bounds = ((available[held] + 1) * own.sum() - 1) // own[held]
+    for total in range(min(size, int(bounds.min())), 0, -1):
+        counts = _largest_remainder(own, total)
+        if (counts <= available).all():
+            return counts
+    return None
+
+
+def _largest_remainder(own: np.ndarray, total: int) -> np.ndarray:
+    """Rounds own / own.sum() * total to integers that sum to `total`."""
+    counts, remainders = np.divmod(own * total, own.sum())
+    missing = total - counts.sum()
+    # Equal remainders go to the lower class.
+    counts[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    return counts

@@ -1,0 +1,223 @@
+"""From a configuration to the parts of a run: data, clients, tasks, algorithm."""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_prune import costs, store
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.data.augment import make_augment
+from fedjax_prune.data.load import DATASETS, load
+from fedjax_prune.data.partition import partition
+from fedjax_prune.data.validation import holdout, matched_test
+from fedjax_prune.gates import GateSettings
+from fedjax_prune.models import MODELS
+from fedjax_prune.server import make_server_tx
+from fedjax_prune.solver import LocalSolver, make_solver
+from fedjax_prune.task import make_task
+from fedjax_prune.types import (
+    ClientState,
+    Dataset,
+    FederatedAlgorithm,
+    Population,
+    ServerState,
+    Task,
+)
+
+
+class Experiment(NamedTuple):
+    """The parts of a run, fixed by its configuration.
+
+    Attributes:
+      train: training examples, numpy.
+      test: test examples, numpy, cut to `eval.num_examples`.
+      population: who holds which training examples.
+      validation: each client's validation set; indices into `test`, or into `train`
+        if `data.local_val` is holdout.
+      model: the network as trained, gated or plain.
+      task: of that network.
+      dense_task: of the same network without gates, on the same params.
+      solver: local training.
+      algorithm: the federated algorithm.
+    """
+
+    train: Dataset
+    test: Dataset
+    population: Population
+    validation: Population
+    model: nn.Module
+    task: Task
+    dense_task: Task
+    solver: LocalSolver
+    algorithm: FederatedAlgorithm
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Loads the data and builds everything that does not change during a run.
+
+    Args:
+      config: already checked.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      DataError: if the data set cannot be read.
+      ValueError: if the partition is impossible.
+    """
+    info = DATASETS[config.data.name]
+    train, test = load(config.data.name, config.data.dir)
+    train = _first(train, config.data.num_train)
+    test = _first(test, config.eval.num_examples)
+    population, validation = split(config, train, test, info.num_classes)
+    model = make_model(config)
+    augment = (
+        make_augment(info.image_shape, flip=info.flip) if config.data.augment else None
+    )
+
+    def task(network: nn.Module) -> Task:
+        return make_task(
+            network,
+            info.image_shape,
+            augment=augment,
+            normalize=config.data.normalize,
+            lasso_weight=config.model.lasso_weight,
+        )
+
+    solver = make_solver(**config.client)
+    fields = dict(config.algorithm)
+    algorithm = ALGORITHMS[fields.pop("name")](
+        task(model), solver, make_server_tx(**config.server), **fields
+    )
+    return Experiment(
+        train=train,
+        test=test,
+        population=population,
+        validation=validation,
+        model=model,
+        task=task(model),
+        dense_task=task(model.clone(gates=None)),
+        solver=solver,
+        algorithm=algorithm,
+    )
+
+
+def split(
+    config: ConfigDict, train: Dataset, test: Dataset, num_classes: int
+) -> tuple[Population, Population]:
+    """Deals the training examples to clients and makes their validation sets."""
+    data = config.data
+    population = partition(
+        data.partitioner,
+        train.labels,
+        data.num_clients,
+        seed=data.seed,
+        alpha=data.alpha,
+        min_size=data.min_size,
+        classes_per_client=data.classes_per_client,
+    )
+    if data.local_val == "holdout":
+        return holdout(population, 0.2, data.seed)
+    validation = matched_test(
+        train.labels, population, test.labels, num_classes, data.seed
+    )
+    return population, validation
+
+
+def make_model(config: ConfigDict) -> nn.Module:
+    """The network that `config.model` describes, for the images of `config.data`."""
+    info, fields = DATASETS[config.data.name], config.model
+    model = MODELS[fields.name](
+        num_classes=info.num_classes,
+        width=fields.width,
+        norm=fields.norm,
+        dropout=fields.dropout,
+    )
+    if not fields.gated:
+        return model
+    gates = GateSettings(
+        keep_ratio=1.0,
+        mode=fields.gate_mode,
+        rescale=fields.gate_rescale,
+        bias=fields.gate_bias,
+        first=fields.gate_first,
+        resnet=fields.resnet_gating,
+    )
+    keep_ratio = fields.keep_ratio or costs.keep_ratio_for(
+        model.clone(gates=gates), info.image_shape, fields.flops_target
+    )
+    return model.clone(gates=gates._replace(keep_ratio=keep_ratio))
+
+
+def start(
+    config: ConfigDict, experiment: Experiment
+) -> tuple[ServerState, ClientState]:
+    """The state before the first round: the server's, and the rows of all clients."""
+    key = init_key(config)
+    num_clients = config.data.num_clients
+    rows = store.create(experiment.algorithm.row(key), num_clients)
+    if config.model.gate_init == "per_client":
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(num_clients))
+        personal = jax.lax.map(lambda k: experiment.task.init(k).personal, keys)
+        rows = rows._replace(personal=personal)
+    return experiment.algorithm.init(key), rows
+
+
+def init_key(config: ConfigDict) -> jax.Array:
+    """The key of everything drawn before round 1; rounds use other ones."""
+    return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
+
+
+def memory_estimate(config: ConfigDict, experiment: Experiment) -> int:
+    """Bytes on the device: data, all rows, and for each lane its own copies.
+
+    A lane holds params, gradients, its client's row, its optimiser state, and what
+    the backward pass keeps of one batch.
+    """
+    state, rows = jax.eval_shape(lambda: start(config, experiment))
+    row_bytes = costs.tree_bytes(rows)
+    params_bytes = costs.tree_bytes(state.params)
+    optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
+    lane = (
+        2 * params_bytes
+        + 2 * row_bytes // config.data.num_clients
+        + costs.tree_bytes(optimiser)
+        + activation_bytes(experiment, config.client.batch_size)
+    )
+    cohort = row_bytes * config.cohort_size // config.data.num_clients
+    data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
+    shared = costs.tree_bytes(state) + row_bytes + 2 * cohort + data
+    return shared + config.lanes * lane
+
+
+def activation_bytes(experiment: Experiment, batch_size: int) -> int:
+    """Bytes that the backward pass keeps of one batch."""
+    from fedjax_prune.types import Batch
+
+    shape = (batch_size, *experiment.train.images.shape[1:])
+    batch = Batch(
+        jax.ShapeDtypeStruct(shape, experiment.train.images.dtype),
+        jax.ShapeDtypeStruct(shape[:1], np.int32),
+        jax.ShapeDtypeStruct(shape[:1], np.bool_),
+    )
+    key = jax.random.key(0)
+    variables = jax.eval_shape(experiment.task.init, key)
+
+    def kept(variables, batch, key):
+        loss = lambda params: experiment.task.loss(  # noqa: E731
+            variables._replace(params=params), batch, key
+        )
+        return jax.vjp(loss, variables.params, has_aux=True)[1]
+
+    return costs.tree_bytes(jax.eval_shape(kept, variables, batch, key))
+
+
+def _first(dataset: Dataset, count: int) -> Dataset:
+    """The first examples; 0 stands for all."""
+    count = count or math.inf
+    stop = int(min(count, len(dataset.labels)))
+    return Dataset(dataset.images[:stop], dataset.labels[:stop])

@@ -1,0 +1,7 @@
+"""The models, by name."""
+
+from fedjax_prune.models.cnn import CNN
+from fedjax_prune.models.resnet import ResNet32
+from fedjax_prune.models.vgg import VGG11
+
+MODELS = {"vgg11": VGG11, "resnet32": ResNet32, "cnn": CNN}

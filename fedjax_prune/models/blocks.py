@@ -1,0 +1,283 @@
+"""What all image models are built of: a gated convolution and its sliced twin."""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.convolution import convolve
+from fedjax_prune.gates import (
+    Gate,
+    GateSettings,
+    active_gates,
+    check_gate_settings,
+    num_kept,
+    select,
+)
+
+NORMS = ("none", "bn", "gn")
+EPSILON = 1e-5
+
+# Normal with variance 2 / (9 out_channels), as in the authors' code of FedDP.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Layer(NamedTuple):
+    """What a layer costs, read by `costs` in place of its name.
+
+    A dense layer on a flattened map counts as a convolution by a kernel as large
+    as the map.
+
+    Attributes:
+      name: path of its parameters, joined by "/".
+      in_channels: channels it reads.
+      out_channels: channels it writes.
+      kept_in: channels it reads for one sample, at most `in_channels`.
+      kept_out: channels it writes for one sample, at most `out_channels`.
+      taps: height times width of the kernel.
+      positions: height times width of the output.
+      gated: whether a gate from `in_channels` to `out_channels` belongs to it.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kept_in: int
+    kept_out: int
+    taps: int
+    positions: int
+    gated: bool
+
+
+def conv_layer(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    kept_in: int,
+    gates: GateSettings | None,
+    size: tuple[int, int],
+) -> Layer:
+    """Describes a GatedConv, given what it reads and the size of its output."""
+    active = active_gates(gates, out_channels)
+    kept_out = (
+        out_channels if active is None else num_kept(active.keep_ratio, out_channels)
+    )
+    return Layer(
+        name,
+        in_channels,
+        out_channels,
+        kept_in,
+        kept_out,
+        taps=9,
+        positions=math.prod(size),
+        gated=active is not None,
+    )
+
+
+def dense_layer(
+    name: str, in_channels: int, out_channels: int, kept_in: int, taps: int = 1
+) -> Layer:
+    """Describes a dense layer on a map of `taps` pixels."""
+    return Layer(
+        name, in_channels, out_channels, kept_in, out_channels, taps, 1, False
+    )
+
+
+class Kept(NamedTuple):
+    """The kept channels of one sample's features.
+
+    Attributes:
+      values: [height, width, num_kept] float32.
+      indices: [num_kept] int32, which channels they are.
+    """
+
+    values: jax.Array
+    indices: jax.Array
+
+
+def keep_all(features: jax.Array) -> Kept:
+    """Wraps the dense features of one sample, [height, width, channels]."""
+    return Kept(features, jnp.arange(features.shape[-1], dtype=jnp.int32))
+
+
+def fill_dropped(kept: Kept, num_channels: int) -> jax.Array:
+    """Puts zeros where channels were dropped: [height, width, num_channels]."""
+    shape = (*kept.values.shape[:-1], num_channels)
+    return jnp.zeros(shape, kept.values.dtype).at[..., kept.indices].set(kept.values)
+
+
+def check_model(
+    num_classes: int,
+    width: float,
+    norm: str,
+    gates: GateSettings | None,
+    dropout: float,
+) -> None:
+    """Refuses attributes that no model can have.
+
+    Raises:
+      ValueError: if a number is out of range or a name is unknown.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, got {width}.")
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}.")
+    if gates is not None:
+        check_gate_settings(gates)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+
+
+def scaled(width: float, channels: int) -> int:
+    """Multiplies a number of channels: the nearest integer, at least 1."""
+    return max(1, math.floor(width * channels + 0.5))
+
+
+def max_pool(features: jax.Array) -> jax.Array:
+    """Takes the maximum of 2x2 windows of [..., height, width, channels].
+
+    An odd last row or column is left out. By reshaping: the gradient of a window
+    reduction has no deterministic form on GPUs.
+    """
+    *batch, height, width, channels = features.shape
+    height, width = height // 2, width // 2
+    even = features[..., : 2 * height, : 2 * width, :]
+    return even.reshape(*batch, height, 2, width, 2, channels).max((-4, -2))
+
+
+class TorchDense(nn.Module):
+    """A dense layer whose weights and bias start uniform, as PyTorch draws them.
+
+    Attributes:
+      features: outputs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch_size, in_features] float32 to [batch_size, features]."""
+        bound = 1 / math.sqrt(x.shape[-1])
+
+        def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
+        bias = self.param("bias", uniform, (self.features,))
+        return x @ kernel + bias[None]
+
+    def gathered(self, kept: Kept) -> jax.Array:
+        """Maps the kept channels of one flattened map to [features]."""
+        weights = self.variables["params"]
+        height, width, num_kept = kept.values.shape
+        kernel = weights["kernel"].reshape(height * width, -1, self.features)
+        kernel = kernel[:, kept.indices].reshape(-1, self.features)
+        return kept.values.reshape(height * width * num_kept) @ kernel + weights["bias"]
+
+
+class GatedConv(nn.Module):
+    """A 3x3 convolution, then bias, norm, ReLU and gate, in this order.
+
+    The mask comes after the norm, which would map a zero to a constant, and after
+    the ReLU, which would keep gradients from the gates of dropped channels.
+
+    Attributes:
+      channels: output channels.
+      gates: gate settings; None for a dense layer.
+      norm: one of NORMS; `gn` has one group per channel, so that no channel
+        depends on another.
+      strides: 1 or 2.
+      use_bias: add a bias before the norm.
+      use_relu: apply ReLU before the mask.
+    """
+
+    channels: int
+    gates: GateSettings | None
+    norm: str
+    strides: int = 1
+    use_bias: bool = True
+    use_relu: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, example_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs a batch through all channels and masks the dropped ones.
+
+        Args:
+          x: [batch_size, height, width, in_channels] float32.
+          train: normalise by the batch's statistics over the real samples.
+          example_mask: [batch_size] bool, False = padding.
+
+        Returns:
+          The features [batch_size, new_height, new_width, channels] and the 0/1
+          mask [batch_size, channels] float32 of kept channels.
+        """
+        shape = (3, 3, x.shape[-1], self.channels)
+        y = convolve(
+            x, self.param("kernel", conv_init, shape), strides=self.strides, padding=1
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+            y = y + bias[None, None, None]
+        if self.norm == "bn":
+            y = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, name="norm")(
+                y, mask=example_mask[:, None, None, None]
+            )
+        elif self.norm == "gn":
+            y = nn.GroupNorm(
+                None, 1, epsilon=EPSILON, use_fast_variance=False, name="norm"
+            )(y)
+        if self.use_relu:
+            y = nn.relu(y)
+        settings = active_gates(self.gates, self.channels)
+        if settings is None:
+            return y, jnp.ones((x.shape[0], self.channels), jnp.float32)
+        gate = Gate(self.channels, settings, name="gate")
+        multiplier, mask = gate(x, example_mask)
+        return y * multiplier[:, None, None], mask
+
+    def gathered(self, kept: Kept) -> Kept:
+        """Runs one sample through its kept channels only, in evaluation mode.
+
+        The kernel is gathered on both axes (FedDP, equation 3).
+        """
+        weights = self.variables["params"]
+        kernel = weights["kernel"]
+        indices, multiplier = self._select(kept, kernel.shape[2])
+        kernel = kernel[:, :, kept.indices][..., indices]
+        y = convolve(kept.values[None], kernel, strides=self.strides, padding=1)[0]
+        if self.use_bias:
+            y = y + weights["bias"][indices][None, None]
+        if self.norm != "none":
+            y = self._normalise(y, indices)
+        if self.use_relu:
+            y = nn.relu(y)
+        return Kept(y * multiplier[None, None], indices)
+
+    def _select(self, kept: Kept, in_channels: int) -> tuple[jax.Array, jax.Array]:
+        settings = active_gates(self.gates, self.channels)
+        if settings is None:
+            return (
+                jnp.arange(self.channels, dtype=jnp.int32),
+                jnp.ones((self.channels,), jnp.float32),
+            )
+        pooled = kept.values.mean((0, 1), keepdims=True)
+        pooled = fill_dropped(Kept(pooled, kept.indices), in_channels)[0, 0]
+        return select(self.variables["gates"]["gate"], pooled, settings)
+
+    def _normalise(self, y: jax.Array, indices: jax.Array) -> jax.Array:
+        affine = self.variables["params"]["norm"]
+        if self.norm == "bn":
+            statistics = self.variables["batch_stats"]["norm"]
+            mean, variance = statistics["mean"][indices], statistics["var"][indices]
+        else:
+            mean, variance = y.mean((0, 1)), y.var((0, 1))
+        scale = affine["scale"][indices] * jax.lax.rsqrt(variance + EPSILON)
+        return (y - mean[None, None]) * scale[None, None] + affine["bias"][indices][
+            None, None
+        ]

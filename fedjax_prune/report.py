@@ -1,0 +1,204 @@
+"""What a run tells: the table before it, its rows of metrics, the table after it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_prune import costs
+from fedjax_prune.data.cohort import num_steps
+from fedjax_prune.experiment import Experiment, memory_estimate, start
+from fedjax_prune.types import Sums
+
+
+def preflight(
+    config: ConfigDict, experiment: Experiment, finished: int
+) -> dict[str, str]:
+    """What is known before anything is compiled."""
+    sizes = np.asarray(experiment.population.sizes)
+    steps = num_steps(sizes, config.client.epochs, config.client.batch_size)
+    state, _ = jax.eval_shape(lambda: start(config, experiment))
+    down, up = experiment.algorithm.traffic(state, config.cohort_size)
+    macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
+    facts = {
+        "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
+        "rounds": f"{config.rounds}" + (f", {finished} done" if finished else ""),
+        "clients": f"{len(sizes)}, {config.cohort_size} a round",
+        "client size": f"{sizes.min()} / {int(np.median(sizes))} / {sizes.max()} "
+        "examples (smallest / median / largest)",
+        "steps a round": f"about {steps.mean() * config.cohort_size:,.0f}, "
+        f"{steps.max():,} for the largest client",
+        "parameters": f"{costs.tree_bytes(state.params) // 4:,} shared",
+        "MACs an image": f"{macs.dense:,} dense, {_share(macs.kept, macs.dense)} kept",
+        "traffic a round": f"{_megabytes(down)} down, {_megabytes(up)} up",
+        "memory": f"about {_megabytes(memory_estimate(config, experiment))}, "
+        f"{config.lanes} lane{'s' * (config.lanes > 1)} on {jax.default_backend()}",
+    }
+    if config.model.gated:
+        overhead = _share(macs.gates, macs.dense)
+        facts["MACs an image"] += f", {overhead} more for the gates"
+        facts["keep ratio"] = f"{experiment.model.gates.keep_ratio:.3f} of the channels"
+    return facts
+
+
+def round_row(
+    config: ConfigDict,
+    experiment: Experiment,
+    finished: int,
+    seconds: float,
+    sums: Sums,
+) -> dict[str, Any]:
+    """The row of one round, without its evaluation.
+
+    Args:
+      config: of the run.
+      experiment: of the run.
+      finished: rounds done, this one included.
+      seconds: wall time of the round's training, compilation included.
+      sums: of the round, on the host, leaves [cohort_size, ...].
+
+    Returns:
+      Flat fields; traffic is of this round, over the whole cohort.
+    """
+    state, _ = jax.eval_shape(lambda: start(config, experiment))
+    down, up = experiment.algorithm.traffic(state, config.cohort_size)
+    count = float(sums["count"].sum())
+    row = {
+        "round": finished,
+        "seconds": seconds,
+        "clients": config.cohort_size,
+        "train/loss": float(sums["loss"].sum()) / count,
+        "train/accuracy": float(sums["correct"].sum()) / count,
+        "bytes/down": down,
+        "bytes/up": up,
+        "steps/real": int(sums["steps"].sum()),
+        "steps/executed": int(sums["steps_executed"]),
+    }
+    for name, selected in sums.items():
+        if name.startswith("selected/"):
+            layer = name.removeprefix("selected/")
+            row[f"gates/{layer}/used"] = float((selected > 0).mean())
+            row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
+    return row
+
+
+def _entropy(selected: np.ndarray) -> np.ndarray:
+    """Of the channels a client selects: 1 = all equally often, [cohort_size]."""
+    share = selected / selected.sum(axis=1, keepdims=True)
+    logs = np.log(share, where=share > 0, out=np.zeros_like(share))
+    return -(share * logs).sum(axis=1) / np.log(selected.shape[1])
+
+
+def headline(config: ConfigDict) -> tuple[str, str]:
+    """The field that measures this run, and what it is in words."""
+    if config.model.gated:
+        return "eval/client_gated/mean", "with each client's gates"
+    return "eval/global_dense/accuracy", "of the shared model"
+
+
+def summary(
+    config: ConfigDict,
+    experiment: Experiment,
+    rows: list[dict[str, Any]],
+    folder: Path,
+) -> dict[str, str]:
+    """What came out, on one screen.
+
+    Args:
+      config: of the run.
+      experiment: of the run.
+      rows: of metrics.jsonl.
+      folder: the workdir.
+
+    Returns:
+      Name -> value, ready to print.
+    """
+    last = rows[-1]
+    facts = {"rounds": f"{last['round']} of {config.rounds}"}
+    evaluated = [row for row in rows if "eval/global_dense/accuracy" in row]
+    if evaluated:
+        facts |= _accuracies(config, evaluated)
+    macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
+    down = sum(row["bytes/down"] for row in rows)
+    up = sum(row["bytes/up"] for row in rows)
+    facts |= {
+        "MACs an image": f"{macs.kept:,} of {macs.dense:,} "
+        f"({_share(macs.kept, macs.dense)}), and {macs.gates:,} for the gates",
+        "traffic": f"{_megabytes(down)} down, {_megabytes(up)} up",
+    }
+    if config.eval.target_accuracy and evaluated:
+        facts["to target"] = _to_target(config, experiment, rows, evaluated)
+    seconds = sum(row["seconds"] for row in rows)
+    facts["training time"] = f"{seconds:,.0f} s, compilation included"
+    facts["files"] = str(folder)
+    if last["round"] < config.rounds:
+        facts["next"] = "stopped; the same command goes on from here"
+    return facts
+
+
+def _accuracies(config: ConfigDict, evaluated: list[dict[str, Any]]) -> dict[str, str]:
+    last = evaluated[-1]
+    field, words = headline(config)
+    facts = {"test accuracy": f"{last[field]:.1%} {words}, after round {last['round']}"}
+    names = {
+        "client_gated": "each client",
+        "client_local": "own validation",
+        "after_local": "before averaging",
+    }
+    for name, label in names.items():
+        mean, std, p10, worst = (
+            last[f"eval/{name}/{key}"] for key in ("mean", "std", "p10", "min")
+        )
+        facts[label] = (
+            f"mean {mean:.1%}, sd {std:.1%}, 10th percentile {p10:.1%}, "
+            f"worst {worst:.1%}"
+        )
+    if config.model.gated:
+        facts["without gates"] = f"{last['eval/global_dense/accuracy']:.1%}"
+    return facts
+
+
+def _to_target(
+    config: ConfigDict,
+    experiment: Experiment,
+    rows: list[dict[str, Any]],
+    evaluated: list[dict[str, Any]],
+) -> str:
+    target, (field, _) = config.eval.target_accuracy, headline(config)
+    reached = costs.rounds_to_target(
+        [row["round"] for row in evaluated], [row[field] for row in evaluated], target
+    )
+    if reached is None:
+        return f"{target:.0%} not reached"
+    sent = sum(
+        row["bytes/down"] + row["bytes/up"] for row in rows if row["round"] <= reached
+    )
+    state, _ = jax.eval_shape(lambda: start(config, experiment))
+    num_params = costs.tree_bytes(state.params) // 4
+    _, up = experiment.algorithm.traffic(state, 1)
+    paper = costs.cost_paper(
+        num_params, reached, config.cohort_size, factor=up // (4 * num_params)
+    )
+    steady = costs.rounds_to_target(
+        [row["round"] for row in evaluated],
+        [row[field] for row in evaluated],
+        target,
+        consecutive=3,
+    )
+    text = f"{target:.0%} in {reached} rounds, {_megabytes(sent)} sent"
+    text += f" ({paper:.3g} GiB by the paper's formula)"
+    return text + (f"; in 3 evaluations running: round {steady}" if steady else "")
+
+
+def _method(config: ConfigDict) -> str:
+    return config.algorithm.name + (" with gates" if config.model.gated else "")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}"
+
+
+def _megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,175 @@
+"""How one client walks: optimiser, step sizes, epochs and batches."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.transforms import descend
+
+StepSize = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(epoch, batch in the epoch, batches per epoch) -> step size, all scalars."""
+
+
+class LocalSolver(NamedTuple):
+    """Local training, but for the model and for what an algorithm adds.
+
+    Attributes:
+      shared_tx: the chain for `params`; algorithms put their corrections first.
+      personal_tx: the same optimiser without corrections, for `personal`.
+      mass_tx: its part that is linear in the gradient, without weight decay: the
+        displacement of a scalar with gradient 1 under it is the step mass. None
+        if the optimiser is not linear, so that no step mass exists.
+      step_size: the schedule within a round.
+      epochs: local epochs a round, at least 1.
+      batch_size: examples a step, at least 1; the last batch may have fewer.
+    """
+
+    shared_tx: optax.GradientTransformationExtraArgs
+    personal_tx: optax.GradientTransformationExtraArgs
+    mass_tx: optax.GradientTransformationExtraArgs | None
+    step_size: StepSize
+    epochs: int
+    batch_size: int
+
+    def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
+        """The same solver with `tx` applied to the gradients of `params` first."""
+        return self._replace(shared_tx=_chain(tx, self.shared_tx))
+
+
+def make_solver(
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    optimizer: str = "sgd",
+    lr_schedule: str = "cosine_epoch",
+    lr_min: float = 0.0,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> LocalSolver:
+    """Makes a solver. Optimiser states start at zero in every round.
+
+    Args:
+      epochs: local epochs a round, at least 1.
+      batch_size: examples a step, at least 1.
+      lr: first step size of a round, above 0.
+      optimizer: a name in OPTIMIZERS.
+      lr_schedule: a name in SCHEDULES.
+      lr_min: where the cosine schedules end, in [0, lr].
+      momentum: of SGD, in [0, 1).
+      weight_decay: coupled (added to the gradient), at least 0; for params and
+        personal alike.
+
+    Returns:
+      The solver.
+
+    Raises:
+      ValueError: if a value is out of its range or a name unknown.
+
+    References:
+      FedDP, section 5, https://arxiv.org/abs/2106.06921v2: SGD, batch 64, ten
+      local epochs, cosine decay within the round, weight decay 5e-4.
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if lr <= 0:
+        raise ValueError(f"lr must be above 0, got {lr}.")
+    if not 0 <= lr_min <= lr:
+        raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}.")
+    for kind, name, known in (
+        ("optimizer", optimizer, OPTIMIZERS),
+        ("lr_schedule", lr_schedule, SCHEDULES),
+    ):
+        if name not in known:
+            raise ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}.")
+    descent_tx, is_linear = OPTIMIZERS[optimizer](momentum)
+    decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
+    return LocalSolver(
+        shared_tx=decayed_tx,
+        personal_tx=decayed_tx,
+        mass_tx=descent_tx if is_linear else None,
+        step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+
+
+def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
+    """Batches per epoch of a client with `size` examples, the last one partial."""
+    return (size + batch_size - 1) // batch_size
+
+
+def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
+    """Refuses a solver without step mass.
+
+    Raises:
+      ValueError: if the client optimiser is not linear in the gradient.
+    """
+    if solver.mass_tx is None:
+        raise ValueError(
+            f"{algorithm} divides by the step mass, which only client optimisers "
+            "linear in the gradient have: client.optimizer must be sgd."
+        )
+
+
+def _chain(
+    *transformations: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(optax.chain(*transformations))
+
+
+def _sgd(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
+    if momentum == 0:
+        return descend(), True
+    return _chain(optax.trace(momentum), descend()), True
+
+
+def _adam(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
+    if momentum != 0:
+        raise ValueError(f"momentum must be 0 with adam, got {momentum}.")
+    return _chain(optax.scale_by_adam(), descend()), False
+
+
+def _constant(lr: float, lr_min: float, epochs: int) -> StepSize:
+    del lr_min, epochs
+    return lambda epoch, batch, batches: jnp.float32(lr)
+
+
+def _cosine_epoch(lr: float, lr_min: float, epochs: int) -> StepSize:
+    def step_size(epoch, batch, batches):
+        del batch, batches
+        return _cosine(lr, lr_min, epoch.astype(jnp.float32) / epochs)
+
+    return step_size
+
+
+def _cosine_step(lr: float, lr_min: float, epochs: int) -> StepSize:
+    def step_size(epoch, batch, batches):
+        within = batch.astype(jnp.float32) / batches.astype(jnp.float32)
+        return _cosine(lr, lr_min, (epoch.astype(jnp.float32) + within) / epochs)
+
+    return step_size
+
+
+def _cosine(lr: float, lr_min: float, progress: jax.Array) -> jax.Array:
+    return lr_min + (lr - lr_min) * (1 + jnp.cos(math.pi * progress)) / 2
+
+
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
+"""name -> momentum -> (transformation, whether it is linear in the gradient)."""
+
+SCHEDULES = {
+    "cosine_epoch": _cosine_epoch,
+    "cosine_step": _cosine_step,
+    "constant": _constant,
+}
+"""name -> (lr, lr_min, epochs) -> StepSize; each starts anew in every round."""

@@ -1,0 +1,166 @@
+"""The records that cross module borders.
+
+Shapes are named by the glossary: `num_clients` clients in the population,
+`cohort_size` of them in a round, `num_lanes` lanes running them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any
+"""A pytree of arrays. `{}` stands for "nothing here", never `None`."""
+
+Sums = dict[str, jax.Array]
+"""Flat metrics as sums and counts, so that they add up over steps and batches."""
+
+
+class Dataset(NamedTuple):
+    """Labelled examples, whole in memory.
+
+    Attributes:
+      images: [num_examples, height, width, channels] uint8.
+      labels: [num_examples] int32, in [0, num_classes).
+    """
+
+    images: Any
+    labels: Any
+
+
+class Population(NamedTuple):
+    """Who holds which examples.
+
+    Attributes:
+      indices: [num_clients, max_size] int32 into a Dataset, padded with 0.
+      sizes: [num_clients] int32, the number of real entries, at least 1.
+    """
+
+    indices: Any
+    sizes: Any
+
+
+class Cohort(NamedTuple):
+    """The clients of one round and the lanes that run them.
+
+    Attributes:
+      client_ids: [cohort_size] int32.
+      sizes: [cohort_size] int32, examples per client.
+      indices: [cohort_size, max_size] int32 into a Dataset, padded with 0.
+      queues: [num_lanes, cohort_size] int32, the positions in this cohort that
+        each lane runs, in order, padded with `cohort_size`.
+      num_clients: [] int32, clients in the whole population.
+      num_examples: [] int32, examples in the whole population.
+    """
+
+    client_ids: Any
+    sizes: Any
+    indices: Any
+    queues: Any
+    num_clients: Any
+    num_examples: Any
+
+
+class Batch(NamedTuple):
+    """One step's examples.
+
+    Attributes:
+      images: [batch_size, height, width, channels] uint8.
+      labels: [batch_size] int32.
+      example_mask: [batch_size] bool, False = padding.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    example_mask: jax.Array
+
+
+class Variables(NamedTuple):
+    """Everything a model reads.
+
+    Attributes:
+      params: shared, trained and sent.
+      personal: trained on the client, never sent (gates); `{}` if none.
+      model_state: batch statistics, sent and averaged; `{}` if none.
+    """
+
+    params: Tree
+    personal: Tree
+    model_state: Tree
+
+
+class Task(NamedTuple):
+    """A model and its loss as pure functions.
+
+    Attributes:
+      init: key -> Variables.
+      loss: (variables, batch, key) -> (scalar, (model_state, sums)). The scalar
+        is a mean over the real examples of the batch.
+      predict: (variables, images) -> logits [batch_size, num_classes] float32.
+    """
+
+    init: Callable[[jax.Array], Variables]
+    loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Tree, Sums]]]
+    predict: Callable[[Variables, jax.Array], jax.Array]
+
+
+class ServerState(NamedTuple):
+    """What the server keeps between rounds.
+
+    Attributes:
+      round: [] int32, finished rounds.
+      params: shared parameters, float32.
+      model_state: averaged batch statistics; `{}` if none.
+      server: what this algorithm keeps at the server.
+    """
+
+    round: jax.Array
+    params: Tree
+    model_state: Tree
+    server: Tree
+
+
+class ClientState(NamedTuple):
+    """What one client keeps between its rounds: its row.
+
+    Attributes:
+      personal: trained, never sent (gates); `{}` if none.
+      client: what this algorithm keeps at the client; `{}` if none.
+    """
+
+    personal: Tree
+    client: Tree
+
+
+class Probe(NamedTuple):
+    """A measurement of clients after local training, before their params go.
+
+    Attributes:
+      measure: Variables -> sums.
+      num_clients: [] int32, only the first so many of the cohort are measured; the
+        sums of the others mean nothing. It may be traced, so that rounds with and
+        without a measurement are one program.
+    """
+
+    measure: Callable[[Variables], Sums]
+    num_clients: Any
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm as pure functions.
+
+    `rows` is a ClientState whose leaves carry a leading axis `cohort_size`.
+
+    Attributes:
+      init: key -> ServerState. Given the same key, `row` shares its start.
+      row: key -> ClientState of a client never seen, the same for all of them.
+      round: (state, rows, dataset, cohort, key, probe) -> (state, rows, sums);
+        leaves of sums are per client, [cohort_size, ...], but for the scalar
+        `steps_executed`. `key` belongs to the round.
+      traffic: (state, cohort_size) -> (bytes down, bytes up) of one round.
+    """
+
+    init: Callable[[jax.Array], ServerState]
+    row: Callable[[jax.Array], ClientState]
+    round: Callable[..., tuple[ServerState, ClientState, Sums]]
+    traffic: Callable[[ServerState, int], tuple[int, int]]

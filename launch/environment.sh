@@ -1,0 +1,39 @@
+# Sourced: makes .venv beside the code, installs into it when needed, activates it.
+# EXTRAS (for example "[test]") names the extras; PYTHON the interpreter to use.
+
+newest_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3 python}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: Python 3.11 or newer is needed. Install it, or name it:" >&2
+  echo "       PYTHON=/path/to/python3.12 bash $0" >&2
+  return 1
+}
+
+make_environment() {
+  local python stamp
+  stamp=".venv/installed${EXTRAS:-}"
+  if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ]; then
+    return
+  fi
+  if [ ! -x .venv/bin/pip ]; then
+    python=$(newest_python) || return 1
+    if ! "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "error: $python has no working venv module." >&2
+      echo "       On Debian and Ubuntu: sudo apt install python3-venv" >&2
+      return 1
+    fi
+  fi
+  echo "Installing into $PWD/.venv (some minutes the first time) ..."
+  .venv/bin/pip install --quiet --disable-pip-version-check -e ".${EXTRAS:-}"
+  touch "$stamp"
+}
+
+make_environment
+source .venv/bin/activate

@@ -1,0 +1,139 @@
+"""Reads the command line so that all mistakes in it are told at once.
+
+The flag library stops at the first mistake, so the config file is loaded first and
+every override is then parsed on its own.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import base
+from fedjax_prune import console, settings
+
+_OVERRIDE = re.compile(r"--?(no)?config\.")
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parses the defined flags and leaves everything else; for `absl.app.run`.
+
+    Args:
+      argv: the program and its arguments.
+
+    Returns:
+      The program, what is neither a flag nor an override, the overrides as
+      `--config.field=value`.
+    """
+    plain, overrides = [], []
+    waiting = iter(argv)
+    for argument in waiting:
+        is_override = _OVERRIDE.match(argument)
+        if is_override and "=" not in argument and not _is_switch(argument):
+            argument += f"={next(waiting, '')}"
+        (overrides if is_override else plain).append(argument)
+    try:
+        return [*flags.FLAGS(plain, known_only=True), *overrides]
+    except flags.Error as error:
+        console.print_error(str(error))
+        sys.exit(1)
+
+
+def load_config(
+    path: str | None, arguments: Sequence[str], found: Sequence[str] = ()
+) -> Any:
+    """Loads a config file, applies the overrides and checks the result.
+
+    Args:
+      path: of a Python file with `get_config`; what follows a colon is its argument.
+      arguments: what `parse` left; `--config.algorithm.name` brings that algorithm's
+        fields with their defaults.
+      found: mistakes that the caller knows of, reported with the others.
+
+    Returns:
+      The configuration, a locked ConfigDict.
+
+    Raises:
+      SettingsError: with every mistake in the arguments and the configuration.
+    """
+    try:
+        config = _load_file(path)
+    except settings.SettingsError as error:
+        raise settings.SettingsError([*found, *error.problems]) from error
+    found = list(found)
+    # First, because others may set fields of the new algorithm.
+    for argument in sorted(arguments, key=lambda a: "config.algorithm.name=" not in a):
+        try:
+            config = _apply(config, argument)
+        except settings.SettingsError as error:
+            found += error.problems
+    found += settings.problems(config, _every_field(config))
+    if found:
+        raise settings.SettingsError(found)
+    return config.lock()
+
+
+def _load_file(path: str | None) -> Any:
+    file, _, text = (path or "").partition(":")
+    if not file.endswith(".py") or not Path(file).is_file():
+        raise settings.SettingsError(
+            [f"--config must be a file such as configs/quickstart.py, got {file!r}"]
+        )
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(*[text] * bool(text))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise settings.SettingsError([f"--config={path}: {error}"]) from error
+
+
+def _apply(config: Any, argument: str) -> Any:
+    field, _, text = _OVERRIDE.sub("", argument).partition("=")
+    known = settings.flatten(config)
+    if not _OVERRIDE.match(argument):
+        every = ["--config", "--workdir", *(f"--config.{name}" for name in known)]
+        message = settings.unknown(argument.partition("=")[0], every)
+        raise settings.SettingsError([message.replace("a field", "an argument")])
+    if field == "algorithm.name" and text in base.ALGORITHM_FIELDS:
+        if text != config.algorithm.name:
+            config.algorithm = base.algorithm(text)
+        return config
+    if field not in known:
+        raise settings.SettingsError([settings.unknown(field, known)])
+    values = flags.FlagValues()
+    argv = ["", argument]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except flags.Error as error:
+        section, _, name = field.rpartition(".")
+        kind = (config[section] if section else config).get_type(name)
+        raise settings.SettingsError(
+            [f"{field} must be {settings.TYPES[kind][1]}, got {text!r}"]
+        ) from error
+    return values["config"].value
+
+
+def _is_switch(argument: str) -> bool:
+    """Whether the field is true or false, so that its name alone sets it."""
+    every = settings.flatten(base.get_config())
+    return isinstance(every.get(_OVERRIDE.sub("", argument)), bool)
+
+
+def _every_field(config: Any) -> Any:
+    """The base configuration with the section of this one's algorithm."""
+    every = base.get_config()
+    name = config.get("algorithm", {}).get("name")
+    if name in base.ALGORITHM_FIELDS:
+        every.algorithm = base.algorithm(name)
+    elif "algorithm" in config:
+        # Its name is reported as unknown; the other fields cannot be judged.
+        every.algorithm = config.algorithm
+    return every

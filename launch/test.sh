@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs the test extra into .venv and runs every check; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+EXTRAS="[test]"
+source launch/environment.sh
+status=0
+ruff format --check --quiet || status=1
+ruff check --quiet || status=1
+pyright || status=1
+pytest "$@" || status=1
+exit $status

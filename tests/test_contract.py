@@ -1,0 +1,103 @@
+"""What every algorithm promises, whatever it does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune import checkpoint, store
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.server import make_server_tx
+from fedjax_prune.solver import make_solver
+from tests import toys
+
+SHAPE = (3, 3, 1)
+SIZES = (5, 12, 2, 8, 3)
+
+
+@pytest.fixture(params=sorted(ALGORITHMS))
+def algorithm(request):
+    solver = make_solver(epochs=2, batch_size=4, lr=0.5, momentum=0.5)
+    task = toys.linear_task(SHAPE, 3)
+    return ALGORITHMS[request.param](task, solver, make_server_tx("momentum", lr=0.7))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return jax.device_put(toys.image_dataset(sum(SIZES), SHAPE, 3))
+
+
+def begin(algorithm):
+    key = jax.random.key(0)
+    return algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
+
+
+def rounds(algorithm, dataset, state, rows, numbers):
+    """Rounds with two of the five clients each, chosen by the round's number."""
+
+    @jax.jit
+    def step(state, rows, cohort, key):
+        taken = store.take(rows, cohort.client_ids)
+        state, taken, sums = algorithm.round(state, taken, dataset, cohort, key)
+        return state, store.put(rows, cohort.client_ids, taken), sums
+
+    losses = []
+    for number in numbers:
+        chosen = np.random.default_rng(number).permutation(len(SIZES))[:2]
+        cohort = toys.contiguous_cohort(SIZES, chosen, width=12, num_lanes=2)
+        key = jax.random.fold_in(jax.random.key(9), number)
+        state, rows, sums = step(state, rows, cohort, key)
+        losses.append(float(sums["loss"].sum() / sums["count"].sum()))
+    return state, rows, losses, step._cache_size()
+
+
+def test_state_keeps_tree_shapes_and_dtypes(algorithm, dataset):
+    state, rows = begin(algorithm)
+    after, rows_after, _, _ = rounds(algorithm, dataset, state, rows, range(1))
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert describe(state) == describe(after)
+    assert describe(rows) == describe(rows_after)
+    assert int(after.round) == 1
+    floats = jax.tree.leaves((after, rows_after))
+    assert {x.dtype for x in floats} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+def test_other_cohorts_do_not_recompile(algorithm, dataset):
+    *_, compiled = rounds(algorithm, dataset, *begin(algorithm), range(4))
+    assert compiled == 1
+
+
+def test_loss_falls_on_a_convex_problem(algorithm, dataset):
+    _, _, losses, _ = rounds(algorithm, dataset, *begin(algorithm), range(30))
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def test_save_and_restore_between_rounds_changes_no_bit(algorithm, dataset, tmp_path):
+    whole = rounds(algorithm, dataset, *begin(algorithm), range(4))[:2]
+    half = rounds(algorithm, dataset, *begin(algorithm), range(2))[:2]
+    checkpoint.save(tmp_path, 2, half, keep=1)
+    template = jax.eval_shape(lambda: begin(algorithm))
+    restored = checkpoint.restore(tmp_path, template)
+    resumed = rounds(algorithm, dataset, *restored, range(2, 4))[:2]
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_runs_eagerly_as_it_does_compiled(algorithm, dataset):
+    state, rows = begin(algorithm)
+    cohort = toys.contiguous_cohort(SIZES, [0, 2], num_lanes=2)
+    arguments = (state, store.take(rows, cohort.client_ids), dataset, cohort)
+    key = jax.random.key(4)
+    compiled = jax.jit(algorithm.round)(*arguments, key)
+    eager = algorithm.round(*arguments, key)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), compiled, eager
+    )
+
+
+def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    one, many = algorithm.traffic(state, 1), algorithm.traffic(state, 10**6)
+    # 9 * 3 + 3 parameters and one statistic, 4 bytes each, at least once each way.
+    assert min(one) >= 4 * 31
+    assert many == tuple(10**6 * x for x in one)
+    assert all(isinstance(x, int) for x in many)

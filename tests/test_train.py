@@ -1,0 +1,226 @@
+"""Whole runs: files, resuming, interruption, errors."""
+
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from fedjax_prune import checkpoint, train
+from fedjax_prune.experiment import build, start
+from fedjax_prune.workdir import read_metrics
+
+
+def tiny_config(**changes):
+    """The quick start at a size of seconds: four sampled rounds."""
+    config = quickstart.get_config()
+    changes = {
+        "rounds": 4,
+        "cohort_size": 3,
+        "lanes": 2,
+        "save_every": 2,
+        "data.num_clients": 5,
+        "data.num_train": 300,
+        "eval.every": 2,
+        "eval.num_clients": 2,
+        "eval.num_examples": 60,
+        "model.width": 0.25,
+        "client.epochs": 1,
+    } | changes
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def final_state(config, workdir):
+    template = jax.eval_shape(lambda: start(config, build(config)))
+    return checkpoint.restore(workdir / "checkpoints", template)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    config = tiny_config()
+    assert train.run(config, workdir) == 0
+    return config, workdir
+
+
+def test_rows_have_the_promised_fields(finished):
+    config, workdir = finished
+    rows = read_metrics(workdir)
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    always = {
+        *("seconds", "clients", "train/loss", "train/accuracy"),
+        *("bytes/down", "bytes/up", "steps/real", "steps/executed"),
+    }
+    metrics = ("client_gated", "client_local", "after_local")
+    evaluated = {"eval/global_dense/accuracy"} | {
+        f"eval/{name}/{key}" for name in metrics for key in ("mean", "p10", "min", "std")
+    }
+    for row in rows:
+        assert always <= row.keys()
+        assert (evaluated <= row.keys()) == (row["round"] % 2 == 0)
+        assert all(not isinstance(value, dict | list) for value in row.values())
+        assert row["steps/executed"] >= row["steps/real"] > 0
+        assert all(0 <= row[k] <= 1 for k in evaluated & row.keys())
+    assert rows[0]["clients"] == 3
+    # Whole rows of the population: 2 of 5 clients, bounded by eval.num_clients.
+    assert rows[-1]["eval/clients"] == 2
+    assert rows[-1]["eval/examples"] == 60
+
+
+def test_bytes_are_those_of_params_and_controls(finished):
+    config, workdir = finished
+    state, _ = final_state(config, workdir)
+    num_params = sum(x.size for x in jax.tree.leaves(state.params))
+    row = read_metrics(workdir)[0]
+    assert row["bytes/down"] == row["bytes/up"] == 3 * 2 * 4 * num_params
+
+
+def test_workdir_holds_config_events_and_checkpoint(finished):
+    config, workdir = finished
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["data"]["num_clients"] == 5
+    assert any((workdir / "tensorboard").iterdir())
+    assert checkpoint.rounds(workdir / "checkpoints") == [2, 4]
+    assert not (workdir / "lock").exists()
+
+
+def test_stopped_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
+    """Stops by a signal in round 1, resumes, stops in round 3, resumes."""
+    config, workdir = finished
+    for stop_in in (1, 3, None):
+        code = run_and_stop(config, tmp_path, stop_in)
+        assert code == (train.INTERRUPTED if stop_in else 0)
+        if stop_in:
+            assert checkpoint.latest(tmp_path / "checkpoints") == stop_in
+    whole, resumed = final_state(config, workdir), final_state(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    timing = {"seconds"}
+    for first, second in zip(
+        read_metrics(workdir), read_metrics(tmp_path), strict=True
+    ):
+        assert {k: v for k, v in first.items() if k not in timing} == {
+            k: v for k, v in second.items() if k not in timing
+        }
+
+
+def run_and_stop(config, workdir, stop_in):
+    """Sends SIGINT when the row before the round to stop in has been written."""
+    done = threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            rows = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+            started = (workdir / "config.json").exists()
+            if stop_in and started and len(rows) == stop_in - 1 and _handles():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return train.run(config, workdir)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _handles():
+    return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+
+
+def test_finished_run_started_again_only_reports(finished, capsys):
+    config, workdir = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.run(config, workdir) == 0
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_workdir_repeats_the_last_evaluation(finished):
+    _, workdir = finished
+    last, again = read_metrics(workdir)[-1], train.evaluate_workdir(workdir)
+    shared = {key for key in again if key.startswith("eval/")}
+    assert {"eval/global_dense/accuracy", "eval/client_gated/mean"} <= shared
+    for key in shared:
+        np.testing.assert_allclose(again[key], last[key], rtol=1e-6)
+
+
+def test_preflight_and_summary_tell_the_numbers(tmp_path, capsys):
+    config = tiny_config(rounds=1)
+    train.run(config, tmp_path)
+    out = capsys.readouterr().out
+    for text in ("5, 3 a round", "MACs an image", "round 1/1", "own validation"):
+        assert text in out
+
+
+def test_diverging_client_stops_the_run_and_is_named(tmp_path):
+    config = tiny_config()
+    config.client.lr = 1e20
+    with pytest.raises(train.TrainingError, match=r"client [\d, ]+ became .* round 1"):
+        train.run(config, tmp_path)
+    assert read_metrics(tmp_path) == []
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedprox", "fednova", "scaffold"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_all_eight_methods_run(tmp_path, method, gated):
+    from configs import base
+
+    config = tiny_config(rounds=1)
+    config.algorithm = base.algorithm(method)
+    config.model.gated = gated
+    assert train.run(config, tmp_path) == 0
+    (row,) = read_metrics(tmp_path)
+    assert np.isfinite(row["train/loss"])
+    assert any(key.startswith("gates/") for key in row) == gated
+
+
+def test_keep_ratio_one_is_the_ungated_run_bit_for_bit(tmp_path):
+    plain, all_kept = tiny_config(rounds=2), tiny_config(rounds=2)
+    plain.model.gated = False
+    all_kept.model.keep_ratio = 1.0
+    train.run(plain, tmp_path / "plain")
+    train.run(all_kept, tmp_path / "all")
+    first = final_state(plain, tmp_path / "plain")
+    second = final_state(all_kept, tmp_path / "all")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_holdout_and_per_client_gates(tmp_path):
+    config = tiny_config(rounds=1)
+    config.data.local_val = "holdout"
+    config.model.gate_init = "per_client"
+    experiment = build(config)
+    assert experiment.population.sizes.sum() < 300
+    _, rows = start(config, experiment)
+    kernel = jax.tree.leaves(rows.personal)[-1]
+    assert len(kernel) == 5 and len(np.unique(kernel.reshape(5, -1), axis=0)) == 5
+    assert train.run(config, tmp_path) == 0
+    (row,) = read_metrics(tmp_path)
+    assert 0 <= row["eval/client_local/mean"] <= 1
+
+
+def test_rounds_do_not_recompile(tmp_path):
+    """Another cohort every round, with and without measuring: one program."""
+    config = tiny_config(rounds=4)
+    experiment = build(config)
+    programs = train.compile_programs(experiment)
+    state, rows = start(config, experiment)
+    for finished in range(4):
+        cohort = train._cohort(config, experiment.population, finished)
+        state, rows, _ = programs.train(
+            state,
+            rows,
+            *jax.device_put((experiment.train, experiment.test)),
+            cohort,
+            jax.random.key(0),
+            np.int32(2 * (finished % 2)),
+        )
+    assert programs.train._cache_size() == 1
+    assert int(state.round) == 4

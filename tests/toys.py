@@ -1,0 +1,121 @@
+"""Tiny tasks, datasets and cohorts, small enough to follow by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.types import Cohort, Dataset, Task, Variables
+
+
+def quadratic_task(num_dims: int) -> Task:
+    """Each example is a bowl: loss = 1/2 sum_d h_d (w_d - x_d)^2.
+
+    An example's image [2, num_dims, 1] holds x in its first row, h in its second.
+    There is one personal parameter, whose gradient is its distance to 1.
+    """
+
+    def init(key):
+        return Variables(
+            {"w": jax.random.normal(key, (num_dims,))}, {"v": jnp.float32(0)}, {}
+        )
+
+    def loss(variables, batch, key):
+        del key
+        x, h = batch.images[:, 0, :, 0], batch.images[:, 1, :, 0]
+        distance = variables.params["w"][None] - x
+        losses = jnp.where(batch.example_mask, (0.5 * h * distance**2).sum(axis=1), 0.0)
+        count = batch.example_mask.sum(dtype=jnp.float32)
+        mean = losses.sum() / jnp.maximum(count, 1)
+        mean += 0.5 * (variables.personal["v"] - 1) ** 2
+        sums = {"loss": losses.sum(), "correct": jnp.float32(0), "count": count}
+        return mean, ({}, sums)
+
+    return Task(init, loss, lambda variables, images: images[:, 0, :, 0])
+
+
+def linear_task(image_shape: tuple[int, int, int], num_classes: int) -> Task:
+    """Softmax regression on the pixels, with a batch statistic: the mean pixel."""
+    num_features = int(np.prod(image_shape))
+
+    def init(key):
+        kernel = 0.01 * jax.random.normal(key, (num_features, num_classes))
+        return Variables(
+            {"kernel": kernel, "bias": jnp.zeros(num_classes)},
+            {},
+            {"mean": jnp.float32(0)},
+        )
+
+    def predict(variables, images):
+        x = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255
+        return x @ variables.params["kernel"] + variables.params["bias"][None]
+
+    def loss(variables, batch, key):
+        del key
+        logits = predict(variables, batch.images)
+        losses = -jnp.take_along_axis(
+            jax.nn.log_softmax(logits), batch.labels[:, None], axis=1
+        )[:, 0]
+        losses = jnp.where(batch.example_mask, losses, 0.0)
+        count = batch.example_mask.sum(dtype=jnp.float32)
+        pixels = (batch.images.astype(jnp.float32) / 255).mean(axis=(1, 2, 3))
+        mean_pixel = jnp.where(batch.example_mask, pixels, 0.0).sum() / count
+        correct = batch.example_mask & (logits.argmax(-1) == batch.labels)
+        sums = {
+            "loss": losses.sum(),
+            "correct": correct.sum(dtype=jnp.float32),
+            "count": count,
+        }
+        return losses.sum() / jnp.maximum(count, 1), ({"mean": mean_pixel}, sums)
+
+    return Task(init, loss, predict)
+
+
+def quadratic_dataset(sizes, num_dims: int, seed: int = 0) -> tuple[Dataset, list]:
+    """Bowls whose centre and curvature belong to their client.
+
+    Returns:
+      The dataset and, per client, its (mean of h, minimiser) as float64.
+    """
+    rng = np.random.default_rng(seed)
+    images, bowls = [], []
+    for size in sizes:
+        h = np.repeat(rng.uniform(0.2, 2.0, (1, num_dims)), size, axis=0)
+        x = rng.normal(0, 2, (1, num_dims)) + rng.normal(0, 0.1, (size, num_dims))
+        images.append(np.stack([x, h], axis=1)[..., None])
+        bowls.append((h[0], x.mean(axis=0)))
+    images = np.concatenate(images).astype(np.float32)
+    return Dataset(images, np.zeros(len(images), np.int32)), bowls
+
+
+def image_dataset(num_examples: int, image_shape, num_classes: int, seed: int = 0):
+    """Separable uint8 images: each class is bright in its own pixels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_examples).astype(np.int32)
+    prototypes = rng.integers(0, 200, (num_classes, *image_shape))
+    noise = rng.integers(0, 55, (num_examples, *image_shape))
+    return Dataset((prototypes[labels] + noise).astype(np.uint8), labels)
+
+
+def contiguous_cohort(
+    sizes, client_ids=None, *, num_lanes: int = 1, width: int | None = None
+) -> Cohort:
+    """Clients own consecutive examples; lanes take them in turn."""
+    sizes = np.asarray(sizes, np.int32)
+    client_ids = np.arange(len(sizes)) if client_ids is None else np.asarray(client_ids)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    cohort_sizes = sizes[client_ids]
+    indices = np.zeros((len(client_ids), width or sizes.max()), np.int32)
+    for place, client_id in enumerate(client_ids):
+        size = sizes[client_id]
+        indices[place, :size] = np.arange(size) + starts[client_id]
+    queues = np.full((num_lanes, len(client_ids)), len(client_ids), np.int32)
+    for place in range(len(client_ids)):
+        queues[place % num_lanes, place // num_lanes] = place
+    return Cohort(
+        client_ids.astype(np.int32),
+        cohort_sizes,
+        indices,
+        queues,
+        np.int32(len(sizes)),
+        sizes.sum(dtype=np.int32),
+    )
