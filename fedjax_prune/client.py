@@ -225,8 +225,10 @@ class _Run(NamedTuple):
         key = jax.random.fold_in(key, lane.step)
         params, personal, model_state = lane.variables
 
-        def objective(trained):
-            return self.task.loss(Variables(*trained, model_state), batch, key)
+        def objective(trained: tuple[Tree, Tree]):
+            params, personal = trained
+            variables = Variables(params, personal, model_state)
+            return self.task.loss(variables, batch, key)
 
         (loss, (model_state, sums)), (params_grad, personal_grad) = jax.value_and_grad(
             objective, has_aux=True
@@ -277,7 +279,7 @@ class _Run(NamedTuple):
         update, state = self.solver.mass_tx.update(
             jnp.float32(1), lane.mass_state, step_size=step_size
         )
-        return lane.mass - update, state
+        return jax.tree.map(jnp.subtract, lane.mass, update), state
 
     def finish(self, lane: _Lane) -> tuple[Tree, ClientState, Sums]:
         """What a lane's client sends, keeps and reports."""

@@ -72,9 +72,7 @@ def _pads(
             raise ValueError(f"padding must be at least 0, got {padding}.")
         return ((padding, padding), (padding, padding))
     if padding not in ("SAME", "VALID"):
-        raise ValueError(
-            f"padding must be 'SAME', 'VALID' or an int, got {padding!r}."
-        )
+        raise ValueError(f"padding must be 'SAME', 'VALID' or an int, got {padding!r}.")
     (top, bottom), (left, right) = jax.lax.padtype_to_pads(
         sizes, kernel, (strides, strides), padding
     )

@@ -121,7 +121,7 @@ def tree_bytes(tree: Tree) -> int:
 
 
 def cost_paper(
-    num_params: int, rounds: int, cohort_size: int, *, factor: float = 1
+    num_params: float, rounds: int, cohort_size: int, *, factor: float = 1
 ) -> float:
     """Computes the communication cost as the FedDP paper reports it.
 

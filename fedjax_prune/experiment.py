@@ -1,12 +1,11 @@
 """From a configuration to the parts of a run: data, clients, tasks, algorithm."""
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
@@ -20,7 +19,9 @@ from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.types import (
+    Batch,
     ClientState,
+    Config,
     Dataset,
     FederatedAlgorithm,
     Population,
@@ -38,7 +39,7 @@ class Experiment(NamedTuple):
       population: who holds which training examples.
       validation: each client's validation set; indices into `test`, or into `train`
         if `data.local_val` is holdout.
-      model: the network as trained, gated or plain.
+      model: the network as trained, gated or plain, one of MODELS.
       task: of that network.
       dense_task: of the same network without gates, on the same params.
       solver: local training.
@@ -49,14 +50,14 @@ class Experiment(NamedTuple):
     test: Dataset
     population: Population
     validation: Population
-    model: nn.Module
+    model: Any
     task: Task
     dense_task: Task
     solver: LocalSolver
     algorithm: FederatedAlgorithm
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: Config) -> Experiment:
     """Loads the data and builds everything that does not change during a run.
 
     Args:
@@ -107,7 +108,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def split(
-    config: ConfigDict, train: Dataset, test: Dataset, num_classes: int
+    config: Config, train: Dataset, test: Dataset, num_classes: int
 ) -> tuple[Population, Population]:
     """Deals the training examples to clients and makes their validation sets."""
     data = config.data
@@ -128,7 +129,7 @@ def split(
     return population, validation
 
 
-def make_model(config: ConfigDict) -> nn.Module:
+def make_model(config: Config) -> Any:
     """The network that `config.model` describes, for the images of `config.data`."""
     info, fields = DATASETS[config.data.name], config.model
     model = MODELS[fields.name](
@@ -153,9 +154,7 @@ def make_model(config: ConfigDict) -> nn.Module:
     return model.clone(gates=gates._replace(keep_ratio=keep_ratio))
 
 
-def start(
-    config: ConfigDict, experiment: Experiment
-) -> tuple[ServerState, ClientState]:
+def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientState]:
     """The state before the first round: the server's, and the rows of all clients."""
     key = init_key(config)
     num_clients = config.data.num_clients
@@ -167,12 +166,12 @@ def start(
     return experiment.algorithm.init(key), rows
 
 
-def init_key(config: ConfigDict) -> jax.Array:
+def init_key(config: Config) -> jax.Array:
     """The key of everything drawn before round 1; rounds use other ones."""
     return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
 
 
-def memory_estimate(config: ConfigDict, experiment: Experiment) -> int:
+def memory_estimate(config: Config, experiment: Experiment) -> int:
     """Bytes on the device: data, all rows, and for each lane its own copies.
 
     A lane holds params, gradients, its client's row, its optimiser state, and what
@@ -196,13 +195,13 @@ def memory_estimate(config: ConfigDict, experiment: Experiment) -> int:
 
 def activation_bytes(experiment: Experiment, batch_size: int) -> int:
     """Bytes that the backward pass keeps of one batch."""
-    from fedjax_prune.types import Batch
-
-    shape = (batch_size, *experiment.train.images.shape[1:])
-    batch = Batch(
-        jax.ShapeDtypeStruct(shape, experiment.train.images.dtype),
-        jax.ShapeDtypeStruct(shape[:1], np.int32),
-        jax.ShapeDtypeStruct(shape[:1], np.bool_),
+    images = experiment.train.images
+    batch = jax.eval_shape(
+        lambda: Batch(
+            jnp.zeros((batch_size, *images.shape[1:]), images.dtype),
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.zeros(batch_size, bool),
+        )
     )
     key = jax.random.key(0)
     variables = jax.eval_shape(experiment.task.init, key)
@@ -218,6 +217,5 @@ def activation_bytes(experiment: Experiment, batch_size: int) -> int:
 
 def _first(dataset: Dataset, count: int) -> Dataset:
     """The first examples; 0 stands for all."""
-    count = count or math.inf
-    stop = int(min(count, len(dataset.labels)))
+    stop = count or len(dataset.labels)
     return Dataset(dataset.images[:stop], dataset.labels[:stop])

@@ -19,6 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.initializers import normal
+
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
 RESNET_GATINGS = ("branch", "inner", "literal")
@@ -232,11 +234,9 @@ class Gate(nn.Module):
         return multiplier * scale, mask
 
     def _weights(self, in_channels: int) -> tuple[jax.Array, jax.Array]:
-        kernel_init = nn.initializers.normal(math.sqrt(2 / in_channels))
+        shape, stddev = (in_channels, self.channels), math.sqrt(2 / in_channels)
         kernel = self.variable(
-            "gates",
-            "kernel",
-            lambda: kernel_init(self.make_rng("gates"), (in_channels, self.channels)),
+            "gates", "kernel", lambda: normal(self.make_rng("gates"), shape, stddev)
         )
         bias = self.variable(
             "gates", "bias", jnp.full, (self.channels,), self.settings.bias, jnp.float32
@@ -249,6 +249,6 @@ class Gate(nn.Module):
             "gate_sums",
             name,
             value,
-            init_fn=lambda: None,
+            init_fn=lambda: jnp.zeros_like(value),
             reduce_fn=lambda _, new: new,
         )

@@ -5,17 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedjax_prune import costs
 from fedjax_prune.data.cohort import num_steps
 from fedjax_prune.experiment import Experiment, memory_estimate, start
-from fedjax_prune.types import Sums
+from fedjax_prune.types import Config, Sums
 
 
-def preflight(
-    config: ConfigDict, experiment: Experiment, finished: int
-) -> dict[str, str]:
+def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str, str]:
     """What is known before anything is compiled."""
     sizes = np.asarray(experiment.population.sizes)
     steps = num_steps(sizes, config.client.epochs, config.client.batch_size)
@@ -44,7 +41,7 @@ def preflight(
 
 
 def round_row(
-    config: ConfigDict,
+    config: Config,
     experiment: Experiment,
     finished: int,
     seconds: float,
@@ -80,7 +77,9 @@ def round_row(
         if name.startswith("selected/"):
             layer = name.removeprefix("selected/")
             row[f"gates/{layer}/used"] = float((selected > 0).mean())
-            row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
+            row[f"gates/{layer}/entropy"] = float(
+                np.mean(_entropy(np.asarray(selected)))
+            )
     return row
 
 
@@ -91,7 +90,7 @@ def _entropy(selected: np.ndarray) -> np.ndarray:
     return -(share * logs).sum(axis=1) / np.log(selected.shape[1])
 
 
-def headline(config: ConfigDict) -> tuple[str, str]:
+def headline(config: Config) -> tuple[str, str]:
     """The field that measures this run, and what it is in words."""
     if config.model.gated:
         return "eval/client_gated/mean", "with each client's gates"
@@ -99,7 +98,7 @@ def headline(config: ConfigDict) -> tuple[str, str]:
 
 
 def summary(
-    config: ConfigDict,
+    config: Config,
     experiment: Experiment,
     rows: list[dict[str, Any]],
     folder: Path,
@@ -138,7 +137,7 @@ def summary(
     return facts
 
 
-def _accuracies(config: ConfigDict, evaluated: list[dict[str, Any]]) -> dict[str, str]:
+def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, str]:
     last = evaluated[-1]
     field, words = headline(config)
     facts = {"test accuracy": f"{last[field]:.1%} {words}, after round {last['round']}"}
@@ -161,7 +160,7 @@ def _accuracies(config: ConfigDict, evaluated: list[dict[str, Any]]) -> dict[str
 
 
 def _to_target(
-    config: ConfigDict,
+    config: Config,
     experiment: Experiment,
     rows: list[dict[str, Any]],
     evaluated: list[dict[str, Any]],
@@ -192,7 +191,7 @@ def _to_target(
     return text + (f"; in 3 evaluations running: round {steady}" if steady else "")
 
 
-def _method(config: ConfigDict) -> str:
+def _method(config: Config) -> str:
     return config.algorithm.name + (" with gates" if config.model.gated else "")
 
 

@@ -1,6 +1,7 @@
 """From a Flax model to the pure functions that federated learning needs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -80,7 +81,7 @@ def make_task(
             mutable=["batch_stats", "gate_sums"],
             rngs={"dropout": dropout_key},
         )
-        gate_sums = flax.traverse_util.flatten_dict(
+        gate_sums: Any = flax.traverse_util.flatten_dict(
             mutated.get("gate_sums", {}), sep="/"
         )
         mask = batch.example_mask.astype(jnp.float32)
@@ -108,7 +109,7 @@ def make_task(
         return mean, (mutated.get("batch_stats", {}), sums)
 
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
-        logits = model.apply(
+        logits: Any = model.apply(
             _collections(variables),
             normalise(to_float(images), normalize),
             train=False,

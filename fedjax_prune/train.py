@@ -20,6 +20,7 @@ from fedjax_prune.experiment import Experiment, build, start
 from fedjax_prune.types import (
     ClientState,
     Cohort,
+    Config,
     Dataset,
     Population,
     ServerState,
@@ -56,7 +57,7 @@ class Programs(NamedTuple):
     measure: Callable[..., dict[str, jax.Array]]
 
 
-def run(config: ConfigDict, workdir: str | Path) -> int:
+def run(config: Config, workdir: str | Path) -> int:
     """Trains until `config.rounds` rounds are done, or a signal asks to stop.
 
     Started again with the same configuration it goes on from the newest checkpoint
@@ -140,7 +141,7 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to evaluate.
     """
-    config = ConfigDict(read_config(workdir))
+    config: Config = ConfigDict(read_config(workdir))
     with jax.default_matmul_precision("highest"):
         folder = Path(workdir) / "checkpoints"
         experiment = build(config)
@@ -196,7 +197,7 @@ def compile_programs(experiment: Experiment) -> Programs:
 
 
 def measure_clients(
-    config: ConfigDict,
+    config: Config,
     experiment: Experiment,
     programs: Programs,
     state: ServerState,
@@ -231,7 +232,7 @@ def _flat(name: str, statistics: dict[str, float]) -> dict[str, float]:
 
 
 def _restore_or_start(
-    config: ConfigDict, experiment: Experiment, folder: Path
+    config: Config, experiment: Experiment, folder: Path
 ) -> tuple[ServerState, ClientState, int]:
     finished = checkpoint.latest(folder / "checkpoints")
     if finished is None:
@@ -240,7 +241,7 @@ def _restore_or_start(
     return *checkpoint.restore(folder / "checkpoints", template), finished
 
 
-def _cohort(config: ConfigDict, population: Population, finished: int) -> Cohort:
+def _cohort(config: Config, population: Population, finished: int) -> Cohort:
     """The clients of the next round, on the device."""
     return jax.device_put(
         sample_cohort(
@@ -259,11 +260,11 @@ def _is_due(finished: int, every: int, rounds: int) -> bool:
     return finished % every == 0 or finished == rounds
 
 
-def _num_evaluated(config: ConfigDict, available: int) -> int:
+def _num_evaluated(config: Config, available: int) -> int:
     return min(config.eval.num_clients or available, available)
 
 
-def _evaluated_clients(config: ConfigDict, cohort: Cohort, finished: int) -> np.ndarray:
+def _evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
     """The first clients of the cohort; after the last round, of the population."""
     if finished < config.rounds:
         return _read(cohort.client_ids)[: _num_evaluated(config, config.cohort_size)]
@@ -300,7 +301,7 @@ def _stop_requested() -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         del frame
         event.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     if threading.current_thread() is not threading.main_thread():
         yield event

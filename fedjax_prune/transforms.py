@@ -41,7 +41,11 @@ def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
         pulled = jax.tree.map(lambda g, p, a: g + mu * (p - a), updates, params, anchor)
         return pulled, state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state,
+        update,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def add_control_variates() -> optax.GradientTransformationExtraArgs:
@@ -67,7 +71,11 @@ def add_control_variates() -> optax.GradientTransformationExtraArgs:
         )
         return corrected, state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state,
+        update,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def descend() -> optax.GradientTransformationExtraArgs:
@@ -83,4 +91,8 @@ def descend() -> optax.GradientTransformationExtraArgs:
         del params, extra_args
         return jax.tree.map(lambda g: -step_size * g, updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state,
+        update,  # pyright: ignore[reportArgumentType]
+    )

@@ -12,6 +12,9 @@ import jax
 Tree = Any
 """A pytree of arrays. `{}` stands for "nothing here", never `None`."""
 
+Config = Any
+"""An `ml_collections.ConfigDict` with the fields of configs/base.py."""
+
 Sums = dict[str, jax.Array]
 """Flat metrics as sums and counts, so that they add up over steps and batches."""
 

@@ -53,7 +53,7 @@ def lanes_of(cohort, num_lanes):
 
 
 def test_steps_are_counted_where_they_run(dataset):
-    """4, 6, 2, 4, 2 steps: 18 in one lane; 6+2+2 beside 4+4; the longest, five times."""
+    """4, 6, 2, 4, 2 steps: 18 in one lane; 6+2+2 beside 4+4; 6 in each of five."""
     cohort = toys.contiguous_cohort(SIZES)
     for num_lanes, executed in ((1, 18), (2, 20), (5, 30)):
         _, _, sums = one_round(dataset, lanes_of(cohort, num_lanes))

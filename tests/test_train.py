@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
 
 
 def test_rows_have_the_promised_fields(finished):
-    config, workdir = finished
+    _, workdir = finished
     rows = read_metrics(workdir)
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     always = {
@@ -58,7 +58,9 @@ def test_rows_have_the_promised_fields(finished):
     }
     metrics = ("client_gated", "client_local", "after_local")
     evaluated = {"eval/global_dense/accuracy"} | {
-        f"eval/{name}/{key}" for name in metrics for key in ("mean", "p10", "min", "std")
+        f"eval/{name}/{key}"
+        for name in metrics
+        for key in ("mean", "p10", "min", "std")
     }
     for row in rows:
         assert always <= row.keys()
@@ -81,7 +83,7 @@ def test_bytes_are_those_of_params_and_controls(finished):
 
 
 def test_workdir_holds_config_events_and_checkpoint(finished):
-    config, workdir = finished
+    _, workdir = finished
     written = json.loads((workdir / "config.json").read_text())
     assert written["data"]["num_clients"] == 5
     assert any((workdir / "tensorboard").iterdir())

@@ -16,12 +16,10 @@ from fedjax_prune.gates import (
     num_kept,
     select,
 )
+from fedjax_prune.initializers import normal, uniform
 
 NORMS = ("none", "bn", "gn")
 EPSILON = 1e-5
-
-# Normal with variance 2 / (9 out_channels), as in the authors' code of FedDP.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Layer(NamedTuple):
@@ -80,9 +78,7 @@ def dense_layer(
     name: str, in_channels: int, out_channels: int, kept_in: int, taps: int = 1
 ) -> Layer:
     """Describes a dense layer on a map of `taps` pixels."""
-    return Layer(
-        name, in_channels, out_channels, kept_in, out_channels, taps, 1, False
-    )
+    return Layer(name, in_channels, out_channels, kept_in, out_channels, taps, 1, False)
 
 
 class Kept(NamedTuple):
@@ -162,12 +158,8 @@ class TorchDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch_size, in_features] float32 to [batch_size, features]."""
         bound = 1 / math.sqrt(x.shape[-1])
-
-        def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        kernel = self.param("kernel", uniform, (x.shape[-1], self.features))
-        bias = self.param("bias", uniform, (self.features,))
+        kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
+        bias = self.param("bias", uniform, (self.features,), bound)
         return x @ kernel + bias[None]
 
     def gathered(self, kept: Kept) -> jax.Array:
@@ -217,10 +209,11 @@ class GatedConv(nn.Module):
           The features [batch_size, new_height, new_width, channels] and the 0/1
           mask [batch_size, channels] float32 of kept channels.
         """
+        # Variance 2 / fan-out, as in the authors' code of FedDP.
+        stddev = math.sqrt(2 / (9 * self.channels))
         shape = (3, 3, x.shape[-1], self.channels)
-        y = convolve(
-            x, self.param("kernel", conv_init, shape), strides=self.strides, padding=1
-        )
+        kernel = self.param("kernel", normal, shape, stddev)
+        y = convolve(x, kernel, strides=self.strides, padding=1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.channels,))
             y = y + bias[None, None, None]

@@ -1,10 +1,13 @@
 """ResNet-32 for small images."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fedjax_prune.gates import GateSettings
+from fedjax_prune.initializers import normal
 from fedjax_prune.models.blocks import (
     GatedConv,
     Kept,
@@ -18,7 +21,6 @@ from fedjax_prune.models.blocks import (
 )
 
 CHANNELS = (16, 32, 64)
-BLOCKS_PER_STAGE = 5
 
 
 class Block(nn.Module):
@@ -98,6 +100,7 @@ class ResNet32(nn.Module):
       norm: `none`, `bn` or `gn` (one group per channel).
       gates: gate settings of the blocks; None for the dense model.
       dropout: rate before the dense layer.
+      blocks_per_stage: 5 for the 32 layers, 6 n + 2 of them for n.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
@@ -109,6 +112,7 @@ class ResNet32(nn.Module):
     norm: str = "bn"
     gates: GateSettings | None = None
     dropout: float = 0.0
+    blocks_per_stage: int = 5
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -122,7 +126,7 @@ class ResNet32(nn.Module):
             for name, channels, strides in self._blocks()
         ]
         self.drop = nn.Dropout(self.dropout)
-        self.fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.he_normal())
+        self.fc = nn.Dense(self.num_classes, kernel_init=_he_normal)
 
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
@@ -177,8 +181,13 @@ class ResNet32(nn.Module):
                 2 if stage > 1 and block == 1 else 1,
             )
             for stage, channels in enumerate(CHANNELS, start=1)
-            for block in range(1, BLOCKS_PER_STAGE + 1)
+            for block in range(1, self.blocks_per_stage + 1)
         ]
+
+
+def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: object) -> jax.Array:
+    del dtype
+    return normal(key, shape, math.sqrt(2 / shape[0]))
 
 
 def _is_literal(gates: GateSettings | None) -> bool:

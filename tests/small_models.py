@@ -1,0 +1,54 @@
+"""Tiny instances of every model and cheap variables for them."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.models import CNN, VGG11, ResNet32
+
+SMALL = {
+    "cnn": (CNN(4, width=0.5), (8, 8, 1)),
+    "vgg11": (VGG11(4, width=0.0625), (32, 32, 3)),
+    "resnet32": (ResNet32(4, width=0.375, blocks_per_stage=1), (8, 8, 3)),
+}
+
+# Compiling is what these tests spend their time on, so it is told not to optimise.
+fast_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def start(model, shape, seed=0):
+    """Initialises a model's collections, without what was sown."""
+    params_key, gates_key = jax.random.split(jax.random.key(seed))
+    variables = model.init(
+        {"params": params_key, "gates": gates_key},
+        jnp.zeros((1, *shape)),
+        train=False,
+        example_mask=jnp.ones(1, bool),
+    )
+    return {name: variables[name] for name in variables if name != "gate_sums"}
+
+
+def draw_variables(model, shape, seed=0):
+    """Draws every variable with numpy, so that no bias or statistic is trivial."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        fan_in = max(1, math.prod(leaf.shape[:-1]))
+        values = rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5
+        if path[-1].key == "var":
+            values = 0.5 + rng.uniform(size=leaf.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    tree = jax.eval_shape(lambda: start(model, shape))
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+def draw_images(num_images, shape):
+    """Draws images [num_images, *shape] with numpy."""
+    values = np.random.default_rng(1).normal(size=(num_images, *shape))
+    return jnp.asarray(values, jnp.float32)
