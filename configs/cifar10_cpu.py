@@ -3,13 +3,25 @@
     python -m launch.train --config=configs/cifar10_cpu.py:feddp,10 \
         --config.data.dir=DATASETS --workdir=runs/cifar10_cpu
 
-METHOD,CLIENTS as in configs/feddp.py. The first 20,000 training images, two local
-epochs, 15 rounds; evaluated on 2,000 test images.
+METHOD,CLIENTS with METHOD as in configs/feddp.py and CLIENTS 10 or 30. A few thousand
+training images, two local epochs in batches of 16; ten clients evaluated on 1,000 test
+images, half-way and at the end.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs import feddp
+
+
+class Size(NamedTuple):
+    """The first so many training images, and for how many rounds."""
+
+    num_train: int
+    rounds: int
+
+
+# 130,000 images trained on in either: 5,000 or about 4,000 a round.
+SIZES = {"10": Size(2_500, 26), "30": Size(5_000, 32)}
 
 
 def get_config(text: str = "feddp,10") -> Any:
@@ -22,13 +34,16 @@ def get_config(text: str = "feddp,10") -> Any:
       ValueError: if a part is unknown or missing.
     """
     method, clients = feddp.parse(
-        text, {"METHOD": tuple(feddp.METHODS), "CLIENTS": tuple(feddp.SETTINGS)}
+        text, {"METHOD": tuple(feddp.METHODS), "CLIENTS": tuple(SIZES)}
     )
     config = feddp.get_config(f"{method},vgg11,{clients}")
-    config.rounds = 15
-    config.save_every = 5
-    config.model.width = 0.25
+    config.rounds = SIZES[clients].rounds
+    config.save_every = 4
+    config.model.width *= 0.25
     config.client.epochs = 2
-    config.data.num_train = 20_000
-    config.eval.num_examples = 2_000
+    config.client.batch_size = 16
+    config.data.num_train = SIZES[clients].num_train
+    config.eval.every = SIZES[clients].rounds // 2
+    config.eval.num_clients = 10
+    config.eval.num_examples = 1_000
     return config

@@ -4,12 +4,16 @@
         --workdir=runs/feddp_vgg11_30
 
 Methods: fedavg, fedprox, fednova, scaffold, and with dynamic pruning fedavg_dp,
-fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Models: vgg11, resnet32.
+fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Two controls for what the
+gates are worth: feddp_nograd, whose gates never learn from the loss, and
+scaffold_narrow, a plain network of about half the MACs. Models: vgg11, resnet32.
 Clients: 10, 30, 50, 100.
 
 What the paper leaves open: the rounds are those of its sister paper SPATL
-(arXiv 2111.14345), mu = 0.01 and VGG-11 without norm layers are those of NIID-Bench
-(arXiv 2102.02079), the lasso weight is that of FBS (arXiv 1810.05331).
+(arXiv 2111.14345), mu = 0.01 is that of NIID-Bench (arXiv 2102.02079), the lasso
+weight that of FBS (arXiv 1810.05331). VGG-11 has batch norm, as the paper's equation 2
+has it and its authors' code has not: of the norms tried, the only one with which the
+gated network left the plateau (README, "Which norm").
 
 References:
   Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using Dynamic Model
@@ -22,10 +26,12 @@ from configs import base
 
 
 class Method(NamedTuple):
-    """An algorithm, with dynamic pruning or without."""
+    """An algorithm, with dynamic pruning or without, on a network of some width."""
 
     algorithm: str
     gated: bool
+    gate_mode: str = "hard_ste"
+    width: float = 1.0
 
 
 class Setting(NamedTuple):
@@ -45,9 +51,12 @@ METHODS = {
     "fednova_dp": Method("fednova", True),
     "scaffold_dp": Method("scaffold", True),
     "feddp": Method("scaffold", True),
+    "feddp_nograd": Method("scaffold", True, gate_mode="hard_nograd"),
+    # Half the MACs: both axes of a kernel shrink by the square root.
+    "scaffold_narrow": Method("scaffold", False, width=0.5**0.5),
 }
 
-NORMS = {"vgg11": "none", "resnet32": "bn"}
+NORMS = {"vgg11": "bn", "resnet32": "bn"}
 """The paper's models and their norm layers."""
 
 SETTINGS = {
@@ -71,10 +80,13 @@ def get_config(text: str = "feddp,vgg11,10") -> Any:
         text,
         {"METHOD": tuple(METHODS), "MODEL": tuple(NORMS), "CLIENTS": tuple(SETTINGS)},
     )
-    config = base.get_config(METHODS[method].algorithm)
+    chosen = METHODS[method]
+    config = base.get_config(chosen.algorithm)
     config.model.name = model
     config.model.norm = NORMS[model]
-    config.model.gated = METHODS[method].gated
+    config.model.gated = chosen.gated
+    config.model.gate_mode = chosen.gate_mode
+    config.model.width = chosen.width
     config.data.num_clients = int(clients)
     config.cohort_size = SETTINGS[clients].cohort_size
     config.rounds = SETTINGS[clients].rounds

@@ -1,0 +1,85 @@
+"""Federated learning with model pruning, simulated at accelerator scale."""
+
+from fedjax_prune import store
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.algorithms.fednova import fednova
+from fedjax_prune.algorithms.fedprox import fedprox
+from fedjax_prune.algorithms.scaffold import scaffold
+from fedjax_prune.client import ClientProgram, LocalResult, train_cohort
+from fedjax_prune.compact import gathered_predict
+from fedjax_prune.convolution import convolve
+from fedjax_prune.costs import keep_ratio_for, macs
+from fedjax_prune.data.augment import make_augment
+from fedjax_prune.data.cohort import make_cohort, sample_cohort
+from fedjax_prune.data.load import DATASETS, as_dataset, load
+from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
+from fedjax_prune.evaluate import correct_by_client, correct_examples
+from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
+from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
+from fedjax_prune.server import make_server_tx
+from fedjax_prune.solver import LocalSolver, make_solver
+from fedjax_prune.task import make_task
+from fedjax_prune.transforms import add_control_variates, add_proximal
+from fedjax_prune.types import (
+    Batch,
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    Population,
+    Probe,
+    ServerState,
+    Task,
+    Variables,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "CNN",
+    "DATASETS",
+    "MODELS",
+    "PARTITIONERS",
+    "VGG11",
+    "Batch",
+    "ClientProgram",
+    "ClientState",
+    "Cohort",
+    "Dataset",
+    "FederatedAlgorithm",
+    "GateSettings",
+    "LocalResult",
+    "LocalSolver",
+    "Population",
+    "Probe",
+    "ResNet32",
+    "ServerState",
+    "Task",
+    "Variables",
+    "add_control_variates",
+    "add_proximal",
+    "as_dataset",
+    "convolve",
+    "correct_by_client",
+    "correct_examples",
+    "fedavg",
+    "fednova",
+    "fedprox",
+    "gathered_predict",
+    "keep_ratio_for",
+    "load",
+    "macs",
+    "make_augment",
+    "make_cohort",
+    "make_server_tx",
+    "make_solver",
+    "make_task",
+    "partition",
+    "sample_cohort",
+    "scaffold",
+    "store",
+    "straight_through",
+    "to_population",
+    "top_k_mask",
+    "train_cohort",
+]

@@ -47,7 +47,7 @@ def convolve(
     pads = _pads(x.shape[1:3], (height, width), strides, padding)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     patches = _patches(x, height, width, strides)
-    # Two axes on each side: the product's fastest form, also with a client axis.
+    # Flat on both sides: one product, which a client axis turns into a batch of them.
     rows = patches.reshape(-1, patches.shape[-1])
     product = rows @ kernel.reshape(-1, out_channels)
     return product.reshape(*patches.shape[:-1], out_channels)

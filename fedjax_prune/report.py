@@ -5,11 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from fedjax_prune import costs
 from fedjax_prune.data.cohort import num_steps
-from fedjax_prune.experiment import Experiment, memory_estimate, start
+from fedjax_prune.data.load import DATASETS
+from fedjax_prune.experiment import Experiment, make_model, memory_estimate, start
 from fedjax_prune.types import Config, Sums
+from fedjax_prune.workdir import read_config, read_metrics
 
 
 def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str, str]:
@@ -135,6 +138,42 @@ def summary(
     if last["round"] < config.rounds:
         facts["next"] = "stopped; the same command goes on from here"
     return facts
+
+
+def comparison(workdirs: list[Path]) -> str:
+    """One row for each finished run, as a Markdown table.
+
+    Args:
+      workdirs: of runs with at least one evaluation.
+
+    Returns:
+      The table: accuracies after the last round, kept MACs, bytes of the whole run.
+    """
+    columns = {
+        "run": "",
+        "rounds": "round",
+        "headline": "",
+        "shared model": "eval/global_dense/accuracy",
+        "with own gates": "eval/client_gated/mean",
+        "worst client": "eval/client_gated/min",
+        "own validation": "eval/client_local/mean",
+        "before averaging": "eval/after_local/mean",
+    }
+    lines = [
+        f"| {' | '.join([*columns, 'MACs kept', 'MB sent'])} |",
+        f"|{'---|' * (len(columns) + 2)}",
+    ]
+    for workdir in workdirs:
+        config: Config = ConfigDict(read_config(workdir))
+        rows = read_metrics(workdir)
+        cells = [workdir.name, str(rows[-1]["round"])]
+        fields = [headline(config)[0], *list(columns.values())[3:]]
+        cells += [f"{rows[-1][field]:.1%}" for field in fields]
+        macs = costs.macs(make_model(config), DATASETS[config.data.name].image_shape)
+        sent = sum(row["bytes/down"] + row["bytes/up"] for row in rows)
+        cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / 1e6:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, str]:

@@ -13,8 +13,8 @@ from fedjax_prune.workdir import WorkdirError
 
 def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; prints its errors and returns 1 if it has some."""
-    # The launcher's default would print every step of JAX and Orbax.
-    logging.set_verbosity(logging.WARNING)
+    # The launcher's default would print every step of JAX, Orbax and TFDS.
+    logging.set_verbosity(logging.ERROR)
     try:
         return command()
     except SettingsError as error:

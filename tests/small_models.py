@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ fast_jit = functools.partial(
 )
 
 
-def start(model, shape, seed=0):
+def start(model, shape, seed=0) -> Any:
     """Initialises a model's collections, without what was sown."""
     params_key, gates_key = jax.random.split(jax.random.key(seed))
     variables = model.init(
@@ -33,11 +34,11 @@ def start(model, shape, seed=0):
     return {name: variables[name] for name in variables if name != "gate_sums"}
 
 
-def draw_variables(model, shape, seed=0):
+def draw_variables(model, shape, seed=0) -> Any:
     """Draws every variable with numpy, so that no bias or statistic is trivial."""
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def draw_leaf(path, leaf):
         fan_in = max(1, math.prod(leaf.shape[:-1]))
         values = rng.normal(size=leaf.shape) * (2 / fan_in) ** 0.5
         if path[-1].key == "var":
@@ -45,10 +46,9 @@ def draw_variables(model, shape, seed=0):
         return jnp.asarray(values, jnp.float32)
 
     tree = jax.eval_shape(lambda: start(model, shape))
-    return jax.tree_util.tree_map_with_path(draw, tree)
+    return jax.tree_util.tree_map_with_path(draw_leaf, tree)
 
 
-def draw_images(num_images, shape):
-    """Draws images [num_images, *shape] with numpy."""
-    values = np.random.default_rng(1).normal(size=(num_images, *shape))
-    return jnp.asarray(values, jnp.float32)
+def draw(shape):
+    """Draws a normal array with numpy, which has nothing to compile."""
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)

@@ -6,22 +6,18 @@ import numpy as np
 import pytest
 
 from fedjax_prune.convolution import convolve
-from tests.small_models import fast_jit
+from tests.small_models import draw, fast_jit
 
 CASES = [
     # size, kernel, channels in and out, strides, padding
-    ((8, 8), (3, 3), (3, 5), 1, "SAME"),
     ((8, 8), (3, 3), (3, 5), 1, 1),
     ((8, 8), (3, 3), (4, 2), 2, 1),
     ((8, 8), (3, 3), (4, 2), 2, "SAME"),
     ((7, 5), (3, 3), (2, 3), 2, 1),
-    ((7, 5), (3, 3), (2, 3), 2, "SAME"),
     ((7, 6), (3, 2), (1, 1), 1, "VALID"),
     ((9, 8), (5, 5), (2, 2), 3, 2),
-    ((5, 5), (1, 1), (3, 4), 1, "SAME"),
     ((6, 6), (2, 2), (3, 4), 2, "VALID"),
     ((1, 1), (3, 3), (6, 2), 1, 1),
-    ((2, 3), (3, 3), (6, 2), 1, 1),
 ]
 
 
@@ -60,9 +56,8 @@ def close(found, expected):
 
 @pytest.mark.parametrize(("size", "window", "channels", "strides", "padding"), CASES)
 def test_value_and_gradients_equal_lax(size, window, channels, strides, padding):
-    x_key, kernel_key = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(x_key, (2, *size, channels[0]))
-    kernel = jax.random.normal(kernel_key, (*window, *channels))
+    x = draw((2, *size, channels[0]))
+    kernel = draw((*window, *channels))
     found = value_and_gradients(
         lambda x, k: convolve(x, k, strides=strides, padding=padding), x, kernel
     )
@@ -74,9 +69,8 @@ def test_value_and_gradients_equal_lax(size, window, channels, strides, padding)
 
 @pytest.mark.parametrize(("strides", "padding"), [(1, "SAME"), (2, 1)])
 def test_mapped_over_kernels_equals_one_by_one(strides, padding):
-    x_key, kernel_key = jax.random.split(jax.random.key(1))
-    x = jax.random.normal(x_key, (3, 2, 6, 6, 2))
-    kernels = jax.random.normal(kernel_key, (3, 3, 3, 2, 4))
+    x = draw((3, 2, 6, 6, 2))
+    kernels = draw((3, 3, 3, 2, 4))
     found = value_and_gradients(
         jax.vmap(lambda x, k: convolve(x, k, strides=strides, padding=padding)),
         x,

@@ -1,5 +1,7 @@
 """The models: start, masks, gates and gradients."""
 
+from typing import Any
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,15 @@ from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
 from fedjax_prune.models.blocks import GatedConv, TorchDense, max_pool, scaled
 from fedjax_prune.models.resnet import Block
-from tests.small_models import SMALL, draw_images, draw_variables, fast_jit, start
+from tests.small_models import SMALL, draw, draw_variables, fast_jit, start
 
 
-def train_step(model, variables, images, example_mask, key=0):
+def apply(module, *arguments, **keywords) -> Any:
+    """Calls a module; Flax's own annotation fits no use of the result."""
+    return module.apply(*arguments, **keywords)
+
+
+def train_step(model, variables, images, example_mask, key=0) -> Any:
     return model.apply(
         variables,
         images,
@@ -53,7 +60,7 @@ def test_keep_ratio_one_is_the_ungated_model_and_less_is_counted(name):
     half = model.clone(gates=GateSettings(0.5))
     everything = model.clone(gates=GateSettings(1.0, rescale="inverse"))
     variables = draw_variables(half, shape)
-    images = draw_images(3, shape)
+    images = draw((3, *shape))
     mask = jnp.array([True, True, False])
     plain, full, gated = fast_jit(
         lambda v, x: tuple(train_step(m, v, x, mask) for m in (model, everything, half))
@@ -63,7 +70,7 @@ def test_keep_ratio_one_is_the_ungated_model_and_less_is_counted(name):
     logits, state = gated
     assert logits.shape == (3, 4) and logits.dtype == jnp.float32
     assert float(jnp.abs(logits - plain[0]).max()) > 0
-    sums = flax.traverse_util.flatten_dict(state["gate_sums"], sep="/")
+    sums: Any = flax.traverse_util.flatten_dict(state["gate_sums"], sep="/")
     for layer in half.layers(shape):
         if layer.gated:
             selected = sums[f"{layer.name}/gate/selected"]
@@ -77,12 +84,12 @@ def test_padding_changes_nothing_real(norm):
     model, shape = SMALL["cnn"]
     model = model.clone(norm=norm, gates=GateSettings(0.5))
     variables = draw_variables(model, shape)
-    images = draw_images(3, shape)
+    images = draw((3, *shape))
     mask = jnp.array([True, True, False])
-    padded, padded_state = train_step(model, variables, images, mask)
-    other = images.at[2].set(100.0)
-    changed, changed_state = train_step(model, variables, other, mask)
-    alone, alone_state = train_step(model, variables, images[:2], mask[:2])
+    step = fast_jit(lambda v, x, mask: train_step(model, v, x, mask))
+    padded, padded_state = step(variables, images, mask)
+    changed, changed_state = step(variables, images.at[2].set(100.0), mask)
+    alone, alone_state = step(variables, images[:2], mask[:2])
     np.testing.assert_array_equal(padded[:2], changed[:2])
     np.testing.assert_allclose(padded[:2], alone, rtol=1e-5, atol=1e-6)
     for one, two, tolerance in (
@@ -98,17 +105,21 @@ def test_padding_changes_nothing_real(norm):
 
 def test_running_statistics_are_those_of_the_dense_output():
     conv = GatedConv(6, GateSettings(0.5), "bn")
-    x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
+    x = draw((4, 5, 5, 2))
     real = np.array([True, True, False, True])
     keys = {"params": jax.random.key(1), "gates": jax.random.key(2)}
     arguments = {"train": True, "example_mask": jnp.asarray(real)}
-    variables = conv.init(keys, x, **arguments)
-    _, state = conv.apply(variables, x, **arguments, mutable=["batch_stats"])
+
+    @fast_jit
+    def run(x):
+        variables = conv.init(keys, x, **arguments)
+        _, state = conv.apply(variables, x, **arguments, mutable=["batch_stats"])
+        return variables["params"]["kernel"], state["batch_stats"]["norm"]
+
+    kernel, found = run(x)
     padded = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
-    kernel = np.asarray(variables["params"]["kernel"])
-    y = np.einsum("bhwcij,ijco->bhwo", windows, kernel)[real]
-    found = state["batch_stats"]["norm"]
+    y = np.einsum("bhwcij,ijco->bhwo", windows, np.asarray(kernel))[real]
     # Initialising in training mode moved nothing: it still starts from 0 and 1.
     np.testing.assert_allclose(found["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
     variance = 0.9 + 0.1 * y.var((0, 1, 2))
@@ -120,18 +131,15 @@ def test_filter_that_no_sample_selected_has_exactly_no_gradient(mode):
     model, shape = SMALL["cnn"]
     model = model.clone(width=1.0, gates=GateSettings(0.25, mode=mode))
     variables = draw_variables(model, shape)
-    images = draw_images(2, shape)
+    images = draw((2, *shape))
 
-    @fast_jit
-    @jax.grad
-    def gradient(params):
-        logits, _ = train_step(
+    def squares(params):
+        logits, state = train_step(
             model, {**variables, "params": params}, images, jnp.ones(2, bool)
         )
-        return (logits**2).sum()
+        return (logits**2).sum(), state
 
-    _, state = train_step(model, variables, images, jnp.ones(2, bool))
-    found = gradient(variables["params"])
+    found, state = fast_jit(jax.grad(squares, has_aux=True))(variables["params"])
     for name in ("conv1", "conv2"):
         selected = np.asarray(state["gate_sums"][name]["gate"]["selected"]) > 0
         filters = np.abs(np.asarray(found[name]["kernel"])).sum((0, 1, 2))
@@ -142,19 +150,24 @@ def test_filter_that_no_sample_selected_has_exactly_no_gradient(mode):
 
 
 def test_only_the_dense_surrogate_reaches_the_gates_of_dropped_channels():
-    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 3))
+    x = jnp.abs(draw((1, 4, 4, 3)))
     keys = {"params": jax.random.key(1), "gates": jax.random.key(2)}
     reached = {}
     for mode in ("hard_ste", "hard_dense_ste", "hard_nograd"):
         conv = GatedConv(8, GateSettings(0.5, mode=mode), "none")
         arguments = {"train": True, "example_mask": jnp.ones(1, bool)}
-        variables = conv.init(keys, x, **arguments)
 
-        def total(gates, conv=conv, variables=variables, arguments=arguments):
-            features, mask = conv.apply({**variables, "gates": gates}, x, **arguments)
+        def total(gates, variables, conv=conv, arguments=arguments):
+            changed = {**variables, "gates": gates}
+            features, mask = apply(conv, changed, x, **arguments)
             return features.sum(), mask[0]
 
-        gradient, mask = jax.grad(total, has_aux=True)(variables["gates"])
+        variables = fast_jit(
+            lambda conv=conv, arguments=arguments: conv.init(keys, x, **arguments)
+        )()
+        gradient, mask = fast_jit(jax.grad(total, has_aux=True))(
+            variables["gates"], variables
+        )
         # The gradient of a gate's bias is that of its logit.
         reached[mode] = np.asarray(gradient["gate"]["bias"]) != 0
         assert not (reached[mode] & (np.asarray(mask) == 0)).any() or (
@@ -169,23 +182,24 @@ def test_clients_mapped_over_their_own_params_equal_one_by_one():
     model = model.clone(norm="bn", gates=GateSettings(0.5))
     clients = [draw_variables(model, shape, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *clients)
-    images = draw_images(6, shape).reshape(2, 3, *shape)
+    images = draw((2, 3, *shape))
 
     def logits(variables, x):
         return train_step(model, variables, x, jnp.ones(3, bool))[0]
 
     found = fast_jit(jax.vmap(logits))(stacked, images)
+    one_by_one = fast_jit(logits)
     for index, variables in enumerate(clients):
-        expected = logits(variables, images[index])
+        expected = one_by_one(variables, images[index])
         np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["cnn", "vgg11"])
 def test_dropout_acts_in_training_only(name):
     model, shape = SMALL[name]
     model = model.clone(dropout=0.5)
     variables = draw_variables(model, shape)
-    images = draw_images(2, shape)
+    images = draw((2, *shape))
     real = jnp.ones(2, bool)
 
     @fast_jit
@@ -204,21 +218,20 @@ def test_initial_values():
     conv = GatedConv(64, None, "none")
     arguments = {"train": False, "example_mask": jnp.ones(1, bool)}
     x = jnp.ones((1, 2, 2, 64))
-    params = conv.init(jax.random.key(0), x, **arguments)["params"]
+    params = fast_jit(lambda: conv.init(jax.random.key(0), x, **arguments))()["params"]
     # 36,864 draws: the deviation is good to 0.4 % (one sigma).
     deviation = float(params["kernel"].std())
     assert deviation == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     np.testing.assert_array_equal(params["bias"], np.zeros(64))
-    dense = TorchDense(512).init(jax.random.key(0), jnp.ones((1, 256)))["params"]
-    for leaf in (dense["kernel"], dense["bias"]):
+    dense: Any = TorchDense(512).init(jax.random.key(0), jnp.ones((1, 256)))["params"]
+    for leaf in jax.tree.leaves(dense):
         largest = float(jnp.abs(leaf).max())
         assert 0.98 / 16 < largest <= 1 / 16
     model, shape = SMALL["resnet32"]
-    resnet = fast_jit(lambda: start(model, shape))()["params"]
-    assert "bias" not in resnet["stem"]
-    np.testing.assert_array_equal(resnet["stem"]["norm"]["scale"], np.ones(6))
-    np.testing.assert_array_equal(resnet["stem"]["norm"]["bias"], np.zeros(6))
-    np.testing.assert_array_equal(resnet["fc"]["bias"], np.zeros(4))
+    resnet = jax.eval_shape(lambda: start(model, shape))["params"]
+    assert set(resnet["stem"]) == {"kernel", "norm"}
+    bare = jax.eval_shape(lambda: start(model.clone(norm="none"), shape))["params"]
+    assert set(bare["stem"]) == {"kernel", "bias"}
 
 
 def test_shortcut_takes_every_second_pixel_and_appends_zeros():
@@ -227,7 +240,7 @@ def test_shortcut_takes_every_second_pixel_and_appends_zeros():
     arguments = {"train": False, "example_mask": jnp.ones(1, bool)}
     silent = {"kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)}
     params = {"conv_a": silent, "conv_b": {**silent, "kernel": jnp.zeros((3, 3, 4, 4))}}
-    out, _ = block.apply({"params": params}, x, jnp.ones((1, 2)), **arguments)
+    out, _ = apply(block, {"params": params}, x, jnp.ones((1, 2)), **arguments)
     assert out.shape == (1, 3, 2, 4)
     np.testing.assert_array_equal(out[..., :2], x[:, ::2, ::2])
     np.testing.assert_array_equal(out[..., 2:], np.zeros((1, 3, 2, 2)))
@@ -260,6 +273,8 @@ def test_what_cannot_be_is_refused():
         VGG11(10).layers((28, 28, 1))
     with pytest.raises(ValueError, match="multiples of 32, got 28x28"):
         start(VGG11(10), (28, 28, 1))
+    with pytest.raises(ValueError, match="blocks_per_stage must be at least 1, got 0"):
+        ResNet32(10, blocks_per_stage=0)
     with pytest.raises(ValueError, match="at least 4x4, got 3x8"):
         CNN(10).layers((3, 8, 1))
     for model in (CNN, VGG11, ResNet32):

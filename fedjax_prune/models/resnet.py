@@ -116,6 +116,10 @@ class ResNet32(nn.Module):
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
+        if self.blocks_per_stage < 1:
+            raise ValueError(
+                f"blocks_per_stage must be at least 1, got {self.blocks_per_stage}."
+            )
         super().__post_init__()
 
     def setup(self) -> None:
