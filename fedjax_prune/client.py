@@ -113,6 +113,7 @@ def train_cohort(
       and the probe, [cohort_size, ...], with `steps`, `nonfinite` [cohort_size]
       and `steps_executed` [], lane-steps counted where they run.
     """
+    dataset, cohort = jax.tree.map(jnp.asarray, (dataset, cohort))
     cohort = _pad_to_batches(cohort, solver.batch_size)
     run = _Run(task, solver, program, state, dataset, cohort, key, probe)
     lanes = run.first_clients(rows)

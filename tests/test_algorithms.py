@@ -1,5 +1,7 @@
 """Each algorithm against numpy written from its formula, on quadratic clients."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ LR, EPOCHS, DECAY = 0.1, 3, 0.01
 BATCH_SIZE = 8
 
 
+@functools.cache
 def build(
     name, *, momentum=0.0, batch_size=BATCH_SIZE, epochs=EPOCHS, decay=DECAY, **fields
 ):
@@ -61,7 +64,10 @@ def start_of(algorithm, num_clients):
     return state, store.create(algorithm.row(key), num_clients)
 
 
-def run_rounds(algorithm, dataset, cohorts, num_clients):
+@functools.cache
+def compiled_round(algorithm):
+    """One for all tests of an algorithm with the same settings."""
+
     @jax.jit
     def step(state, rows, dataset, cohort, number):
         taken = store.take(rows, cohort.client_ids)
@@ -69,6 +75,11 @@ def run_rounds(algorithm, dataset, cohorts, num_clients):
         state, taken, _ = algorithm.round(state, taken, dataset, cohort, key)
         return state, store.put(rows, cohort.client_ids, taken)
 
+    return step
+
+
+def run_rounds(algorithm, dataset, cohorts, num_clients):
+    step = compiled_round(algorithm)
     state, rows = start_of(algorithm, num_clients)
     for number, cohort in enumerate(cohorts):
         state, rows = step(state, rows, dataset, cohort, number)

@@ -1,5 +1,7 @@
 """Local training in lanes: what must not change its result, and what it counts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,21 +26,29 @@ def dataset():
     return jax.device_put(toys.image_dataset(sum(SIZES), SHAPE, 3))
 
 
-def one_round(dataset, cohort, name="scaffold", probe=None, momentum=0.9):
+@functools.cache
+def build(name):
+    """An algorithm and its round, compiled once for all tests."""
     task = toys.linear_task(SHAPE, 3)
     solver = make_solver(
-        epochs=EPOCHS,
-        batch_size=BATCH_SIZE,
-        lr=0.5,
-        momentum=momentum,
-        weight_decay=0.01,
+        epochs=EPOCHS, batch_size=BATCH_SIZE, lr=0.5, momentum=0.9, weight_decay=0.01
     )
     algorithm = ALGORITHMS[name](task, solver, make_server_tx())
+
+    @jax.jit
+    def run(state, rows, dataset, cohort, key, measured):
+        probe = Probe(lambda variables: {"bias": variables.params["bias"]}, measured)
+        return algorithm.round(state, rows, dataset, cohort, key, probe)
+
+    return algorithm, run
+
+
+def one_round(dataset, cohort, name="scaffold", measured=0):
+    algorithm, run = build(name)
     key = jax.random.key(1)
     rows = store.create(algorithm.row(key), len(cohort.sizes))
     state = algorithm.init(key)
-    run = jax.jit(lambda *args: algorithm.round(*args, probe))
-    return run(state, rows, dataset, cohort, jax.random.key(2))
+    return run(state, rows, dataset, cohort, jax.random.key(2), measured)
 
 
 def assert_close(first, second, **tolerance):
@@ -142,12 +152,11 @@ def test_a_non_finite_client_is_named(dataset):
 
 def test_probe_sees_each_client_before_its_params_are_dropped(dataset):
     """One client: what the probe sees is what FedAvg returns."""
-    probe = Probe(lambda variables: {"bias": variables.params["bias"]}, 2)
     cohort = toys.contiguous_cohort(SIZES, [3])
-    state, _, sums = one_round(dataset, cohort, "fedavg", probe)
+    state, _, sums = one_round(dataset, cohort, "fedavg", measured=2)
     np.testing.assert_allclose(sums["bias"][0], state.params["bias"], atol=1e-6)
     cohort = lanes_of(toys.contiguous_cohort(SIZES), 2)
-    _, _, sums = one_round(dataset, cohort, "fedavg", probe)
+    _, _, sums = one_round(dataset, cohort, "fedavg", measured=2)
     assert (np.asarray(sums["bias"][:2]) != 0).all()
 
 
