@@ -14,15 +14,15 @@ from configs import base
 def get_config() -> Any:
     """The quick start."""
     config = base.get_config("scaffold")
-    config.rounds = 30
-    config.save_every = 5
+    config.rounds = 60
     config.lanes = 5
-    config.eval.every = 5
-    config.eval.target_accuracy = 0.9
+    config.eval.every = 10
+    config.eval.target_accuracy = 0.8
     config.data.name = "digits"
     config.data.augment = False
     config.model.name = "cnn"
+    config.model.norm = "bn"
     config.model.dropout = 0.0
-    config.client.epochs = 5
+    config.client.epochs = 2
     config.client.batch_size = 16
     return config

@@ -16,6 +16,7 @@ from fedjax_prune.data.validation import holdout, matched_test
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import MODELS
 from fedjax_prune.server import make_server_tx
+from fedjax_prune.settings import SettingsError
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.types import (
@@ -68,13 +69,16 @@ def build(config: Config) -> Experiment:
 
     Raises:
       DataError: if the data set cannot be read.
-      ValueError: if the partition is impossible.
+      SettingsError: if the examples cannot be split as asked.
     """
     info = DATASETS[config.data.name]
     train, test = load(config.data.name, config.data.dir)
     train = _first(train, config.data.num_train)
     test = _first(test, config.eval.num_examples)
-    population, validation = split(config, train, test, info.num_classes)
+    try:
+        population, validation = split(config, train, test, info.num_classes)
+    except ValueError as error:
+        raise SettingsError([f"data cannot be split: {error}"]) from error
     model = make_model(config)
     augment = (
         make_augment(info.image_shape, flip=info.flip) if config.data.augment else None

@@ -190,7 +190,7 @@ def test_a_missing_set_is_one_clear_error(tmp_path):
         load("emnist", str(folder))
     said = str(caught.value)
     assert f"emnist/balanced is not prepared in {folder}" in said
-    assert "pip install 'fedjax_prune[prepare]' && tfds build emnist/balanced" in said
+    assert "pip install -e '.[prepare]' && tfds build emnist/balanced" in said
     assert f"--file_format=array_record --data_dir='{folder}'" in said
 
 

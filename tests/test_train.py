@@ -12,6 +12,7 @@ import pytest
 from configs import quickstart
 from fedjax_prune import checkpoint, train
 from fedjax_prune.experiment import build, start
+from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_metrics
 
 
@@ -158,6 +159,14 @@ def test_preflight_and_summary_tell_the_numbers(tmp_path, capsys):
     out = capsys.readouterr().out
     for text in ("5, 3 a round", "MACs an image", "round 1/1", "own validation"):
         assert text in out
+
+
+def test_impossible_split_is_refused_and_leaves_nothing(tmp_path):
+    config = tiny_config()
+    config.data.min_size = 61
+    with pytest.raises(SettingsError, match=r"min_size .* 61"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_diverging_client_stops_the_run_and_is_named(tmp_path):

@@ -172,7 +172,7 @@ def _find(tfds_name: str, folder: Path) -> Path | None:
 
 def _command(tfds_name: str, folder: Path) -> str:
     return (
-        "pip install 'fedjax_prune[prepare]' && tfds build "
+        "pip install -e '.[prepare]' && tfds build "
         f"{tfds_name} --file_format=array_record --data_dir={shlex.quote(str(folder))}"
     )
 
