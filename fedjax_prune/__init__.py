@@ -17,6 +17,7 @@ from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
 from fedjax_prune.evaluate import correct_by_client, correct_examples
 from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
+from fedjax_prune.rounds import make_round
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
@@ -71,6 +72,7 @@ __all__ = [
     "macs",
     "make_augment",
     "make_cohort",
+    "make_round",
     "make_server_tx",
     "make_solver",
     "make_task",

@@ -39,7 +39,11 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
     if config.model.gated:
         overhead = _share(macs.gates, macs.dense)
         facts["MACs an image"] += f", {overhead} more for the gates"
-        facts["keep ratio"] = f"{experiment.model.gates.keep_ratio:.3f} of the channels"
+        used = costs.params_used(experiment.model, experiment.train.images.shape[1:])
+        facts["keep ratio"] = (
+            f"{experiment.model.gates.keep_ratio:.3f} of the channels, an image uses "
+            f"{used:.1%} of the weights"
+        )
     return facts
 
 

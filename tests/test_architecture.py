@@ -16,6 +16,7 @@ ORDER = [
         "solver",
         "task",
         "client",
+        "rounds",
         "server",
         "evaluate",
         "store",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from fedjax_prune import checkpoint, train
+from fedjax_prune import checkpoint, report, train
 from fedjax_prune.experiment import build, start
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_metrics
@@ -151,6 +151,18 @@ def test_evaluate_workdir_repeats_the_last_evaluation(finished):
     assert {"eval/global_dense/accuracy", "eval/client_gated/mean"} <= shared
     for key in shared:
         np.testing.assert_allclose(again[key], last[key], rtol=1e-6)
+
+
+def test_comparison_has_a_row_for_each_run(finished):
+    _, workdir = finished
+    header, _, line = report.comparison([workdir]).splitlines()
+    rows = read_metrics(workdir)
+    cells = dict(
+        zip(header.split(" | ")[1:], line.rstrip(" |").split(" | ")[1:], strict=False)
+    )
+    assert cells["headline"] == f"{rows[-1]['eval/client_gated/mean']:.1%}"
+    assert cells["shared model"] == f"{rows[-1]['eval/global_dense/accuracy']:.1%}"
+    assert cells["rounds"] == "4"
 
 
 def test_preflight_and_summary_tell_the_numbers(tmp_path, capsys):

@@ -20,18 +20,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.client import ClientProgram, LocalResult, train_cohort
+from fedjax_prune.client import ClientProgram, LocalResult
 from fedjax_prune.costs import tree_bytes
+from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
     Cohort,
-    Dataset,
     FederatedAlgorithm,
-    Probe,
     ServerState,
-    Sums,
     Task,
     Tree,
 )
@@ -65,14 +63,9 @@ def fedavg(
     def row(key: jax.Array) -> ClientState:
         return ClientState(personal=task.init(key).personal, client={})
 
-    def round(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-    ) -> tuple[ServerState, ClientState, Sums]:
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        del cohort
+
         def extra_args(row: ClientState) -> dict[str, Tree]:
             del row
             return {"anchor": state.params}
@@ -83,26 +76,18 @@ def fedavg(
             message = Message(result.delta, result.model_state)
             return scale(message, weight), row._replace(personal=result.personal)
 
-        mean, rows, sums = train_cohort(
-            task,
-            solver,
-            ClientProgram(extra_args, upload),
-            state,
-            rows,
-            dataset,
-            cohort,
-            key,
-            probe,
-        )
+        return ClientProgram(extra_args, upload)
+
+    def update(state: ServerState, mean: Message) -> ServerState:
         params, opt_state = server_step(
             server_tx, state.params, state.server, mean.delta
         )
-        state = ServerState(state.round + 1, params, mean.model_state, opt_state)
-        return state, rows, sums
+        return ServerState(state.round, params, mean.model_state, opt_state)
 
     def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
         down = tree_bytes((state.params, state.model_state))
         up = tree_bytes(Message(delta=state.params, model_state=state.model_state))
         return cohort_size * down, cohort_size * up
 
+    round = make_round(task, solver, program, update)
     return FederatedAlgorithm(init, row, round, traffic)

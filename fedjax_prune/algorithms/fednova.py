@@ -22,18 +22,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.client import ClientProgram, LocalResult, train_cohort
+from fedjax_prune.client import ClientProgram, LocalResult
 from fedjax_prune.costs import tree_bytes
+from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.types import (
     ClientState,
     Cohort,
-    Dataset,
     FederatedAlgorithm,
-    Probe,
     ServerState,
-    Sums,
     Task,
     Tree,
 )
@@ -65,14 +63,9 @@ def fednova(
     """
     require_step_mass(solver, "fednova")
 
-    def round(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-    ) -> tuple[ServerState, ClientState, Sums]:
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        del state, cohort
+
         def upload(
             result: LocalResult, row: ClientState, weight: jax.Array
         ) -> tuple[Message, ClientState]:
@@ -83,29 +76,19 @@ def fednova(
             )
             return scale(message, weight), row._replace(personal=result.personal)
 
-        mean, rows, sums = train_cohort(
-            task,
-            solver,
-            ClientProgram(lambda row: {}, upload),
-            state,
-            rows,
-            dataset,
-            cohort,
-            key,
-            probe,
-        )
+        return ClientProgram(lambda row: {}, upload)
+
+    def update(state: ServerState, mean: Message) -> ServerState:
+        pseudo_gradient = scale(mean.normalised_delta, mean.step_mass)
         params, opt_state = server_step(
-            server_tx,
-            state.params,
-            state.server,
-            scale(mean.normalised_delta, mean.step_mass),
+            server_tx, state.params, state.server, pseudo_gradient
         )
-        state = ServerState(state.round + 1, params, mean.model_state, opt_state)
-        return state, rows, sums
+        return ServerState(state.round, params, mean.model_state, opt_state)
 
     def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
         down = tree_bytes((state.params, state.model_state))
         up = tree_bytes(Message(state.params, jnp.float32(0), state.model_state))
         return cohort_size * down, cohort_size * up
 
+    round = make_round(task, solver, program, update)
     return fedavg(task, solver, server_tx)._replace(round=round, traffic=traffic)

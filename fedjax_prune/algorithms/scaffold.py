@@ -34,19 +34,17 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.client import ClientProgram, LocalResult, train_cohort
+from fedjax_prune.client import ClientProgram, LocalResult
 from fedjax_prune.costs import tree_bytes
+from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.transforms import add_control_variates
 from fedjax_prune.types import (
     ClientState,
     Cohort,
-    Dataset,
     FederatedAlgorithm,
-    Probe,
     ServerState,
-    Sums,
     Task,
     Tree,
 )
@@ -128,14 +126,7 @@ def scaffold(
     def row(key: jax.Array) -> ClientState:
         return base.row(key)._replace(client=first_control(key))
 
-    def round(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-    ) -> tuple[ServerState, ClientState, Sums]:
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         control = state.server.control
         # A client's weight in c: times p_k, its share of the cohort, or as it is.
         share = cohort.sizes.sum() / cohort.num_examples
@@ -168,28 +159,20 @@ def scaffold(
             )
             return message, ClientState(result.personal, new_control)
 
-        total, rows, sums = train_cohort(
-            task,
-            corrected,
-            ClientProgram(extra_args, upload),
-            state,
-            rows,
-            dataset,
-            cohort,
-            key,
-            probe,
-        )
+        return ClientProgram(extra_args, upload)
+
+    def update(state: ServerState, total: Message) -> ServerState:
         params, opt_state = server_step(
             server_tx, state.params, state.server.opt_state, total.delta
         )
-        control = jax.tree.map(jnp.add, control, total.control_change)
+        control = jax.tree.map(jnp.add, state.server.control, total.control_change)
         server = Server(opt_state, control)
-        state = ServerState(state.round + 1, params, total.model_state, server)
-        return state, rows, sums
+        return ServerState(state.round, params, total.model_state, server)
 
     def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
         down = tree_bytes((state.params, state.server.control, state.model_state))
         up = tree_bytes(Message(state.params, state.server.control, state.model_state))
         return cohort_size * down, cohort_size * up
 
+    round = make_round(task, corrected, program, update)
     return FederatedAlgorithm(init, row, round, traffic)
