@@ -121,6 +121,8 @@ def summary(
     Returns:
       Name -> value, ready to print.
     """
+    if not rows:
+        return {"rounds": "stopped before the first was finished; nothing is kept"}
     last = rows[-1]
     facts = {"rounds": f"{last['round']} of {config.rounds}"}
     evaluated = [row for row in rows if "eval/global_dense/accuracy" in row]

@@ -80,6 +80,7 @@ def run(config: Config, workdir: str | Path) -> int:
         experiment = build(config)
         agree_config(folder, config)
         state, rows, finished = _restore_or_start(config, experiment, folder)
+        save = partial(checkpoint.save, folder / "checkpoints", keep=config.keep)
         console.print_preflight(report.preflight(config, experiment, finished))
         programs = compile_programs(experiment)
         with (
@@ -116,13 +117,10 @@ def run(config: Config, workdir: str | Path) -> int:
                     after = sums["after_local"][:measured] / len(test.labels)
                     row |= _flat("after_local", evaluate.summarise(after))
                 log.write(row)
-                if stop.is_set() or _is_due(finished, config.save_every, config.rounds):
-                    checkpoint.save(
-                        folder / "checkpoints",
-                        finished,
-                        (state, rows),
-                        keep=config.keep,
-                    )
+                if finished % config.save_every == 0:
+                    save(finished, (state, rows))
+            if finished:
+                save(finished, (state, rows))
         console.print_summary(
             report.summary(config, experiment, read_metrics(folder), folder)
         )
