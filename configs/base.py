@@ -49,7 +49,11 @@ def get_config(algorithm_name: str = "scaffold") -> Any:
             "seed": 0,  # of parameters, gates, cohorts, shuffles; in [0, 2^32)
             "rounds": 100,  # server updates, at least 1
             "cohort_size": 10,  # clients a round, in [1, data.num_clients]
-            "lanes": 1,  # clients trained side by side, at least 1
+            "devices": 0,  # that lanes are split over, 0 = all of this machine's
+            "lanes": config_dict.FieldReference("auto", field_type=object),
+            # clients side by side on each device, at least 1, or auto = timed
+            "precision": "float32",  # float32 | tf32 (NVIDIA) | bfloat16
+            "reduction": "all_reduce",  # ... | fixed_order: same bits on all devices
             "save_every": 10,  # rounds between checkpoints, at least 1
             "keep": 2,  # checkpoints that stay, at least 1
             "eval": {

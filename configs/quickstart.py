@@ -15,7 +15,7 @@ def get_config() -> Any:
     """The quick start."""
     config = base.get_config("scaffold")
     config.rounds = 60
-    config.lanes = 5
+    config.lanes = 1
     config.eval.every = 10
     config.eval.target_accuracy = 0.8
     config.data.name = "digits"

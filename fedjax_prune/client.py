@@ -4,11 +4,13 @@ Clients differ in size by a factor of a hundred, so padding all of them to the
 largest would waste most of a round. Here a lane runs its queue of clients back to
 back inside one loop whose trip count is data: when a lane's client has finished,
 what it sends is added to the cohort's total and the lane loads its next client.
-Lanes are the vmapped axis; nothing is compiled per client.
+Lanes are the vmapped axis; nothing is compiled per client. Everything here happens on
+one device, with its own lanes and its own block of the cohort.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +62,24 @@ class ClientProgram(NamedTuple):
     upload: Callable[[LocalResult, ClientState, jax.Array], tuple[Tree, ClientState]]
 
 
+class Collector(NamedTuple):
+    """How a device gathers what its clients send.
+
+    Attributes:
+      empty: (one message's shapes, block_size) -> gathered, before the first client.
+      add: (gathered, messages [num_lanes, ...], finished [num_lanes] bool, position
+        [num_lanes] in the block, block_size where nothing has finished) -> gathered.
+    """
+
+    empty: Callable[[Tree, int], Tree]
+    add: Callable[[Tree, Tree, jax.Array, jax.Array], Tree]
+
+
 class _Lane(NamedTuple):
     """The client a lane is running. Leaves carry a leading axis `num_lanes`."""
 
     turn: jax.Array  # [] int32, place in the lane's queue
-    position: jax.Array  # [] int32 in the cohort; cohort_size = queue finished
+    position: jax.Array  # [] int32 in the block; block_size = queue finished
     step: jax.Array  # [] int32, local steps done
     order: jax.Array  # [padded size] int32, this epoch's examples
     variables: Variables
@@ -78,9 +93,27 @@ class _Lane(NamedTuple):
 class _Carry(NamedTuple):
     trips: jax.Array
     lanes: _Lane
-    total: Tree
+    messages: Tree
     rows: ClientState
     sums: Sums
+
+
+class CohortResult(NamedTuple):
+    """What the clients of one device leave behind.
+
+    Attributes:
+      messages: as the collector gathered them.
+      rows: [block_size, ...] new client states.
+      sums: of the task and the probe, [block_size, ...], with `steps` and
+        `nonfinite`.
+      trips: [] int32, steps that the lanes made side by side, counted where they
+        run.
+    """
+
+    messages: Tree
+    rows: ClientState
+    sums: Sums
+    trips: jax.Array
 
 
 def train_cohort(
@@ -92,39 +125,35 @@ def train_cohort(
     dataset: Dataset,
     cohort: Cohort,
     key: jax.Array,
-    probe: Probe | None = None,
-) -> tuple[Tree, ClientState, Sums]:
-    """Trains every client of the cohort from the same parameters.
+    probe: Probe | None,
+    collector: Collector,
+) -> CohortResult:
+    """Trains every client of one device's block from the same parameters.
 
     Args:
       task: the model and its loss.
       solver: optimiser, schedule, epochs and batch size.
       program: the algorithm's part.
       state: its params and model_state are what every client starts from.
-      rows: [cohort_size, ...] client states.
+      rows: [block_size, ...] client states.
       dataset: on the device.
-      cohort: on the device.
+      cohort: this device's block, on the device.
       key: of this round. A client's randomness depends on it and on its
         client_id only, never on its position or lane.
       probe: measures clients when they have finished.
-
-    Returns:
-      The sum of the messages in float32, the new rows, and the sums of the task
-      and the probe, [cohort_size, ...], with `steps`, `nonfinite` [cohort_size]
-      and `steps_executed` [], lane-steps counted where they run.
+      collector: takes in what they send.
     """
-    dataset, cohort = jax.tree.map(jnp.asarray, (dataset, cohort))
     cohort = _pad_to_batches(cohort, solver.batch_size)
-    run = _Run(task, solver, program, state, dataset, cohort, key, probe)
+    run = _Run(task, solver, program, state, dataset, cohort, key, probe, collector)
     lanes = run.first_clients(rows)
-    total, sums = run.zeros(lanes)
+    messages, sums = run.zeros(lanes)
 
     def body(carry: _Carry) -> _Carry:
         lanes = run.shuffle(carry.lanes)
         position = lanes.position
-        lanes, step_sums = jax.vmap(run.step)(lanes)
+        lanes, step_sums = over_lanes(run.step, lanes)
         sums = _add_at(carry.sums, position, step_sums)
-        carry = _Carry(carry.trips + 1, lanes, carry.total, carry.rows, sums)
+        carry = _Carry(carry.trips + 1, lanes, carry.messages, carry.rows, sums)
         finished = run.is_active(lanes) & (lanes.step == run.num_steps(lanes.position))
         return jax.lax.cond(
             finished.any(), lambda c: run.flush(c, finished), lambda c: c, carry
@@ -133,10 +162,9 @@ def train_cohort(
     carry = jax.lax.while_loop(
         lambda carry: run.is_active(carry.lanes).any(),
         body,
-        _Carry(jnp.int32(0), lanes, total, rows, sums),
+        _Carry(jnp.int32(0), lanes, messages, rows, sums),
     )
-    steps_executed = carry.trips * cohort.queues.shape[0]
-    return carry.total, carry.rows, carry.sums | {"steps_executed": steps_executed}
+    return CohortResult(carry.messages, carry.rows, carry.sums, carry.trips)
 
 
 class _Run(NamedTuple):
@@ -150,13 +178,14 @@ class _Run(NamedTuple):
     cohort: Cohort
     key: jax.Array
     probe: Probe | None
+    collector: Collector
 
     @property
-    def cohort_size(self) -> int:
+    def block_size(self) -> int:
         return self.cohort.sizes.shape[0]
 
     def is_active(self, lanes: _Lane) -> jax.Array:
-        return lanes.position < self.cohort_size
+        return lanes.position < self.block_size
 
     def batches(self, position: jax.Array) -> jax.Array:
         return num_batches(self.cohort.sizes[position], self.solver.batch_size)
@@ -169,7 +198,7 @@ class _Run(NamedTuple):
 
     def load(self, turn: jax.Array, queue: jax.Array, rows: ClientState) -> _Lane:
         """A lane about to run the client at `turn` of its queue."""
-        position = queue.at[turn].get(mode="fill", fill_value=self.cohort_size)
+        position = queue.at[turn].get(mode="fill", fill_value=self.block_size)
         row = jax.tree.map(lambda x: x[position], rows)
         params, model_state = self.state.params, self.state.model_state
         mass = jnp.float32(0)
@@ -290,8 +319,7 @@ class _Run(NamedTuple):
             model_state=lane.variables.model_state,
             step_mass=lane.mass,
         )
-        sizes = self.cohort.sizes.astype(jnp.float32)
-        weight = sizes[lane.position] / sizes.sum()
+        weight = self.cohort.sizes[lane.position] / self.cohort.cohort_examples
         message, row = self.program.upload(result, lane.row, weight)
         diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
         return message, row, {"nonfinite": diverged.astype(jnp.float32)}
@@ -300,12 +328,13 @@ class _Run(NamedTuple):
         """The probe's sums, computed only when a client it wants has finished."""
         if self.probe is None:
             return {}
-        wanted = finished & (lanes.position < self.probe.num_clients)
-        measure = jax.vmap(self.probe.measure)
-        shapes = jax.eval_shape(measure, lanes.variables)
+        measure, examples = self.probe.measure, self.probe.examples
+        wanted = finished & self.probe.wanted[lanes.position]
+        measure_all = jax.vmap(measure, (0, None))
+        shapes = jax.eval_shape(measure_all, lanes.variables, examples)
         return jax.lax.cond(
             wanted.any(),
-            lambda: measure(lanes.variables),
+            lambda: measure_all(lanes.variables, examples),
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
         )
 
@@ -314,11 +343,9 @@ class _Run(NamedTuple):
         lanes = carry.lanes
         messages, rows, sums = jax.vmap(self.finish)(lanes)
         sums |= self.measure(lanes, finished)
-        zeros = jax.tree.map(jnp.zeros_like, messages)
-        messages = _select(finished, messages, zeros)
-        total = jax.tree.map(lambda t, m: t + m.sum(0), carry.total, messages)
-        # A position outside the cohort is dropped by the scatter.
-        position = jnp.where(finished, lanes.position, self.cohort_size)
+        # A position outside the block is dropped by the scatter.
+        position = jnp.where(finished, lanes.position, self.block_size)
+        collected = self.collector.add(carry.messages, messages, finished, position)
         all_rows = jax.tree.map(
             lambda a, r: a.at[position].set(r, mode="drop"), carry.rows, rows
         )
@@ -329,25 +356,46 @@ class _Run(NamedTuple):
             lanes.turn + 1, self.cohort.queues, all_rows
         )
         lanes = _select(finished, loaded, lanes)
-        return _Carry(carry.trips, lanes, total, all_rows, all_sums)
+        return _Carry(carry.trips, lanes, collected, all_rows, all_sums)
 
     def zeros(self, lanes: _Lane) -> tuple[Tree, Sums]:
-        """The empty total and the empty sums."""
-        _, sums = jax.eval_shape(jax.vmap(self.step), lanes)
+        """No messages and empty sums."""
+        _, sums = jax.eval_shape(partial(over_lanes, self.step), lanes)
         messages, _, _ = jax.eval_shape(jax.vmap(self.finish), lanes)
         sums |= jax.eval_shape(self.measure, lanes, self.is_active(lanes))
-        total = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), messages)
+        message = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages
+        )
         sums = {
-            name: jnp.zeros((self.cohort_size, *x.shape[1:]), x.dtype)
+            name: jnp.zeros((self.block_size, *x.shape[1:]), x.dtype)
             for name, x in sums.items()
         }
-        return total, sums
+        return self.collector.empty(message, self.block_size), sums
 
 
 def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:
     # Every batch is then one slice of the order, the last partial one included.
     extra = -cohort.indices.shape[1] % batch_size
     return cohort._replace(indices=jnp.pad(cohort.indices, ((0, 0), (0, extra))))
+
+
+def over_lanes(step: Callable[[Any], Any], lanes: Any) -> Any:
+    """Maps a function over the lanes; a single lane runs as it is.
+
+    Mapped, its matrix products would be batches of one, whose transposed operands XLA
+    copies on CPUs.
+
+    Args:
+      step: of one lane.
+      lanes: leaves [num_lanes, ...].
+
+    Returns:
+      What `step` returns, leaves [num_lanes, ...].
+    """
+    if jax.tree.leaves(lanes)[0].shape[0] > 1:
+        return jax.vmap(step)(lanes)
+    result = step(jax.tree.map(lambda x: x[0], lanes))
+    return jax.tree.map(lambda x: x[None], result)
 
 
 def _select(flags: jax.Array, chosen: Tree, other: Tree) -> Tree:

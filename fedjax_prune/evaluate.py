@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.placement import ONE_DEVICE, Placement, share_work
 from fedjax_prune.types import Dataset, Population, Probe, Sums, Task, Variables
 
 BATCH_SIZE = 500
@@ -49,27 +50,37 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
     return jnp.zeros(num_examples, bool).at[places].set(correct)
 
 
-def correct_by_client(task: Task, variables: Variables, dataset: Dataset) -> jax.Array:
+def correct_by_client(
+    task: Task,
+    variables: Variables,
+    dataset: Dataset,
+    placement: Placement = ONE_DEVICE,
+) -> jax.Array:
     """Says which examples each client's gated model classifies correctly.
 
     Args:
       task: a gated or plain task.
       variables: `params` and `model_state` shared, `personal` with a leading axis
         `num_clients`; `{}` makes all clients the same model, computed once.
-      dataset: on the device.
+      dataset: on every device.
+      placement: the devices, each of which takes a part of the examples.
 
     Returns:
       [num_clients, num_examples] bool, or [1, num_examples] without personal
       parameters.
     """
-    if not jax.tree.leaves(variables.personal):
-        return correct_examples(task, variables, dataset)[None]
-    return jax.lax.map(
-        lambda personal: correct_examples(
-            task, variables._replace(personal=personal), dataset
-        ),
-        variables.personal,
-    )
+
+    def on_part(variables: Variables, part: Dataset) -> jax.Array:
+        if not jax.tree.leaves(variables.personal):
+            return correct_examples(task, variables, part)[None]
+        return jax.lax.map(
+            lambda personal: correct_examples(
+                task, variables._replace(personal=personal), part
+            ),
+            variables.personal,
+        )
+
+    return share_work(placement, on_part, variables, dataset, out_axis=1)
 
 
 def local_accuracy(correct: jax.Array, validation: Population) -> jax.Array:
@@ -90,50 +101,60 @@ def local_accuracy(correct: jax.Array, validation: Population) -> jax.Array:
 
 
 def holdout_accuracy(
-    task: Task, variables: Variables, dataset: Dataset, validation: Population
+    task: Task,
+    variables: Variables,
+    dataset: Dataset,
+    validation: Population,
+    placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Accuracy of each client on training examples it has held out.
 
     Args:
       task: a gated or plain task.
       variables: as in `correct_by_client`.
-      dataset: the training set, on the device.
+      dataset: the training set, on every device.
       validation: indices into it, one row per client.
+      placement: the devices, each of which takes a part of the clients.
 
     Returns:
       [num_clients] float32.
     """
 
-    def one_client(client: tuple) -> jax.Array:
-        personal, indices, size = client
-        held_out = Dataset(dataset.images[indices], dataset.labels[indices])
-        correct = correct_examples(
-            task, variables._replace(personal=personal), held_out
-        )
-        return (correct & (jnp.arange(indices.shape[0]) < size)).sum() / size
+    def on_part(whole: tuple[Variables, Dataset], clients: tuple) -> jax.Array:
+        variables, dataset = whole
 
-    return jax.lax.map(
-        one_client, (variables.personal, validation.indices, validation.sizes)
-    )
+        def one_client(client: tuple) -> jax.Array:
+            personal, indices, size = client
+            held_out = Dataset(dataset.images[indices], dataset.labels[indices])
+            correct = correct_examples(
+                task, variables._replace(personal=personal), held_out
+            )
+            return (correct & (jnp.arange(indices.shape[0]) < size)).sum() / size
+
+        return jax.lax.map(one_client, clients)
+
+    shared = variables._replace(personal={})
+    clients = (variables.personal, validation.indices, validation.sizes)
+    return share_work(placement, on_part, (shared, dataset), clients)
 
 
-def after_local_probe(task: Task, test: Dataset, num_clients: jax.Array) -> Probe:
+def after_local_probe(task: Task, test: Dataset, wanted: jax.Array) -> Probe:
     """Measures clients' own models on the test set before they are averaged.
 
     Args:
       task: a gated or plain task.
       test: on the device.
-      num_clients: [] int32, how many of the cohort to measure, from the first on.
+      wanted: [num_places] bool, which clients of the cohort to measure.
 
     Returns:
       A probe whose sum is `after_local`, the number of correct test examples.
     """
 
-    def measure(variables: Variables) -> Sums:
+    def measure(variables: Variables, test: Dataset) -> Sums:
         correct = correct_examples(task, variables, test)
         return {"after_local": correct.sum(dtype=jnp.float32)}
 
-    return Probe(measure, num_clients)
+    return Probe(measure, test, wanted)
 
 
 def summarise(accuracies: np.ndarray) -> dict[str, float]:

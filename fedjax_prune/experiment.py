@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune import costs, store
@@ -15,12 +14,12 @@ from fedjax_prune.data.partition import partition
 from fedjax_prune.data.validation import holdout, matched_test
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import MODELS
+from fedjax_prune.precision import PRECISIONS
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.types import (
-    Batch,
     ClientState,
     Config,
     Dataset,
@@ -43,6 +42,7 @@ class Experiment(NamedTuple):
       model: the network as trained, gated or plain, one of MODELS.
       task: of that network.
       dense_task: of the same network without gates, on the same params.
+      held_out: whether validation sets are training images, as `data.local_val` says.
       solver: local training.
       algorithm: the federated algorithm.
     """
@@ -51,6 +51,7 @@ class Experiment(NamedTuple):
     test: Dataset
     population: Population
     validation: Population
+    held_out: bool
     model: Any
     task: Task
     dense_task: Task
@@ -103,6 +104,7 @@ def build(config: Config) -> Experiment:
         test=test,
         population=population,
         validation=validation,
+        held_out=config.data.local_val == "holdout",
         model=model,
         task=task(model),
         dense_task=task(model.clone(gates=None)),
@@ -141,6 +143,7 @@ def make_model(config: Config) -> Any:
         width=fields.width,
         norm=fields.norm,
         dropout=fields.dropout,
+        dtype=PRECISIONS[config.precision].dtype,
     )
     if not fields.gated:
         return model
@@ -173,50 +176,6 @@ def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientSt
 def init_key(config: Config) -> jax.Array:
     """The key of everything drawn before round 1; rounds use other ones."""
     return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-
-
-def memory_estimate(config: Config, experiment: Experiment) -> int:
-    """Bytes on the device: data, all rows, and for each lane its own copies.
-
-    A lane holds params, gradients, its client's row, its optimiser state, and what
-    the backward pass keeps of one batch.
-    """
-    state, rows = jax.eval_shape(lambda: start(config, experiment))
-    row_bytes = costs.tree_bytes(rows)
-    params_bytes = costs.tree_bytes(state.params)
-    optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
-    lane = (
-        2 * params_bytes
-        + 2 * row_bytes // config.data.num_clients
-        + costs.tree_bytes(optimiser)
-        + activation_bytes(experiment, config.client.batch_size)
-    )
-    cohort = row_bytes * config.cohort_size // config.data.num_clients
-    data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    shared = costs.tree_bytes(state) + row_bytes + 2 * cohort + data
-    return shared + config.lanes * lane
-
-
-def activation_bytes(experiment: Experiment, batch_size: int) -> int:
-    """Bytes that the backward pass keeps of one batch."""
-    images = experiment.train.images
-    batch = jax.eval_shape(
-        lambda: Batch(
-            jnp.zeros((batch_size, *images.shape[1:]), images.dtype),
-            jnp.zeros(batch_size, jnp.int32),
-            jnp.zeros(batch_size, bool),
-        )
-    )
-    key = jax.random.key(0)
-    variables = jax.eval_shape(experiment.task.init, key)
-
-    def kept(variables, batch, key):
-        loss = lambda params: experiment.task.loss(  # noqa: E731
-            variables._replace(params=params), batch, key
-        )
-        return jax.vjp(loss, variables.params, has_aux=True)[1]
-
-    return costs.tree_bytes(jax.eval_shape(kept, variables, batch, key))
 
 
 def _first(dataset: Dataset, count: int) -> Dataset:

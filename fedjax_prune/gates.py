@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.initializers import normal
+from fedjax_prune.precision import at_least_float32
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
@@ -96,8 +97,8 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
       k: in [1, channels].
 
     Returns:
-      [..., channels] float32 with exactly `k` ones, the rest 0. Of equal entries
-      the lower index wins.
+      [..., channels], dtype of the logits, with exactly `k` ones, the rest 0. Of
+      equal entries the lower index wins.
 
     Raises:
       ValueError: if `k` is out of range.
@@ -105,7 +106,7 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
     _, indices = jax.lax.top_k(jax.lax.stop_gradient(logits), k)
-    zeros = jnp.zeros(logits.shape, jnp.float32)
+    zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
 
 
@@ -223,7 +224,7 @@ class Gate(nn.Module):
           features are multiplied by, and 1 for kept channels as a constant.
         """
         kernel, bias = self._weights(x.shape[-1])
-        logits = gate_logits(kernel, bias, x.astype(jnp.float32).mean((1, 2)))
+        logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
         k = num_kept(self.settings.keep_ratio, self.channels)
         mask = top_k_mask(logits, k)
         real = example_mask[:, None]

@@ -8,10 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_prune import costs
+from fedjax_prune.capacity import memory_estimate
 from fedjax_prune.data.cohort import num_steps
 from fedjax_prune.data.load import DATASETS
-from fedjax_prune.experiment import Experiment, make_model, memory_estimate, start
-from fedjax_prune.types import Config, Sums
+from fedjax_prune.experiment import Experiment, make_model, start
+from fedjax_prune.types import Config
 from fedjax_prune.workdir import read_config, read_metrics
 
 
@@ -22,6 +23,7 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
     state, _ = jax.eval_shape(lambda: start(config, experiment))
     down, up = experiment.algorithm.traffic(state, config.cohort_size)
     macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
+    memory = memory_estimate(config, experiment, config.lanes)
     facts = {
         "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
         "rounds": f"{config.rounds}" + (f", {finished} done" if finished else ""),
@@ -33,8 +35,7 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
         "parameters": f"{costs.tree_bytes(state.params) // 4:,} shared",
         "MACs an image": f"{macs.dense:,} dense, {_share(macs.kept, macs.dense)} kept",
         "traffic a round": f"{_megabytes(down)} down, {_megabytes(up)} up",
-        "memory": f"about {_megabytes(memory_estimate(config, experiment))}, "
-        f"{config.lanes} lane{'s' * (config.lanes > 1)} on {jax.default_backend()}",
+        "memory": f"about {_megabytes(memory)} on each device",
     }
     if config.model.gated:
         overhead = _share(macs.gates, macs.dense)
@@ -52,7 +53,7 @@ def round_row(
     experiment: Experiment,
     finished: int,
     seconds: float,
-    sums: Sums,
+    sums: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """The row of one round, without its evaluation.
 
@@ -60,7 +61,7 @@ def round_row(
       config: of the run.
       experiment: of the run.
       finished: rounds done, this one included.
-      seconds: wall time of the round's training, compilation included.
+      seconds: since the round before was done, evaluation included, compilation not.
       sums: of the round, on the host, leaves [cohort_size, ...].
 
     Returns:
@@ -139,7 +140,8 @@ def summary(
     if config.eval.target_accuracy and evaluated:
         facts["to target"] = _to_target(config, experiment, rows, evaluated)
     seconds = sum(row["seconds"] for row in rows)
-    facts["training time"] = f"{seconds:,.0f} s, compilation included"
+    compiling = sum(row.get("seconds/compile", 0) for row in rows)
+    facts["training time"] = f"{seconds:,.0f} s, and {compiling:,.0f} s to compile"
     facts["files"] = str(folder)
     if last["round"] < config.rounds:
         facts["next"] = "stopped; the same command goes on from here"

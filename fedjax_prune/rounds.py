@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
-from fedjax_prune.client import ClientProgram, train_cohort
+from fedjax_prune.client import ClientProgram, CohortResult, Collector, train_cohort
+from fedjax_prune.placement import ONE_DEVICE, Placement, on_devices
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
@@ -29,7 +31,8 @@ def make_round(
     Args:
       task: the model and its loss.
       solver: local training.
-      program: (state, cohort) -> the clients' part of this round.
+      program: (state, cohort) -> the clients' part of this round; of the cohort it may
+        read the numbers of clients and examples.
       update: (state, sum of the messages) -> the state after the server's step; the
         round is counted here.
 
@@ -44,18 +47,45 @@ def make_round(
         cohort: Cohort,
         key: jax.Array,
         probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
     ) -> tuple[ServerState, ClientState, Sums]:
-        total, rows, sums = train_cohort(
-            task,
-            solver,
-            program(state, cohort),
-            state,
-            rows,
-            dataset,
-            cohort,
-            key,
-            probe,
-        )
+        """Runs one round.
+
+        Args:
+          state: before the round.
+          rows: [num_places, ...] of the cohort's clients.
+          dataset: on every device.
+          cohort: made for as many devices as `placement` has.
+          key: of this round. A client's randomness depends on it and on its
+            client_id only, never on its place, lane or device.
+          probe: measures clients when they have finished.
+          placement: where it runs.
+
+        Returns:
+          The state and the rows after the round and the sums, [num_places, ...], with
+          `steps`, `nonfinite` and the scalar `steps_executed`.
+        """
+        dataset, cohort = jax.tree.map(jnp.asarray, (dataset, cohort))
+        measure, examples, wanted = probe or (None, {}, jnp.zeros(len(cohort.sizes)))
+
+        def train(
+            collector: Collector, state, rows, dataset, cohort, key, examples, wanted
+        ) -> CohortResult:
+            return train_cohort(
+                task,
+                solver,
+                program(state, cohort),
+                state,
+                rows,
+                dataset,
+                cohort,
+                key,
+                None if measure is None else Probe(measure, examples, wanted),
+                collector,
+            )
+
+        run = on_devices(placement, train)
+        total, rows, sums = run(state, rows, dataset, cohort, key, examples, wanted)
         return update(state, total)._replace(round=state.round + 1), rows, sums
 
     return round

@@ -20,6 +20,8 @@ from fedjax_prune.data.load import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS
 from fedjax_prune.gates import MODES, RESCALES, RESNET_GATINGS
 from fedjax_prune.models import MODELS
+from fedjax_prune.placement import REDUCTIONS
+from fedjax_prune.precision import PRECISIONS
 from fedjax_prune.server import SERVER_OPTIMIZERS
 from fedjax_prune.solver import OPTIMIZERS, SCHEDULES
 
@@ -30,6 +32,9 @@ TYPES: dict[type, tuple[Any, str]] = {
     str: (str, "a string"),
 }
 """Type of a field's default -> (types a value may have, their name)."""
+
+OF_MANY_TYPES = ("lanes",)
+"""Fields whose type only their rule knows."""
 
 
 class SettingsError(ValueError):
@@ -98,7 +103,7 @@ def problems(config: Any, base: Any) -> list[str]:
             found[name] = f"{name} is missing; its default is {default!r}"
             continue
         value = values[name]
-        for rule in (_type_rule(default), RULES.get(name)):
+        for rule in (_type_rule(name, default), RULES.get(name)):
             if rule is not None and not rule.holds(value):
                 found[name] = f"{name} must be {rule.text}, got {value!r}"
                 break
@@ -132,9 +137,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _type_rule(default: Any) -> Rule | None:
+def _type_rule(name: str, default: Any) -> Rule | None:
     """A whole number is a number, too; True and False are neither."""
-    if default is None:
+    if default is None or name in OF_MANY_TYPES:
         return None
     kind, text = TYPES[type(default)]
     is_bool = isinstance(default, bool)
@@ -162,7 +167,13 @@ RULES: dict[str, Rule] = {
     "seed": _SEED,
     "rounds": _at_least(1),
     "cohort_size": _at_least(1),
-    "lanes": _at_least(1),
+    "devices": _at_least(0),
+    "lanes": Rule(
+        lambda v: v == "auto" or (type(v) is int and v >= 1),
+        "a whole number, at least 1, or auto",
+    ),
+    "precision": _one_of(PRECISIONS),
+    "reduction": _one_of(REDUCTIONS),
     "save_every": _at_least(1),
     "keep": _at_least(1),
     "eval.every": _at_least(1),

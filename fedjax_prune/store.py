@@ -1,12 +1,16 @@
-"""Where the rows of all clients live: stacked, on the device.
+"""Where the rows of all clients live: stacked, shared out over the devices.
 
 The rounds see only the cohort's rows, so an algorithm does not know how many
 clients there are, and neither do its compiled shapes.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
+from fedjax_prune.placement import AXIS, ONE_DEVICE, SPLIT, Placement
 from fedjax_prune.types import ClientState
 
 
@@ -23,13 +27,119 @@ def create(row: ClientState, num_clients: int) -> ClientState:
     return jax.tree.map(lambda x: jnp.tile(x, (num_clients,) + (1,) * x.ndim), row)
 
 
-def take(rows: ClientState, client_ids: jax.Array) -> ClientState:
-    """The rows of some clients: leaves [cohort_size, ...]."""
+def share_out(rows: ClientState, placement: Placement) -> ClientState:
+    """Gives every device an equal part of the rows, padded at the end."""
+    mesh = placement.mesh
+    if mesh is None:
+        return rows
+
+    def pad(x: jax.Array) -> jax.Array:
+        missing = -x.shape[0] % placement.num_devices
+        padded = jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
+        return jax.device_put(padded, NamedSharding(mesh, SPLIT))
+
+    return jax.tree.map(pad, rows)
+
+
+def gather_up(rows: ClientState, num_clients: int) -> ClientState:
+    """The rows without padding, the same on any number of devices."""
+    return jax.tree.map(lambda x: x[:num_clients], rows)
+
+
+def take(
+    rows: ClientState, client_ids: jax.Array, placement: Placement = ONE_DEVICE
+) -> ClientState:
+    """The rows of some clients.
+
+    Args:
+      rows: of all clients, as `share_out` leaves them.
+      client_ids: [num_places] int32, each device's block; an id outside the
+        population gives a row that means nothing.
+      placement: of the rows.
+
+    Returns:
+      Leaves [num_places, ...], each device with those of its block.
+    """
+
+    def take_own(rows: ClientState, ids: jax.Array) -> ClientState:
+        wanted = jax.lax.all_gather(ids, AXIS, tiled=True)
+
+        def fetch(x: jax.Array) -> jax.Array:
+            # Every device adds what it has to zeros, and keeps its block of the sum.
+            place, here = _own(x, wanted)
+            found = jnp.where(_spread(here, x), x[place], jnp.zeros((), x.dtype))
+            return jax.lax.psum_scatter(found, AXIS, tiled=True)
+
+        return jax.tree.map(fetch, rows)
+
+    if placement.mesh is None:
+        return take_whole(rows, client_ids)
+    return _mapped(take_own, placement, 2)(rows, client_ids)
+
+
+def take_whole(rows: ClientState, client_ids: jax.Array) -> ClientState:
+    """The rows of some clients, all of them on every device."""
     return jax.tree.map(lambda x: x[client_ids], rows)
 
 
 def put(
-    rows: ClientState, client_ids: jax.Array, cohort_rows: ClientState
+    rows: ClientState,
+    client_ids: jax.Array,
+    cohort_rows: ClientState,
+    placement: Placement = ONE_DEVICE,
 ) -> ClientState:
-    """Rows with those of some clients replaced; all others keep their bits."""
-    return jax.tree.map(lambda x, new: x.at[client_ids].set(new), rows, cohort_rows)
+    """Rows with those of some clients replaced; all others keep their bits.
+
+    Args:
+      rows: of all clients, as `share_out` leaves them.
+      client_ids: [num_places] int32; ids outside the population are left out.
+      cohort_rows: leaves [num_places, ...].
+      placement: of all three.
+
+    Returns:
+      The rows.
+    """
+
+    def put_own(
+        rows: ClientState, ids: jax.Array, cohort_rows: ClientState
+    ) -> ClientState:
+        written = jax.lax.all_gather(ids, AXIS, tiled=True)
+
+        def store(x: jax.Array, new: jax.Array) -> jax.Array:
+            place, here = _own(x, written)
+            place = jnp.where(here, place, x.shape[0])
+            return x.at[place].set(
+                jax.lax.all_gather(new, AXIS, tiled=True), mode="drop"
+            )
+
+        return jax.tree.map(store, rows, cohort_rows)
+
+    if placement.mesh is None:
+        return jax.tree.map(
+            lambda x, new: x.at[client_ids].set(new, mode="drop"), rows, cohort_rows
+        )
+    return _mapped(put_own, placement, 3)(rows, client_ids, cohort_rows)
+
+
+def _mapped(
+    function: Callable[..., ClientState], placement: Placement, num_arguments: int
+) -> Callable[..., ClientState]:
+    assert placement.mesh is not None
+    return jax.shard_map(
+        function,
+        mesh=placement.mesh,
+        in_specs=(SPLIT,) * num_arguments,
+        out_specs=SPLIT,
+        check_vma=False,
+    )
+
+
+def _own(x: jax.Array, client_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Places of clients in this device's part, and whether they are in it."""
+    place = client_ids - jax.lax.axis_index(AXIS) * x.shape[0]
+    here = (place >= 0) & (place < x.shape[0])
+    return jnp.where(here, place, 0), here
+
+
+def _spread(flags: jax.Array, x: jax.Array) -> jax.Array:
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))

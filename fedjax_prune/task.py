@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.data.augment import normalise, to_float
+from fedjax_prune.precision import at_least_float32
 from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
@@ -87,13 +88,13 @@ def make_task(
         mask = batch.example_mask.astype(jnp.float32)
         count = mask.sum()
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(jnp.float32), batch.labels
+            at_least_float32(logits), batch.labels
         )
         # A select, not a product: a padded example may be anything, even NaN.
         loss_sum = jnp.where(batch.example_mask, cross_entropy, 0.0).sum()
         lasso = sum(
             (x for name, x in gate_sums.items() if name.endswith("/lasso")),
-            jnp.float32(0),
+            jnp.zeros((), loss_sum.dtype),
         )
         correct = batch.example_mask & (logits.argmax(-1) == batch.labels)
         sums = {
@@ -105,7 +106,9 @@ def make_task(
             if name.endswith("/selected"):
                 layer = name.removesuffix("/selected").removesuffix("/gate")
                 sums[f"selected/{layer}"] = value
-        mean = (loss_sum + lasso_weight * lasso) / jnp.maximum(count, 1)
+        mean = (loss_sum + lasso_weight * lasso) / jnp.maximum(count, 1).astype(
+            loss_sum.dtype
+        )
         return mean, (mutated.get("batch_stats", {}), sums)
 
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
@@ -115,7 +118,7 @@ def make_task(
             train=False,
             example_mask=jnp.ones(images.shape[:1], bool),
         )
-        return logits.astype(jnp.float32)
+        return at_least_float32(logits)
 
     return Task(init, loss, predict)
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_prune import checkpoint, console, evaluate, report, store
+from fedjax_prune import capacity, checkpoint, console, evaluate, report, store
 from fedjax_prune.data.cohort import sample_cohort
 from fedjax_prune.experiment import Experiment, build, start
+from fedjax_prune.placement import (
+    ONE_DEVICE,
+    Placement,
+    make_placement,
+    put_cohort,
+    put_split,
+    put_whole,
+)
+from fedjax_prune.precision import product_precision
 from fedjax_prune.types import (
     ClientState,
     Cohort,
     Config,
-    Dataset,
     Population,
     ServerState,
     Sums,
@@ -47,14 +55,24 @@ class Programs(NamedTuple):
     """What a run compiles, once each.
 
     Attributes:
-      train: (state, rows, train, test, cohort, key, measured) -> the same after one
-        round, with sums; the first `measured` clients of the cohort are probed before
+      train: (state, rows, train, test, cohort, key, wanted) -> (state, rows, sums)
+        after one round; the clients in `wanted` [num_places] bool are probed before
         aggregation. State and rows are donated.
-      measure: (state, rows, client_ids, test, train, validation) -> accuracies.
+      measure: (state, rows, client_ids, train, test, validation) -> accuracies.
     """
 
-    train: Callable[..., tuple[ServerState, ClientState, Sums]]
-    measure: Callable[..., dict[str, jax.Array]]
+    train: jax.stages.Wrapped
+    measure: jax.stages.Wrapped
+
+
+class _Round(NamedTuple):
+    """A round that the device may still be running."""
+
+    number: int
+    cohort: Cohort  # numpy
+    measured: int
+    sums: Sums
+    accuracies: dict[str, jax.Array]
 
 
 def run(config: Config, workdir: str | Path) -> int:
@@ -64,7 +82,8 @@ def run(config: Config, workdir: str | Path) -> int:
     and, on the CPU, ends with the same bits as an unbroken run.
 
     Args:
-      config: checked, with the fields of configs/base.py.
+      config: checked, with the fields of configs/base.py. `lanes` and `devices` are
+        replaced by what was chosen for this machine.
       workdir: folder of the run, made if missing.
 
     Returns:
@@ -76,55 +95,127 @@ def run(config: Config, workdir: str | Path) -> int:
       TrainingError: if a client's loss becomes non-finite. The last checkpoint and
         the rows of the rounds before stay.
     """
-    with open_workdir(workdir) as folder, jax.default_matmul_precision("highest"):
+    with open_workdir(workdir) as folder, product_precision(config.precision):
         experiment = build(config)
+        config, choice = capacity.settle(config, experiment, folder)
         agree_config(folder, config)
-        state, rows, finished = _restore_or_start(config, experiment, folder)
-        save = partial(checkpoint.save, folder / "checkpoints", keep=config.keep)
-        console.print_preflight(report.preflight(config, experiment, finished))
-        programs = compile_programs(experiment)
-        with (
-            open_metrics(folder, finished) as log,
-            console.progress(config.rounds, finished) as bar,
-            _stop_requested() as stop,
-        ):
-            train, test = jax.device_put((experiment.train, experiment.test))
-            key = jax.random.key(config.seed)
-            while finished < config.rounds and not stop.is_set():
-                cohort = _cohort(config, experiment.population, finished)
-                finished += 1
-                evaluating = _is_due(finished, config.eval.every, config.rounds)
-                measured = evaluating * _num_evaluated(config, config.cohort_size)
-                began = time.monotonic()
-                state, rows, sums = programs.train(
-                    state, rows, train, test, cohort, key, jnp.int32(measured)
-                )
-                sums = _read(sums)
-                seconds = time.monotonic() - began
-                _require_finite(sums, cohort, finished)
-                row = report.round_row(config, experiment, finished, seconds, sums)
-                bar.advance(
-                    finished,
-                    row["train/loss"],
-                    row["train/accuracy"],
-                    sums["count"].sum() / seconds,
-                )
-                if evaluating:
-                    ids = _evaluated_clients(config, cohort, finished)
-                    row |= measure_clients(
-                        config, experiment, programs, state, rows, ids, test, train
-                    )
-                    after = sums["after_local"][:measured] / len(test.labels)
-                    row |= _flat("after_local", evaluate.summarise(after))
-                log.write(row)
-                if finished % config.save_every == 0:
-                    save(finished, (state, rows))
-            if finished:
-                save(finished, (state, rows))
+        placement = make_placement(config.devices, config.reduction)
+        state, rows, finished = _restore_or_start(config, experiment, folder, placement)
+        console.print_preflight(report.preflight(config, experiment, finished) | choice)
+        if finished < config.rounds:
+            finished = _train(
+                config, experiment, folder, placement, state, rows, finished
+            )
         console.print_summary(
             report.summary(config, experiment, read_metrics(folder), folder)
         )
         return 0 if finished >= config.rounds else INTERRUPTED
+
+
+def _train(
+    config: Config,
+    experiment: Experiment,
+    folder: Path,
+    placement: Placement,
+    state: ServerState,
+    rows: ClientState,
+    finished: int,
+) -> int:
+    """Runs the rounds that are left and returns how many are done.
+
+    A round is dispatched before the numbers of the one before are read, so the
+    devices never wait for the host, except where a checkpoint is due.
+    """
+    programs = compile_programs(experiment, placement)
+    key = put_whole(placement, jax.random.key(config.seed))
+    data = put_whole(placement, (experiment.train, experiment.test))
+    validation = put_whole(placement, experiment.validation)
+    num_evaluated = _num_evaluated(config, config.cohort_size)
+
+    def dispatch(number: int) -> tuple[ServerState, ClientState, _Round]:
+        cohort = _cohort(config, experiment.population, number - 1)
+        measured = num_evaluated if _is_due(number, config) else 0
+        after, after_rows, sums = train_round(
+            state,
+            rows,
+            *data,
+            put_cohort(placement, cohort),
+            key,
+            put_split(placement, _first_by_id(cohort, measured)),
+        )
+        accuracies = {}
+        if measured:
+            ids = _evaluated_clients(config, cohort, number)
+            accuracies = measure[len(ids)](
+                after, after_rows, put_whole(placement, ids), *data, validation
+            )
+        return after, after_rows, _Round(number, cohort, measured, sums, accuracies)
+
+    with (
+        open_metrics(folder, finished) as log,
+        console.progress(config.rounds, finished) as bar,
+        _stop_requested() as stop,
+        jax.transfer_guard("disallow"),
+    ):
+        began = time.monotonic()
+        cohort = _cohort(config, experiment.population, finished)
+        train_round = programs.train.lower(
+            state,
+            rows,
+            *data,
+            put_cohort(placement, cohort),
+            key,
+            put_split(placement, _first_by_id(cohort, 0)),
+        ).compile()
+        numbers = {num_evaluated, _num_evaluated(config, config.data.num_clients)}
+        measure = {
+            count: programs.measure.lower(
+                state,
+                rows,
+                put_whole(placement, np.zeros(count, np.int32)),
+                *data,
+                validation,
+            ).compile()
+            for count in numbers
+        }
+        first = {"seconds/compile": time.monotonic() - began}
+        running: _Round | None = None
+        clock = time.monotonic()
+
+        def settle(done: _Round) -> None:
+            """Reads a round's numbers and writes its row."""
+            nonlocal clock, first
+            sums, accuracies = _read((done.sums, done.accuracies))
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            sums = _of_clients(sums, done.cohort)
+            _require_finite(sums, done)
+            row = report.round_row(config, experiment, done.number, seconds, sums)
+            images = float(sums["count"].sum())
+            bar.advance(
+                done.number, row["train/loss"], row["train/accuracy"], images / seconds
+            )
+            if done.measured:
+                row |= _accuracies(accuracies, experiment)
+                after = sums["after_local"][: done.measured]
+                after = after / len(experiment.test.labels)
+                row |= _flat("after_local", evaluate.summarise(after))
+            log.write(row | first)
+            first = {}
+
+        while finished < config.rounds and not stop.is_set():
+            finished += 1
+            state, rows, dispatched = dispatch(finished)
+            if running is not None:
+                settle(running)
+            running = dispatched
+            if finished % config.save_every == 0:
+                settle(running)
+                running = None
+                _save(config, folder, finished, state, rows)
+        if running is not None:
+            settle(running)
+            _save(config, folder, finished, state, rows)
+    return finished
 
 
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
@@ -140,53 +231,60 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
       WorkdirError, CheckpointError, DataError: if there is nothing to evaluate.
     """
     config: Config = ConfigDict(read_config(workdir))
-    with jax.default_matmul_precision("highest"):
+    with product_precision(config.precision):
         folder = Path(workdir) / "checkpoints"
         experiment = build(config)
         state, rows = checkpoint.restore(
             folder, jax.eval_shape(lambda: start(config, experiment))
         )
-        programs = compile_programs(experiment)
-        train, test = jax.device_put((experiment.train, experiment.test))
         ids = np.arange(_num_evaluated(config, config.data.num_clients), dtype=np.int32)
-        return {"round": int(state.round)} | measure_clients(
-            config, experiment, programs, state, rows, ids, test, train
+        data = jax.device_put((experiment.train, experiment.test))
+        accuracies = compile_programs(experiment, ONE_DEVICE).measure(
+            state, rows, ids, *data, jax.device_put(experiment.validation)
         )
+        return {"round": int(state.round)} | _accuracies(_read(accuracies), experiment)
 
 
-def compile_programs(experiment: Experiment) -> Programs:
-    """Makes the two compiled functions of a run."""
-    algorithm, task, dense_task = (
-        experiment.algorithm,
-        experiment.task,
-        experiment.dense_task,
-    )
+def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
+    """Makes the two compiled functions of a run.
+
+    Args:
+      experiment: of the run.
+      placement: where they run.
+    """
+    algorithm, task = experiment.algorithm, experiment.task
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def train_round(state, rows, train, test, cohort, key, measured):
+    def train_round(state, rows, train, test, cohort, key, wanted):
         state, cohort_rows, sums = algorithm.round(
             state,
-            store.take(rows, cohort.client_ids),
+            store.take(rows, cohort.client_ids, placement),
             train,
             cohort,
             jax.random.fold_in(key, state.round),
-            evaluate.after_local_probe(task, test, measured),
+            evaluate.after_local_probe(task, test, wanted),
+            placement,
         )
-        return state, store.put(rows, cohort.client_ids, cohort_rows), sums
+        rows = store.put(rows, cohort.client_ids, cohort_rows, placement)
+        return state, rows, sums
 
-    @partial(jax.jit, static_argnames="held_out")
-    def measure(state, rows, ids, examples, test, validation, held_out):
+    @jax.jit
+    def measure(state, rows, ids, train, test, validation):
         shared = Variables(state.params, {}, state.model_state)
-        own = shared._replace(personal=store.take(rows, ids).personal)
-        validation = jax.tree.map(lambda x: jnp.asarray(x)[ids], validation)
-        correct = evaluate.correct_by_client(task, own, test)
+        # Few rows, on every device: each evaluates all clients on its own examples.
+        own = shared._replace(personal=store.take_whole(rows, ids).personal)
+        validation = jax.tree.map(lambda x: x[ids], validation)
+        correct = evaluate.correct_by_client(task, own, test, placement)
         local = (
-            evaluate.holdout_accuracy(task, own, examples, validation)
-            if held_out
+            evaluate.holdout_accuracy(task, own, train, validation, placement)
+            if experiment.held_out
             else evaluate.local_accuracy(correct, validation)
         )
+        dense = evaluate.correct_by_client(
+            experiment.dense_task, shared, test, placement
+        )
         return {
-            "global_dense": evaluate.correct_examples(dense_task, shared, test).mean(),
+            "global_dense": dense.mean(),
             "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
             "client_local": local,
         }
@@ -194,33 +292,13 @@ def compile_programs(experiment: Experiment) -> Programs:
     return Programs(train_round, measure)
 
 
-def measure_clients(
-    config: Config,
-    experiment: Experiment,
-    programs: Programs,
-    state: ServerState,
-    rows: ClientState,
-    client_ids: np.ndarray,
-    test: Dataset,
-    train: Dataset,
-) -> dict[str, float]:
+def _accuracies(values: dict[str, Any], experiment: Experiment) -> dict[str, float]:
     """The accuracies of the shared parameters, as fields of a metrics row."""
-    accuracies = _read(
-        programs.measure(
-            state,
-            rows,
-            jnp.asarray(client_ids),
-            train,
-            test,
-            jax.device_put(experiment.validation),
-            config.data.local_val == "holdout",
-        )
-    )
-    row = {"eval/global_dense/accuracy": float(accuracies["global_dense"])}
+    row = {"eval/global_dense/accuracy": float(values["global_dense"])}
     for name in ("client_gated", "client_local"):
-        row |= _flat(name, evaluate.summarise(accuracies[name]))
+        row |= _flat(name, evaluate.summarise(values[name]))
     return row | {
-        "eval/clients": len(client_ids),
+        "eval/clients": len(values["client_local"]),
         "eval/examples": len(experiment.test.labels),
     }
 
@@ -230,42 +308,76 @@ def _flat(name: str, statistics: dict[str, float]) -> dict[str, float]:
 
 
 def _restore_or_start(
-    config: Config, experiment: Experiment, folder: Path
+    config: Config, experiment: Experiment, folder: Path, placement: Placement
 ) -> tuple[ServerState, ClientState, int]:
     finished = checkpoint.latest(folder / "checkpoints")
     if finished is None:
-        return *jax.jit(lambda: start(config, experiment))(), 0
-    template = jax.eval_shape(lambda: start(config, experiment))
-    return *checkpoint.restore(folder / "checkpoints", template), finished
+        state, rows = jax.jit(lambda: start(config, experiment))()
+    else:
+        template = jax.eval_shape(lambda: start(config, experiment))
+        state, rows = checkpoint.restore(folder / "checkpoints", template)
+    state = put_whole(placement, state)
+    return state, store.share_out(rows, placement), finished or 0
+
+
+def _save(
+    config: Config, folder: Path, finished: int, state: ServerState, rows: ClientState
+) -> None:
+    """Reads the whole state from the devices and saves it."""
+    with jax.transfer_guard("allow"):
+        rows = store.gather_up(rows, config.data.num_clients)
+        checkpoint.save(
+            folder / "checkpoints", finished, (state, rows), keep=config.keep
+        )
 
 
 def _cohort(config: Config, population: Population, finished: int) -> Cohort:
-    """The clients of the next round, on the device."""
-    return jax.device_put(
-        sample_cohort(
-            population,
-            config.cohort_size,
-            config.lanes,
-            seed=config.seed,
-            round=finished,
-            epochs=config.client.epochs,
-            batch_size=config.client.batch_size,
-        )
+    """The clients of the next round, as numpy arrays."""
+    return sample_cohort(
+        population,
+        config.cohort_size,
+        config.lanes,
+        seed=config.seed,
+        round=finished,
+        epochs=config.client.epochs,
+        batch_size=config.client.batch_size,
+        num_devices=config.devices,
     )
 
 
-def _is_due(finished: int, every: int, rounds: int) -> bool:
-    return finished % every == 0 or finished == rounds
+def _is_due(finished: int, config: Config) -> bool:
+    return finished % config.eval.every == 0 or finished == config.rounds
 
 
 def _num_evaluated(config: Config, available: int) -> int:
     return min(config.eval.num_clients or available, available)
 
 
+def _by_id(cohort: Cohort) -> np.ndarray:
+    """The places of a cohort's clients, by ascending client id."""
+    return np.argsort(cohort.client_ids)[: int(cohort.cohort_size)]
+
+
+def _first_by_id(cohort: Cohort, count: int) -> np.ndarray:
+    """Marks the places of the first clients: [num_places] bool."""
+    chosen = np.zeros(len(cohort.client_ids), bool)
+    chosen[_by_id(cohort)[:count]] = True
+    return chosen
+
+
+def _of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndarray]:
+    """Sums of clients alone, by ascending client id."""
+    places = _by_id(cohort)
+    return {
+        name: value[places] if np.ndim(value) else value for name, value in sums.items()
+    }
+
+
 def _evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
     """The first clients of the cohort; after the last round, of the population."""
     if finished < config.rounds:
-        return _read(cohort.client_ids)[: _num_evaluated(config, config.cohort_size)]
+        count = _num_evaluated(config, config.cohort_size)
+        return cohort.client_ids[_by_id(cohort)[:count]]
     num_clients = _num_evaluated(config, config.data.num_clients)
     return np.arange(num_clients, dtype=np.int32)
 
@@ -275,12 +387,14 @@ def _read(values: Any) -> Any:
     return jax.device_get(values)
 
 
-def _require_finite(sums: Sums, cohort: Cohort, finished: int) -> None:
+def _require_finite(sums: dict[str, np.ndarray], done: _Round) -> None:
     bad = np.asarray(sums["nonfinite"]) > 0
     if bad.any():
-        ids = ", ".join(str(i) for i in _read(cohort.client_ids)[bad])
+        ids = ", ".join(
+            str(i) for i in done.cohort.client_ids[_by_id(done.cohort)][bad]
+        )
         raise TrainingError(
-            f"The loss of client {ids} became non-finite in round {finished}. A "
+            f"The loss of client {ids} became non-finite in round {done.number}. A "
             "smaller client.lr, or model.norm bn or gn, usually helps; the rounds "
             "before are kept."
         )

@@ -1,7 +1,7 @@
 """The records that cross module borders.
 
 Shapes are named by the glossary: `num_clients` clients in the population,
-`cohort_size` of them in a round, `num_lanes` lanes running them.
+`cohort_size` of them in a round, `num_lanes` lanes on each device running them.
 """
 
 from collections.abc import Callable
@@ -44,14 +44,19 @@ class Population(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """The clients of one round and the lanes that run them.
+    """The clients of one round, dealt to devices and to lanes.
+
+    The leading axis is cut into one block of places for each device. With one
+    device it has `cohort_size` places; with more, some places are empty.
 
     Attributes:
-      client_ids: [cohort_size] int32.
-      sizes: [cohort_size] int32, examples per client.
-      indices: [cohort_size, max_size] int32 into a Dataset, padded with 0.
-      queues: [num_lanes, cohort_size] int32, the positions in this cohort that
-        each lane runs, in order, padded with `cohort_size`.
+      client_ids: [num_places] int32; `num_clients` at empty places.
+      sizes: [num_places] int32, examples per client; 0 at empty places.
+      indices: [num_places, max_size] int32 into a Dataset, padded with 0.
+      queues: [num_devices * num_lanes, block_size] int32, the places of its device's
+        block that each lane runs, in order, padded with `block_size`.
+      cohort_size: [] int32, clients in this cohort.
+      cohort_examples: [] int32, their examples.
       num_clients: [] int32, clients in the whole population.
       num_examples: [] int32, examples in the whole population.
     """
@@ -60,6 +65,8 @@ class Cohort(NamedTuple):
     sizes: Any
     indices: Any
     queues: Any
+    cohort_size: Any
+    cohort_examples: Any
     num_clients: Any
     num_examples: Any
 
@@ -139,27 +146,29 @@ class Probe(NamedTuple):
     """A measurement of clients after local training, before their params go.
 
     Attributes:
-      measure: Variables -> sums.
-      num_clients: [] int32, only the first so many of the cohort are measured; the
-        sums of the others mean nothing. It may be traced, so that rounds with and
-        without a measurement are one program.
+      measure: (Variables, examples) -> sums.
+      examples: what is measured on; `{}` if nothing is needed.
+      wanted: [num_places] bool, which clients of the cohort are measured; the sums of
+        the others mean nothing. It may be traced, so that rounds with and without a
+        measurement are one program.
     """
 
-    measure: Callable[[Variables], Sums]
-    num_clients: Any
+    measure: Callable[[Variables, Tree], Sums]
+    examples: Tree
+    wanted: Any
 
 
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as pure functions.
 
-    `rows` is a ClientState whose leaves carry a leading axis `cohort_size`.
+    `rows` is a ClientState whose leaves carry a leading axis `num_places`.
 
     Attributes:
       init: key -> ServerState. Given the same key, `row` shares its start.
       row: key -> ClientState of a client never seen, the same for all of them.
-      round: (state, rows, dataset, cohort, key, probe) -> (state, rows, sums);
-        leaves of sums are per client, [cohort_size, ...], but for the scalar
-        `steps_executed`. `key` belongs to the round.
+      round: (state, rows, dataset, cohort, key, probe, placement) -> (state, rows,
+        sums); leaves of sums are per client, [num_places, ...], but for the scalar
+        `steps_executed`. `key` belongs to the round; see `rounds.make_round`.
       traffic: (state, cohort_size) -> (bytes down, bytes up) of one round.
     """
 

@@ -72,7 +72,7 @@ def agree_config(path: str | Path, config: Any) -> None:
     """
     file = Path(path) / "config.json"
     text = json.dumps(config, indent=2, sort_keys=True, default=_section) + "\n"
-    if file.exists():
+    if has_config(path):
         old, new = flatten(read_config(path)), flatten(json.loads(text))
         refused = [
             f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
@@ -84,6 +84,11 @@ def agree_config(path: str | Path, config: Any) -> None:
             advice = "take the old values to go on, or another workdir to start anew"
             raise SettingsError([*refused, advice])
     _replace(file, text)
+
+
+def has_config(path: str | Path) -> bool:
+    """Whether a run was started in this workdir."""
+    return (Path(path) / "config.json").exists()
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

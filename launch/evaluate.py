@@ -7,6 +7,7 @@ from absl import app, flags
 
 from fedjax_prune import console, train
 from fedjax_prune.settings import SettingsError
+from launch import runtime
 from launch.errors import exit_code
 from launch.flags import parse
 
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
             found.append("--workdir must name the folder of a run, got ''")
         if found:
             raise SettingsError(found)
+        runtime.prepare()
         results = train.evaluate_workdir(workdir)
         console.print_summary({k: _shown(v) for k, v in results.items()})
         return 0

@@ -107,6 +107,9 @@ def _apply(config: Any, argument: str) -> Any:
         return config
     if field not in known:
         raise settings.SettingsError([settings.unknown(field, known)])
+    if field in settings.OF_MANY_TYPES:
+        config[field] = int(text) if text.isdecimal() else text
+        return config
     values = flags.FlagValues()
     argv = ["", argument]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

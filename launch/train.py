@@ -6,6 +6,7 @@ python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.field=va
 from absl import app, flags
 
 from fedjax_prune import train
+from launch import runtime
 from launch.errors import exit_code
 from launch.flags import load_config, parse
 
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> int:
         workdir = _WORKDIR.value or ""
         missing = [] if workdir else ["--workdir must name a folder, got ''"]
         config = load_config(_CONFIG.value, argv[1:], missing)
+        runtime.prepare()
         return train.run(config, workdir)
 
     return exit_code(run)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.models import CNN, VGG11, ResNet32
+from fedjax_prune.models import CNN, VGG11, DropoutCNN, ResNet32
 
 SMALL = {
     "cnn": (CNN(4, width=0.5), (8, 8, 1)),
+    "dropout_cnn": (DropoutCNN(4, width=0.25), (8, 8, 1)),
     "vgg11": (VGG11(4, width=0.0625), (32, 32, 3)),
     "resnet32": (ResNet32(4, width=0.375, blocks_per_stage=1), (8, 8, 3)),
 }

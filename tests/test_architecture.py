@@ -8,7 +8,16 @@ import pytest
 ROOT = Path(__file__).parent.parent / "fedjax_prune"
 
 ORDER = [
-    *("types", "transforms", "initializers", "gates", "convolution", "models"),
+    *(
+        "types",
+        "transforms",
+        "initializers",
+        "precision",
+        "gates",
+        "winograd",
+        "convolution",
+        "models",
+    ),
     *(
         "compact",
         "data",
@@ -16,13 +25,14 @@ ORDER = [
         "solver",
         "task",
         "client",
+        "placement",
         "rounds",
         "server",
         "evaluate",
         "store",
     ),
     *("algorithms", "settings", "workdir", "checkpoint", "console"),
-    *("experiment", "report", "train"),
+    *("experiment", "capacity", "report", "train"),
 ]
 
 ONLY_IN = {

@@ -37,7 +37,8 @@ def build(name):
 
     @jax.jit
     def run(state, rows, dataset, cohort, key, measured):
-        probe = Probe(lambda variables: {"bias": variables.params["bias"]}, measured)
+        wanted = jnp.arange(len(cohort.sizes)) < measured
+        probe = Probe(lambda v, _: {"bias": v.params["bias"]}, {}, wanted)
         return algorithm.round(state, rows, dataset, cohort, key, probe)
 
     return algorithm, run
@@ -59,7 +60,11 @@ def assert_close(first, second, **tolerance):
 
 def lanes_of(cohort, num_lanes):
     steps = STEPS[cohort.client_ids]
-    return cohort._replace(queues=pack_lanes(steps, cohort.client_ids, num_lanes))
+    lanes = pack_lanes(steps, cohort.client_ids, num_lanes)
+    queues = np.full((num_lanes, len(steps)), len(steps), np.int32)
+    for queue, lane in zip(queues, lanes, strict=True):
+        queue[: len(lane)] = lane
+    return cohort._replace(queues=queues)
 
 
 def test_steps_are_counted_where_they_run(dataset):

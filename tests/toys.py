@@ -116,6 +116,8 @@ def contiguous_cohort(
         cohort_sizes,
         indices,
         queues,
+        np.int32(len(client_ids)),
+        cohort_sizes.sum(dtype=np.int32),
         np.int32(len(sizes)),
         sizes.sum(dtype=np.int32),
     )

@@ -129,11 +129,9 @@ def scaffold(
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         control = state.server.control
         # A client's weight in c: times p_k, its share of the cohort, or as it is.
-        share = cohort.sizes.sum() / cohort.num_examples
+        share = cohort.cohort_examples / cohort.num_examples
         divisor = (
-            jnp.float32(cohort.sizes.shape[0])
-            if control_divisor == "m_legacy"
-            else cohort.num_clients.astype(jnp.float32)
+            cohort.cohort_size if control_divisor == "m_legacy" else cohort.num_clients
         )
 
         def extra_args(row: ClientState) -> dict[str, Tree]:

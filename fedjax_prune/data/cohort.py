@@ -5,6 +5,7 @@ another, so what counts is how evenly the steps are dealt, not how equal clients
 """
 
 import heapq
+import math
 
 import numpy as np
 
@@ -32,7 +33,14 @@ def num_steps(sizes: np.ndarray, epochs: int, batch_size: int) -> np.ndarray:
     return epochs * -(-np.asarray(sizes) // batch_size)
 
 
-def pack_lanes(steps: np.ndarray, client_ids: np.ndarray, num_lanes: int) -> np.ndarray:
+def pack_lanes(
+    steps: np.ndarray,
+    client_ids: np.ndarray,
+    num_lanes: int,
+    *,
+    num_devices: int = 1,
+    block_size: int | None = None,
+) -> list[list[int]]:
     """Deals clients to lanes, longest first, each to the lane with least to do.
 
     Equal clients are taken by client id, equal lanes by number, so each lane runs
@@ -41,30 +49,52 @@ def pack_lanes(steps: np.ndarray, client_ids: np.ndarray, num_lanes: int) -> np.
     Args:
       steps: [cohort_size] integers, local steps per client.
       client_ids: [cohort_size] integers, distinct.
-      num_lanes: at least 1; lanes beyond the cohort's size stay empty.
+      num_lanes: of each device, at least 1; lanes beyond the cohort's size stay
+        empty.
+      num_devices: at least 1.
+      block_size: the most clients a device can take, at least
+        cohort_size / num_devices; None is no bound.
 
     Returns:
-      [num_lanes, cohort_size] int32, the positions in this cohort that each lane
-      runs, in order, padded with `cohort_size`.
+      num_devices * num_lanes lists, device by device: the positions in `steps`
+      that each lane runs, in order.
 
     Raises:
-      ValueError: if `num_lanes` is below 1.
+      ValueError: if a number is out of range.
 
     References:
       Graham, Bounds on Multiprocessing Timing Anomalies, SIAM J. Appl. Math. 1969.
     """
-    if num_lanes < 1:
-        raise ValueError(f"num_lanes must be at least 1, got {num_lanes}.")
-    cohort_size = len(steps)
-    queues = np.full((num_lanes, cohort_size), cohort_size, np.int32)
-    lengths = [0] * num_lanes
-    loads = [(0, lane) for lane in range(num_lanes)]
+    for name, value in (("num_lanes", num_lanes), ("num_devices", num_devices)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    block_size = len(steps) if block_size is None else block_size
+    if block_size * num_devices < len(steps):
+        raise ValueError(
+            f"block_size must be at least {len(steps)} / {num_devices}, "
+            f"got {block_size}."
+        )
+    lanes: list[list[int]] = [[] for _ in range(num_devices * num_lanes)]
+    room = [block_size] * num_devices
+    loads = [(0, lane) for lane in range(len(lanes))]
     for position in np.lexsort((client_ids, -np.asarray(steps))):
         load, lane = heapq.heappop(loads)
-        queues[lane, lengths[lane]] = position
-        lengths[lane] += 1
+        while room[lane // num_lanes] == 0:
+            load, lane = heapq.heappop(loads)
+        room[lane // num_lanes] -= 1
+        lanes[lane].append(int(position))
         heapq.heappush(loads, (load + int(steps[position]), lane))
-    return queues
+    return lanes
+
+
+def places_per_device(cohort_size: int, num_devices: int) -> int:
+    """How many clients of a cohort one device can take.
+
+    A quarter more than its share: where the longest clients meet on one device, the
+    others take more of the short ones. On the Dirichlet splits of FedDP no lane then
+    waits longer than without a bound.
+    """
+    return min(cohort_size, math.ceil(1.25 * cohort_size / num_devices))
 
 
 def make_cohort(
@@ -74,19 +104,22 @@ def make_cohort(
     *,
     epochs: int,
     batch_size: int,
+    num_devices: int = 1,
 ) -> Cohort:
-    """Makes a cohort of chosen clients, in the order given.
+    """Makes a cohort of chosen clients.
 
     Args:
       population: all clients.
       client_ids: [cohort_size] integers, distinct, in [0, num_clients).
-      num_lanes: at least 1.
+      num_lanes: of each device, at least 1.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
+      num_devices: at least 1.
 
     Returns:
-      A Cohort of numpy arrays. `indices` is as wide as the population's, so that
-      every cohort of the same size has the same shapes.
+      A Cohort of numpy arrays, in the order given on one device, and in that order
+      within the block of each device on several. `indices` is as wide as the
+      population's, so that every cohort of the same size has the same shapes.
 
     Raises:
       ValueError: if a client is unknown or occurs twice, there is none, or another
@@ -102,16 +135,50 @@ def make_cohort(
         )
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
-    sizes = np.asarray(population.sizes)[client_ids]
-    steps = num_steps(sizes, epochs, batch_size)
-    return Cohort(
-        client_ids=client_ids,
-        sizes=sizes,
-        indices=np.asarray(population.indices)[client_ids],
-        queues=pack_lanes(steps, client_ids, num_lanes),
-        num_clients=np.int32(num_clients),
-        num_examples=np.int32(np.sum(population.sizes)),
+    sizes = np.asarray(population.sizes, np.int32)[client_ids]
+    block_size = places_per_device(len(client_ids), max(num_devices, 1))
+    lanes = pack_lanes(
+        num_steps(sizes, epochs, batch_size),
+        client_ids,
+        num_lanes,
+        num_devices=num_devices,
+        block_size=block_size,
     )
+    places, queues = _lay_out(lanes, num_devices, block_size)
+    empty = places == len(client_ids)
+    chosen = np.where(empty, 0, places)
+    return Cohort(
+        client_ids=np.where(empty, np.int32(num_clients), client_ids[chosen]),
+        sizes=np.where(empty, np.int32(0), sizes[chosen]),
+        indices=np.asarray(population.indices)[client_ids[chosen]],
+        queues=queues,
+        cohort_size=np.int32(len(client_ids)),
+        cohort_examples=sizes.sum(dtype=np.int32),
+        num_clients=np.int32(num_clients),
+        num_examples=np.sum(population.sizes, dtype=np.int32),
+    )
+
+
+def _lay_out(
+    lanes: list[list[int]], num_devices: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives every client a place on its device.
+
+    Returns:
+      places: [num_devices * block_size] int32, which client is there; their number
+        where none is.
+      queues: [lanes, block_size] int32, as in Cohort.
+    """
+    num_lanes = len(lanes) // num_devices
+    places = np.full((num_devices, block_size), sum(map(len, lanes)), np.int32)
+    queues = np.full((len(lanes), block_size), block_size, np.int32)
+    for device in range(num_devices):
+        own = range(device * num_lanes, (device + 1) * num_lanes)
+        members = sorted(position for lane in own for position in lanes[lane])
+        places[device, : len(members)] = members
+        for lane in own:
+            queues[lane, : len(lanes[lane])] = np.searchsorted(members, lanes[lane])
+    return places.reshape(-1), queues
 
 
 def sample_cohort(
@@ -123,6 +190,7 @@ def sample_cohort(
     round: int,
     epochs: int,
     batch_size: int,
+    num_devices: int = 1,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -132,14 +200,15 @@ def sample_cohort(
     Args:
       population: all clients.
       cohort_size: at least 1, at most num_clients.
-      num_lanes: at least 1.
+      num_lanes: of each device, at least 1.
       seed: at least 0.
       round: finished rounds, at least 0.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
+      num_devices: at least 1.
 
     Returns:
-      A Cohort of numpy arrays, by ascending client id.
+      A Cohort of numpy arrays, by ascending client id on each device.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -156,4 +225,5 @@ def sample_cohort(
         num_lanes,
         epochs=epochs,
         batch_size=batch_size,
+        num_devices=num_devices,
     )

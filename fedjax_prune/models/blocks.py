@@ -6,8 +6,9 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from fedjax_prune.convolution import convolve
+from fedjax_prune.convolution import by_patches, convolve
 from fedjax_prune.gates import (
     Gate,
     GateSettings,
@@ -17,6 +18,7 @@ from fedjax_prune.gates import (
     select,
 )
 from fedjax_prune.initializers import normal, uniform
+from fedjax_prune.precision import matmul
 
 NORMS = ("none", "bn", "gn")
 EPSILON = 1e-5
@@ -136,13 +138,49 @@ def scaled(width: float, channels: int) -> int:
 def max_pool(features: jax.Array) -> jax.Array:
     """Takes the maximum of 2x2 windows of [..., height, width, channels].
 
-    An odd last row or column is left out. By reshaping: the gradient of a window
-    reduction has no deterministic form on GPUs.
+    An odd last row or column is left out. The gradient of a window is shared by the
+    pixels that are its maximum.
     """
     *batch, height, width, channels = features.shape
     height, width = height // 2, width // 2
     even = features[..., : 2 * height, : 2 * width, :]
-    return even.reshape(*batch, height, 2, width, 2, channels).max((-4, -2))
+    return _max_of_windows(even.reshape(*batch, height, 2, width, 2, channels))
+
+
+# By reshaping, because the gradient of a window reduction has no deterministic form on
+# GPUs; with a gradient of its own, because XLA makes that of a maximum over two axes a
+# slow loop on CPUs.
+@jax.custom_vjp
+def _max_of_windows(windows: jax.Array) -> jax.Array:
+    (a, b), (c, d) = _pixels(windows)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _max_forward(
+    windows: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    largest = _max_of_windows(windows)
+    return largest, (windows, largest)
+
+
+def _max_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    windows, largest = residuals
+    count = sum(
+        (pixel == largest).astype(cotangent.dtype)
+        for row in _pixels(windows)
+        for pixel in row
+    )
+    share = (cotangent / count)[..., :, None, :, None, :]
+    return (jnp.where(windows == largest[..., :, None, :, None, :], share, 0),)
+
+
+_max_of_windows.defvjp(_max_forward, _max_backward)
+
+
+def _pixels(windows: jax.Array) -> list[list[jax.Array]]:
+    return [[windows[..., y, :, x, :] for x in (0, 1)] for y in (0, 1)]
 
 
 class TorchDense(nn.Module):
@@ -156,11 +194,11 @@ class TorchDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch_size, in_features] float32 to [batch_size, features]."""
+        """Maps [batch_size, in_features] float to [batch_size, features]."""
         bound = 1 / math.sqrt(x.shape[-1])
         kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
         bias = self.param("bias", uniform, (self.features,), bound)
-        return x @ kernel + bias[None]
+        return matmul(x, kernel) + bias[None].astype(x.dtype)
 
     def gathered(self, kept: Kept) -> jax.Array:
         """Maps the kept channels of one flattened map to [features]."""
@@ -185,6 +223,8 @@ class GatedConv(nn.Module):
       strides: 1 or 2.
       use_bias: add a bias before the norm.
       use_relu: apply ReLU before the mask.
+      padding: pixels of zeros on each side.
+      dtype: of the features.
     """
 
     channels: int
@@ -193,6 +233,8 @@ class GatedConv(nn.Module):
     strides: int = 1
     use_bias: bool = True
     use_relu: bool = True
+    padding: int = 1
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -213,17 +255,24 @@ class GatedConv(nn.Module):
         stddev = math.sqrt(2 / (9 * self.channels))
         shape = (3, 3, x.shape[-1], self.channels)
         kernel = self.param("kernel", normal, shape, stddev)
-        y = convolve(x, kernel, strides=self.strides, padding=1)
+        y = convolve(
+            x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-            y = y + bias[None, None, None]
+            y = y + bias[None, None, None].astype(y.dtype)
         if self.norm == "bn":
-            y = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, name="norm")(
-                y, mask=example_mask[:, None, None, None]
-            )
+            y = nn.BatchNorm(
+                not train, momentum=0.9, epsilon=EPSILON, dtype=y.dtype, name="norm"
+            )(y, mask=example_mask[:, None, None, None])
         elif self.norm == "gn":
             y = nn.GroupNorm(
-                None, 1, epsilon=EPSILON, use_fast_variance=False, name="norm"
+                None,
+                1,
+                epsilon=EPSILON,
+                use_fast_variance=False,
+                dtype=y.dtype,
+                name="norm",
             )(y)
         if self.use_relu:
             y = nn.relu(y)
@@ -232,7 +281,7 @@ class GatedConv(nn.Module):
             return y, jnp.ones((x.shape[0], self.channels), jnp.float32)
         gate = Gate(self.channels, settings, name="gate")
         multiplier, mask = gate(x, example_mask)
-        return y * multiplier[:, None, None], mask
+        return y * multiplier[:, None, None].astype(y.dtype), mask
 
     def gathered(self, kept: Kept) -> Kept:
         """Runs one sample through its kept channels only, in evaluation mode.
@@ -243,7 +292,8 @@ class GatedConv(nn.Module):
         kernel = weights["kernel"]
         indices, multiplier = self._select(kept, kernel.shape[2])
         kernel = kernel[:, :, kept.indices][..., indices]
-        y = convolve(kept.values[None], kernel, strides=self.strides, padding=1)[0]
+        side = (self.padding, self.padding)
+        y = by_patches(kept.values[None], kernel, self.strides, (side, side))[0]
         if self.use_bias:
             y = y + weights["bias"][indices][None, None]
         if self.norm != "none":

@@ -2,6 +2,8 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
@@ -15,6 +17,7 @@ from fedjax_prune.models.blocks import (
     max_pool,
     scaled,
 )
+from fedjax_prune.precision import at_least_float32
 
 CHANNELS = (16, 32)
 HIDDEN = 64
@@ -29,6 +32,8 @@ class CNN(nn.Module):
       norm: `none`, `bn` or `gn` (one group per channel); biases stay.
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before the last dense layer.
+      dtype: of the activations; parameters, norm statistics, gates and the last layer
+        are at least float32.
     """
 
     num_classes: int
@@ -36,6 +41,7 @@ class CNN(nn.Module):
     norm: str = "none"
     gates: GateSettings | None = None
     dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -43,7 +49,7 @@ class CNN(nn.Module):
 
     def setup(self) -> None:
         self.convs = [
-            GatedConv(channels, gates, self.norm, name=name)
+            GatedConv(channels, gates, self.norm, dtype=self.dtype, name=name)
             for name, channels, gates in self._convs()
         ]
         self.drop = nn.Dropout(self.dropout)
@@ -73,7 +79,8 @@ class CNN(nn.Module):
             x, _ = conv(x, train=train, example_mask=example_mask)
             x = max_pool(x)
         x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
-        return self.fc2(self.drop(x, deterministic=not train))
+        x = self.drop(x, deterministic=not train)
+        return self.fc2(at_least_float32(x))
 
     def gathered(self, image: jax.Array) -> jax.Array:
         """Computes the logits [num_classes] of one image by its kept channels."""

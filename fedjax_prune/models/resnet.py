@@ -1,10 +1,12 @@
 """ResNet-32 for small images."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.initializers import normal
@@ -19,6 +21,7 @@ from fedjax_prune.models.blocks import (
     keep_all,
     scaled,
 )
+from fedjax_prune.precision import at_least_float32
 
 CHANNELS = (16, 32, 64)
 
@@ -34,22 +37,27 @@ class Block(nn.Module):
       gates: gate settings; None for a dense block.
       norm: `none`, `bn` or `gn`; only without norm have convolutions a bias.
       strides: of the first convolution and the shortcut.
+      dtype: of the features.
     """
 
     channels: int
     gates: GateSettings | None
     norm: str
     strides: int
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         use_bias = self.norm == "none"
         gates_a, gates_b = _branch_gates(self.gates)
-        self.conv_a = GatedConv(
-            self.channels, gates_a, self.norm, self.strides, use_bias
+        conv = partial(
+            GatedConv,
+            self.channels,
+            use_bias=use_bias,
+            norm=self.norm,
+            dtype=self.dtype,
         )
-        self.conv_b = GatedConv(
-            self.channels, gates_b, self.norm, use_bias=use_bias, use_relu=False
-        )
+        self.conv_a = conv(gates=gates_a, strides=self.strides)
+        self.conv_b = conv(gates=gates_b, use_relu=False)
 
     def __call__(
         self,
@@ -71,7 +79,9 @@ class Block(nn.Module):
         Returns:
           The features and this block's own `kept_before` for the next one.
         """
-        read = x * kept_before[:, None, None] if _is_literal(self.gates) else x
+        read = x
+        if _is_literal(self.gates):
+            read = x * kept_before[:, None, None].astype(x.dtype)
         h, _ = self.conv_a(read, train=train, example_mask=example_mask)
         branch, mask = self.conv_b(h, train=train, example_mask=example_mask)
         return nn.relu(branch + _shortcut(x, self.channels, self.strides)), mask
@@ -101,6 +111,8 @@ class ResNet32(nn.Module):
       gates: gate settings of the blocks; None for the dense model.
       dropout: rate before the dense layer.
       blocks_per_stage: 5 for the 32 layers, 6 n + 2 of them for n.
+      dtype: of the activations; parameters, norm statistics, gates and the last layer
+        are at least float32.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
@@ -113,6 +125,7 @@ class ResNet32(nn.Module):
     gates: GateSettings | None = None
     dropout: float = 0.0
     blocks_per_stage: int = 5
+    dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -124,9 +137,11 @@ class ResNet32(nn.Module):
 
     def setup(self) -> None:
         stem = scaled(self.width, CHANNELS[0])
-        self.stem = GatedConv(stem, None, self.norm, use_bias=self.norm == "none")
+        self.stem = GatedConv(
+            stem, None, self.norm, use_bias=self.norm == "none", dtype=self.dtype
+        )
         self.blocks = [
-            Block(channels, self.gates, self.norm, strides, name=name)
+            Block(channels, self.gates, self.norm, strides, self.dtype, name=name)
             for name, channels, strides in self._blocks()
         ]
         self.drop = nn.Dropout(self.dropout)
@@ -148,7 +163,8 @@ class ResNet32(nn.Module):
         x, mask = self.stem(images, train=train, example_mask=example_mask)
         for block in self.blocks:
             x, mask = block(x, mask, train=train, example_mask=example_mask)
-        return self.fc(self.drop(x.mean((1, 2)), deterministic=not train))
+        pooled = at_least_float32(x).mean((1, 2))
+        return self.fc(self.drop(pooled, deterministic=not train))
 
     def gathered(self, image: jax.Array) -> jax.Array:
         """Computes the logits [num_classes] of one image by its kept channels."""

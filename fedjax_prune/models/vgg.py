@@ -2,6 +2,8 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
@@ -15,6 +17,7 @@ from fedjax_prune.models.blocks import (
     max_pool,
     scaled,
 )
+from fedjax_prune.precision import at_least_float32
 
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 POOLED = (True, True, False, True, False, True, False, True)
@@ -33,6 +36,8 @@ class VGG11(nn.Module):
       norm: `none`, `bn` or `gn` (one group per channel); biases stay.
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before each hidden dense layer.
+      dtype: of the activations; parameters, norm statistics, gates and the last layer
+        are at least float32.
 
     References:
       Simonyan, Zisserman, Very Deep Convolutional Networks for Large-Scale Image
@@ -46,6 +51,7 @@ class VGG11(nn.Module):
     norm: str = "none"
     gates: GateSettings | None = None
     dropout: float = 0.5
+    dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -53,7 +59,7 @@ class VGG11(nn.Module):
 
     def setup(self) -> None:
         self.convs = [
-            GatedConv(channels, gates, self.norm, name=name)
+            GatedConv(channels, gates, self.norm, dtype=self.dtype, name=name)
             for name, channels, gates in self._convs()
         ]
         hidden = scaled(self.width, HIDDEN)
@@ -87,7 +93,7 @@ class VGG11(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for dense in (self.fc1, self.fc2):
             x = nn.relu(dense(self.drop(x, deterministic=not train)))
-        return self.fc3(x)
+        return self.fc3(at_least_float32(x))
 
     def gathered(self, image: jax.Array) -> jax.Array:
         """Computes the logits [num_classes] of one image by its kept channels."""

@@ -1,0 +1,201 @@
+"""How many devices and lanes a run takes: what fits, and what is fastest."""
+
+import copy
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune import costs
+from fedjax_prune.client import over_lanes
+from fedjax_prune.data.cohort import places_per_device
+from fedjax_prune.experiment import Experiment, start
+from fedjax_prune.settings import SettingsError
+from fedjax_prune.types import Batch, Config, Dataset, Variables
+from fedjax_prune.workdir import has_config, read_config
+
+MOST_LANES = 64
+LEAST_GAIN = 1.05
+"""Twice as many lanes are taken only for this many times the images a second."""
+
+
+def settle(
+    config: Config, experiment: Experiment, folder: Path
+) -> tuple[Config, dict[str, str]]:
+    """Replaces `devices` and `lanes` by numbers, those of the first start on resume.
+
+    Args:
+      config: `devices` 0 stands for all, but no more than clients in the cohort;
+        `lanes` "auto" for what is fastest among what fits.
+      experiment: of the run.
+      folder: the workdir.
+
+    Returns:
+      The configuration to run, and what was chosen in words.
+
+    Raises:
+      SettingsError: if there are fewer devices than asked for, or not even one lane
+        fits the memory.
+    """
+    config = copy.deepcopy(config)
+    before = read_config(folder) if has_config(folder) else {}
+    available = jax.local_device_count()
+    wanted = config.devices or before.get("devices")
+    config.devices = wanted or min(available, config.cohort_size)
+    if config.devices > available:
+        raise SettingsError(
+            [f"devices must be in [0, {available}] on this machine, got {wanted}"]
+        )
+    asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
+    most = -(-config.cohort_size // config.devices)
+    fitting = _fitting_lanes(
+        config, experiment, MOST_LANES if asked == "auto" else asked
+    )
+    if asked == "auto":
+        config.lanes, words = _fastest(config, experiment, min(fitting, most))
+    else:
+        config.lanes = min(fitting, asked)
+        words = f"{config.lanes}"
+        if config.lanes < asked:
+            words += f" in place of {asked}, which do not fit the memory"
+    return config, {"lanes": f"{words}, on each of {_devices(config.devices)}"}
+
+
+def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
+    """Bytes that a round takes on each device.
+
+    The data, the parameters and the device's share of the rows of all clients; the
+    rows of its block of the cohort; what its clients have sent; and for each lane its
+    own parameters, gradients, row, optimiser state and what the backward pass keeps.
+
+    Args:
+      config: with `devices` as a number.
+      experiment: of the run.
+      lanes: on each device.
+    """
+    state, rows = jax.eval_shape(lambda: start(config, experiment))
+    params = costs.tree_bytes(state.params)
+    row = costs.tree_bytes(rows) // config.data.num_clients
+    block = places_per_device(config.cohort_size, config.devices)
+    optimiser = costs.tree_bytes(
+        jax.eval_shape(experiment.solver.shared_tx.init, state.params)
+    )
+    data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
+    indices = 4 * block * experiment.population.indices.shape[1]
+    one_row_per_client = -(-config.data.num_clients // config.devices) * row
+    down, up = experiment.algorithm.traffic(state, 1)
+    del down
+    kept = block if config.reduction == "fixed_order" else 1
+    shared = data + indices + costs.tree_bytes(state) + one_row_per_client
+    lane = (
+        2 * params
+        + row
+        + optimiser
+        + up
+        + activation_bytes(experiment, config.client.batch_size)
+    )
+    return shared + block * row + kept * up + lanes * lane
+
+
+def activation_bytes(experiment: Experiment, batch_size: int) -> int:
+    """Bytes that the backward pass keeps of one batch, parameters left out."""
+    variables = jax.eval_shape(experiment.task.init, jax.random.key(0))
+
+    def kept(variables: Variables, batch: Batch, key: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            return experiment.task.loss(variables._replace(params=params), batch, key)
+
+        return jax.vjp(loss, variables.params, has_aux=True)[1]
+
+    batch = jax.eval_shape(lambda: _batch(experiment.train, batch_size))
+    residuals = jax.eval_shape(kept, variables, batch, jax.random.key(0))
+    return costs.tree_bytes(residuals) - costs.tree_bytes(variables.params)
+
+
+def available_bytes() -> int:
+    """Memory of one device; of a CPU device its share of the machine's."""
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine // jax.local_device_count()
+
+
+def _fitting_lanes(config: Config, experiment: Experiment, most: int) -> int:
+    """The largest number of lanes, at most `most`, that fits the memory."""
+    available = available_bytes()
+    one = memory_estimate(config, experiment, 1)
+    each = memory_estimate(config, experiment, 2) - one
+    if one > available:
+        raise SettingsError(
+            [
+                f"a round with one lane needs {one / 1e9:.1f} GB on each device, which "
+                f"has {available / 1e9:.1f} GB: take a smaller client.batch_size, "
+                "model.width or cohort_size"
+            ]
+        )
+    return min(most, 1 + (available - one) // each)
+
+
+def _fastest(config: Config, experiment: Experiment, most: int) -> tuple[int, str]:
+    """Doubles the lanes as long as that trains more images a second."""
+    best, rates = 1, {1: _images_per_second(config, experiment, 1)}
+    while 2 * best <= min(most, MOST_LANES):
+        rates[2 * best] = _images_per_second(config, experiment, 2 * best)
+        if rates[2 * best] < LEAST_GAIN * rates[best]:
+            break
+        best *= 2
+    tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
+    return best, f"{best}, chosen by images a second ({tried})"
+
+
+def _images_per_second(config: Config, experiment: Experiment, lanes: int) -> float:
+    """Times the gradient steps of some lanes side by side on one device."""
+    batch = _batch(experiment.train, config.client.batch_size)
+
+    def step(lane: tuple[Variables, jax.Array]) -> tuple[Variables, jax.Array]:
+        variables, key = lane
+
+        def loss(params: Any) -> jax.Array:
+            return experiment.task.loss(variables._replace(params=params), batch, key)[
+                0
+            ]
+
+        gradient = jax.grad(loss)(variables.params)
+        params = jax.tree.map(lambda p, g: p - 1e-6 * g, variables.params, gradient)
+        return variables._replace(params=params), key
+
+    @jax.jit
+    def start_lanes() -> tuple[Variables, jax.Array]:
+        keys = jax.random.split(jax.random.key(0), lanes)
+        variables = experiment.task.init(jax.random.key(0))
+        return jax.tree.map(lambda x: jnp.stack([x] * lanes), variables), keys
+
+    run = jax.jit(lambda lanes: over_lanes(step, lanes), donate_argnums=0)
+    state = jax.block_until_ready(run(start_lanes()))
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        state = jax.block_until_ready(run(state))
+        seconds.append(time.monotonic() - began)
+    return lanes * config.client.batch_size / float(np.median(seconds))
+
+
+def _batch(dataset: Dataset, batch_size: int) -> Batch:
+    """The first examples again and again, as a full batch."""
+    chosen = np.arange(batch_size) % len(dataset.labels)
+    return Batch(
+        jnp.asarray(dataset.images[chosen]),
+        jnp.asarray(dataset.labels[chosen]),
+        jnp.ones(batch_size, bool),
+    )
+
+
+def _devices(count: int) -> str:
+    name = jax.local_devices()[0].device_kind
+    return f"{count} {name} device{'s' * (count > 1)}"

@@ -1,0 +1,246 @@
+"""Where a round's lanes run, and in which order their messages are added.
+
+Each device trains its own block of the cohort in its own lanes, without a word to the
+others; only what the clients send crosses devices, once, at the end of the round.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_prune.client import CohortResult, Collector
+from fedjax_prune.types import ClientState, Cohort, Sums, Tree
+
+AXIS = "devices"
+SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+REDUCTIONS = ("all_reduce", "fixed_order")
+
+
+class Placement(NamedTuple):
+    """Where a round runs.
+
+    Attributes:
+      mesh: the devices, on one axis; None is the one default device.
+      reduction: one of REDUCTIONS. `all_reduce` adds messages as clients finish,
+        then over devices. `fixed_order` keeps them all and adds them by client id,
+        so that the result has the same bits on any number of devices.
+    """
+
+    mesh: Mesh | None = None
+    reduction: str = "all_reduce"
+
+    @property
+    def num_devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+
+ONE_DEVICE = Placement()
+
+
+def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Placement:
+    """Places rounds on the first local devices.
+
+    Args:
+      num_devices: at least 1, at most the number of local devices.
+      reduction: one of REDUCTIONS.
+
+    Raises:
+      ValueError: if there are fewer devices, or the reduction is unknown.
+    """
+    local = jax.local_devices()
+    if not 1 <= num_devices <= len(local):
+        raise ValueError(f"devices must be in [1, {len(local)}], got {num_devices}.")
+    if reduction not in REDUCTIONS:
+        known = ", ".join(REDUCTIONS)
+        raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
+    mesh = Mesh(np.array(local[:num_devices]), (AXIS,)) if num_devices > 1 else None
+    return Placement(mesh, reduction)
+
+
+def put_whole(placement: Placement, tree: Tree) -> Tree:
+    """Copies a tree to every device."""
+    if placement.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(placement.mesh, WHOLE))
+
+
+def put_split(placement: Placement, tree: Tree) -> Tree:
+    """Sends each device its part of the leading axis."""
+    if placement.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(placement.mesh, SPLIT))
+
+
+def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
+    """Sends each device its block of a cohort."""
+    mesh = placement.mesh
+    if mesh is None:
+        return jax.device_put(cohort)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _COHORT_SPECS)
+    return jax.device_put(cohort, shardings)
+
+
+def share_work(
+    placement: Placement,
+    function: Callable[[Tree, Tree], jax.Array],
+    whole: Tree,
+    parts: Tree,
+    *,
+    out_axis: int = 0,
+) -> jax.Array:
+    """Runs a function on every device's part of some arrays.
+
+    Args:
+      placement: the devices.
+      function: (whole, part of parts) -> array; what it computes for one index of
+        the leading axis of `parts` must not depend on the others.
+      whole: given to every device.
+      parts: leaves [size, ...], cut along the leading axis.
+      out_axis: where that axis is in the result.
+
+    Returns:
+      What `function(whole, parts)` would return.
+    """
+    if placement.mesh is None:
+        return function(whole, parts)
+    size = jax.tree.leaves(parts)[0].shape[0]
+    missing = -size % placement.num_devices
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), parts
+    )
+    mapped = jax.shard_map(
+        function,
+        mesh=placement.mesh,
+        in_specs=(WHOLE, SPLIT),
+        out_specs=PartitionSpec(*[None] * out_axis, AXIS),
+        check_vma=False,
+    )
+    return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
+
+
+def on_devices(
+    placement: Placement, train: Callable[..., CohortResult]
+) -> Callable[..., tuple[Tree, ClientState, Sums]]:
+    """Runs local training on every device and adds up what the clients send.
+
+    Args:
+      placement: the devices and the reduction.
+      train: (collector, state, rows, dataset, cohort, key, examples, wanted) ->
+        CohortResult, called with one device's part of rows, cohort and wanted.
+
+    Returns:
+      A function of the same arguments but the collector, on whole arrays; it returns
+      the sum of the messages, the rows and the sums, with `steps_executed`: the
+      steps of all lanes until the last device has finished.
+    """
+    collector, total_of = _REDUCTIONS[placement.reduction]
+
+    def on_one_device(state, rows, dataset, cohort, key, examples, wanted):
+        result = train(collector, state, rows, dataset, cohort, key, examples, wanted)
+        total = total_of(result.messages, cohort, placement.mesh is not None)
+        # Every lane waits for the slowest device.
+        trips = result.trips
+        if placement.mesh is not None:
+            trips = jax.lax.pmax(trips, AXIS)
+        executed = trips * (cohort.queues.shape[0] * placement.num_devices)
+        return total, result.rows, result.sums, executed
+
+    run = on_one_device
+    if placement.mesh is not None:
+        run = jax.shard_map(
+            on_one_device,
+            mesh=placement.mesh,
+            in_specs=(WHOLE, SPLIT, WHOLE, _COHORT_SPECS, WHOLE, WHOLE, SPLIT),
+            out_specs=(WHOLE, SPLIT, SPLIT, WHOLE),
+            # The loops of different devices have different lengths.
+            check_vma=False,
+        )
+
+    def on_all(*arguments: Tree) -> tuple[Tree, ClientState, Sums]:
+        total, rows, sums, executed = run(*arguments)
+        return total, rows, sums | {"steps_executed": executed}
+
+    return on_all
+
+
+_COHORT_SPECS = Cohort(
+    client_ids=SPLIT,
+    sizes=SPLIT,
+    indices=SPLIT,
+    queues=SPLIT,
+    cohort_size=WHOLE,
+    cohort_examples=WHOLE,
+    num_clients=WHOLE,
+    num_examples=WHOLE,
+)
+
+
+def _running_sum() -> Collector:
+    def empty(message: Tree, block_size: int) -> Tree:
+        del block_size
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
+
+    def add(
+        total: Tree, messages: Tree, finished: jax.Array, position: jax.Array
+    ) -> Tree:
+        del position
+
+        def add_leaf(total: jax.Array, messages: jax.Array) -> jax.Array:
+            flags = finished.reshape(-1, *(1,) * (messages.ndim - 1))
+            return total + jnp.where(flags, messages, 0).sum(0)
+
+        return jax.tree.map(add_leaf, total, messages)
+
+    return Collector(empty, add)
+
+
+def _keep_all() -> Collector:
+    def empty(message: Tree, block_size: int) -> Tree:
+        return jax.tree.map(
+            lambda x: jnp.zeros((block_size, *x.shape), x.dtype), message
+        )
+
+    def add(
+        kept: Tree, messages: Tree, finished: jax.Array, position: jax.Array
+    ) -> Tree:
+        del finished
+        return jax.tree.map(
+            lambda k, m: k.at[position].set(m, mode="drop"), kept, messages
+        )
+
+    return Collector(empty, add)
+
+
+def _sum_over_devices(total: Tree, cohort: Cohort, many: bool) -> Tree:
+    del cohort
+    return jax.lax.psum(total, AXIS) if many else total
+
+
+def _sum_by_client_id(kept: Tree, cohort: Cohort, many: bool) -> Tree:
+    def of_all_devices(x: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
+
+    # Empty places have the largest id, so the clients come first.
+    order = jnp.argsort(of_all_devices(cohort.client_ids))
+
+    def sum_leaf(kept: jax.Array) -> jax.Array:
+        messages = of_all_devices(kept)
+        return jax.lax.fori_loop(
+            0,
+            cohort.cohort_size,
+            lambda i, total: total + messages[order[i]],
+            jnp.zeros(kept.shape[1:], kept.dtype),
+        )
+
+    return jax.tree.map(sum_leaf, kept)
+
+
+_REDUCTIONS = {
+    "all_reduce": (_running_sum(), _sum_over_devices),
+    "fixed_order": (_keep_all(), _sum_by_client_id),
+}
+"""name -> (how a device gathers messages, how the total is made of what it has)."""
