@@ -39,6 +39,7 @@ def get_config(text: str = "feddp,10") -> Any:
     config = feddp.get_config(f"{method},vgg11,{clients}")
     config.rounds = SIZES[clients].rounds
     config.save_every = 4
+    config.lanes = 1
     config.model.width *= 0.25
     config.client.epochs = 2
     config.client.batch_size = 16

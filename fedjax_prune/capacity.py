@@ -13,7 +13,9 @@ import numpy as np
 from fedjax_prune import costs
 from fedjax_prune.client import over_lanes
 from fedjax_prune.data.cohort import places_per_device
+from fedjax_prune.evaluate import BATCH_SIZE
 from fedjax_prune.experiment import Experiment, start
+from fedjax_prune.liveness import peak_bytes
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.types import Batch, Config, Dataset, Variables
 from fedjax_prune.workdir import has_config, read_config
@@ -52,8 +54,11 @@ def settle(
         )
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
     most = -(-config.cohort_size // config.devices)
-    fitting = _fitting_lanes(
-        config, experiment, MOST_LANES if asked == "auto" else asked
+    fitting = fitting_lanes(
+        config,
+        experiment,
+        MOST_LANES if asked == "auto" else asked,
+        available_bytes(),
     )
     if asked == "auto":
         config.lanes, words = _fastest(config, experiment, min(fitting, most))
@@ -70,7 +75,8 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
 
     The data, the parameters and the device's share of the rows of all clients; the
     rows of its block of the cohort; what its clients have sent; and for each lane its
-    own parameters, gradients, row, optimiser state and what the backward pass keeps.
+    own parameters, row, optimiser state and messages, and the larger of what a local
+    step and what the evaluation of a batch hold at once.
 
     Args:
       config: with `devices` as a number.
@@ -78,42 +84,44 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
       lanes: on each device.
     """
     state, rows = jax.eval_shape(lambda: start(config, experiment))
-    params = costs.tree_bytes(state.params)
     row = costs.tree_bytes(rows) // config.data.num_clients
+    share = -(-config.data.num_clients // config.devices) * row
     block = places_per_device(config.cohort_size, config.devices)
-    optimiser = costs.tree_bytes(
-        jax.eval_shape(experiment.solver.shared_tx.init, state.params)
-    )
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    indices = 4 * block * experiment.population.indices.shape[1]
-    one_row_per_client = -(-config.data.num_clients // config.devices) * row
-    down, up = experiment.algorithm.traffic(state, 1)
-    del down
+    _, message = experiment.algorithm.traffic(state, 1)
     kept = block if config.reduction == "fixed_order" else 1
-    shared = data + indices + costs.tree_bytes(state) + one_row_per_client
-    lane = (
-        2 * params
-        + row
-        + optimiser
-        + up
-        + activation_bytes(experiment, config.client.batch_size)
-    )
-    return shared + block * row + kept * up + lanes * lane
+    optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
+    lane = costs.tree_bytes((state.params, optimiser)) + row + message
+    lane += max(_step_bytes(config, experiment), _evaluation_bytes(experiment))
+    fixed = data + costs.tree_bytes(state) + share + block * row + kept * message
+    return fixed + lanes * lane
 
 
-def activation_bytes(experiment: Experiment, batch_size: int) -> int:
-    """Bytes that the backward pass keeps of one batch, parameters left out."""
+def _step_bytes(config: Config, experiment: Experiment) -> int:
+    """What one local step holds at once, gradients included."""
+
+    def gradient(variables: Variables, batch: Batch, key: jax.Array) -> Any:
+        def loss(params: Any, personal: Any) -> jax.Array:
+            full = variables._replace(params=params, personal=personal)
+            return experiment.task.loss(full, batch, key)[0]
+
+        return jax.grad(loss, (0, 1))(variables.params, variables.personal)
+
+    batch = jax.eval_shape(lambda: _batch(experiment.train, config.client.batch_size))
+    key = jax.random.key(0)
+    variables = jax.eval_shape(experiment.task.init, key)
+    return peak_bytes(gradient, variables, batch, key)
+
+
+def _evaluation_bytes(experiment: Experiment) -> int:
+    """What the evaluation of one batch holds at once.
+
+    Half as much again as by the walk: XLA's plans for CPUs took 1.1 to 1.6 times that.
+    """
+    batch_size = min(BATCH_SIZE, len(experiment.test.labels))
+    images = jax.eval_shape(lambda: _batch(experiment.test, batch_size).images)
     variables = jax.eval_shape(experiment.task.init, jax.random.key(0))
-
-    def kept(variables: Variables, batch: Batch, key: jax.Array) -> Any:
-        def loss(params: Any) -> Any:
-            return experiment.task.loss(variables._replace(params=params), batch, key)
-
-        return jax.vjp(loss, variables.params, has_aux=True)[1]
-
-    batch = jax.eval_shape(lambda: _batch(experiment.train, batch_size))
-    residuals = jax.eval_shape(kept, variables, batch, jax.random.key(0))
-    return costs.tree_bytes(residuals) - costs.tree_bytes(variables.params)
+    return 3 * peak_bytes(experiment.task.predict, variables, images) // 2
 
 
 def available_bytes() -> int:
@@ -126,16 +134,30 @@ def available_bytes() -> int:
     return machine // jax.local_device_count()
 
 
-def _fitting_lanes(config: Config, experiment: Experiment, most: int) -> int:
-    """The largest number of lanes, at most `most`, that fits the memory."""
-    available = available_bytes()
+def fitting_lanes(
+    config: Config, experiment: Experiment, most: int, available: int
+) -> int:
+    """The largest number of lanes that fits the memory of a device.
+
+    Args:
+      config: with `devices` as a number.
+      experiment: of the run.
+      most: the number of lanes asked for, at least 1.
+      available: bytes on each device.
+
+    Returns:
+      A number in [1, most].
+
+    Raises:
+      SettingsError: if not even one lane fits.
+    """
     one = memory_estimate(config, experiment, 1)
     each = memory_estimate(config, experiment, 2) - one
     if one > available:
         raise SettingsError(
             [
-                f"a round with one lane needs {one / 1e9:.1f} GB on each device, which "
-                f"has {available / 1e9:.1f} GB: take a smaller client.batch_size, "
+                f"a round with one lane needs {one / 1e9:.3g} GB on each device, which "
+                f"has {available / 1e9:.3g} GB: take a smaller client.batch_size, "
                 "model.width or cohort_size"
             ]
         )

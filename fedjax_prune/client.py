@@ -21,6 +21,8 @@ from fedjax_prune.types import (
     Batch,
     ClientState,
     Cohort,
+    CohortResult,
+    Collector,
     Dataset,
     Probe,
     ServerState,
@@ -62,19 +64,6 @@ class ClientProgram(NamedTuple):
     upload: Callable[[LocalResult, ClientState, jax.Array], tuple[Tree, ClientState]]
 
 
-class Collector(NamedTuple):
-    """How a device gathers what its clients send.
-
-    Attributes:
-      empty: (one message's shapes, block_size) -> gathered, before the first client.
-      add: (gathered, messages [num_lanes, ...], finished [num_lanes] bool, position
-        [num_lanes] in the block, block_size where nothing has finished) -> gathered.
-    """
-
-    empty: Callable[[Tree, int], Tree]
-    add: Callable[[Tree, Tree, jax.Array, jax.Array], Tree]
-
-
 class _Lane(NamedTuple):
     """The client a lane is running. Leaves carry a leading axis `num_lanes`."""
 
@@ -96,24 +85,6 @@ class _Carry(NamedTuple):
     messages: Tree
     rows: ClientState
     sums: Sums
-
-
-class CohortResult(NamedTuple):
-    """What the clients of one device leave behind.
-
-    Attributes:
-      messages: as the collector gathered them.
-      rows: [block_size, ...] new client states.
-      sums: of the task and the probe, [block_size, ...], with `steps` and
-        `nonfinite`.
-      trips: [] int32, steps that the lanes made side by side, counted where they
-        run.
-    """
-
-    messages: Tree
-    rows: ClientState
-    sums: Sums
-    trips: jax.Array
 
 
 def train_cohort(

@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_prune.placement import ONE_DEVICE, Placement, share_work
 from fedjax_prune.types import Dataset, Population, Probe, Sums, Task, Variables
 
-BATCH_SIZE = 500
+BATCH_SIZE = 100
 """Examples a forward pass; the last batch is padded and the padding dropped."""
 
 

@@ -12,8 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_prune.client import CohortResult, Collector
-from fedjax_prune.types import ClientState, Cohort, Sums, Tree
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    CohortResult,
+    Collector,
+    Sums,
+    Tree,
+)
 
 AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()

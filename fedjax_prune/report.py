@@ -48,38 +48,38 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
     return facts
 
 
+def traffic(config: Config, experiment: Experiment) -> dict[str, int]:
+    """Bytes of every round, over the whole cohort, as fields of a row."""
+    state, _ = jax.eval_shape(lambda: start(config, experiment))
+    down, up = experiment.algorithm.traffic(state, config.cohort_size)
+    return {"bytes/down": down, "bytes/up": up}
+
+
 def round_row(
-    config: Config,
-    experiment: Experiment,
     finished: int,
     seconds: float,
     sums: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """The row of one round, without its evaluation.
+    """The row of one round, without its traffic and its evaluation.
 
     Args:
-      config: of the run.
-      experiment: of the run.
       finished: rounds done, this one included.
       seconds: since the round before was done, evaluation included, compilation not.
       sums: of the round, on the host, leaves [cohort_size, ...].
 
     Returns:
-      Flat fields; traffic is of this round, over the whole cohort.
+      Flat fields.
     """
-    state, _ = jax.eval_shape(lambda: start(config, experiment))
-    down, up = experiment.algorithm.traffic(state, config.cohort_size)
     count = float(sums["count"].sum())
     row = {
         "round": finished,
         "seconds": seconds,
-        "clients": config.cohort_size,
+        "clients": len(sums["count"]),
         "train/loss": float(sums["loss"].sum()) / count,
         "train/accuracy": float(sums["correct"].sum()) / count,
-        "bytes/down": down,
-        "bytes/up": up,
         "steps/real": int(sums["steps"].sum()),
         "steps/executed": int(sums["steps_executed"]),
+        "steps/executed_over_real": float(sums["steps_executed"] / sums["steps"].sum()),
     }
     for name, selected in sums.items():
         if name.startswith("selected/"):

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.client import ClientProgram, CohortResult, Collector, train_cohort
+from fedjax_prune.client import ClientProgram, train_cohort
 from fedjax_prune.placement import ONE_DEVICE, Placement, on_devices
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
     Cohort,
+    CohortResult,
+    Collector,
     Dataset,
     Probe,
     ServerState,

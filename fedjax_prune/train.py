@@ -5,12 +5,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,6 +24,7 @@ from fedjax_prune.placement import (
     put_whole,
 )
 from fedjax_prune.precision import product_precision
+from fedjax_prune.programs import compile_programs
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -33,7 +32,6 @@ from fedjax_prune.types import (
     Population,
     ServerState,
     Sums,
-    Variables,
 )
 from fedjax_prune.workdir import (
     agree_config,
@@ -49,20 +47,6 @@ INTERRUPTED = 130
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message names the round and the clients."""
-
-
-class Programs(NamedTuple):
-    """What a run compiles, once each.
-
-    Attributes:
-      train: (state, rows, train, test, cohort, key, wanted) -> (state, rows, sums)
-        after one round; the clients in `wanted` [num_places] bool are probed before
-        aggregation. State and rows are donated.
-      measure: (state, rows, client_ids, train, test, validation) -> accuracies.
-    """
-
-    train: jax.stages.Wrapped
-    measure: jax.stages.Wrapped
 
 
 class _Round(NamedTuple):
@@ -131,6 +115,7 @@ def _train(
     data = put_whole(placement, (experiment.train, experiment.test))
     validation = put_whole(placement, experiment.validation)
     num_evaluated = _num_evaluated(config, config.cohort_size)
+    traffic = report.traffic(config, experiment)
 
     def dispatch(number: int) -> tuple[ServerState, ClientState, _Round]:
         cohort = _cohort(config, experiment.population, number - 1)
@@ -189,7 +174,7 @@ def _train(
             seconds, clock = time.monotonic() - clock, time.monotonic()
             sums = _of_clients(sums, done.cohort)
             _require_finite(sums, done)
-            row = report.round_row(config, experiment, done.number, seconds, sums)
+            row = traffic | report.round_row(done.number, seconds, sums)
             images = float(sums["count"].sum())
             bar.advance(
                 done.number, row["train/loss"], row["train/accuracy"], images / seconds
@@ -243,53 +228,6 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
             state, rows, ids, *data, jax.device_put(experiment.validation)
         )
         return {"round": int(state.round)} | _accuracies(_read(accuracies), experiment)
-
-
-def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
-    """Makes the two compiled functions of a run.
-
-    Args:
-      experiment: of the run.
-      placement: where they run.
-    """
-    algorithm, task = experiment.algorithm, experiment.task
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def train_round(state, rows, train, test, cohort, key, wanted):
-        state, cohort_rows, sums = algorithm.round(
-            state,
-            store.take(rows, cohort.client_ids, placement),
-            train,
-            cohort,
-            jax.random.fold_in(key, state.round),
-            evaluate.after_local_probe(task, test, wanted),
-            placement,
-        )
-        rows = store.put(rows, cohort.client_ids, cohort_rows, placement)
-        return state, rows, sums
-
-    @jax.jit
-    def measure(state, rows, ids, train, test, validation):
-        shared = Variables(state.params, {}, state.model_state)
-        # Few rows, on every device: each evaluates all clients on its own examples.
-        own = shared._replace(personal=store.take_whole(rows, ids).personal)
-        validation = jax.tree.map(lambda x: x[ids], validation)
-        correct = evaluate.correct_by_client(task, own, test, placement)
-        local = (
-            evaluate.holdout_accuracy(task, own, train, validation, placement)
-            if experiment.held_out
-            else evaluate.local_accuracy(correct, validation)
-        )
-        dense = evaluate.correct_by_client(
-            experiment.dense_task, shared, test, placement
-        )
-        return {
-            "global_dense": dense.mean(),
-            "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
-            "client_local": local,
-        }
-
-    return Programs(train_round, measure)
 
 
 def _accuracies(values: dict[str, Any], experiment: Experiment) -> dict[str, float]:

@@ -142,6 +142,37 @@ class ClientState(NamedTuple):
     client: Tree
 
 
+class Collector(NamedTuple):
+    """How a device gathers what its clients send.
+
+    Attributes:
+      empty: (one message's shapes, block_size) -> gathered, before the first client.
+      add: (gathered, messages [num_lanes, ...], finished [num_lanes] bool, position
+        [num_lanes] in the block, block_size where nothing has finished) -> gathered.
+    """
+
+    empty: Callable[[Tree, int], Tree]
+    add: Callable[[Tree, Tree, jax.Array, jax.Array], Tree]
+
+
+class CohortResult(NamedTuple):
+    """What the clients of one device leave behind.
+
+    Attributes:
+      messages: as the collector gathered them.
+      rows: [block_size, ...] new client states.
+      sums: of the task and the probe, [block_size, ...], with `steps` and
+        `nonfinite`.
+      trips: [] int32, steps that the lanes made side by side, counted where they
+        run.
+    """
+
+    messages: Tree
+    rows: ClientState
+    sums: Sums
+    trips: jax.Array
+
+
 class Probe(NamedTuple):
     """A measurement of clients after local training, before their params go.
 

@@ -32,7 +32,7 @@ ORDER = [
         "store",
     ),
     *("algorithms", "settings", "workdir", "checkpoint", "console"),
-    *("experiment", "capacity", "report", "train"),
+    *("experiment", "liveness", "capacity", "programs", "report", "train"),
 ]
 
 ONLY_IN = {

@@ -1,13 +1,15 @@
 """Whole runs: files, resuming, interruption, errors."""
 
+import io
 import json
-import os
 import signal
-import threading
+import sys
+import traceback
 
 import jax
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 from configs import quickstart
 from fedjax_prune import checkpoint, report, train
@@ -23,6 +25,7 @@ def tiny_config(**changes):
         "rounds": 4,
         "cohort_size": 3,
         "lanes": 2,
+        "devices": 1,
         "save_every": 2,
         "data.num_clients": 5,
         "data.num_train": 300,
@@ -95,49 +98,83 @@ def test_workdir_holds_config_events_and_checkpoint(finished):
     assert not (workdir / "lock").exists()
 
 
-def test_stopped_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
-    """Stops by a signal around round 1, resumes, stops around round 3, resumes."""
-    config, workdir = finished
-    for stop_in in (1, 3, None):
-        code = run_and_stop(config, tmp_path, stop_in)
-        assert code == (train.INTERRUPTED if stop_in else 0)
-        saved = checkpoint.latest(tmp_path / "checkpoints") or 0
-        assert saved == len(read_metrics(tmp_path))
-        assert saved <= (stop_in or config.rounds)
-    whole, resumed = final_state(config, workdir), final_state(config, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-    timing = {"seconds"}
-    for first, second in zip(
-        read_metrics(workdir), read_metrics(tmp_path), strict=True
-    ):
+class Terminal(io.StringIO):
+    """Presses Ctrl-C when it is shown the end of a round."""
+
+    def __init__(self, press_after):
+        super().__init__()
+        self.press_after = press_after
+
+    def write(self, text):
+        if text.startswith(f"round {self.press_after}/"):
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_stopped_and_resumed_run_ends_with_the_same_bits(
+    finished, tmp_path, monkeypatch
+):
+    """Stops while round 2 is running, resumes, stops in round 4, resumes."""
+    config, _ = finished
+    config = config.copy_and_resolve_references()
+    config.rounds = 6
+    for press_after, expected in ((1, 2), (3, 4), (None, 6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Terminal(press_after))
+            code = train.run(config, tmp_path)
+        assert code == (train.INTERRUPTED if press_after else 0)
+        assert checkpoint.latest(tmp_path / "checkpoints") == expected
+        assert len(read_metrics(tmp_path)) == expected
+    whole = tmp_path / "whole"
+    train.run(config, whole)
+    first, second = final_state(config, whole), final_state(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    timing = {"seconds", "seconds/compile"}
+    for first, second in zip(read_metrics(whole), read_metrics(tmp_path), strict=True):
         assert {k: v for k, v in first.items() if k not in timing} == {
             k: v for k, v in second.items() if k not in timing
         }
 
 
-def run_and_stop(config, workdir, stop_in):
-    """Sends SIGINT when the row before the round to stop in has been written."""
-    done = threading.Event()
+def test_only_one_function_reads_from_the_device(tmp_path, monkeypatch):
+    """The transfer guard of the CPU does not see device-to-host copies."""
+    value = ArrayImpl._value
+    readers = set()
 
-    def watch():
-        while not done.wait(0.002):
-            rows = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-            started = (workdir / "config.json").exists()
-            if stop_in and started and len(rows) == stop_in - 1 and _handles():
-                os.kill(os.getpid(), signal.SIGINT)
-                return
+    def spied(array):
+        ours = [
+            f.name for f in traceback.extract_stack() if f.filename == train.__file__
+        ]
+        # Compiling turns constants into numbers, too, before the first round.
+        if "_train" in ours:
+            readers.add(ours[-1])
+        return value.fget(array)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        return train.run(config, workdir)
-    finally:
-        done.set()
-        watcher.join()
+    monkeypatch.setattr(ArrayImpl, "_value", property(spied))
+    config = tiny_config(rounds=5)
+    assert train.run(config, tmp_path) == 0
+    assert readers == {"_read", "_save"}
 
 
-def _handles():
-    return signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+def test_a_round_is_dispatched_before_the_one_before_is_read(tmp_path, monkeypatch):
+    """Rows are written one round late, but where a checkpoint is due."""
+    events = []
+    call, read = jax.stages.Compiled.__call__, jax.device_get
+
+    def dispatch(self, *args, **kwargs):
+        if len(args) == 7:
+            events.append("dispatch")
+        return call(self, *args, **kwargs)
+
+    def fetch(values):
+        events.append("read")
+        return read(values)
+
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", dispatch)
+    monkeypatch.setattr(jax, "device_get", fetch)
+    assert train.run(tiny_config(rounds=4, save_every=3), tmp_path) == 0
+    rounds = [e for e in events if e in ("dispatch", "read")]
+    assert rounds[:6] == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
 
 
 def test_finished_run_started_again_only_reports(finished, capsys):
@@ -233,21 +270,23 @@ def test_holdout_and_per_client_gates(tmp_path):
     assert 0 <= row["eval/client_local/mean"] <= 1
 
 
-def test_rounds_do_not_recompile(tmp_path):
-    """Another cohort every round, with and without measuring: one program."""
+def test_another_cohort_and_evaluation_do_not_recompile(tmp_path):
+    """A run compiles its round before the first and calls that program alone."""
     config = tiny_config(rounds=4)
-    experiment = build(config)
-    programs = train.compile_programs(experiment)
-    state, rows = start(config, experiment)
-    for finished in range(4):
-        cohort = train._cohort(config, experiment.population, finished)
-        state, rows, _ = programs.train(
-            state,
-            rows,
-            *jax.device_put((experiment.train, experiment.test)),
-            cohort,
-            jax.random.key(0),
-            np.int32(2 * (finished % 2)),
-        )
-    assert programs.train._cache_size() == 1
-    assert int(state.round) == 4
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event)
+    )
+    try:
+        assert train.run(config, tmp_path) == 0
+        compiles = [e for e in compiled if e.endswith("backend_compile_duration")]
+        # Once more from the start: what the first run compiled is all there is.
+        compiled.clear()
+        config.rounds = 8
+        assert train.run(config, tmp_path) == 0
+        again = [e for e in compiled if e.endswith("backend_compile_duration")]
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(again) <= len(compiles)
+    rows = read_metrics(tmp_path)
+    assert [("seconds/compile" in row) for row in rows] == [True, *[False] * 3] * 2

@@ -18,7 +18,7 @@ Choices:
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
@@ -87,7 +87,7 @@ def fednova(
 
     def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
         down = tree_bytes((state.params, state.model_state))
-        up = tree_bytes(Message(state.params, jnp.float32(0), state.model_state))
+        up = tree_bytes((state.params, np.float32(0), state.model_state))
         return cohort_size * down, cohort_size * up
 
     round = make_round(task, solver, program, update)

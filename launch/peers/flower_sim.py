@@ -116,7 +116,7 @@ class Strategy(FedAvgM):
         if server_round == 1:
             return self._data.cohort(0)
         if server_round == 2:
-            self._channel.ready("flower", "flwr")
+            self._channel.ready("flower", "flwr", {})
         else:
             finished = self._data.cohort(server_round - 3)
             params = list(arrays.to_torch_state_dict().values())

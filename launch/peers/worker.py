@@ -1,6 +1,6 @@
-"""What all peers share: the data file and the lines exchanged with the orchestrator.
+"""What all workers share: the data file and the lines exchanged with the orchestrator.
 
-A peer prints one JSON line when it is ready, and one for every line `round` it reads.
+A worker prints one JSON line when it is ready, and one for every line `round` it reads.
 It ends at `quit` or at the end of its input. Needs numpy only: each peer runs in an
 environment of its own.
 """
@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,11 +98,19 @@ def check_num_params(work: str, data: Data, num_params: int) -> None:
 
 
 class Options(NamedTuple):
-    """The command line: which work, the path of the data, how many CPU threads."""
+    """The command line.
+
+    Attributes:
+      work: one of WORKS.
+      data: path of the data.
+      threads: CPU threads.
+      own: the options that only this worker has.
+    """
 
     work: str
     data: str
     threads: int
+    own: argparse.Namespace
 
 
 class Channel:
@@ -112,13 +120,14 @@ class Channel:
         self._replies = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
-    def _reply(self, **values) -> None:
+    def reply(self, values: Mapping[str, Any]) -> None:
+        """Writes one line."""
         print(json.dumps(values), file=self._replies, flush=True)
 
-    def ready(self, peer: str, package: str) -> None:
-        """Says that set-up and warm-up are done."""
+    def ready(self, peer: str, package: str, facts: Mapping[str, Any]) -> None:
+        """Says that set-up and warm-up are done, and what else is known by then."""
         version = importlib.metadata.version(package)
-        self._reply(ready=True, peer=peer, version=version)
+        self.reply({"ready": True, "peer": peer, "version": version, **facts})
 
     def wait(self) -> bool:
         """Waits for the next command: True for a round, False to end.
@@ -131,15 +140,24 @@ class Channel:
             raise ValueError(f"commands are 'round' and 'quit', got {command!r}")
         return command == "round"
 
-    def report(self, seconds: float, images: int, checksum: float) -> None:
+    def report(
+        self, seconds: float, images: int, checksum: float, **more: float
+    ) -> None:
         """Says what the last round took and did."""
-        self._reply(seconds=seconds, images=images, checksum=checksum)
+        values = {"seconds": seconds, "images": images, "checksum": checksum}
+        self.reply({**values, **more})
 
 
-def start() -> tuple[Options, Channel, Data]:
-    """Reads the command line and the data, and keeps stdout for the replies."""
+def start(
+    parser: argparse.ArgumentParser | None = None,
+) -> tuple[Options, Channel, Data]:
+    """Reads the command line and the data, and keeps stdout for the replies.
+
+    Args:
+      parser: of the options that only this worker has.
+    """
     channel = Channel()
-    parser = argparse.ArgumentParser()
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("--work", choices=WORKS, required=True)
     parser.add_argument("--data", required=True, help="npz file of the orchestrator")
     parser.add_argument("--threads", type=int, required=True, help="CPU threads")
@@ -147,7 +165,7 @@ def start() -> tuple[Options, Channel, Data]:
     # Not every library can be told a number of threads; all obey this one.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    options = Options(args.work, os.path.abspath(args.data), args.threads)
+    options = Options(args.work, os.path.abspath(args.data), args.threads, args)
     return options, channel, load(options.data)
 
 
@@ -158,6 +176,8 @@ def serve(
     package: str,
     run_round: Callable[[np.ndarray], None],
     checksum: Callable[[], float],
+    facts: Mapping[str, Any] | None = None,
+    counted: Callable[[], Mapping[str, float]] = dict,
 ) -> None:
     """Warms up with the first cohort, then runs the rounds it is told to.
 
@@ -169,14 +189,16 @@ def serve(
       run_round: trains on a cohort, [cohort_size] int32, and returns when the new
         global parameters are computed.
       checksum: returns the mean of the global parameters.
+      facts: what else is said when the worker is ready.
+      counted: returns what else is said of the last round.
     """
     run_round(data.cohort(0))
-    channel.ready(peer, package)
+    channel.ready(peer, package, facts or {})
     round = 0
     while channel.wait():
         cohort = data.cohort(round)
         start = time.perf_counter()
         run_round(cohort)
         seconds = time.perf_counter() - start
-        channel.report(seconds, data.num_images(cohort), checksum())
+        channel.report(seconds, data.num_images(cohort), checksum(), **counted())
         round += 1

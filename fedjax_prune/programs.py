@@ -1,0 +1,73 @@
+"""The compiled functions of a run."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune import evaluate, store
+from fedjax_prune.experiment import Experiment
+from fedjax_prune.placement import Placement
+from fedjax_prune.types import Variables
+
+
+class Programs(NamedTuple):
+    """What a run compiles, once each.
+
+    Attributes:
+      train: (state, rows, train, test, cohort, key, wanted) -> (state, rows, sums)
+        after one round; the clients in `wanted` [num_places] bool are probed before
+        aggregation. State and rows are donated.
+      measure: (state, rows, client_ids, train, test, validation) -> accuracies.
+    """
+
+    train: jax.stages.Wrapped
+    measure: jax.stages.Wrapped
+
+
+def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
+    """Makes the two compiled functions of a run.
+
+    Args:
+      experiment: of the run.
+      placement: where they run.
+    """
+    algorithm, task = experiment.algorithm, experiment.task
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def train_round(state, rows, train, test, cohort, key, wanted):
+        state, cohort_rows, sums = algorithm.round(
+            state,
+            store.take(rows, cohort.client_ids, placement),
+            train,
+            cohort,
+            jax.random.fold_in(key, state.round),
+            evaluate.after_local_probe(task, test, wanted),
+            placement,
+        )
+        rows = store.put(rows, cohort.client_ids, cohort_rows, placement)
+        return state, rows, sums
+
+    @jax.jit
+    def measure(state, rows, ids, train, test, validation):
+        shared = Variables(state.params, {}, state.model_state)
+        # Few rows, on every device: each evaluates all clients on its own examples.
+        own = shared._replace(personal=store.take_whole(rows, ids).personal)
+        validation = jax.tree.map(lambda x: x[ids], validation)
+        correct = evaluate.correct_by_client(task, own, test, placement)
+        local = (
+            evaluate.holdout_accuracy(task, own, train, validation, placement)
+            if experiment.held_out
+            else evaluate.local_accuracy(correct, validation)
+        )
+        dense = evaluate.correct_by_client(
+            experiment.dense_task, shared, test, placement
+        )
+        return {
+            "global_dense": dense.mean(),
+            "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
+            "client_local": local,
+        }
+
+    return Programs(train_round, measure)

@@ -1,0 +1,269 @@
+"""This library, measured by what a user waits for in every round.
+
+python -m launch.peers.ours --work=w1 --data=FILE.npz --threads=2
+
+A round is the compiled one of launch.train. Its time has everything in it: dealing the
+clients to lanes, sending them to the devices, training and reading the sums back.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune import costs, store
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.capacity import LEAST_GAIN, MOST_LANES
+from fedjax_prune.data.cohort import make_cohort
+from fedjax_prune.experiment import Experiment
+from fedjax_prune.gates import GateSettings
+from fedjax_prune.models import VGG11, DropoutCNN
+from fedjax_prune.placement import (
+    REDUCTIONS,
+    Placement,
+    make_placement,
+    put_cohort,
+    put_split,
+    put_whole,
+)
+from fedjax_prune.precision import PRECISIONS, product_precision
+from fedjax_prune.server import make_server_tx
+from fedjax_prune.solver import make_solver
+from fedjax_prune.task import make_task
+from fedjax_prune.train import compile_programs
+from fedjax_prune.types import Dataset, Population
+from launch import runtime
+from launch.peers import worker
+
+FLOPS_TARGET = 0.5
+"""Share of the multiplications that a gated model keeps."""
+
+
+class Settings(NamedTuple):
+    """How the library is run.
+
+    Attributes:
+      algorithm: `fedavg` or `scaffold`.
+      gated: with dynamic pruning.
+      devices: 0 stands for all, but no more than clients in a cohort.
+      reduction: one of REDUCTIONS.
+      precision: one of PRECISIONS.
+    """
+
+    algorithm: str = "fedavg"
+    gated: bool = False
+    devices: int = 0
+    reduction: str = "all_reduce"
+    precision: str = "float32"
+
+
+class Runner(NamedTuple):
+    """A compiled round and what is known of it.
+
+    Attributes:
+      run_round: trains on a cohort, [cohort_size] int32, and waits for the result.
+      checksum: the mean of the parameters.
+      counted: `steps` and `steps_executed` of the last round.
+      facts: lanes, devices, seconds to compile, bytes on each device.
+    """
+
+    run_round: Callable[[np.ndarray], None]
+    checksum: Callable[[], float]
+    counted: Callable[[], Mapping[str, float]]
+    facts: Mapping[str, Any]
+
+
+def make_model(
+    work: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    width: float = 1.0,
+    settings: Settings | None = None,
+) -> Any:
+    """Returns the model of a work, without gates or with half of its multiplications.
+
+    Args:
+      work: one of worker.WORKS.
+      image_shape: (height, width, channels).
+      num_classes: classes.
+      width: factor on the channels.
+      settings: how the library is run.
+    """
+    settings = settings or Settings()
+    model = (VGG11 if work == "w2" else DropoutCNN)(
+        num_classes=num_classes,
+        width=width,
+        dropout=0.5,
+        dtype=PRECISIONS[settings.precision].dtype,
+    )
+    if not settings.gated:
+        return model
+    keep_ratio = costs.keep_ratio_for(model, image_shape, FLOPS_TARGET)
+    return model.clone(gates=GateSettings(keep_ratio))
+
+
+def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner:
+    """Compiles a round.
+
+    Args:
+      work: one of worker.WORKS.
+      data: of the orchestrator.
+      settings: how the library is run.
+      lanes: on each device, at least 1.
+    """
+    experiment = _experiment(work, data, settings)
+    placement = _placement(data, settings)
+    key = jax.random.key(0)
+    state, rows = jax.jit(
+        lambda: (
+            experiment.algorithm.init(key),
+            store.create(experiment.algorithm.row(key), len(data.sizes)),
+        )
+    )()
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    worker.check_num_params(work, data, num_params)
+    state, key = put_whole(placement, (state, key))
+    rows = store.share_out(rows, placement)
+    examples = put_whole(placement, (experiment.train, experiment.test))
+    deal = partial(
+        make_cohort,
+        experiment.population,
+        num_lanes=lanes,
+        epochs=data.epochs,
+        batch_size=data.batch_size,
+        num_devices=placement.num_devices,
+    )
+    cohort = put_cohort(placement, deal(data.cohort(0)))
+    nobody = put_split(placement, np.zeros(len(cohort.client_ids), bool))
+    began = time.perf_counter()
+    lowered = compile_programs(experiment, placement).train.lower(
+        state, rows, *examples, cohort, key, nobody
+    )
+    train_round = lowered.compile()
+    seconds = time.perf_counter() - began
+    sums: dict[str, np.ndarray] = {}
+
+    def run_round(ids: np.ndarray) -> None:
+        nonlocal state, rows, sums
+        cohort = put_cohort(placement, deal(ids))
+        state, rows, sums = train_round(state, rows, *examples, cohort, key, nobody)
+        sums = jax.device_get(sums)
+        jax.block_until_ready((state, rows))
+        count, wanted = int(sums["count"].sum()), data.num_images(ids)
+        assert count == wanted, f"trained on {count} images, not {wanted}"
+
+    def checksum() -> float:
+        leaves = jax.tree.leaves(jax.device_get(state.params))
+        return float(sum(leaf.sum(dtype=np.float64) for leaf in leaves) / num_params)
+
+    def counted() -> dict[str, float]:
+        return {
+            "steps": int(sums["steps"].sum()),
+            "steps_executed": int(sums["steps_executed"]),
+        }
+
+    facts = {
+        "lanes": lanes,
+        "devices": placement.num_devices,
+        "compile_seconds": seconds,
+        "bytes": _bytes(train_round),
+    }
+    return Runner(run_round, checksum, counted, facts)
+
+
+def _experiment(work: str, data: worker.Data, settings: Settings) -> Experiment:
+    image_shape = data.images.shape[1:]
+    model = make_model(work, image_shape, data.num_classes, data.width, settings)
+    task = make_task(model, image_shape)
+    solver = make_solver(
+        epochs=data.epochs,
+        batch_size=data.batch_size,
+        lr=data.client_lr,
+        lr_schedule="constant",
+    )
+    server_tx = make_server_tx(lr=data.server_lr)
+    population = Population(data.indices, data.sizes)
+    return Experiment(
+        train=Dataset(data.images, data.labels),
+        # Nobody is evaluated, but the round of launch.train can.
+        test=Dataset(data.images[:100], data.labels[:100]),
+        population=population,
+        validation=population,
+        held_out=True,
+        model=model,
+        task=task,
+        dense_task=make_task(model.clone(gates=None), image_shape),
+        solver=solver,
+        algorithm=ALGORITHMS[settings.algorithm](task, solver, server_tx),
+    )
+
+
+def _placement(data: worker.Data, settings: Settings) -> Placement:
+    wanted = settings.devices or jax.local_device_count()
+    return make_placement(min(wanted, data.cohorts.shape[1]), settings.reduction)
+
+
+def _bytes(program: jax.stages.Compiled) -> int:
+    """What the round takes on each device, its arguments and results included."""
+    memory: Any = program.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def _fastest(work: str, data: worker.Data, settings: Settings) -> int:
+    """Doubles the lanes as long as whole rounds gain from it; 1 on a CPU."""
+    lanes, least = 1, float("inf")
+    if jax.default_backend() == "cpu":
+        return lanes
+    while lanes <= min(MOST_LANES, data.cohorts.shape[1]):
+        run_round = make(work, data, settings, lanes).run_round
+        run_round(data.cohort(0))
+        began = time.perf_counter()
+        run_round(data.cohort(0))
+        seconds = time.perf_counter() - began
+        if seconds * LEAST_GAIN > least:
+            break
+        lanes, least = 2 * lanes, seconds
+    return lanes // 2
+
+
+def main() -> None:
+    """Serves the orchestrator."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--algorithm", choices=("fedavg", "scaffold"), default="fedavg")
+    parser.add_argument("--gated", action="store_true")
+    parser.add_argument("--lanes", type=int, default=0, help="0 = the fastest")
+    parser.add_argument("--devices", type=int, default=0, help="0 = all")
+    parser.add_argument("--reduction", choices=REDUCTIONS, default="all_reduce")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    options, channel, data = worker.start(parser)
+    own = options.own
+    settings = Settings(
+        own.algorithm, own.gated, own.devices, own.reduction, own.precision
+    )
+    runtime.prepare()
+    with product_precision(settings.precision):
+        lanes = own.lanes or _fastest(options.work, data, settings)
+        runner = make(options.work, data, settings, lanes)
+    worker.serve(
+        channel,
+        data,
+        "ours",
+        "jax",
+        runner.run_round,
+        runner.checksum,
+        runner.facts,
+        runner.counted,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A worker's process, as the orchestrator sees it."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from launch.peers.suites import PEERS, Worker
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE = 1200
+"""Seconds until a worker that says nothing is given up."""
+
+
+class WorkerError(RuntimeError):
+    """A worker that ended or went silent; the message says which and its last words."""
+
+
+class Process:
+    """A started worker. As a context it ends, and all that it started, at the exit."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        arguments: list[str],
+        peers_dir: Path,
+        environment: Mapping[str, str],
+        log: Path,
+    ):
+        """Starts a worker.
+
+        Args:
+          worker: which one.
+          arguments: those that all workers have.
+          peers_dir: folder of the peers' environments.
+          environment: variables added to ours.
+          log: file for what it prints besides the protocol.
+        """
+        self.worker = worker
+        self._log = log
+        python = _python(worker, peers_dir)
+        # Several workers share one accelerator.
+        defaults = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                [python, "-m", f"launch.peers.{worker.module}"]
+                + [*arguments, *worker.options],
+                cwd=ROOT,
+                env={**defaults, **os.environ, **environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                # Ctrl-C is for the orchestrator, which ends the workers.
+                start_new_session=True,
+            )
+
+    def read(self) -> dict[str, Any]:
+        """Waits for the next line of the worker.
+
+        Raises:
+          WorkerError: if there is none.
+        """
+        stdout = self._process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], PATIENCE)[0]:
+            raise WorkerError(f"{self.worker.name} said nothing for {PATIENCE} seconds")
+        line = stdout.readline()
+        if not line:
+            raise WorkerError(f"{self.worker.name} has failed:\n{self._last_words()}")
+        return json.loads(line)
+
+    def run_round(self) -> dict[str, Any]:
+        """Lets the worker run a round and returns what it says of it.
+
+        Raises:
+          WorkerError: if it says nothing.
+        """
+        # Of a worker that has ended, `read` tells more.
+        with contextlib.suppress(BrokenPipeError):
+            self._tell("round")
+        return self.read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        if error is None:
+            with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+                self._tell("quit")
+                self._process.wait(30)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(5)
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+    def _tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        print(command, file=self._process.stdin, flush=True)
+
+    def _last_words(self) -> str:
+        text = self._log.read_text(errors="replace")
+        return "\n".join(text.strip().splitlines()[-3:])
+
+
+def _python(worker: Worker, peers_dir: Path) -> str:
+    if worker.module not in PEERS:
+        return sys.executable
+    return str(python_of(worker.module, peers_dir))
+
+
+def python_of(peer: str, peers_dir: Path) -> Path:
+    """The interpreter of a peer's environment, installed or not."""
+    return peers_dir / PEERS[peer] / "bin" / "python"

@@ -1,0 +1,228 @@
+"""What is compared: the works with their synthetic data, and who does them.
+
+Images are random, because only time is measured.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_prune.data.partition import partition, to_population
+from fedjax_prune.types import Population
+
+PEERS = {
+    "torch_loop": "torch",
+    "pfl_sim": "pfl",
+    "flower_sim": "flower",
+    "fedjax_sim": "fedjax",
+}
+"""Peer -> the environment it runs in."""
+
+
+class Worker(NamedTuple):
+    """A process that trains.
+
+    Attributes:
+      name: in the table.
+      module: in launch/peers.
+      options: its own, besides those that all workers have.
+      reference: name of the worker that its time is divided by.
+      precision: of its matrix products.
+    """
+
+    name: str
+    module: str = "ours"
+    options: tuple[str, ...] = ()
+    reference: str = "ours"
+    precision: str = "float32"
+
+
+class Suite(NamedTuple):
+    """A comparison.
+
+    Attributes:
+      words: what is run.
+      work: one of worker.WORKS.
+      image_shape: (height, width, channels).
+      num_classes: classes.
+      make_data: (generator, rounds) -> the arrays of the data file, but for those
+        that follow from the fields above.
+      groups: (threads, platform) -> our workers; those of one group take turns, one
+        group comes after another.
+      with_peers: whether peers take turns with the first group.
+      on_cpu: whether it is run on CPUs even where there is a GPU.
+    """
+
+    words: str
+    work: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    make_data: Callable[[np.random.Generator, int], dict[str, Any]]
+    groups: Callable[[int, str], list[list[Worker]]]
+    with_peers: bool = True
+    on_cpu: bool = False
+
+
+def make_arrays(suite: Suite, rounds: int) -> dict[str, Any]:
+    """Makes the arrays of the data file, the same ones every time.
+
+    Args:
+      suite: one of SUITES.
+      rounds: rounds with a cohort of their own.
+    """
+    rng = np.random.default_rng(0)
+    arrays = suite.make_data(rng, rounds)
+    num_images = arrays.pop("num_images")
+    images = rng.integers(0, 256, (num_images, *suite.image_shape), np.uint8)
+    labels = rng.integers(0, suite.num_classes, num_images, np.int32)
+    return {
+        "images": images,
+        "labels": labels,
+        "num_classes": suite.num_classes,
+        "epochs": 1,
+        "client_lr": 0.1,
+        "server_lr": 1.0,
+        **arrays,
+    }
+
+
+def peer(name: str, platform: str) -> Worker:
+    """A peer as a worker; on a GPU its libraries multiply in TF32 where they may."""
+    return Worker(name, name, precision="float32" if platform == "cpu" else "tf32")
+
+
+def _arrays(
+    population: Population, cohorts: np.ndarray, batch_size: int, num_images: int
+) -> dict[str, Any]:
+    return {
+        **population._asdict(),
+        "cohorts": cohorts.astype(np.int32),
+        "batch_size": batch_size,
+        "num_images": num_images,
+    }
+
+
+def _cohorts(
+    rng: np.random.Generator, rounds: int, num_clients: int, cohort_size: int
+) -> np.ndarray:
+    draws = [rng.permutation(num_clients)[:cohort_size] for _ in range(rounds)]
+    return np.sort(draws)
+
+
+def _w1(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    parts = np.split(rng.permutation(50_000), 1000)
+    cohorts = _cohorts(rng, rounds, 1000, 50)
+    return _arrays(to_population(parts), cohorts, 10, 50_000)
+
+
+def _w2_one(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    population = to_population([rng.permutation(640)])
+    return _arrays(population, np.zeros((rounds, 1)), 64, 640)
+
+
+def _w2_ten(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    # CIFAR-10's split for ten clients, as FedDP has it, at 3% of its size.
+    labels = np.repeat(np.arange(10), 5000)
+    sizes = partition("dirichlet", labels, 10, seed=2020, alpha=0.1).sizes
+    sizes = np.maximum(8, np.rint(sizes * 1500 / 50_000)).astype(int)
+    parts = np.split(rng.permutation(sizes.sum()), np.cumsum(sizes)[:-1])
+    cohorts = np.tile(np.arange(10), (rounds, 1))
+    return _arrays(to_population(parts), cohorts, 64, int(sizes.sum()))
+
+
+def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    sizes = rng.lognormal(np.log(200) - 0.4**2 / 2, 0.4, 3400)
+    sizes = np.clip(np.rint(sizes), 10, 400).astype(int)
+    # Clients share a pool: 680,000 images would be nothing but memory.
+    pool = 20_000
+    parts = [rng.integers(0, pool, size) for size in sizes]
+    cohorts = _cohorts(rng, rounds, 3400, 10)
+    return _arrays(to_population(parts), cohorts, 20, pool)
+
+
+def _compared(threads: int, platform: str) -> list[list[Worker]]:
+    del threads
+    group = [Worker("ours")]
+    if platform != "cpu":
+        group += [
+            Worker(f"ours, {name}", options=(f"--precision={name}",), precision=name)
+            for name in ("tf32", "bfloat16")
+        ]
+    return [group]
+
+
+def _variants(threads: int, platform: str) -> list[list[Worker]]:
+    del threads, platform
+    scaffold = "--algorithm=scaffold"
+    return [
+        [
+            Worker("fedavg", reference="fedavg"),
+            Worker("scaffold", options=(scaffold,), reference="fedavg"),
+            Worker("fedavg, gated", options=("--gated",), reference="fedavg"),
+            Worker("feddp", options=(scaffold, "--gated"), reference="scaffold"),
+        ]
+    ]
+
+
+def _devices(threads: int, platform: str) -> list[list[Worker]]:
+    del platform
+    counts = [2**i for i in range(threads.bit_length()) if 2**i < threads]
+
+    def worker(devices: int, lanes: int, reduction: str) -> Worker:
+        return Worker(
+            f"{devices} x {lanes}, {reduction}",
+            options=(
+                f"--devices={devices}",
+                f"--lanes={lanes}",
+                f"--reduction={reduction}",
+            ),
+            reference="1 x 1, all_reduce",
+        )
+
+    return [
+        [
+            *(worker(devices, lanes, "all_reduce") for lanes in (1, 2, 4)),
+            worker(devices, 1, "fixed_order"),
+        ]
+        for devices in [*counts, threads]
+    ]
+
+
+_TEN = (
+    "ten clients of unequal size (Dirichlet 0.1), about 1,500 images of 32x32x3 in "
+    "all, every client in every round; batches of 64, one epoch, SGD 0.1; VGG-11 "
+    "without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
+)
+_W1 = (
+    "1,000 clients with 50 images of 32x32x3 each, 50 clients a round; batches of 10, "
+    "one epoch, SGD 0.1, FedAvg; CNN with dropout, 1,626,442 parameters"
+)
+
+SUITES = {
+    "w1": Suite(_W1, "w1", (32, 32, 3), 10, _w1, _compared),
+    "w2_one": Suite(
+        "one client with 640 images of 32x32x3, ten steps of 64, SGD 0.1, FedAvg; "
+        "VGG-11 without norm, dropout 0.5, 9,750,922 parameters, no augmentation",
+        *("w2", (32, 32, 3), 10, _w2_one, _compared),
+    ),
+    "w2_ten": Suite(f"{_TEN}; FedAvg", "w2", (32, 32, 3), 10, _w2_ten, _compared),
+    "w2_variants": Suite(
+        f"{_TEN}; FedAvg and SCAFFOLD, each without gates and with half of the "
+        "multiplications pruned (SCAFFOLD with gates is FedDP)",
+        *("w2", (32, 32, 3), 10, _w2_ten, _variants),
+        with_peers=False,
+    ),
+    "w3": Suite(
+        "3,400 clients with about 200 images of 28x28x1 each (log-normal, 10 to 400), "
+        "62 classes, 10 clients a round; batches of 20, one epoch, SGD 0.1, FedAvg; "
+        "CNN with dropout, 1,206,590 parameters",
+        *("w3", (28, 28, 1), 62, _w3, _compared),
+    ),
+    "devices": Suite(
+        f"{_W1}; on CPU devices x lanes of each, messages added by either reduction",
+        *("w1", (32, 32, 3), 10, _w1, _devices),
+        with_peers=False,
+        on_cpu=True,
+    ),
+}
