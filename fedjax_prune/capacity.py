@@ -70,6 +70,17 @@ def settle(
     return config, {"lanes": f"{words}, on each of {_devices(config.devices)}"}
 
 
+def block_size(config: Config) -> int:
+    """Places for clients of the cohort on each device.
+
+    With a fixed order each device has as many as there are clients, so that what it
+    compiles, and with it every bit, is the same on any number of devices.
+    """
+    if config.reduction == "fixed_order":
+        return config.cohort_size
+    return places_per_device(config.cohort_size, config.devices)
+
+
 def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
@@ -86,7 +97,7 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     state, rows = jax.eval_shape(lambda: start(config, experiment))
     row = costs.tree_bytes(rows) // config.data.num_clients
     share = -(-config.data.num_clients // config.devices) * row
-    block = places_per_device(config.cohort_size, config.devices)
+    block = block_size(config)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
     _, message = experiment.algorithm.traffic(state, 1)
     kept = block if config.reduction == "fixed_order" else 1

@@ -2,7 +2,7 @@
 
 A walk through the jaxpr in its order: results are held from the equation that makes
 them to the last one that reads them. What XLA is expected to fuse into its readers,
-or to make without a copy, counts nothing.
+to do in place or to make without a copy counts nothing.
 """
 
 import math

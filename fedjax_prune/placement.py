@@ -63,8 +63,10 @@ def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Place
     if reduction not in REDUCTIONS:
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
-    mesh = Mesh(np.array(local[:num_devices]), (AXIS,)) if num_devices > 1 else None
-    return Placement(mesh, reduction)
+    if num_devices == 1 and reduction == "all_reduce":
+        return ONE_DEVICE
+    # The fixed order wants the same program, and so the same bits, on one device, too.
+    return Placement(Mesh(np.array(local[:num_devices]), (AXIS,)), reduction)
 
 
 def put_whole(placement: Placement, tree: Tree) -> Tree:

@@ -45,7 +45,7 @@ def product_precision(name: str) -> AbstractContextManager:
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Widens a reduced array; float32 and float64 pass."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_at_least_float32(x.dtype))
 
 
 @jax.custom_vjp
@@ -86,5 +86,8 @@ matmul.defvjp(_forward, _backward)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.dot(a, b, preferred_element_type=wide)
+    return jnp.dot(a, b, preferred_element_type=_at_least_float32(a.dtype))
+
+
+def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)

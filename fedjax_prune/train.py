@@ -280,6 +280,7 @@ def _cohort(config: Config, population: Population, finished: int) -> Cohort:
         epochs=config.client.epochs,
         batch_size=config.client.batch_size,
         num_devices=config.devices,
+        block_size=capacity.block_size(config),
     )
 
 

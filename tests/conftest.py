@@ -11,6 +11,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
+# Rounds on several devices are tested on virtual ones.
+jax.config.update("jax_num_cpu_devices", 8)
+
 # Many tests compile the same program; each is compiled once a session.
 _CACHE = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)

@@ -36,9 +36,39 @@ def test_num_steps_counts_the_partial_batch():
 
 def test_pack_lanes_by_hand():
     # 7 -> lane 0, 5 -> lane 1, 4 -> lane 1 (5 < 7), 3 -> lane 0 (7 < 9), 3 -> lane 1.
-    queues = pack_lanes(np.array([3, 7, 5, 3, 4]), np.arange(5), num_lanes=2)
-    np.testing.assert_array_equal(queues, [[1, 0, 5, 5, 5], [2, 4, 3, 5, 5]])
-    assert queues.dtype == np.int32
+    steps, ids = np.array([3, 7, 5, 3, 4]), np.arange(5)
+    assert pack_lanes(steps, ids, num_lanes=2) == [[1, 0], [2, 4, 3]]
+    # At most three on a device: the last goes to the other one.
+    two = pack_lanes(steps, ids, num_lanes=1, num_devices=2, block_size=3)
+    assert two == [[1, 0], [2, 4, 3]]
+    two = pack_lanes(np.array([9, 1, 1, 1]), ids[:4], 1, num_devices=2, block_size=2)
+    assert two == [[0, 3], [1, 2]]
+    with pytest.raises(ValueError, match=r"block_size must be at least 5 / 2, got 2"):
+        pack_lanes(steps, ids, 1, num_devices=2, block_size=2)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_every_device_has_its_block_of_the_cohort(num_devices):
+    population = paper_population(30)
+    ids = np.random.default_rng(0).permutation(30)[:12]
+    cohort = make_cohort(population, ids, 2, num_devices=num_devices, **RUN)
+    blocks = cohort.client_ids.reshape(num_devices, -1)
+    queues = cohort.queues.reshape(num_devices, 2, -1)
+    assert blocks.shape[1] == queues.shape[2] == -(-15 // num_devices)
+    run = [
+        int(block[place])
+        for block, lanes in zip(blocks, queues, strict=True)
+        for place in lanes.ravel()
+        if place < len(block)
+    ]
+    assert sorted(run) == sorted(ids)
+    empty = cohort.client_ids == 30
+    assert (~empty).sum() == 12 and (cohort.sizes[empty] == 0).all()
+    real = cohort.client_ids[~empty]
+    np.testing.assert_array_equal(cohort.sizes[~empty], population.sizes[real])
+    np.testing.assert_array_equal(cohort.indices[~empty], population.indices[real])
+    assert cohort.cohort_size == 12
+    assert cohort.cohort_examples == population.sizes[ids].sum()
 
 
 def test_every_client_runs_once_and_order_changes_no_lane():
@@ -60,19 +90,30 @@ def test_more_lanes_than_clients_leaves_lanes_empty():
     assert lanes_of(cohort) == [[0], [1], [], []]
 
 
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
 @pytest.mark.parametrize(
     ("num_clients", "cohort_size", "num_lanes", "bound"),
-    [(100, 40, 8, 0.02), (50, 35, 8, 0.03), (30, 12, 4, 0.07), (10, 10, 4, 0.2)],
+    [(100, 40, 8, 0.02), (50, 35, 8, 0.03), (30, 12, 8, 0.3)],
 )
-def test_few_lane_steps_are_wasted(num_clients, cohort_size, num_lanes, bound):
+def test_few_lane_steps_are_wasted(
+    num_clients, cohort_size, num_lanes, bound, num_devices
+):
     population = paper_population(num_clients)
     wasted = []
     for t in range(50):
         cohort = sample_cohort(
-            population, cohort_size, num_lanes, seed=0, round=t, **RUN
+            population,
+            cohort_size,
+            num_lanes // num_devices,
+            seed=0,
+            round=t,
+            num_devices=num_devices,
+            **RUN,
         )
-        steps = np.append(10 * np.ceil(cohort.sizes / 64), 0)
-        loads = steps[cohort.queues].sum(1)
+        steps = 10 * np.ceil(cohort.sizes / 64).reshape(num_devices, -1)
+        steps = np.pad(steps, ((0, 0), (0, 1)))
+        device = np.arange(num_lanes)[:, None] // (num_lanes // num_devices)
+        loads = steps[device, cohort.queues].sum(1)
         wasted.append(1 - loads.mean() / loads.max())
     assert np.mean(wasted) < bound
 

@@ -4,11 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedjax_prune.convolution import convolve
+from fedjax_prune.convolution import by_patches, convolve, form_of
+from fedjax_prune.winograd import winograd
 from tests.small_models import draw, fast_jit
 
 CASES = [
+    ((8, 6), (3, 3), (32, 5), 1, 1),
+    ((6, 6), (3, 3), (33, 2), 1, "VALID"),
+    ((2, 2), (3, 3), (40, 3), 1, "SAME"),
+    ((7, 8), (3, 3), (32, 2), 1, 1),
     # size, kernel, channels in and out, strides, padding
     ((8, 8), (3, 3), (3, 5), 1, 1),
     ((8, 8), (3, 3), (4, 2), 2, 1),
@@ -67,10 +74,12 @@ def test_value_and_gradients_equal_lax(size, window, channels, strides, padding)
     )
 
 
-@pytest.mark.parametrize(("strides", "padding"), [(1, "SAME"), (2, 1)])
-def test_mapped_over_kernels_equals_one_by_one(strides, padding):
-    x = draw((3, 2, 6, 6, 2))
-    kernels = draw((3, 3, 3, 2, 4))
+@pytest.mark.parametrize(
+    ("strides", "padding", "channels"), [(1, "SAME", 2), (2, 1, 2), (1, 1, 32)]
+)
+def test_mapped_over_kernels_equals_one_by_one(strides, padding, channels):
+    x = draw((3, 2, 6, 6, channels))
+    kernels = draw((3, 3, 3, channels, 4))
     found = value_and_gradients(
         jax.vmap(lambda x, k: convolve(x, k, strides=strides, padding=padding)),
         x,
@@ -84,12 +93,61 @@ def test_mapped_over_kernels_equals_one_by_one(strides, padding):
     close(found, value_and_gradients(one_by_one, x, kernels))
 
 
-def test_mapped_convolution_is_a_matrix_product():
-    x, kernels = jnp.ones((3, 2, 6, 6, 2)), jnp.ones((3, 3, 3, 2, 4))
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    channels=st.tuples(st.sampled_from([1, 3, 32]), st.integers(1, 3)),
+    strides=st.integers(1, 2),
+    padding=st.sampled_from(["SAME", "VALID", 0, 1, 2]),
+)
+def test_any_shape_equals_lax(size, window, channels, strides, padding):
+    x, kernel = draw((1, *size, channels[0])), draw((*window, *channels))
+    found = value_and_gradients(
+        lambda x, k: convolve(x, k, strides=strides, padding=padding), x, kernel
+    )
+    close(
+        found,
+        value_and_gradients(lambda x, k: reference(x, k, strides, padding), x, kernel),
+    )
+
+
+def test_form_follows_the_table():
+    def form(size=(8, 8), window=(3, 3), channels=32, strides=1, **changes):
+        x = jnp.zeros((1, *size, channels), changes.get("dtype", jnp.float32))
+        kernel = jnp.zeros((*window, channels, 4))
+        pads = ((1, 1), (1, 1))
+        return form_of(x, kernel, strides, pads, changes.get("backend", "cpu"))
+
+    assert form() == "winograd"
+    assert form(size=(7, 8)) == form(size=(8, 5)) == "patches"
+    assert form(window=(5, 5)) == form(strides=2) == form(channels=31) == "patches"
+    assert form(backend="gpu") == form(backend="tpu") == "patches"
+    assert form(dtype=jnp.bfloat16) == "patches"
+
+
+def test_winograd_is_exact_in_float64():
+    rng = np.random.default_rng(0)
+    pads = ((2, 0), (1, 1))
+    with jax.enable_x64(True):
+        x, kernel = rng.normal(size=(2, 6, 4, 3)), rng.normal(size=(3, 3, 3, 2))
+        found, back = jax.vjp(lambda x, k: winograd(x, k, pads), x, kernel)
+        expected, by_autodiff = jax.vjp(
+            lambda x, k: by_patches(x, k, 1, pads), x, kernel
+        )
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+        cotangent = jnp.asarray(rng.normal(size=found.shape))
+        for a, b in zip(back(cotangent), by_autodiff(cotangent), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [2, 32])
+def test_mapped_convolution_compiles_to_matrix_products(channels):
+    x, kernels = jnp.ones((3, 2, 6, 6, channels)), jnp.ones((3, 3, 3, channels, 4))
     gradient = jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))
-    text = str(jax.make_jaxpr(jax.vmap(gradient))(x, kernels))
-    assert "conv_general_dilated" not in text
-    assert "dot_general" in text
+    text = fast_jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()
+    assert " convolution(" not in text and "feature_group" not in text
+    assert " dot(" in text
 
 
 def test_bad_arguments_are_refused():

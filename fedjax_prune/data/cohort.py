@@ -105,6 +105,7 @@ def make_cohort(
     epochs: int,
     batch_size: int,
     num_devices: int = 1,
+    block_size: int | None = None,
 ) -> Cohort:
     """Makes a cohort of chosen clients.
 
@@ -115,6 +116,8 @@ def make_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       num_devices: at least 1.
+      block_size: places on each device; None takes `places_per_device`. With
+        `cohort_size` every device runs the same program on any number of devices.
 
     Returns:
       A Cohort of numpy arrays, in the order given on one device, and in that order
@@ -136,7 +139,7 @@ def make_cohort(
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
     sizes = np.asarray(population.sizes, np.int32)[client_ids]
-    block_size = places_per_device(len(client_ids), max(num_devices, 1))
+    block_size = block_size or places_per_device(len(client_ids), max(num_devices, 1))
     lanes = pack_lanes(
         num_steps(sizes, epochs, batch_size),
         client_ids,
@@ -191,6 +194,7 @@ def sample_cohort(
     epochs: int,
     batch_size: int,
     num_devices: int = 1,
+    block_size: int | None = None,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -206,6 +210,8 @@ def sample_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       num_devices: at least 1.
+      block_size: places on each device; None takes `places_per_device`. With
+        `cohort_size` every device runs the same program on any number of devices.
 
     Returns:
       A Cohort of numpy arrays, by ascending client id on each device.
@@ -226,4 +232,5 @@ def sample_cohort(
         epochs=epochs,
         batch_size=batch_size,
         num_devices=num_devices,
+        block_size=block_size,
     )

@@ -16,6 +16,8 @@ from typing import NamedTuple
 # Nothing is sent to the makers; Flower looks when it is imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's actors would give way to everything else on the machine; no other peer does.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, so Ray spells it
 
 import numpy as np
 import torch

@@ -31,10 +31,10 @@ from fedjax_prune.placement import (
     put_whole,
 )
 from fedjax_prune.precision import PRECISIONS, product_precision
+from fedjax_prune.programs import compile_programs
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.task import make_task
-from fedjax_prune.train import compile_programs
 from fedjax_prune.types import Dataset, Population
 from launch import runtime
 from launch.peers import worker

@@ -44,13 +44,12 @@ class Process:
         """
         self.worker = worker
         self._log = log
-        python = _python(worker, peers_dir)
+        program = (_python(worker, peers_dir), "-m", f"launch.peers.{worker.module}")
         # Several workers share one accelerator.
         defaults = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [python, "-m", f"launch.peers.{worker.module}"]
-                + [*arguments, *worker.options],
+                [*program, *arguments, *worker.options],
                 cwd=ROOT,
                 env={**defaults, **os.environ, **environment},
                 stdin=subprocess.PIPE,
