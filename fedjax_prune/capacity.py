@@ -74,7 +74,7 @@ def block_size(config: Config) -> int:
     """Places for clients of the cohort on each device.
 
     With a fixed order each device has as many as there are clients, so that what it
-    compiles, and with it every bit, is the same on any number of devices.
+    compiles is the same on any number of devices.
     """
     if config.reduction == "fixed_order":
         return config.cohort_size

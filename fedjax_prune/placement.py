@@ -33,7 +33,7 @@ class Placement(NamedTuple):
       mesh: the devices, on one axis; None is the one default device.
       reduction: one of REDUCTIONS. `all_reduce` adds messages as clients finish,
         then over devices. `fixed_order` keeps them all and adds them by client id,
-        so that the result has the same bits on any number of devices.
+        the same on any number of devices.
     """
 
     mesh: Mesh | None = None
@@ -65,7 +65,7 @@ def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Place
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
     if num_devices == 1 and reduction == "all_reduce":
         return ONE_DEVICE
-    # The fixed order wants the same program, and so the same bits, on one device, too.
+    # The fixed order wants the same program on one device, too.
     return Placement(Mesh(np.array(local[:num_devices]), (AXIS,)), reduction)
 
 
