@@ -89,6 +89,7 @@ def test_cpu_profile_is_the_paper_setting_made_smaller():
     assert changed == {
         "rounds": 26,
         "save_every": 4,
+        "lanes": 1,
         "model.width": 0.25,
         "client.epochs": 2,
         "client.batch_size": 16,
