@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune import costs
-from fedjax_prune.client import over_lanes
-from fedjax_prune.data.cohort import places_per_device
 from fedjax_prune.evaluate import BATCH_SIZE
 from fedjax_prune.experiment import Experiment, start
+from fedjax_prune.lanes import over_lanes
 from fedjax_prune.liveness import peak_bytes
+from fedjax_prune.placement import make_placement
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.types import Batch, Config, Dataset, Variables
 from fedjax_prune.workdir import has_config, read_config
@@ -70,17 +70,6 @@ def settle(
     return config, {"lanes": f"{words}, on each of {_devices(config.devices)}"}
 
 
-def block_size(config: Config) -> int:
-    """Places for clients of the cohort on each device.
-
-    With a fixed order each device has as many as there are clients, so that what it
-    compiles is the same on any number of devices.
-    """
-    if config.reduction == "fixed_order":
-        return config.cohort_size
-    return places_per_device(config.cohort_size, config.devices)
-
-
 def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
@@ -96,8 +85,9 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     """
     state, rows = jax.eval_shape(lambda: start(config, experiment))
     row = costs.tree_bytes(rows) // config.data.num_clients
-    share = -(-config.data.num_clients // config.devices) * row
-    block = block_size(config)
+    placement = make_placement(config.devices, config.reduction)
+    share = -(-config.data.num_clients // placement.num_blocks) * row
+    block = placement.block_size(config.cohort_size)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
     _, message = experiment.algorithm.traffic(state, 1)
     kept = block if config.reduction == "fixed_order" else 1

@@ -10,12 +10,13 @@ one device, with its own lanes and its own block of the cohort.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.lanes import over_lanes, select_lanes
 from fedjax_prune.solver import LocalSolver, num_batches
 from fedjax_prune.types import (
     Batch,
@@ -69,7 +70,11 @@ class _Lane(NamedTuple):
 
     turn: jax.Array  # [] int32, place in the lane's queue
     position: jax.Array  # [] int32 in the block; block_size = queue finished
+    size: jax.Array  # [] int32, examples of the client
+    key: jax.Array  # [] of the client
     step: jax.Array  # [] int32, local steps done
+    epoch: jax.Array  # [] int32, local epochs done
+    batch: jax.Array  # [] int32, batches done of this epoch
     order: jax.Array  # [padded size] int32, this epoch's examples
     variables: Variables
     row: ClientState
@@ -77,6 +82,7 @@ class _Lane(NamedTuple):
     personal_state: Tree
     mass: jax.Array  # [] float32
     mass_state: Tree
+    sums: Sums  # of the steps done
 
 
 class _Carry(NamedTuple):
@@ -116,24 +122,17 @@ def train_cohort(
     """
     cohort = _pad_to_batches(cohort, solver.batch_size)
     run = _Run(task, solver, program, state, dataset, cohort, key, probe, collector)
-    lanes = run.first_clients(rows)
-    messages, sums = run.zeros(lanes)
 
     def body(carry: _Carry) -> _Carry:
-        lanes = run.shuffle(carry.lanes)
-        position = lanes.position
-        lanes, step_sums = over_lanes(run.step, lanes)
-        sums = _add_at(carry.sums, position, step_sums)
-        carry = _Carry(carry.trips + 1, lanes, carry.messages, carry.rows, sums)
-        finished = run.is_active(lanes) & (lanes.step == run.num_steps(lanes.position))
+        lanes = run.step(run.shuffle(carry.lanes))
+        carry = carry._replace(trips=carry.trips + 1, lanes=lanes)
+        finished = run.is_active(lanes) & (lanes.epoch == solver.epochs)
         return jax.lax.cond(
             finished.any(), lambda c: run.flush(c, finished), lambda c: c, carry
         )
 
     carry = jax.lax.while_loop(
-        lambda carry: run.is_active(carry.lanes).any(),
-        body,
-        _Carry(jnp.int32(0), lanes, messages, rows, sums),
+        lambda carry: run.is_active(carry.lanes).any(), body, run.start(rows)
     )
     return CohortResult(carry.messages, carry.rows, carry.sums, carry.trips)
 
@@ -158,53 +157,79 @@ class _Run(NamedTuple):
     def is_active(self, lanes: _Lane) -> jax.Array:
         return lanes.position < self.block_size
 
-    def batches(self, position: jax.Array) -> jax.Array:
-        return num_batches(self.cohort.sizes[position], self.solver.batch_size)
-
-    def num_steps(self, position: jax.Array) -> jax.Array:
-        return self.solver.epochs * self.batches(position)
-
-    def client_key(self, position: jax.Array) -> jax.Array:
-        return jax.random.fold_in(self.key, self.cohort.client_ids[position])
-
-    def load(self, turn: jax.Array, queue: jax.Array, rows: ClientState) -> _Lane:
-        """A lane about to run the client at `turn` of its queue."""
-        position = queue.at[turn].get(mode="fill", fill_value=self.block_size)
-        row = jax.tree.map(lambda x: x[position], rows)
-        params, model_state = self.state.params, self.state.model_state
-        mass = jnp.float32(0)
-        mass_tx = self.solver.mass_tx
-        return _Lane(
-            turn=turn,
-            position=position,
-            step=jnp.int32(0),
-            order=self.cohort.indices[position],
-            variables=Variables(params, row.personal, model_state),
-            row=row,
-            shared_state=self.solver.shared_tx.init(params),
-            personal_state=self.solver.personal_tx.init(row.personal),
-            mass=mass,
-            mass_state=() if mass_tx is None else mass_tx.init(mass),
+    def start(self, rows: ClientState) -> _Carry:
+        """All lanes about to run their first clients; nothing sent, nothing summed."""
+        turns = jnp.zeros(self.cohort.queues.shape[:1], jnp.int32)
+        lanes = self.load(turns, rows, {})
+        _, sums = jax.eval_shape(partial(over_lanes, self.train), lanes)
+        lanes = lanes._replace(sums=_zeros(sums))
+        messages, _, sums = jax.eval_shape(self.finish, lanes, self.is_active(lanes))
+        one, kept = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (messages, sums)
         )
+        kept = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.block_size, *x.shape), x.dtype), kept
+        )
+        empty = self.collector.empty(one, self.block_size)
+        return _Carry(jnp.int32(0), lanes, empty, rows, _zeros(kept))
 
-    def first_clients(self, rows: ClientState) -> _Lane:
-        queues = self.cohort.queues
-        turns = jnp.zeros(queues.shape[:1], jnp.int32)
-        return jax.vmap(self.load, (0, 0, None))(turns, queues, rows)
+    def load(self, turns: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
+        """Lanes about to run the clients at these turns of their queues.
+
+        Args:
+          turns: [num_lanes] int32.
+          rows: [block_size, ...].
+          sums: what the lanes' sums begin with.
+        """
+
+        def load_one(lane: tuple[jax.Array, jax.Array, Sums]) -> _Lane:
+            turn, queue, sums = lane
+            position = queue.at[turn].get(
+                mode="fill", fill_value=self.block_size, wrap_negative_indices=False
+            )
+            client_id, size, order, row = self._at(
+                (self.cohort.client_ids, self.cohort.sizes, self.cohort.indices, rows),
+                position,
+            )
+            params, model_state = self.state.params, self.state.model_state
+            mass = jnp.float32(0)
+            mass_tx = self.solver.mass_tx
+            return _Lane(
+                turn=turn,
+                position=position,
+                size=size,
+                key=jax.random.fold_in(self.key, client_id),
+                step=jnp.int32(0),
+                epoch=jnp.int32(0),
+                batch=jnp.int32(0),
+                order=order,
+                variables=Variables(params, row.personal, model_state),
+                row=row,
+                shared_state=self.solver.shared_tx.init(params),
+                personal_state=self.solver.personal_tx.init(row.personal),
+                mass=mass,
+                mass_state=() if mass_tx is None else mass_tx.init(mass),
+                sums=sums,
+            )
+
+        return over_lanes(load_one, (turns, self.cohort.queues, sums))
+
+    def _at(self, tree: Tree, position: jax.Array) -> Tree:
+        # Beyond the block, where only idle lanes look, this reads its last place.
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, position, keepdims=False), tree
+        )
 
     def shuffle(self, lanes: _Lane) -> _Lane:
         """Draws a new order for the lanes that begin an epoch."""
-        batches = self.batches(lanes.position)
-        begins = self.is_active(lanes) & (lanes.step % batches == 0)
+        begins = self.is_active(lanes) & (lanes.batch == 0)
 
-        def draw(lane: _Lane, batches: jax.Array) -> jax.Array:
-            indices = self.cohort.indices[lane.position]
-            key = jax.random.fold_in(self.client_key(lane.position), 0)
-            key = jax.random.fold_in(key, lane.step // batches)
+        def draw(lane: _Lane) -> jax.Array:
+            indices = self._at(self.cohort.indices, lane.position)
+            key = jax.random.fold_in(jax.random.fold_in(lane.key, 0), lane.epoch)
             # One number for each place, whatever the padding; padding goes last.
-            place = jnp.arange(indices.shape[0])
             numbers = jnp.where(
-                place < self.cohort.sizes[lane.position],
+                jnp.arange(indices.shape[0]) < lane.size,
                 jax.random.bits(key, indices.shape),
                 jnp.uint32(0xFFFFFFFF),
             )
@@ -212,18 +237,24 @@ class _Run(NamedTuple):
 
         order = jax.lax.cond(
             begins.any(),
-            lambda: _select(begins, jax.vmap(draw)(lanes, batches), lanes.order),
+            lambda: select_lanes(begins, jax.vmap(draw)(lanes), lanes.order),
             lambda: lanes.order,
         )
         return lanes._replace(order=order)
 
-    def step(self, lane: _Lane) -> tuple[_Lane, Sums]:
-        """One local step of one lane; nothing at all if its queue is finished."""
-        batches = self.batches(lane.position)
-        epoch, place = lane.step // batches, lane.step % batches
-        batch = self._batch(lane, place)
-        key = jax.random.fold_in(self.client_key(lane.position), 1)
-        key = jax.random.fold_in(key, lane.step)
+    def step(self, lanes: _Lane) -> _Lane:
+        """One local step of every lane; nothing at all if its queue is finished."""
+        stepped, sums = over_lanes(self.train, lanes)
+        stepped = stepped._replace(sums=jax.tree.map(jnp.add, lanes.sums, sums))
+        if len(lanes.turn) == 1:  # The loop ends when the only lane has finished.
+            return stepped
+        return select_lanes(self.is_active(lanes), stepped, lanes)
+
+    def train(self, lane: _Lane) -> tuple[_Lane, Sums]:
+        """One local step of one lane, and its sums."""
+        batches = num_batches(lane.size, self.solver.batch_size)
+        batch = self._batch(lane)
+        key = jax.random.fold_in(jax.random.fold_in(lane.key, 1), lane.step)
         params, personal, model_state = lane.variables
 
         def objective(trained: tuple[Tree, Tree]):
@@ -234,7 +265,7 @@ class _Run(NamedTuple):
         (loss, (model_state, sums)), (params_grad, personal_grad) = jax.value_and_grad(
             objective, has_aux=True
         )((params, personal))
-        step_size = self.solver.step_size(epoch, place, batches)
+        step_size = self.solver.step_size(lane.epoch, lane.batch, batches)
         updates, shared_state = self.solver.shared_tx.update(
             params_grad,
             lane.shared_state,
@@ -246,8 +277,11 @@ class _Run(NamedTuple):
             personal_grad, lane.personal_state, personal, step_size=step_size
         )
         mass, mass_state = self._advance_mass(lane, step_size)
+        ends_epoch = lane.batch + 1 == batches
         stepped = lane._replace(
             step=lane.step + 1,
+            epoch=jnp.where(ends_epoch, lane.epoch + 1, lane.epoch),
+            batch=jnp.where(ends_epoch, 0, lane.batch + 1),
             variables=Variables(
                 optax.apply_updates(params, updates),
                 optax.apply_updates(personal, personal_updates),
@@ -258,19 +292,21 @@ class _Run(NamedTuple):
             mass=mass,
             mass_state=mass_state,
         )
-        sums = sums | {
+        return stepped, sums | {
             "steps": jnp.float32(1),
             "nonfinite": (~jnp.isfinite(loss)).astype(jnp.float32),
         }
-        active = self.is_active(lane)
-        return jax.tree.map(lambda n, o: jnp.where(active, n, o), stepped, lane), sums
 
-    def _batch(self, lane: _Lane, place: jax.Array) -> Batch:
+    def _batch(self, lane: _Lane) -> Batch:
         batch_size = self.solver.batch_size
-        start = place * batch_size
+        start = lane.batch * batch_size
         chosen = jax.lax.dynamic_slice_in_dim(lane.order, start, batch_size)
-        mask = start + jnp.arange(batch_size) < self.cohort.sizes[lane.position]
-        return Batch(self.dataset.images[chosen], self.dataset.labels[chosen], mask)
+        mask = start + jnp.arange(batch_size) < lane.size
+        images, labels = jax.tree.map(
+            lambda x: x.at[chosen].get(mode="clip", wrap_negative_indices=False),
+            (self.dataset.images, self.dataset.labels),
+        )
+        return Batch(images, labels, mask)
 
     def _advance_mass(
         self, lane: _Lane, step_size: jax.Array
@@ -282,18 +318,28 @@ class _Run(NamedTuple):
         )
         return jax.tree.map(jnp.subtract, lane.mass, update), state
 
-    def finish(self, lane: _Lane) -> tuple[Tree, ClientState, Sums]:
-        """What a lane's client sends, keeps and reports."""
-        result = LocalResult(
-            delta=jax.tree.map(jnp.subtract, self.state.params, lane.variables.params),
-            personal=lane.variables.personal,
-            model_state=lane.variables.model_state,
-            step_mass=lane.mass,
-        )
-        weight = self.cohort.sizes[lane.position] / self.cohort.cohort_examples
-        message, row = self.program.upload(result, lane.row, weight)
-        diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
-        return message, row, {"nonfinite": diverged.astype(jnp.float32)}
+    def finish(
+        self, lanes: _Lane, finished: jax.Array
+    ) -> tuple[Tree, ClientState, Sums]:
+        """What the clients of the lanes send, keep and report."""
+
+        def finish_one(lane: _Lane) -> tuple[Tree, ClientState, jax.Array]:
+            result = LocalResult(
+                delta=jax.tree.map(
+                    jnp.subtract, self.state.params, lane.variables.params
+                ),
+                personal=lane.variables.personal,
+                model_state=lane.variables.model_state,
+                step_mass=lane.mass,
+            )
+            weight = lane.size / self.cohort.cohort_examples
+            message, row = self.program.upload(result, lane.row, weight)
+            diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
+            return message, row, diverged.astype(jnp.float32)
+
+        messages, rows, diverged = over_lanes(finish_one, lanes)
+        sums = lanes.sums | {"nonfinite": lanes.sums["nonfinite"] + diverged}
+        return messages, rows, sums | self.measure(lanes, finished)
 
     def measure(self, lanes: _Lane, finished: jax.Array) -> Sums:
         """The probe's sums, computed only when a client it wants has finished."""
@@ -306,42 +352,26 @@ class _Run(NamedTuple):
         return jax.lax.cond(
             wanted.any(),
             lambda: measure_all(lanes.variables, examples),
-            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+            lambda: _zeros(shapes),
         )
 
     def flush(self, carry: _Carry, finished: jax.Array) -> _Carry:
-        """Takes in what finished clients send and loads the next ones."""
+        """Takes in what finished clients leave and loads the next ones."""
         lanes = carry.lanes
-        messages, rows, sums = jax.vmap(self.finish)(lanes)
-        sums |= self.measure(lanes, finished)
+        messages, rows, sums = self.finish(lanes, finished)
         # A position outside the block is dropped by the scatter.
         position = jnp.where(finished, lanes.position, self.block_size)
         collected = self.collector.add(carry.messages, messages, finished, position)
-        all_rows = jax.tree.map(
-            lambda a, r: a.at[position].set(r, mode="drop"), carry.rows, rows
+        rows, sums = jax.tree.map(
+            lambda all, new: all.at[position].set(
+                new, mode="drop", wrap_negative_indices=False
+            ),
+            (carry.rows, carry.sums),
+            (rows, sums),
         )
-        all_sums = carry.sums | _add_at(
-            {name: carry.sums[name] for name in sums}, position, sums
-        )
-        loaded = jax.vmap(self.load, (0, 0, None))(
-            lanes.turn + 1, self.cohort.queues, all_rows
-        )
-        lanes = _select(finished, loaded, lanes)
-        return _Carry(carry.trips, lanes, collected, all_rows, all_sums)
-
-    def zeros(self, lanes: _Lane) -> tuple[Tree, Sums]:
-        """No messages and empty sums."""
-        _, sums = jax.eval_shape(partial(over_lanes, self.step), lanes)
-        messages, _, _ = jax.eval_shape(jax.vmap(self.finish), lanes)
-        sums |= jax.eval_shape(self.measure, lanes, self.is_active(lanes))
-        message = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages
-        )
-        sums = {
-            name: jnp.zeros((self.block_size, *x.shape[1:]), x.dtype)
-            for name, x in sums.items()
-        }
-        return self.collector.empty(message, self.block_size), sums
+        loaded = self.load(lanes.turn + 1, rows, _zeros(lanes.sums))
+        lanes = select_lanes(finished, loaded, lanes)
+        return _Carry(carry.trips, lanes, collected, rows, sums)
 
 
 def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:
@@ -350,36 +380,5 @@ def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:
     return cohort._replace(indices=jnp.pad(cohort.indices, ((0, 0), (0, extra))))
 
 
-def over_lanes(step: Callable[[Any], Any], lanes: Any) -> Any:
-    """Maps a function over the lanes; a single lane runs as it is.
-
-    Mapped, its matrix products would be batches of one, whose transposed operands XLA
-    copies on CPUs.
-
-    Args:
-      step: of one lane.
-      lanes: leaves [num_lanes, ...].
-
-    Returns:
-      What `step` returns, leaves [num_lanes, ...].
-    """
-    if jax.tree.leaves(lanes)[0].shape[0] > 1:
-        return jax.vmap(step)(lanes)
-    result = step(jax.tree.map(lambda x: x[0], lanes))
-    return jax.tree.map(lambda x: x[None], result)
-
-
-def _select(flags: jax.Array, chosen: Tree, other: Tree) -> Tree:
-    """Per lane: leaves of `chosen` where the flag is set."""
-
-    def select(c: jax.Array, o: jax.Array) -> jax.Array:
-        return jnp.where(flags.reshape(flags.shape + (1,) * (c.ndim - 1)), c, o)
-
-    return jax.tree.map(select, chosen, other)
-
-
-def _add_at(sums: Sums, position: jax.Array, values: Sums) -> Sums:
-    return sums | {
-        name: sums[name].at[position].add(value, mode="drop")
-        for name, value in values.items()
-    }
+def _zeros(shapes: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -105,7 +105,8 @@ def make_solver(
 
 def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
     """Batches per epoch of a client with `size` examples, the last one partial."""
-    return (size + batch_size - 1) // batch_size
+    # Python's division would round negative numbers, too.
+    return jax.lax.div(size + (batch_size - 1), jnp.asarray(batch_size, size.dtype))
 
 
 def require_step_mass(solver: LocalSolver, algorithm: str) -> None:

@@ -5,6 +5,7 @@ clients there are, and neither do its compiled shapes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fedjax_prune.placement import AXIS, ONE_DEVICE, SPLIT, Placement
 from fedjax_prune.types import ClientState
 
 
+@partial(jax.jit, static_argnums=1)
 def create(row: ClientState, num_clients: int) -> ClientState:
     """Gives every client the same first row.
 
@@ -24,7 +26,7 @@ def create(row: ClientState, num_clients: int) -> ClientState:
     Returns:
       Rows, every leaf with a leading axis `num_clients`.
     """
-    return jax.tree.map(lambda x: jnp.tile(x, (num_clients,) + (1,) * x.ndim), row)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), row)
 
 
 def share_out(rows: ClientState, placement: Placement) -> ClientState:
@@ -34,7 +36,7 @@ def share_out(rows: ClientState, placement: Placement) -> ClientState:
         return rows
 
     def pad(x: jax.Array) -> jax.Array:
-        missing = -x.shape[0] % placement.num_devices
+        missing = -x.shape[0] % placement.num_blocks
         padded = jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
         return jax.device_put(padded, NamedSharding(mesh, SPLIT))
 
@@ -79,7 +81,9 @@ def take(
 
 def take_whole(rows: ClientState, client_ids: jax.Array) -> ClientState:
     """The rows of some clients, all of them on every device."""
-    return jax.tree.map(lambda x: x[client_ids], rows)
+    return jax.tree.map(
+        lambda x: x.at[client_ids].get(mode="clip", wrap_negative_indices=False), rows
+    )
 
 
 def put(
@@ -116,7 +120,11 @@ def put(
 
     if placement.mesh is None:
         return jax.tree.map(
-            lambda x, new: x.at[client_ids].set(new, mode="drop"), rows, cohort_rows
+            lambda x, new: x.at[client_ids].set(
+                new, mode="drop", wrap_negative_indices=False
+            ),
+            rows,
+            cohort_rows,
         )
     return _mapped(put_own, placement, 3)(rows, client_ids, cohort_rows)
 

@@ -53,6 +53,7 @@ def make_task(
     if lasso_weight < 0:
         raise ValueError(f"lasso_weight must be at least 0, got {lasso_weight}.")
 
+    @jax.jit
     def init(key: jax.Array) -> Variables:
         params_key, gates_key = jax.random.split(key)
         collections = model.init(

@@ -118,7 +118,7 @@ def _train(
     traffic = report.traffic(config, experiment)
 
     def dispatch(number: int) -> tuple[ServerState, ClientState, _Round]:
-        cohort = _cohort(config, experiment.population, number - 1)
+        cohort = _cohort(config, experiment.population, placement, number - 1)
         measured = num_evaluated if _is_due(number, config) else 0
         after, after_rows, sums = train_round(
             state,
@@ -143,7 +143,7 @@ def _train(
         jax.transfer_guard("disallow"),
     ):
         began = time.monotonic()
-        cohort = _cohort(config, experiment.population, finished)
+        cohort = _cohort(config, experiment.population, placement, finished)
         train_round = programs.train.lower(
             state,
             rows,
@@ -269,7 +269,9 @@ def _save(
         )
 
 
-def _cohort(config: Config, population: Population, finished: int) -> Cohort:
+def _cohort(
+    config: Config, population: Population, placement: Placement, finished: int
+) -> Cohort:
     """The clients of the next round, as numpy arrays."""
     return sample_cohort(
         population,
@@ -279,8 +281,7 @@ def _cohort(config: Config, population: Population, finished: int) -> Cohort:
         round=finished,
         epochs=config.client.epochs,
         batch_size=config.client.batch_size,
-        num_devices=config.devices,
-        block_size=capacity.block_size(config),
+        placement=placement,
     )
 
 

@@ -3,9 +3,9 @@
 import os
 import tempfile
 
-# Compiling is what the suite spends its time on, so XLA is told to optimise little.
+# Compiling is what the suite spends its time on, so XLA is told not to optimise.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=1"]
+    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -14,9 +14,12 @@ import jax
 # Rounds on several devices are tested on virtual ones.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Many tests compile the same program; each is compiled once a session.
-_CACHE = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests compile the same program; each is compiled once a session, by whichever
+# process comes first. Those that pytest starts inherit the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Silent broadcasting and silent widening are how a client axis gets lost.

@@ -1,6 +1,5 @@
 """Tiny instances of every model and cheap variables for them."""
 
-import functools
 import math
 from typing import Any
 
@@ -16,11 +15,6 @@ SMALL = {
     "vgg11": (VGG11(4, width=0.0625), (32, 32, 3)),
     "resnet32": (ResNet32(4, width=0.375, blocks_per_stage=1), (8, 8, 3)),
 }
-
-# Compiling is what these tests spend their time on, so it is told not to optimise.
-fast_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def start(model, shape, seed=0) -> Any:

@@ -11,6 +11,7 @@ from fedjax_prune.data.cohort import (
 )
 from fedjax_prune.data.partition import dirichlet, to_population
 from fedjax_prune.data.validation import class_counts, holdout, matched_test
+from fedjax_prune.placement import make_placement
 
 LABELS = np.repeat(np.arange(10), 5000)
 RUN = dict(epochs=10, batch_size=64)
@@ -51,7 +52,9 @@ def test_pack_lanes_by_hand():
 def test_every_device_has_its_block_of_the_cohort(num_devices):
     population = paper_population(30)
     ids = np.random.default_rng(0).permutation(30)[:12]
-    cohort = make_cohort(population, ids, 2, num_devices=num_devices, **RUN)
+    cohort = make_cohort(
+        population, ids, 2, placement=make_placement(num_devices), **RUN
+    )
     blocks = cohort.client_ids.reshape(num_devices, -1)
     queues = cohort.queues.reshape(num_devices, 2, -1)
     assert blocks.shape[1] == queues.shape[2] == -(-15 // num_devices)
@@ -107,7 +110,7 @@ def test_few_lane_steps_are_wasted(
             num_lanes // num_devices,
             seed=0,
             round=t,
-            num_devices=num_devices,
+            placement=make_placement(num_devices),
             **RUN,
         )
         steps = 10 * np.ceil(cohort.sizes / 64).reshape(num_devices, -1)

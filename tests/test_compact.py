@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_prune import convolution
 from fedjax_prune.compact import gathered_predict
 from fedjax_prune.costs import macs
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import CNN, VGG11, ResNet32
-from tests.small_models import SMALL, draw, draw_variables, fast_jit, start
+from tests.small_models import SMALL, draw, draw_variables, start
 
 
 def masked(model, variables, images) -> Any:
@@ -46,7 +47,7 @@ def test_gathered_equals_masked(name, norm, settings):
     variables = draw_variables(model, shape)
     images = draw((2, *shape))
 
-    @fast_jit
+    @jax.jit
     def both(variables, images):
         gathered = jax.lax.map(lambda x: gathered_predict(model, variables, x), images)
         return gathered, masked(model, variables, images)
@@ -60,7 +61,7 @@ def test_gathered_equals_masked(name, norm, settings):
 def test_gathered_reads_maps_of_several_pixels_and_odd_sizes():
     model, shape = SMALL["cnn"][0].clone(gates=GateSettings(0.5)), (9, 15, 2)
     variables = draw_variables(model, shape)
-    found, expected = fast_jit(
+    found, expected = jax.jit(
         lambda v, x: (gathered_predict(model, v, x[0]), masked(model, v, x)[0])
     )(variables, draw((1, *shape)))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -71,7 +72,7 @@ def test_gathered_can_be_mapped():
     model = model.clone(gates=GateSettings(0.5))
     variables = draw_variables(model, shape)
     images = draw((3, *shape))
-    mapped, expected = fast_jit(
+    mapped, expected = jax.jit(
         lambda v, x: (
             jax.vmap(lambda image: gathered_predict(model, v, image))(x),
             masked(model, v, x),
@@ -115,7 +116,9 @@ def product_sizes(jaxpr):
     ],
     ids=["vgg11", "branch", "inner", "literal", "cnn"],
 )
-def test_products_are_as_small_as_the_table_says(model):
+def test_products_are_as_small_as_the_table_says(model, monkeypatch):
+    # The table counts by definition; Winograd's form multiplies less.
+    monkeypatch.setattr(convolution, "form_of", lambda *_: "patches")
     shape = (32, 32, 3)
     variables = jax.eval_shape(lambda: start(model, shape))
     image = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedjax_prune.convolution import by_patches, convolve, form_of
 from fedjax_prune.winograd import winograd
-from tests.small_models import draw, fast_jit
+from tests.small_models import draw
 
 CASES = [
     ((8, 6), (3, 3), (32, 5), 1, 1),
@@ -44,7 +44,7 @@ def reference(x, kernel, strides, padding):
 def value_and_gradients(function, x, kernel):
     """Returns the value and its products with a fixed cotangent."""
 
-    @fast_jit
+    @jax.jit
     def run(x, kernel):
         y, pullback = jax.vjp(function, x, kernel)
         cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
@@ -145,7 +145,7 @@ def test_winograd_is_exact_in_float64():
 def test_mapped_convolution_compiles_to_matrix_products(channels):
     x, kernels = jnp.ones((3, 2, 6, 6, channels)), jnp.ones((3, 3, 3, channels, 4))
     gradient = jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))
-    text = fast_jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()
+    text = jax.jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()
     assert " convolution(" not in text and "feature_group" not in text
     assert " dot(" in text
 

@@ -17,7 +17,7 @@ from fedjax_prune.gates import (
     straight_through,
     top_k_mask,
 )
-from tests.small_models import draw, fast_jit
+from tests.small_models import draw
 
 LOGITS = (2.0, 1.0, 0.0, -1.0)
 
@@ -37,7 +37,7 @@ def test_num_kept_rounds_to_nearest_and_keeps_one():
 
 def test_top_k_mask_keeps_exactly_k_and_the_lower_index_of_a_tie():
     logits = jnp.array([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
-    masks = fast_jit(lambda z: top_k_mask(z, 2))(logits)
+    masks = jax.jit(lambda z: top_k_mask(z, 2))(logits)
     np.testing.assert_array_equal(masks, [[0, 1, 1, 0], [1, 1, 0, 0]])
     assert masks.dtype == jnp.float32
     # Both sigmoids are 1 in float32: ranking logits still tells them apart.
@@ -66,7 +66,7 @@ def test_gradient_reaches_the_logits_as_the_mode_says(mode, gradient):
         return straight_through(top_k_mask(z, 2), jax.nn.sigmoid(z), mode).sum()
 
     logits = jnp.array(LOGITS)
-    found = fast_jit(jax.grad(total))(logits)
+    found = jax.jit(jax.grad(total))(logits)
     np.testing.assert_allclose(found, gradient, atol=1e-6)
     multiplier = straight_through(top_k_mask(logits, 2), jax.nn.sigmoid(logits), mode)
     kept = sigmoid(LOGITS) if mode == "scale" else np.ones(4)
@@ -82,7 +82,7 @@ def test_hard_masks_are_exact():
     scores = jax.random.uniform(jax.random.key(1), (1000,))
     mask = top_k_mask(scores, 500)
     for mode in ("hard_ste", "hard_dense_ste", "hard_nograd"):
-        values = fast_jit(lambda m, q, mode=mode: straight_through(m, q, mode))
+        values = jax.jit(lambda m, q, mode=mode: straight_through(m, q, mode))
         np.testing.assert_array_equal(values(mask, scores), mask)
 
 
@@ -96,7 +96,7 @@ def gate_and_variables(settings, channels=6):
     gate = Gate(channels, settings)
     x = draw((4, 3, 3, 5))
     key = jax.random.key(3)
-    variables = fast_jit(lambda: gate.init({"gates": key}, x, jnp.ones(4, bool)))()
+    variables = jax.jit(lambda: gate.init({"gates": key}, x, jnp.ones(4, bool)))()
     return gate, {"gates": variables["gates"]}, x
 
 
@@ -106,7 +106,7 @@ def test_gate_pools_projects_and_counts_real_samples_only():
     real = np.array([True, False, True, True])
     # A padded sample may hold anything.
     x = x.at[1].set(jnp.nan)
-    (multiplier, mask), sown = fast_jit(
+    (multiplier, mask), sown = jax.jit(
         lambda v, x: gate.apply(v, x, jnp.asarray(real), mutable=["gate_sums"])
     )(variables, x)
     weights = jax.tree.map(np.asarray, variables["gates"])
@@ -139,7 +139,7 @@ def test_selected_indices_and_multipliers_equal_the_mask(mode):
     settings = GateSettings(0.5, mode=mode, rescale="sqrt")
     gate, variables, x = gate_and_variables(settings)
 
-    @fast_jit
+    @jax.jit
     def run(x):
         pick = jax.vmap(lambda s: select(variables["gates"], s, settings))
         return gate.apply(variables, x, jnp.ones(4, bool)), pick(x.mean((1, 2)))

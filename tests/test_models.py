@@ -12,7 +12,7 @@ from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
 from fedjax_prune.models.blocks import GatedConv, TorchDense, max_pool, scaled
 from fedjax_prune.models.resnet import Block
-from tests.small_models import SMALL, draw, draw_variables, fast_jit, start
+from tests.small_models import SMALL, draw, draw_variables, start
 
 
 def apply(module, *arguments, **keywords) -> Any:
@@ -36,7 +36,7 @@ def test_params_do_not_depend_on_the_gates(name):
     model, shape = SMALL[name]
     half = model.clone(gates=GateSettings(0.5))
     everything = model.clone(gates=GateSettings(1.0))
-    plain, gated, full = fast_jit(
+    plain, gated, full = jax.jit(
         lambda: tuple(start(m, shape) for m in (model, half, everything))
     )()
     jax.tree.map(np.testing.assert_array_equal, plain["params"], gated["params"])
@@ -62,7 +62,7 @@ def test_keep_ratio_one_is_the_ungated_model_and_less_is_counted(name):
     variables = draw_variables(half, shape)
     images = draw((3, *shape))
     mask = jnp.array([True, True, False])
-    plain, full, gated = fast_jit(
+    plain, full, gated = jax.jit(
         lambda v, x: tuple(train_step(m, v, x, mask) for m in (model, everything, half))
     )(variables, images)
     jax.tree.map(np.testing.assert_array_equal, plain, full)
@@ -86,7 +86,7 @@ def test_padding_changes_nothing_real(norm):
     variables = draw_variables(model, shape)
     images = draw((3, *shape))
     mask = jnp.array([True, True, False])
-    step = fast_jit(lambda v, x, mask: train_step(model, v, x, mask))
+    step = jax.jit(lambda v, x, mask: train_step(model, v, x, mask))
     padded, padded_state = step(variables, images, mask)
     changed, changed_state = step(variables, images.at[2].set(100.0), mask)
     alone, alone_state = step(variables, images[:2], mask[:2])
@@ -110,7 +110,7 @@ def test_running_statistics_are_those_of_the_dense_output():
     keys = {"params": jax.random.key(1), "gates": jax.random.key(2)}
     arguments = {"train": True, "example_mask": jnp.asarray(real)}
 
-    @fast_jit
+    @jax.jit
     def run(x):
         variables = conv.init(keys, x, **arguments)
         _, state = conv.apply(variables, x, **arguments, mutable=["batch_stats"])
@@ -139,7 +139,7 @@ def test_filter_that_no_sample_selected_has_exactly_no_gradient(mode):
         )
         return (logits**2).sum(), state
 
-    found, state = fast_jit(jax.grad(squares, has_aux=True))(variables["params"])
+    found, state = jax.jit(jax.grad(squares, has_aux=True))(variables["params"])
     for name in ("conv1", "conv2"):
         selected = np.asarray(state["gate_sums"][name]["gate"]["selected"]) > 0
         filters = np.abs(np.asarray(found[name]["kernel"])).sum((0, 1, 2))
@@ -162,10 +162,10 @@ def test_only_the_dense_surrogate_reaches_the_gates_of_dropped_channels():
             features, mask = apply(conv, changed, x, **arguments)
             return features.sum(), mask[0]
 
-        variables = fast_jit(
+        variables = jax.jit(
             lambda conv=conv, arguments=arguments: conv.init(keys, x, **arguments)
         )()
-        gradient, mask = fast_jit(jax.grad(total, has_aux=True))(
+        gradient, mask = jax.jit(jax.grad(total, has_aux=True))(
             variables["gates"], variables
         )
         # The gradient of a gate's bias is that of its logit.
@@ -187,8 +187,8 @@ def test_clients_mapped_over_their_own_params_equal_one_by_one():
     def logits(variables, x):
         return train_step(model, variables, x, jnp.ones(3, bool))[0]
 
-    found = fast_jit(jax.vmap(logits))(stacked, images)
-    one_by_one = fast_jit(logits)
+    found = jax.jit(jax.vmap(logits))(stacked, images)
+    one_by_one = jax.jit(logits)
     for index, variables in enumerate(clients):
         expected = one_by_one(variables, images[index])
         np.testing.assert_allclose(found[index], expected, rtol=1e-4, atol=1e-5)
@@ -202,7 +202,7 @@ def test_dropout_acts_in_training_only(name):
     images = draw((2, *shape))
     real = jnp.ones(2, bool)
 
-    @fast_jit
+    @jax.jit
     def run(key):
         step = {"example_mask": real, "mutable": ["batch_stats"]}
         rngs = {"dropout": key}
@@ -218,7 +218,7 @@ def test_initial_values():
     conv = GatedConv(64, None, "none")
     arguments = {"train": False, "example_mask": jnp.ones(1, bool)}
     x = jnp.ones((1, 2, 2, 64))
-    params = fast_jit(lambda: conv.init(jax.random.key(0), x, **arguments))()["params"]
+    params = jax.jit(lambda: conv.init(jax.random.key(0), x, **arguments))()["params"]
     # 36,864 draws: the deviation is good to 0.4 % (one sigma).
     deviation = float(params["kernel"].std())
     assert deviation == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)

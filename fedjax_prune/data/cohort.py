@@ -5,10 +5,10 @@ another, so what counts is how evenly the steps are dealt, not how equal clients
 """
 
 import heapq
-import math
 
 import numpy as np
 
+from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.types import Cohort, Population
 
 
@@ -87,16 +87,6 @@ def pack_lanes(
     return lanes
 
 
-def places_per_device(cohort_size: int, num_devices: int) -> int:
-    """How many clients of a cohort one device can take.
-
-    A quarter more than its share: where the longest clients meet on one device, the
-    others take more of the short ones. On the Dirichlet splits of FedDP no lane then
-    waits longer than without a bound.
-    """
-    return min(cohort_size, math.ceil(1.25 * cohort_size / num_devices))
-
-
 def make_cohort(
     population: Population,
     client_ids: np.ndarray,
@@ -104,8 +94,7 @@ def make_cohort(
     *,
     epochs: int,
     batch_size: int,
-    num_devices: int = 1,
-    block_size: int | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> Cohort:
     """Makes a cohort of chosen clients.
 
@@ -115,9 +104,7 @@ def make_cohort(
       num_lanes: of each device, at least 1.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
-      num_devices: at least 1.
-      block_size: places on each device; None takes `places_per_device`. With
-        `cohort_size` every device runs the same program on any number of devices.
+      placement: of the round; a block for each of its devices.
 
     Returns:
       A Cohort of numpy arrays, in the order given on one device, and in that order
@@ -139,15 +126,17 @@ def make_cohort(
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
     sizes = np.asarray(population.sizes, np.int32)[client_ids]
-    block_size = block_size or places_per_device(len(client_ids), max(num_devices, 1))
+    block_size = placement.block_size(len(client_ids))
     lanes = pack_lanes(
         num_steps(sizes, epochs, batch_size),
         client_ids,
         num_lanes,
-        num_devices=num_devices,
+        num_devices=placement.num_devices,
         block_size=block_size,
     )
-    places, queues = _lay_out(lanes, num_devices, block_size)
+    idle = placement.num_blocks - placement.num_devices
+    lanes += [[] for _ in range(idle * num_lanes)]
+    places, queues = _lay_out(lanes, placement.num_blocks, block_size)
     empty = places == len(client_ids)
     chosen = np.where(empty, 0, places)
     return Cohort(
@@ -193,8 +182,7 @@ def sample_cohort(
     round: int,
     epochs: int,
     batch_size: int,
-    num_devices: int = 1,
-    block_size: int | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -209,9 +197,7 @@ def sample_cohort(
       round: finished rounds, at least 0.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
-      num_devices: at least 1.
-      block_size: places on each device; None takes `places_per_device`. With
-        `cohort_size` every device runs the same program on any number of devices.
+      placement: of the round; a block for each of its devices.
 
     Returns:
       A Cohort of numpy arrays, by ascending client id on each device.
@@ -231,6 +217,5 @@ def sample_cohort(
         num_lanes,
         epochs=epochs,
         batch_size=batch_size,
-        num_devices=num_devices,
-        block_size=block_size,
+        placement=placement,
     )

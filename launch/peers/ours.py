@@ -135,7 +135,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
         num_lanes=lanes,
         epochs=data.epochs,
         batch_size=data.batch_size,
-        num_devices=placement.num_devices,
+        placement=placement,
     )
     cohort = put_cohort(placement, deal(data.cohort(0)))
     nobody = put_split(placement, np.zeros(len(cohort.client_ids), bool))
