@@ -9,14 +9,13 @@ one device, with its own lanes and its own block of the cohort.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.lanes import over_lanes, select_lanes
+from fedjax_prune.lanes import over_lanes, put_lanes, select_lanes
 from fedjax_prune.solver import LocalSolver, num_batches
 from fedjax_prune.types import (
     Batch,
@@ -123,16 +122,20 @@ def train_cohort(
     cohort = _pad_to_batches(cohort, solver.batch_size)
     run = _Run(task, solver, program, state, dataset, cohort, key, probe, collector)
 
-    def body(carry: _Carry) -> _Carry:
-        lanes = run.step(run.shuffle(carry.lanes))
-        carry = carry._replace(trips=carry.trips + 1, lanes=lanes)
-        finished = run.is_active(lanes) & (lanes.epoch == solver.epochs)
-        return jax.lax.cond(
-            finished.any(), lambda c: run.flush(c, finished), lambda c: c, carry
+    def run_until_one_has_finished(carry: _Carry) -> _Carry:
+        # A loop of its own: in a conditional, XLA would copy the parameters at every
+        # step at which no client finishes.
+        trips, lanes = jax.lax.while_loop(
+            lambda inner: ~run.has_finished(inner[1]).any(),
+            lambda inner: (inner[0] + 1, run.step(run.shuffle(inner[1]))),
+            (carry.trips, carry.lanes),
         )
+        return run.flush(carry._replace(trips=trips, lanes=lanes))
 
     carry = jax.lax.while_loop(
-        lambda carry: run.is_active(carry.lanes).any(), body, run.start(rows)
+        lambda carry: run.is_active(carry.lanes).any(),
+        run_until_one_has_finished,
+        run.start(rows),
     )
     return CohortResult(carry.messages, carry.rows, carry.sums, carry.trips)
 
@@ -157,21 +160,30 @@ class _Run(NamedTuple):
     def is_active(self, lanes: _Lane) -> jax.Array:
         return lanes.position < self.block_size
 
+    def has_finished(self, lanes: _Lane) -> jax.Array:
+        return self.is_active(lanes) & (lanes.epoch == self.solver.epochs)
+
     def start(self, rows: ClientState) -> _Carry:
         """All lanes about to run their first clients; nothing sent, nothing summed."""
         turns = jnp.zeros(self.cohort.queues.shape[:1], jnp.int32)
         lanes = self.load(turns, rows, {})
-        _, sums = jax.eval_shape(partial(over_lanes, self.train), lanes)
-        lanes = lanes._replace(sums=_zeros(sums))
-        messages, _, sums = jax.eval_shape(self.finish, lanes, self.is_active(lanes))
-        one, kept = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (messages, sums)
+        # Shapes of one client's; the loss alone is cheaper to trace than a step.
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
+        sums = jax.eval_shape(self._loss_sums, one)
+        message, _, _ = jax.eval_shape(self._finish_one, one)
+        probed = {}
+        if self.probe is not None:
+            probed = jax.eval_shape(
+                self.probe.measure, one.variables, self.probe.examples
+            )
+        num_lanes = len(turns)
+        return _Carry(
+            trips=jnp.int32(0),
+            lanes=lanes._replace(sums=_zeros(sums, num_lanes)),
+            messages=self.collector.empty(message, self.block_size),
+            rows=rows,
+            sums=_zeros(sums | probed, self.block_size),
         )
-        kept = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((self.block_size, *x.shape), x.dtype), kept
-        )
-        empty = self.collector.empty(one, self.block_size)
-        return _Carry(jnp.int32(0), lanes, empty, rows, _zeros(kept))
 
     def load(self, turns: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
         """Lanes about to run the clients at these turns of their queues.
@@ -246,8 +258,6 @@ class _Run(NamedTuple):
         """One local step of every lane; nothing at all if its queue is finished."""
         stepped, sums = over_lanes(self.train, lanes)
         stepped = stepped._replace(sums=jax.tree.map(jnp.add, lanes.sums, sums))
-        if len(lanes.turn) == 1:  # The loop ends when the only lane has finished.
-            return stepped
         return select_lanes(self.is_active(lanes), stepped, lanes)
 
     def train(self, lane: _Lane) -> tuple[_Lane, Sums]:
@@ -292,10 +302,11 @@ class _Run(NamedTuple):
             mass=mass,
             mass_state=mass_state,
         )
-        return stepped, sums | {
-            "steps": jnp.float32(1),
-            "nonfinite": (~jnp.isfinite(loss)).astype(jnp.float32),
-        }
+        return stepped, _with_counts(sums, loss)
+
+    def _loss_sums(self, lane: _Lane) -> Sums:
+        loss, (_, sums) = self.task.loss(lane.variables, self._batch(lane), lane.key)
+        return _with_counts(sums, loss)
 
     def _batch(self, lane: _Lane) -> Batch:
         batch_size = self.solver.batch_size
@@ -318,58 +329,46 @@ class _Run(NamedTuple):
         )
         return jax.tree.map(jnp.subtract, lane.mass, update), state
 
-    def finish(
-        self, lanes: _Lane, finished: jax.Array
-    ) -> tuple[Tree, ClientState, Sums]:
-        """What the clients of the lanes send, keep and report."""
+    def _finish_one(self, lane: _Lane) -> tuple[Tree, ClientState, jax.Array]:
+        """What a lane's client sends, keeps, and whether it has diverged."""
+        result = LocalResult(
+            delta=jax.tree.map(jnp.subtract, self.state.params, lane.variables.params),
+            personal=lane.variables.personal,
+            model_state=lane.variables.model_state,
+            step_mass=lane.mass,
+        )
+        weight = lane.size / self.cohort.cohort_examples
+        message, row = self.program.upload(result, lane.row, weight)
+        return message, row, ~jnp.isfinite(optax.tree.norm(result.delta))
 
-        def finish_one(lane: _Lane) -> tuple[Tree, ClientState, jax.Array]:
-            result = LocalResult(
-                delta=jax.tree.map(
-                    jnp.subtract, self.state.params, lane.variables.params
-                ),
-                personal=lane.variables.personal,
-                model_state=lane.variables.model_state,
-                step_mass=lane.mass,
-            )
-            weight = lane.size / self.cohort.cohort_examples
-            message, row = self.program.upload(result, lane.row, weight)
-            diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
-            return message, row, diverged.astype(jnp.float32)
-
-        messages, rows, diverged = over_lanes(finish_one, lanes)
-        sums = lanes.sums | {"nonfinite": lanes.sums["nonfinite"] + diverged}
-        return messages, rows, sums | self.measure(lanes, finished)
-
-    def measure(self, lanes: _Lane, finished: jax.Array) -> Sums:
+    def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
         """The probe's sums, computed only when a client it wants has finished."""
         if self.probe is None:
             return {}
         measure, examples = self.probe.measure, self.probe.examples
         wanted = finished & self.probe.wanted[lanes.position]
-        measure_all = jax.vmap(measure, (0, None))
-        shapes = jax.eval_shape(measure_all, lanes.variables, examples)
         return jax.lax.cond(
             wanted.any(),
-            lambda: measure_all(lanes.variables, examples),
-            lambda: _zeros(shapes),
+            lambda: jax.vmap(measure, (0, None))(lanes.variables, examples),
+            lambda: zeros,
         )
 
-    def flush(self, carry: _Carry, finished: jax.Array) -> _Carry:
+    def flush(self, carry: _Carry) -> _Carry:
         """Takes in what finished clients leave and loads the next ones."""
         lanes = carry.lanes
-        messages, rows, sums = self.finish(lanes, finished)
-        # A position outside the block is dropped by the scatter.
+        finished = self.has_finished(lanes)
+        messages, rows, diverged = over_lanes(self._finish_one, lanes)
+        nonfinite = lanes.sums["nonfinite"] + diverged.astype(jnp.float32)
+        probed = {n: x for n, x in carry.sums.items() if n not in lanes.sums}
+        probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))
+        probed = self.measure(lanes, finished, probed)
+        sums = lanes.sums | {"nonfinite": nonfinite} | probed
         position = jnp.where(finished, lanes.position, self.block_size)
         collected = self.collector.add(carry.messages, messages, finished, position)
-        rows, sums = jax.tree.map(
-            lambda all, new: all.at[position].set(
-                new, mode="drop", wrap_negative_indices=False
-            ),
-            (carry.rows, carry.sums),
-            (rows, sums),
+        rows, sums = put_lanes((carry.rows, carry.sums), position, (rows, sums))
+        loaded = self.load(
+            lanes.turn + 1, rows, jax.tree.map(jnp.zeros_like, lanes.sums)
         )
-        loaded = self.load(lanes.turn + 1, rows, _zeros(lanes.sums))
         lanes = select_lanes(finished, loaded, lanes)
         return _Carry(carry.trips, lanes, collected, rows, sums)
 
@@ -380,5 +379,12 @@ def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:
     return cohort._replace(indices=jnp.pad(cohort.indices, ((0, 0), (0, extra))))
 
 
-def _zeros(shapes: Tree) -> Tree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+def _with_counts(sums: Sums, loss: jax.Array) -> Sums:
+    return sums | {
+        "steps": jnp.float32(1),
+        "nonfinite": (~jnp.isfinite(loss)).astype(jnp.float32),
+    }
+
+
+def _zeros(shapes: Tree, count: int) -> Tree:
+    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)

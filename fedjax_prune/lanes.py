@@ -1,4 +1,8 @@
-"""Functions of one lane, mapped over all lanes of a device."""
+"""What is done to all lanes of a device at once.
+
+A lone lane is common on CPUs and gets the shortest way: it is not mapped, and it is
+never idle, because the loop over the steps ends with it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +14,7 @@ from fedjax_prune.types import Tree
 
 
 def over_lanes(step: Callable[[Any], Any], lanes: Any) -> Any:
-    """Maps a function over the lanes; a single lane runs as it is.
+    """Maps a function over the lanes; a lone lane runs as it is.
 
     Mapped, its matrix products would be batches of one, whose transposed operands XLA
     copies on CPUs.
@@ -32,12 +36,40 @@ def select_lanes(flags: jax.Array, chosen: Tree, other: Tree) -> Tree:
     """Takes whole lanes from one of two trees.
 
     Args:
-      flags: [num_lanes] bool.
+      flags: [num_lanes] bool; that of a lone lane must be True.
       chosen: leaves [num_lanes, ...], taken where the flag is set.
       other: taken elsewhere.
     """
+    if flags.shape[0] == 1:
+        return chosen
 
     def select(c: jax.Array, o: jax.Array) -> jax.Array:
         return jnp.where(flags.reshape(flags.shape + (1,) * (c.ndim - 1)), c, o)
 
     return jax.tree.map(select, chosen, other)
+
+
+def put_lanes(block: Tree, position: jax.Array, lanes: Tree) -> Tree:
+    """Writes what lanes hold to their places in a block.
+
+    Args:
+      block: leaves [block_size, ...].
+      position: [num_lanes] int32 in the block; lanes at `block_size` are left out, but
+        a lone lane must have a place.
+      lanes: leaves [num_lanes, ...].
+
+    Returns:
+      The block.
+    """
+    if position.shape[0] == 1:
+        # A scatter would be written number by number on CPUs.
+        return jax.tree.map(
+            lambda b, x: jax.lax.dynamic_update_slice_in_dim(b, x, position[0], 0),
+            block,
+            lanes,
+        )
+    return jax.tree.map(
+        lambda b, x: b.at[position].set(x, mode="drop", wrap_negative_indices=False),
+        block,
+        lanes,
+    )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_prune.lanes import put_lanes, select_lanes
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -219,10 +220,10 @@ def _running_sum() -> Collector:
         del position
 
         def add_leaf(total: jax.Array, messages: jax.Array) -> jax.Array:
-            flags = finished.reshape(-1, *(1,) * (messages.ndim - 1))
-            return total + jnp.where(flags, messages, 0).sum(0)
+            return total + messages.sum(0)
 
-        return jax.tree.map(add_leaf, total, messages)
+        nothing = jax.tree.map(jnp.zeros_like, messages)
+        return jax.tree.map(add_leaf, total, select_lanes(finished, messages, nothing))
 
     return Collector(empty, add)
 
@@ -237,9 +238,7 @@ def _keep_all() -> Collector:
         kept: Tree, messages: Tree, finished: jax.Array, position: jax.Array
     ) -> Tree:
         del finished
-        return jax.tree.map(
-            lambda k, m: k.at[position].set(m, mode="drop"), kept, messages
-        )
+        return put_lanes(kept, position, messages)
 
     return Collector(empty, add)
 

@@ -20,12 +20,12 @@ ORDER = [
     ),
     *(
         "compact",
+        "lanes",
         "placement",
         "data",
         "costs",
         "solver",
         "task",
-        "lanes",
         "client",
         "rounds",
         "server",
