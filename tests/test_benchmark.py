@@ -97,14 +97,14 @@ def test_data_of_the_suites(name):
     num_clients, cohort_size, fewest, most = {
         "w1": (1000, 50, 50, 50),
         "w2_one": (1, 1, 640, 640),
-        "w2_ten": (10, 10, 8, 500),
-        "w2_variants": (10, 10, 8, 500),
+        "w2_ten": (10, 10, 64, 448),
+        "w2_variants": (10, 10, 64, 448),
         "w3": (3400, 10, 10, 400),
     }[name]
     assert (len(sizes), cohorts.shape[1]) == (num_clients, cohort_size)
     assert fewest <= sizes.min() and sizes.max() <= most
     if name.startswith("w2_t"):
-        assert 1400 < sizes.sum() < 1600
+        assert sizes.sum() == 3008 and (sizes % 64 == 0).all()  # 47 batches
     if name == "w3":
         assert 190 < sizes.mean() < 210
 

@@ -36,12 +36,15 @@ def test_num_steps_counts_the_partial_batch():
 
 
 def test_pack_lanes_by_hand():
-    # 7 -> lane 0, 5 -> lane 1, 4 -> lane 1 (5 < 7), 3 -> lane 0 (7 < 9), 3 -> lane 1.
+    # 7 -> lane 0, 5 -> lane 1, 4 -> lane 1 (5 < 7), 3 -> lane 0 (7 < 9), 3 -> lane 1;
+    # then the 4 and the first 3 change places, and both lanes have 11.
     steps, ids = np.array([3, 7, 5, 3, 4]), np.arange(5)
-    assert pack_lanes(steps, ids, num_lanes=2) == [[1, 0], [2, 4, 3]]
-    # At most three on a device: the last goes to the other one.
+    assert pack_lanes(steps, ids, num_lanes=2) == [[1, 4], [2, 0, 3]]
+    # At most three on a device: swapping keeps their number.
     two = pack_lanes(steps, ids, num_lanes=1, num_devices=2, block_size=3)
-    assert two == [[1, 0], [2, 4, 3]]
+    assert two == [[1, 4], [2, 0, 3]]
+    # Nothing is left to swap: 6 + 2 against 4 + 3.
+    assert pack_lanes(np.array([6, 4, 3, 2]), ids[:4], 2) == [[0, 3], [1, 2]]
     two = pack_lanes(np.array([9, 1, 1, 1]), ids[:4], 1, num_devices=2, block_size=2)
     assert two == [[0, 3], [1, 2]]
     with pytest.raises(ValueError, match=r"block_size must be at least 5 / 2, got 2"):
@@ -96,7 +99,7 @@ def test_more_lanes_than_clients_leaves_lanes_empty():
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 @pytest.mark.parametrize(
     ("num_clients", "cohort_size", "num_lanes", "bound"),
-    [(100, 40, 8, 0.02), (50, 35, 8, 0.03), (30, 12, 8, 0.3)],
+    [(100, 40, 8, 0.012), (50, 35, 8, 0.013), (30, 12, 8, 0.24)],
 )
 def test_few_lane_steps_are_wasted(
     num_clients, cohort_size, num_lanes, bound, num_devices
@@ -119,6 +122,8 @@ def test_few_lane_steps_are_wasted(
         loads = steps[device, cohort.queues].sum(1)
         wasted.append(1 - loads.mean() / loads.max())
     assert np.mean(wasted) < bound
+    if num_clients > 30:  # of twelve, one often has more than an eighth of the steps
+        assert max(wasted) < 0.03
 
 
 def test_draws_depend_on_seed_and_round_alone():

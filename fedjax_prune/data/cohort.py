@@ -41,10 +41,12 @@ def pack_lanes(
     num_devices: int = 1,
     block_size: int | None = None,
 ) -> list[list[int]]:
-    """Deals clients to lanes, longest first, each to the lane with least to do.
+    """Deals clients to lanes as evenly as can be had without a search.
 
-    Equal clients are taken by client id, equal lanes by number, so each lane runs
-    the same clients in the same order however the cohort is ordered.
+    Longest first, each to the lane with least to do; then the busiest lane swaps
+    clients with others as long as that helps. Equal clients are taken by client id,
+    equal lanes by number, so each lane runs the same clients in the same order however
+    the cohort is ordered.
 
     Args:
       steps: [cohort_size] integers, local steps per client.
@@ -84,7 +86,35 @@ def pack_lanes(
         room[lane // num_lanes] -= 1
         lanes[lane].append(int(position))
         heapq.heappush(loads, (load + int(steps[position]), lane))
+    while _relieve_busiest(lanes, np.asarray(steps)):
+        pass
     return lanes
+
+
+def _relieve_busiest(lanes: list[list[int]], steps: np.ndarray) -> bool:
+    """Swaps a client of the busiest lane for a shorter one, where both lanes gain.
+
+    Swaps alone, so that every device keeps as many clients as it has places for.
+
+    Returns:
+      Whether there was such a swap; of several the one that evens out most.
+    """
+    loads = np.array([steps[lane].sum() for lane in lanes])
+    busiest = int(loads.argmax())
+    if loads[busiest] * len(lanes) < loads.sum() + len(lanes):
+        return False  # no dealing is more even
+    lane_of = np.repeat(np.arange(len(lanes)), [len(lane) for lane in lanes])
+    others = np.array([position for lane in lanes for position in lane])
+    shift = steps[lanes[busiest]][:, None] - steps[others][None]
+    after = np.maximum(loads[busiest] - shift, loads[lane_of][None] + shift)
+    after[shift <= 0] = loads[busiest]
+    i, j = np.unravel_index(after.argmin(), after.shape)
+    if after[i, j] == loads[busiest]:
+        return False
+    other = lane_of[j]
+    j -= np.searchsorted(lane_of, other)
+    lanes[busiest][i], lanes[other][j] = lanes[other][j], lanes[busiest][i]
+    return True
 
 
 def make_cohort(

@@ -191,7 +191,7 @@ def _devices(threads: int, platform: str) -> list[list[Worker]]:
 
 
 _TEN = (
-    "ten clients of 1 to 9 batches (Dirichlet 0.1), about 3,000 images of 32x32x3 in "
+    "ten clients of 1 to 7 batches (Dirichlet 0.1), about 3,000 images of 32x32x3 in "
     "all, every client in every round; batches of 64, one epoch, SGD 0.1; VGG-11 "
     "without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
 )
