@@ -6,7 +6,7 @@ from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fednova import fednova
 from fedjax_prune.algorithms.fedprox import fedprox
 from fedjax_prune.algorithms.scaffold import scaffold
-from fedjax_prune.client import ClientProgram, LocalResult, train_cohort
+from fedjax_prune.client import train_cohort
 from fedjax_prune.compact import gathered_predict
 from fedjax_prune.convolution import convolve
 from fedjax_prune.costs import keep_ratio_for, macs
@@ -24,10 +24,12 @@ from fedjax_prune.task import make_task
 from fedjax_prune.transforms import add_control_variates, add_proximal
 from fedjax_prune.types import (
     Batch,
+    ClientProgram,
     ClientState,
     Cohort,
     Dataset,
     FederatedAlgorithm,
+    LocalResult,
     Population,
     Probe,
     ServerState,

@@ -89,7 +89,7 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     share = -(-config.data.num_clients // placement.num_blocks) * row
     block = placement.block_size(config.cohort_size)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    _, message = experiment.algorithm.traffic(state, 1)
+    message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
     kept = block if config.reduction == "fixed_order" else 1
     optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
     lane = costs.tree_bytes((state.params, optimiser)) + row + message
@@ -121,7 +121,7 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     """
     batch_size = min(BATCH_SIZE, len(experiment.test.labels))
     images = jax.eval_shape(lambda: _batch(experiment.test, batch_size).images)
-    variables = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    variables = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))
     return 3 * peak_bytes(experiment.task.predict, variables, images) // 2
 
 

@@ -8,22 +8,24 @@ Lanes are the vmapped axis; nothing is compiled per client. Everything here happ
 one device, with its own lanes and its own block of the cohort.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.lanes import over_lanes, put_lanes, select_lanes
+from fedjax_prune.lanes import over_lanes, put_lanes, select_lanes, take_next
 from fedjax_prune.solver import LocalSolver, num_batches
+from fedjax_prune.stopping import Watch
 from fedjax_prune.types import (
     Batch,
+    ClientProgram,
     ClientState,
     Cohort,
     CohortResult,
     Collector,
     Dataset,
+    LocalResult,
     Probe,
     ServerState,
     Sums,
@@ -33,42 +35,10 @@ from fedjax_prune.types import (
 )
 
 
-class LocalResult(NamedTuple):
-    """What local training leaves behind on one client.
-
-    Attributes:
-      delta: anchor minus params, float32, so that it acts as a gradient.
-      personal: the client's trained personal parameters.
-      model_state: the client's batch statistics.
-      step_mass: [] float32, the sum of the step sizes really taken, momentum
-        included (A_k); 0 if the solver has none.
-    """
-
-    delta: Tree
-    personal: Tree
-    model_state: Tree
-    step_mass: jax.Array
-
-
-class ClientProgram(NamedTuple):
-    """What an algorithm adds to local training.
-
-    Attributes:
-      extra_args: row -> keyword arguments of the solver's `shared_tx.update`.
-      upload: (result, row, weight) -> (message, row). `weight` is the client's
-        share of the cohort's examples (p_k). Messages are summed over the cohort,
-        so each comes already weighted; the returned row is what the client keeps.
-    """
-
-    extra_args: Callable[[ClientState], dict[str, Tree]]
-    upload: Callable[[LocalResult, ClientState, jax.Array], tuple[Tree, ClientState]]
-
-
 class _Lane(NamedTuple):
     """The client a lane is running. Leaves carry a leading axis `num_lanes`."""
 
-    turn: jax.Array  # [] int32, place in the lane's queue
-    position: jax.Array  # [] int32 in the block; block_size = queue finished
+    position: jax.Array  # [] int32 in the block; block_size = nothing left to do
     size: jax.Array  # [] int32, examples of the client
     key: jax.Array  # [] of the client
     step: jax.Array  # [] int32, local steps done
@@ -81,11 +51,13 @@ class _Lane(NamedTuple):
     personal_state: Tree
     mass: jax.Array  # [] float32
     mass_state: Tree
+    watch: Watch | tuple[()]  # () without early stopping
     sums: Sums  # of the steps done
 
 
 class _Carry(NamedTuple):
     trips: jax.Array
+    taken: jax.Array  # [num_lanes] int32, clients taken from each queue
     lanes: _Lane
     messages: Tree
     rows: ClientState
@@ -165,8 +137,15 @@ class _Run(NamedTuple):
 
     def start(self, rows: ClientState) -> _Carry:
         """All lanes about to run their first clients; nothing sent, nothing summed."""
-        turns = jnp.zeros(self.cohort.queues.shape[:1], jnp.int32)
-        lanes = self.load(turns, rows, {})
+        num_lanes = self.cohort.queues.shape[0]
+        everyone = jnp.ones(num_lanes, bool)
+        taken, position = take_next(
+            self.cohort.queues,
+            self.block_size,
+            jnp.zeros(num_lanes, jnp.int32),
+            everyone,
+        )
+        lanes = self.load(position, rows, {})
         # Shapes of one client's; the loss alone is cheaper to trace than a step.
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
         sums = jax.eval_shape(self._loss_sums, one)
@@ -176,38 +155,34 @@ class _Run(NamedTuple):
             probed = jax.eval_shape(
                 self.probe.measure, one.variables, self.probe.examples
             )
-        num_lanes = len(turns)
         return _Carry(
             trips=jnp.int32(0),
+            taken=taken,
             lanes=lanes._replace(sums=_zeros(sums, num_lanes)),
             messages=self.collector.empty(message, self.block_size),
             rows=rows,
             sums=_zeros(sums | probed, self.block_size),
         )
 
-    def load(self, turns: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
-        """Lanes about to run the clients at these turns of their queues.
+    def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
+        """Lanes about to run the clients at these positions of the block.
 
         Args:
-          turns: [num_lanes] int32.
+          position: [num_lanes] int32.
           rows: [block_size, ...].
           sums: what the lanes' sums begin with.
         """
 
-        def load_one(lane: tuple[jax.Array, jax.Array, Sums]) -> _Lane:
-            turn, queue, sums = lane
-            position = queue.at[turn].get(
-                mode="fill", fill_value=self.block_size, wrap_negative_indices=False
-            )
+        def load_one(lane: tuple[jax.Array, Sums]) -> _Lane:
+            position, sums = lane
             client_id, size, order, row = self._at(
                 (self.cohort.client_ids, self.cohort.sizes, self.cohort.indices, rows),
                 position,
             )
             params, model_state = self.state.params, self.state.model_state
             mass = jnp.float32(0)
-            mass_tx = self.solver.mass_tx
+            mass_tx, stopping = self.solver.mass_tx, self.solver.stopping
             return _Lane(
-                turn=turn,
                 position=position,
                 size=size,
                 key=jax.random.fold_in(self.key, client_id),
@@ -215,16 +190,19 @@ class _Run(NamedTuple):
                 epoch=jnp.int32(0),
                 batch=jnp.int32(0),
                 order=order,
-                variables=Variables(params, row.personal, model_state),
+                variables=Variables(
+                    params, row.personal, model_state, self.program.alive
+                ),
                 row=row,
                 shared_state=self.solver.shared_tx.init(params),
                 personal_state=self.solver.personal_tx.init(row.personal),
                 mass=mass,
                 mass_state=() if mass_tx is None else mass_tx.init(mass),
+                watch=() if stopping is None else stopping.start(),
                 sums=sums,
             )
 
-        return over_lanes(load_one, (turns, self.cohort.queues, sums))
+        return over_lanes(load_one, (position, sums))
 
     def _at(self, tree: Tree, position: jax.Array) -> Tree:
         # Beyond the block, where only idle lanes look, this reads its last place.
@@ -265,22 +243,28 @@ class _Run(NamedTuple):
         batches = num_batches(lane.size, self.solver.batch_size)
         batch = self._batch(lane)
         key = jax.random.fold_in(jax.random.fold_in(lane.key, 1), lane.step)
-        params, personal, model_state = lane.variables
+        params, personal = lane.variables.params, lane.variables.personal
 
         def objective(trained: tuple[Tree, Tree]):
             params, personal = trained
-            variables = Variables(params, personal, model_state)
+            variables = lane.variables._replace(params=params, personal=personal)
             return self.task.loss(variables, batch, key)
 
         (loss, (model_state, sums)), (params_grad, personal_grad) = jax.value_and_grad(
             objective, has_aux=True
         )((params, personal))
         step_size = self.solver.step_size(lane.epoch, lane.batch, batches)
+        if self.solver.lr_decay != 1:
+            rounds = self.state.round.astype(jnp.float32)
+            step_size *= self.solver.lr_decay**rounds
         updates, shared_state = self.solver.shared_tx.update(
             params_grad,
             lane.shared_state,
             params,
             step_size=step_size,
+            key=jax.random.fold_in(key, 0),
+            epoch=lane.epoch,
+            batch=lane.batch,
             **self.program.extra_args(lane.row),
         )
         personal_updates, personal_state = self.solver.personal_tx.update(
@@ -288,19 +272,24 @@ class _Run(NamedTuple):
         )
         mass, mass_state = self._advance_mass(lane, step_size)
         ends_epoch = lane.batch + 1 == batches
+        watch, next_epoch = lane.watch, lane.epoch + 1
+        if self.solver.stopping is not None and isinstance(watch, Watch):
+            watch, stops = self.solver.stopping.after_step(watch, sums, ends_epoch)
+            next_epoch = jnp.where(stops, self.solver.epochs, next_epoch)
         stepped = lane._replace(
             step=lane.step + 1,
-            epoch=jnp.where(ends_epoch, lane.epoch + 1, lane.epoch),
+            epoch=jnp.where(ends_epoch, next_epoch, lane.epoch),
             batch=jnp.where(ends_epoch, 0, lane.batch + 1),
-            variables=Variables(
-                optax.apply_updates(params, updates),
-                optax.apply_updates(personal, personal_updates),
-                model_state,
+            variables=lane.variables._replace(
+                params=optax.apply_updates(params, updates),
+                personal=optax.apply_updates(personal, personal_updates),
+                model_state=model_state,
             ),
             shared_state=shared_state,
             personal_state=personal_state,
             mass=mass,
             mass_state=mass_state,
+            watch=watch,
         )
         return stepped, _with_counts(sums, loss)
 
@@ -336,6 +325,7 @@ class _Run(NamedTuple):
             personal=lane.variables.personal,
             model_state=lane.variables.model_state,
             step_mass=lane.mass,
+            solver_state=lane.shared_state,
         )
         weight = lane.size / self.cohort.cohort_examples
         message, row = self.program.upload(result, lane.row, weight)
@@ -366,11 +356,12 @@ class _Run(NamedTuple):
         position = jnp.where(finished, lanes.position, self.block_size)
         collected = self.collector.add(carry.messages, messages, finished, position)
         rows, sums = put_lanes((carry.rows, carry.sums), position, (rows, sums))
-        loaded = self.load(
-            lanes.turn + 1, rows, jax.tree.map(jnp.zeros_like, lanes.sums)
+        taken, position = take_next(
+            self.cohort.queues, self.block_size, carry.taken, finished
         )
+        loaded = self.load(position, rows, jax.tree.map(jnp.zeros_like, lanes.sums))
         lanes = select_lanes(finished, loaded, lanes)
-        return _Carry(carry.trips, lanes, collected, rows, sums)
+        return _Carry(carry.trips, taken, lanes, collected, rows, sums)
 
 
 def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:

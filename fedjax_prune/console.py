@@ -97,6 +97,18 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
         yield RoundProgress(rounds, first_round, bar)
 
 
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Says what goes on while the block lasts, where no share of it is known."""
+    console = Console()
+    if not console.is_terminal:
+        print(f"{text} ...", flush=True)
+        yield
+        return
+    with console.status(text):
+        yield
+
+
 def _print_table(title: str, facts: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True)

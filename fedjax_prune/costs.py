@@ -5,7 +5,7 @@ image; FLOPs are twice as many.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import jax
@@ -113,11 +113,122 @@ def keep_ratio_for(
     return min((step / GRID for step in range(1, GRID + 1)), key=error)
 
 
+class MaskedMacs(NamedTuple):
+    """Multiply-accumulates of one image under a mask, gates considered.
+
+    Attributes:
+      dense: of the model without mask.
+      theoretical: times the density of each layer: what sparse kernels could save.
+      realisable: of the model without removed channels: what dense hardware saves.
+      hybrid: realisable times the density inside the smaller layers.
+    """
+
+    dense: float
+    theoretical: float
+    realisable: float
+    hybrid: float
+
+
+def masked_macs(
+    model: PrunableModel, image_shape: tuple[int, int, int], facts: Mapping[str, int]
+) -> MaskedMacs:
+    """Counts the multiply-accumulates of one image under a mask.
+
+    Args:
+      model: unmasked.
+      image_shape: (height, width, channels).
+      facts: of `transport.mask_facts`; without any nothing is pruned.
+    """
+    left = _named(facts, "mask/channels/")
+    kept = _named(facts, "mask/kept/")
+    layers = model.layers(image_shape)
+    smaller = model.clone(left=left).layers(image_shape) if left else layers
+    dense = theoretical = realisable = hybrid = 0.0
+    for before, after in zip(layers, smaller, strict=True):
+        entries = sum(
+            count
+            for path, count in kept.items()
+            if path.rpartition("/")[0] == before.name and _is_kernel(path)
+        )
+        entries = entries if kept else _weights(before)
+        macs = _weights_kept(before) * before.positions
+        macs_after = _weights_kept(after) * after.positions
+        dense += macs
+        theoretical += macs * entries / _weights(before)
+        realisable += macs_after
+        hybrid += macs_after * entries / _weights(after)
+    return MaskedMacs(dense, theoretical, realisable, hybrid)
+
+
 def tree_bytes(tree: Tree) -> int:
     """Counts the bytes of a tree's arrays or `jax.ShapeDtypeStruct`s."""
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
+
+
+class Traffic(NamedTuple):
+    """Bytes of one round over the whole cohort.
+
+    Attributes:
+      down: to the clients, the length of real messages.
+      up: from them.
+      spec_down: by the formula of the AutoFLIP spec, 4 bytes for each value kept and
+        one for each eight prunable entries where a mask is sent.
+      spec_up: by the same formula.
+    """
+
+    down: int
+    up: int
+    spec_down: int
+    spec_up: int
+
+
+def traffic(
+    messages: tuple[Tree, Tree], cohort_size: int, facts: Mapping[str, int] | None
+) -> Traffic:
+    """Counts the bytes of one round.
+
+    Args:
+      messages: of `FederatedAlgorithm.messages`.
+      cohort_size: clients that receive and send one.
+      facts: of `transport.mask_facts`, with `mask/sent`; None or empty if nothing is
+        masked.
+    """
+    facts = facts or {}
+    kept = _named(facts, "mask/kept/")
+    down, up = (cohort_size * _masked_bytes(tree, kept) for tree in messages)
+    sent = facts.get("mask/sent", 0)
+    bits = -(-facts.get("mask/prunable", 0) // 8)
+    return Traffic(
+        down=down + sent * facts.get("mask/bytes", 0),
+        up=up,
+        spec_down=down + sent * bits,
+        spec_up=up,
+    )
+
+
+def _masked_bytes(tree: Tree, kept: Mapping[str, int]) -> int:
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = [str(entry.key) for entry in path if hasattr(entry, "key")]
+        tails = ("/".join(names[i:]) for i in range(len(names)))
+        found = [kept[tail] for tail in tails if tail in kept]
+        size = found[0] if found else math.prod(leaf.shape)
+        total += size * leaf.dtype.itemsize
+    return total
+
+
+def _named(facts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): int(value)
+        for name, value in facts.items()
+        if name.startswith(prefix)
+    }
+
+
+def _is_kernel(path: str) -> bool:
+    return path.endswith("kernel")
 
 
 def cost_paper(

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.augment import make_augment
-from fedjax_prune.data.load import DATASETS, load
+from fedjax_prune.data.augment import as_symbols, make_augment, to_float
+from fedjax_prune.data.by_client import load_by_client
+from fedjax_prune.data.load import DATASETS, load, resize
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.validation import holdout, matched_test
 from fedjax_prune.gates import GateSettings
@@ -73,22 +74,31 @@ def build(config: Config) -> Experiment:
       SettingsError: if the examples cannot be split as asked.
     """
     info = DATASETS[config.data.name]
-    train, test = load(config.data.name, config.data.dir)
-    train = _first(train, config.data.num_train)
+    if info.by_client:
+        train, population, validation = _by_client(config)
+        test = Dataset(
+            *(x[_held_out(validation)] for x in (train.images, train.labels))
+        )
+    else:
+        train, test = load(config.data.name, config.data.dir)
+        train = _first(train, config.data.num_train)
     test = _first(test, config.eval.num_examples)
-    try:
-        population, validation = split(config, train, test, info.num_classes)
-    except ValueError as error:
-        raise SettingsError([f"data cannot be split: {error}"]) from error
+    if config.data.size:
+        train, test = (resize(part, config.data.size) for part in (train, test))
+    if not info.by_client:
+        try:
+            population, validation = split(config, train, test, info.num_classes)
+        except ValueError as error:
+            raise SettingsError([f"data cannot be split: {error}"]) from error
+    image_shape = image_shape_of(config)
     model = make_model(config)
-    augment = (
-        make_augment(info.image_shape, flip=info.flip) if config.data.augment else None
-    )
+    augment = make_augment(image_shape, flip=info.flip) if config.data.augment else None
 
     def task(network: nn.Module) -> Task:
         return make_task(
             network,
-            info.image_shape,
+            image_shape,
+            to_input=as_symbols if config.data.name == "shakespeare" else to_float,
             augment=augment,
             normalize=config.data.normalize,
             lasso_weight=config.model.lasso_weight,
@@ -111,6 +121,24 @@ def build(config: Config) -> Experiment:
         solver=solver,
         algorithm=algorithm,
     )
+
+
+def _by_client(config: Config) -> tuple[Dataset, Population, Population]:
+    """Training examples, whose they are, and each client's held-out ones."""
+    data = config.data
+    return load_by_client(
+        data.name,
+        data.dir,
+        data.num_clients,
+        num_train=data.num_train,
+        seed=data.seed,
+    )
+
+
+def _held_out(validation: Population) -> np.ndarray:
+    """All clients' held-out examples, one after another."""
+    real = np.arange(validation.indices.shape[1]) < validation.sizes[:, None]
+    return validation.indices[real]
 
 
 def split(
@@ -138,6 +166,7 @@ def split(
 def make_model(config: Config) -> Any:
     """The network that `config.model` describes, for the images of `config.data`."""
     info, fields = DATASETS[config.data.name], config.model
+    image_shape = image_shape_of(config)
     model = MODELS[fields.name](
         num_classes=info.num_classes,
         width=fields.width,
@@ -156,9 +185,15 @@ def make_model(config: Config) -> Any:
         resnet=fields.resnet_gating,
     )
     keep_ratio = fields.keep_ratio or costs.keep_ratio_for(
-        model.clone(gates=gates), info.image_shape, fields.flops_target
+        model.clone(gates=gates), image_shape, fields.flops_target
     )
     return model.clone(gates=gates._replace(keep_ratio=keep_ratio))
+
+
+def image_shape_of(config: Config) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the network reads."""
+    height, width, channels = DATASETS[config.data.name].image_shape
+    return config.data.size or height, config.data.size or width, channels
 
 
 def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientState]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.initializers import normal
 from fedjax_prune.precision import at_least_float32
+from fedjax_prune.selection import kth_largest
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
@@ -105,7 +106,14 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     """
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
-    _, indices = jax.lax.top_k(jax.lax.stop_gradient(logits), k)
+    logits = jax.lax.stop_gradient(logits)
+    if jax.default_backend() == "cpu":
+        threshold = kth_largest(logits, k)
+        above, ties = logits > threshold, logits == threshold
+        missing = k - above.sum(-1, keepdims=True)
+        chosen = above | (ties & (jnp.cumsum(ties, -1) <= missing))
+        return chosen.astype(logits.dtype)
+    _, indices = jax.lax.top_k(logits, k)
     zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
 
@@ -171,7 +179,11 @@ def gate_logits(kernel: jax.Array, bias: jax.Array, pooled: jax.Array) -> jax.Ar
 
 
 def select(
-    weights: Mapping[str, jax.Array], pooled: jax.Array, settings: GateSettings
+    weights: Mapping[str, jax.Array],
+    pooled: jax.Array,
+    settings: GateSettings,
+    channels_before: int,
+    alive: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses the channels of one sample by index.
 
@@ -180,34 +192,45 @@ def select(
       pooled: [in_channels] float32, means of the convolution's input, 0 where the
         input's own gate dropped a channel.
       settings: valid gate settings.
+      channels_before: as in Gate.
+      alive: [channels] bool, False = pruned; None is all alive.
 
     Returns:
-      indices [K] int32 and the multipliers of these channels, [K] float32.
+      indices [min(K, channels)] int32 and the multipliers of these channels, float32,
+      0 for those that are not alive.
     """
     logits = gate_logits(weights["kernel"], weights["bias"], pooled[None])[0]
-    k = num_kept(settings.keep_ratio, logits.size)
-    values, indices = jax.lax.top_k(logits, k)
-    ones = jnp.ones_like(values)
-    multiplier = straight_through(ones, nn.sigmoid(values), settings.mode)
-    return indices, multiplier * rescaling(settings.rescale, k, logits.size)
+    if alive is not None:
+        logits = jnp.where(alive, logits, -jnp.inf)
+    k = num_kept(settings.keep_ratio, channels_before)
+    values, indices = jax.lax.top_k(logits, min(k, logits.size))
+    multiplier = straight_through(
+        (values > -jnp.inf).astype(values.dtype), nn.sigmoid(values), settings.mode
+    )
+    return indices, multiplier * rescaling(settings.rescale, k, channels_before)
 
 
 class Gate(nn.Module):
     """Chooses K output channels of a convolution for every sample.
 
-    Its weights are in the collection `gates`, drawn from the random stream of
-    that name, so it never changes what other modules draw or send. Into
-    `gate_sums` it sows, over the samples in `example_mask`, `lasso` [] float32,
-    the sum of |logits| (FedDP, equation 5), and `selected` [channels] float32,
-    the number of samples that kept each channel.
+    A channel that was pruned ranks last, as if its logit were minus infinity: where
+    fewer than K are alive, all of them are kept. Which are alive is in the collection
+    `alive`, as `alive` [channels] bool; without it all are. Its weights are in the
+    collection `gates`, drawn from the random stream of that name, so it never changes
+    what other modules draw or send. Into `gate_sums` it sows, over the samples in
+    `example_mask`, `lasso` [] float32, the sum of |logits| (FedDP, equation 5), and
+    `selected` [channels] float32, the number of samples that kept each channel.
 
     Attributes:
-      channels: output channels of the convolution, more than it keeps.
+      channels: output channels of the convolution.
       settings: valid gate settings.
+      channels_before: output channels before some were removed, more than K: what K
+        and the rescaling are computed from.
     """
 
     channels: int
     settings: GateSettings
+    channels_before: int
 
     @nn.compact
     def __call__(
@@ -225,13 +248,20 @@ class Gate(nn.Module):
         """
         kernel, bias = self._weights(x.shape[-1])
         logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
-        k = num_kept(self.settings.keep_ratio, self.channels)
-        mask = top_k_mask(logits, k)
+        k = num_kept(self.settings.keep_ratio, self.channels_before)
+        alive = self.get_variable("alive", "alive")
+        if alive is None:
+            mask = top_k_mask(logits, min(k, self.channels))
+        else:
+            ranked = jnp.where(alive[None], logits, -jnp.inf)
+            mask = top_k_mask(ranked, min(k, self.channels))
+            mask = jnp.where(alive[None], mask, 0)
+            logits = jnp.where(alive[None], logits, 0.0)
         real = example_mask[:, None]
         self._sow("lasso", jnp.where(real, jnp.abs(logits), 0.0).sum())
         self._sow("selected", jnp.where(real, mask, 0.0).sum(0))
         multiplier = straight_through(mask, nn.sigmoid(logits), self.settings.mode)
-        scale = rescaling(self.settings.rescale, k, self.channels)
+        scale = rescaling(self.settings.rescale, k, self.channels_before)
         return multiplier * scale, mask
 
     def _weights(self, in_channels: int) -> tuple[jax.Array, jax.Array]:

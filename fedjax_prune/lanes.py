@@ -73,3 +73,36 @@ def put_lanes(block: Tree, position: jax.Array, lanes: Tree) -> Tree:
         block,
         lanes,
     )
+
+
+def take_next(
+    queues: jax.Array, nothing: int, taken: jax.Array, wants: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gives lanes their next clients.
+
+    Each takes from its own queue and then from the longest of the others: the queues
+    are even only if clients train for as long as was planned.
+
+    Args:
+      queues: [num_lanes, length] int32, positions of clients, padded with `nothing`.
+      nothing: beyond all positions.
+      taken: [num_lanes] int32, clients taken from each queue.
+      wants: [num_lanes] bool, which lanes have nothing to do.
+
+    Returns:
+      `taken` and the positions, [num_lanes] int32, `nothing` where nothing is taken.
+    """
+    lengths = (queues < nothing).sum(1, dtype=jnp.int32)
+
+    def take(
+        taken: jax.Array, lane: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        own, wants = lane
+        left = lengths - taken
+        queue = jnp.where(left[own] > 0, own, left.argmax().astype(own.dtype))
+        takes = wants & (left[queue] > 0)
+        position = jnp.where(takes, queues[queue, taken[queue]], nothing)
+        return taken.at[queue].add(takes.astype(taken.dtype)), position
+
+    numbers = jnp.arange(len(queues), dtype=jnp.int32)
+    return jax.lax.scan(take, taken, (numbers, wants))

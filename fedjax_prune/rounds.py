@@ -1,25 +1,71 @@
-"""A round, out of what an algorithm's clients and its server do."""
+"""An algorithm, out of what its clients and its server do."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.client import ClientProgram, train_cohort
+from fedjax_prune.client import train_cohort
 from fedjax_prune.placement import ONE_DEVICE, Placement, on_devices
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
+    ClientProgram,
     ClientState,
     Cohort,
     CohortResult,
     Collector,
     Dataset,
+    FederatedAlgorithm,
     Probe,
     ServerState,
     Sums,
     Task,
     Tree,
+    Variables,
 )
+
+
+class Rules(NamedTuple):
+    """What an algorithm's clients and its server do.
+
+    One algorithm can be made of another by replacing or wrapping some of its rules.
+
+    Attributes:
+      solver: local training.
+      init: key -> ServerState.
+      row: key -> ClientState of a client never seen.
+      program: (state, cohort) -> the clients' part of this round; of the cohort it may
+        read the numbers of clients and examples.
+      update: (state, sum of the messages) -> the state after the server's step; the
+        round is counted by `make_round`.
+    """
+
+    solver: LocalSolver
+    init: Callable[[jax.Array], ServerState]
+    row: Callable[[jax.Array], ClientState]
+    program: Callable[[ServerState, Cohort], ClientProgram]
+    update: Callable[[ServerState, Tree], ServerState]
+
+
+def make_algorithm(
+    task: Task, rules: Rules, messages: Callable[[ServerState], tuple[Tree, Tree]]
+) -> FederatedAlgorithm:
+    """Makes an algorithm out of its rules.
+
+    Args:
+      task: the model and its loss.
+      rules: of clients and server.
+      messages: as in FederatedAlgorithm.
+    """
+    return FederatedAlgorithm(
+        init=rules.init,
+        row=rules.row,
+        round=make_round(task, rules.solver, rules.program, rules.update),
+        messages=messages,
+        deliver=lambda state: Variables(state.params, {}, state.model_state),
+        rules=rules,
+    )
 
 
 def make_round(
@@ -28,19 +74,7 @@ def make_round(
     program: Callable[[ServerState, Cohort], ClientProgram],
     update: Callable[[ServerState, Tree], ServerState],
 ) -> Callable[..., tuple[ServerState, ClientState, Sums]]:
-    """Makes an algorithm's round out of what its clients and its server do.
-
-    Args:
-      task: the model and its loss.
-      solver: local training.
-      program: (state, cohort) -> the clients' part of this round; of the cohort it may
-        read the numbers of clients and examples.
-      update: (state, sum of the messages) -> the state after the server's step; the
-        round is counted here.
-
-    Returns:
-      `FederatedAlgorithm.round`.
-    """
+    """Makes `FederatedAlgorithm.round`; the arguments are as in Rules."""
 
     def round(
         state: ServerState,
@@ -88,6 +122,7 @@ def make_round(
 
         run = on_devices(placement, train)
         total, rows, sums = run(state, rows, dataset, cohort, key, examples, wanted)
-        return update(state, total)._replace(round=state.round + 1), rows, sums
+        state = update(state, total)._replace(round=state.round + 1)
+        return state, rows, sums
 
     return round

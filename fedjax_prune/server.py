@@ -20,7 +20,7 @@ def make_server_tx(
     Args:
       optimizer: a name in SERVER_OPTIMIZERS.
       lr: server step size, above 0; 1 with `sgd` is plain averaging.
-      momentum: of `momentum`, in [0, 1).
+      momentum: of `momentum` and `damped`, in [0, 1).
       b1: of `adam` and `yogi`, in [0, 1).
       b2: of `adam` and `yogi`, in [0, 1).
       eps: of `adam` and `yogi`, above 0.
@@ -50,6 +50,10 @@ def make_server_tx(
 SERVER_OPTIMIZERS = {
     "sgd": lambda lr, momentum, b1, b2, eps: optax.sgd(lr),
     "momentum": lambda lr, momentum, b1, b2, eps: optax.sgd(lr, momentum),
+    # v = momentum v + (1 - momentum) g, as in AutoFLIP's code.
+    "damped": lambda lr, momentum, b1, b2, eps: optax.chain(
+        optax.ema(momentum, debias=False), optax.sgd(lr)
+    ),
     "adam": lambda lr, momentum, b1, b2, eps: optax.adam(lr, b1, b2, eps),
     "yogi": lambda lr, momentum, b1, b2, eps: optax.yogi(lr, b1, b2, eps),
 }

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune import hybrid, pruning, stopping
+from fedjax_prune.algorithms import ALGORITHMS, exploration, masked, schedules
+from fedjax_prune.algorithms.autoflip import BASES, MASK_SCHEDULES, START_FROM
 from fedjax_prune.algorithms.scaffold import (
     CONTROL_DIVISORS,
     CONTROL_INITS,
@@ -30,6 +32,7 @@ TYPES: dict[type, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: (int | float, "a number"),
     str: (str, "a string"),
+    tuple: (tuple, "a list of strings"),
 }
 """Type of a field's default -> (types a value may have, their name)."""
 
@@ -183,9 +186,10 @@ RULES: dict[str, Rule] = {
     "data.name": _one_of(DATASETS),
     "data.seed": _SEED,
     "data.num_train": _at_least(0),
-    "data.partitioner": _one_of(PARTITIONERS),
+    "data.partitioner": _one_of((*PARTITIONERS, "by_client")),
     "data.num_clients": _at_least(1),
     "data.alpha": _above(0),
+    "data.size": _at_least(0),
     "data.min_size": _at_least(1),
     "data.classes_per_client": _at_least(1),
     "data.local_val": _one_of(("matched_test", "holdout")),
@@ -209,6 +213,7 @@ RULES: dict[str, Rule] = {
     "client.lr": _above(0),
     "client.lr_schedule": _one_of(SCHEDULES),
     "client.lr_min": _at_least(0),
+    "client.lr_decay": _SHARE,
     "client.momentum": _DECAY,
     "client.weight_decay": _at_least(0),
     "client.epochs": _at_least(1),
@@ -224,6 +229,40 @@ RULES: dict[str, Rule] = {
     "algorithm.control_weights": _one_of(CONTROL_WEIGHTS),
     "algorithm.control_init": _one_of(CONTROL_INITS),
     "algorithm.control_divisor": _one_of(CONTROL_DIVISORS),
+    "algorithm.base": _one_of(BASES),
+    "algorithm.explorer_share": _SHARE,
+    "algorithm.explore_epochs": _at_least(1),
+    "algorithm.explore_patience": _at_least(1),
+    "algorithm.explore_monitor": _one_of(stopping.MONITORS),
+    "algorithm.explore_base": _one_of(exploration.BASES),
+    "algorithm.explorer_weighting": _one_of(exploration.WEIGHTINGS),
+    "algorithm.start_from": _one_of(START_FROM),
+    "algorithm.guidance_norm": _one_of(pruning.NORMALIZATIONS),
+    "algorithm.threshold": _DECAY,
+    "algorithm.threshold_scope": _one_of(pruning.SCOPES),
+    "algorithm.min_keep": _FRACTION,
+    "algorithm.structured_rule": _one_of(hybrid.STRUCTURED),
+    "algorithm.structured_density": Rule(lambda v: v <= 1, "at most 1"),
+    "algorithm.structured_share": _DECAY,
+    "algorithm.mask_schedule": _one_of(MASK_SCHEDULES),
+    "algorithm.mask_every": _at_least(0),
+    "algorithm.agreement_rate": _SHARE,
+    "algorithm.agreement_power": _at_least(0),
+    "algorithm.agreement_change": _FRACTION,
+    "algorithm.agreement_source": _one_of(schedules.SOURCES),
+    "algorithm.threshold_start": _DECAY,
+    "algorithm.threshold_ramp": _at_least(0),
+    "algorithm.server_store": _one_of(masked.STORES),
+    "algorithm.ratio": _DECAY,
+    "algorithm.channel_share": _DECAY,
+    "algorithm.warmup_rounds": _at_least(0),
+    "algorithm.adjust_every": _at_least(1),
+    "algorithm.prune_share": _DECAY,
+    "algorithm.share_decay": _SHARE,
+    "algorithm.max_adjustments": _at_least(1),
+    "algorithm.constant_time": _above(0),
+    "algorithm.byte_time": _at_least(0),
+    "algorithm.mac_time": _at_least(0),
 }
 
 RELATIONS = (
@@ -250,7 +289,8 @@ RELATIONS = (
     Relation(
         ("data.classes_per_client", "data.name", "data.partitioner"),
         lambda classes, name, partitioner: (
-            partitioner != "shards" or classes <= DATASETS[name].num_classes
+            partitioner not in ("shards", "pathological")
+            or classes <= DATASETS[name].num_classes
         ),
         "data.classes_per_client must be at most the number of classes of {1}, got {0}",
     ),
@@ -262,13 +302,45 @@ RELATIONS = (
         "data.normalize must be none for {1}, whose images have one channel, got {0!r}",
     ),
     Relation(
-        ("model.name", "data.name"),
-        lambda model, name: (
+        ("model.name", "data.name", "data.size"),
+        lambda model, name, size: (
             model != "vgg11"
-            or all(side % 32 == 0 for side in DATASETS[name].image_shape[:2])
+            or all((size or n) % 32 == 0 for n in DATASETS[name].image_shape[:2])
         ),
         "model.name vgg11 needs images with sides that are multiples of 32, "
-        "got data.name {1!r}",
+        "got data.name {1!r} and data.size {2}",
+    ),
+    Relation(
+        ("model.name", "data.name"),
+        lambda model, name: (model == "next_char_lstm") == (name == "shakespeare"),
+        "model.name next_char_lstm and data.name shakespeare need each other, got "
+        "{0!r} and {1!r}",
+    ),
+    Relation(
+        ("data.partitioner", "data.name"),
+        lambda partitioner, name: (
+            (partitioner == "by_client") == DATASETS[name].by_client
+        ),
+        "data.partitioner must be by_client for shakespeare and femnist, and for them "
+        "alone, got {0!r} for {1!r}",
+    ),
+    Relation(
+        ("data.local_val", "data.name"),
+        lambda local_val, name: local_val == "holdout" or not DATASETS[name].by_client,
+        "data.local_val must be holdout for {1}, which has no test set, got {0!r}",
+    ),
+    Relation(
+        ("data.size", "data.augment", "data.name"),
+        lambda size, augment, name: name != "shakespeare" or not (size or augment),
+        "data.size must be 0 and data.augment false for {2}, which is text, got {0} "
+        "and {1}",
+    ),
+    Relation(
+        ("model.gated", "model.norm", "model.name"),
+        lambda gated, norm, name: (
+            name != "next_char_lstm" or (not gated and norm == "none")
+        ),
+        "model.gated must be false and model.norm none for {2}, got {0} and {1!r}",
     ),
     Relation(
         ("client.lr_min", "client.lr"),

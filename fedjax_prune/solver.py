@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.stopping import EarlyStopping
 from fedjax_prune.transforms import descend
 
 StepSize = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -26,6 +27,8 @@ class LocalSolver(NamedTuple):
       step_size: the schedule within a round.
       epochs: local epochs a round, at least 1.
       batch_size: examples a step, at least 1; the last batch may have fewer.
+      lr_decay: what the step sizes of each round are multiplied by in the next.
+      stopping: early stopping; None for all epochs.
     """
 
     shared_tx: optax.GradientTransformationExtraArgs
@@ -34,10 +37,16 @@ class LocalSolver(NamedTuple):
     step_size: StepSize
     epochs: int
     batch_size: int
+    lr_decay: float = 1.0
+    stopping: EarlyStopping | None = None
 
     def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
         """The same solver with `tx` applied to the gradients of `params` first."""
         return self._replace(shared_tx=_chain(tx, self.shared_tx))
+
+    def after_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
+        """The same solver with `tx` applied last, to the steps of `params`."""
+        return self._replace(shared_tx=_chain(self.shared_tx, tx))
 
 
 def make_solver(
@@ -48,6 +57,7 @@ def make_solver(
     optimizer: str = "sgd",
     lr_schedule: str = "cosine_epoch",
     lr_min: float = 0.0,
+    lr_decay: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
 ) -> LocalSolver:
@@ -60,6 +70,7 @@ def make_solver(
       optimizer: a name in OPTIMIZERS.
       lr_schedule: a name in SCHEDULES.
       lr_min: where the cosine schedules end, in [0, lr].
+      lr_decay: factor from round to round, in (0, 1].
       momentum: of SGD, in [0, 1).
       weight_decay: coupled (added to the gradient), at least 0; for params and
         personal alike.
@@ -81,6 +92,8 @@ def make_solver(
         raise ValueError(f"lr must be above 0, got {lr}.")
     if not 0 <= lr_min <= lr:
         raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
+    if not 0 < lr_decay <= 1:
+        raise ValueError(f"lr_decay must be in (0, 1], got {lr_decay}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
     if weight_decay < 0:
@@ -100,6 +113,7 @@ def make_solver(
         step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
         epochs=epochs,
         batch_size=batch_size,
+        lr_decay=lr_decay,
     )
 
 

@@ -70,7 +70,9 @@ def take(
             # Every device adds what it has to zeros, and keeps its block of the sum.
             place, here = _own(x, wanted)
             found = jnp.where(_spread(here, x), x[place], jnp.zeros((), x.dtype))
-            return jax.lax.psum_scatter(found, AXIS, tiled=True)
+            # Flags do not add up.
+            summed = found.astype(jnp.int8) if x.dtype == jnp.bool else found
+            return jax.lax.psum_scatter(summed, AXIS, tiled=True).astype(x.dtype)
 
         return jax.tree.map(fetch, rows)
 

@@ -21,6 +21,7 @@ def make_task(
     model: nn.Module,
     image_shape: tuple[int, int, int],
     *,
+    to_input: Callable[[jax.Array], jax.Array] = to_float,
     augment: Augment | None = None,
     normalize: str = "none",
     lasso_weight: float = 0.0,
@@ -38,6 +39,7 @@ def make_task(
         in `gates` personal, in `batch_stats` model state. What it sows into
         `gate_sums/.../NAME/{lasso, selected}` is added up.
       image_shape: (height, width, channels).
+      to_input: makes stored uint8 examples what the model reads.
       augment: applied to training images only; None leaves them as they are.
       normalize: `none` or `cifar10`, applied after the augmentation.
       lasso_weight: FedDP's lambda, at least 0.
@@ -58,7 +60,7 @@ def make_task(
         params_key, gates_key = jax.random.split(key)
         collections = model.init(
             {"params": params_key, "gates": gates_key},
-            jnp.zeros((1, *image_shape), jnp.float32),
+            to_input(jnp.zeros((1, *image_shape), jnp.uint8)),
             train=False,
             example_mask=jnp.ones((1,), bool),
         )
@@ -72,7 +74,7 @@ def make_task(
         variables: Variables, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Tree, Sums]]:
         augment_key, dropout_key = jax.random.split(key)
-        images = to_float(batch.images)
+        images = to_input(batch.images)
         if augment is not None:
             images = augment(augment_key, images)
         logits, mutated = model.apply(
@@ -115,13 +117,20 @@ def make_task(
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
         logits: Any = model.apply(
             _collections(variables),
-            normalise(to_float(images), normalize),
+            normalise(to_input(images), normalize),
             train=False,
             example_mask=jnp.ones(images.shape[:1], bool),
         )
         return at_least_float32(logits)
 
-    return Task(init, loss, predict)
+    describe = getattr(model, "channel_groups", None)
+    return Task(
+        init,
+        loss,
+        predict,
+        groups=None if describe is None else describe(image_shape),
+        layers=model.layers(image_shape) if hasattr(model, "layers") else (),
+    )
 
 
 def _collections(variables: Variables) -> dict[str, Tree]:
@@ -129,4 +138,5 @@ def _collections(variables: Variables) -> dict[str, Tree]:
         "params": variables.params,
         "gates": variables.personal,
         "batch_stats": variables.model_state,
+        "alive": variables.alive,
     }

@@ -12,9 +12,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_prune import capacity, checkpoint, console, evaluate, report, store
+from fedjax_prune import capacity, checkpoint, console, report, store
 from fedjax_prune.data.cohort import sample_cohort
 from fedjax_prune.experiment import Experiment, build, start
+from fedjax_prune.outcome import (
+    by_id,
+    first_by_id,
+    of_clients,
+    require_alive,
+    require_finite,
+)
 from fedjax_prune.placement import (
     ONE_DEVICE,
     Placement,
@@ -24,7 +31,7 @@ from fedjax_prune.placement import (
     put_whole,
 )
 from fedjax_prune.precision import product_precision
-from fedjax_prune.programs import compile_programs
+from fedjax_prune.programs import PREPARATION, compile_programs
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -43,10 +50,6 @@ from fedjax_prune.workdir import (
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by a signal, as shells count it."""
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message names the round and the clients."""
 
 
 class _Round(NamedTuple):
@@ -85,7 +88,17 @@ def run(config: Config, workdir: str | Path) -> int:
         agree_config(folder, config)
         placement = make_placement(config.devices, config.reduction)
         state, rows, finished = _restore_or_start(config, experiment, folder, placement)
-        console.print_preflight(report.preflight(config, experiment, finished) | choice)
+        facts = report.preflight(config, experiment, finished or 0)
+        console.print_preflight(facts | choice)
+        if finished is None:
+            finished = 0
+            if experiment.algorithm.prepare is not None:
+                with _stop_requested() as stop:
+                    state, rows = _prepare(
+                        config, experiment, folder, placement, state, rows
+                    )
+                if stop.is_set():
+                    return INTERRUPTED
         if finished < config.rounds:
             finished = _train(
                 config, experiment, folder, placement, state, rows, finished
@@ -94,6 +107,46 @@ def run(config: Config, workdir: str | Path) -> int:
             report.summary(config, experiment, read_metrics(folder), folder)
         )
         return 0 if finished >= config.rounds else INTERRUPTED
+
+
+def _prepare(
+    config: Config,
+    experiment: Experiment,
+    folder: Path,
+    placement: Placement,
+    state: ServerState,
+    rows: ClientState,
+) -> tuple[ServerState, ClientState]:
+    """Does what comes before the first round, and saves it as round 0."""
+    prepare = experiment.algorithm.prepare
+    assert prepare is not None
+    shapes = jax.eval_shape(lambda: state)
+    num_clients = prepare.num_clients(config.data.num_clients)
+    cohort = _cohort(config, experiment.population, placement, PREPARATION, num_clients)
+    with (
+        open_metrics(folder, 0) as log,
+        console.working(f"preparing with {num_clients} clients"),
+    ):
+        data = put_whole(placement, (experiment.train, experiment.test))
+        arguments = (
+            put_cohort(placement, cohort),
+            put_whole(placement, jax.random.key(config.seed)),
+            put_split(placement, first_by_id(cohort, 0)),
+        )
+        began = time.monotonic()
+        run = compile_programs(experiment, placement).prepare
+        assert run is not None
+        run = run.lower(state, rows, *data, *arguments).compile()
+        compiled = time.monotonic()
+        state, rows, sums = run(state, rows, *data, *arguments)
+        sums = of_clients(_read(sums), cohort)
+        require_finite(sums, 0, cohort)
+        require_alive(config, sums)
+        row = report.round_row(0, time.monotonic() - compiled, sums)
+        row |= report.preparation_costs(experiment, prepare.messages(shapes), sums)
+        log.write(row | {"seconds/compile": compiled - began})
+    _save(config, folder, 0, state, rows)
+    return state, rows
 
 
 def _train(
@@ -115,10 +168,16 @@ def _train(
     data = put_whole(placement, (experiment.train, experiment.test))
     validation = put_whole(placement, experiment.validation)
     num_evaluated = _num_evaluated(config, config.cohort_size)
-    traffic = report.traffic(config, experiment)
+    shapes = jax.eval_shape(lambda: state)
+    messages = experiment.algorithm.messages(shapes)
+
+    def draw(round: int) -> Cohort:
+        return _cohort(
+            config, experiment.population, placement, round, config.cohort_size
+        )
 
     def dispatch(number: int) -> tuple[ServerState, ClientState, _Round]:
-        cohort = _cohort(config, experiment.population, placement, number - 1)
+        cohort = draw(number - 1)
         measured = num_evaluated if _is_due(number, config) else 0
         after, after_rows, sums = train_round(
             state,
@@ -126,7 +185,7 @@ def _train(
             *data,
             put_cohort(placement, cohort),
             key,
-            put_split(placement, _first_by_id(cohort, measured)),
+            put_split(placement, first_by_id(cohort, measured)),
         )
         accuracies = {}
         if measured:
@@ -143,14 +202,14 @@ def _train(
         jax.transfer_guard("disallow"),
     ):
         began = time.monotonic()
-        cohort = _cohort(config, experiment.population, placement, finished)
+        cohort = draw(finished)
         train_round = programs.train.lower(
             state,
             rows,
             *data,
             put_cohort(placement, cohort),
             key,
-            put_split(placement, _first_by_id(cohort, 0)),
+            put_split(placement, first_by_id(cohort, 0)),
         ).compile()
         numbers = {num_evaluated, _num_evaluated(config, config.data.num_clients)}
         measure = {
@@ -172,18 +231,20 @@ def _train(
             nonlocal clock, first
             sums, accuracies = _read((done.sums, done.accuracies))
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            sums = _of_clients(sums, done.cohort)
-            _require_finite(sums, done)
-            row = traffic | report.round_row(done.number, seconds, sums)
+            sums = of_clients(sums, done.cohort)
+            require_finite(sums, done.number, done.cohort)
+            require_alive(config, sums)
+            row = report.round_row(done.number, seconds, sums)
+            row |= report.cost_row(experiment, messages, sums)
             images = float(sums["count"].sum())
             bar.advance(
                 done.number, row["train/loss"], row["train/accuracy"], images / seconds
             )
             if done.measured:
-                row |= _accuracies(accuracies, experiment)
+                row |= report.accuracy_row(accuracies, experiment)
                 after = sums["after_local"][: done.measured]
                 after = after / len(experiment.test.labels)
-                row |= _flat("after_local", evaluate.summarise(after))
+                row |= report.statistics("after_local", after)
             log.write(row | first)
             first = {}
 
@@ -227,27 +288,15 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
         accuracies = compile_programs(experiment, ONE_DEVICE).measure(
             state, rows, ids, *data, jax.device_put(experiment.validation)
         )
-        return {"round": int(state.round)} | _accuracies(_read(accuracies), experiment)
-
-
-def _accuracies(values: dict[str, Any], experiment: Experiment) -> dict[str, float]:
-    """The accuracies of the shared parameters, as fields of a metrics row."""
-    row = {"eval/global_dense/accuracy": float(values["global_dense"])}
-    for name in ("client_gated", "client_local"):
-        row |= _flat(name, evaluate.summarise(values[name]))
-    return row | {
-        "eval/clients": len(values["client_local"]),
-        "eval/examples": len(experiment.test.labels),
-    }
-
-
-def _flat(name: str, statistics: dict[str, float]) -> dict[str, float]:
-    return {f"eval/{name}/{key}": value for key, value in statistics.items()}
+        return {"round": int(state.round)} | report.accuracy_row(
+            _read(accuracies), experiment
+        )
 
 
 def _restore_or_start(
     config: Config, experiment: Experiment, folder: Path, placement: Placement
-) -> tuple[ServerState, ClientState, int]:
+) -> tuple[ServerState, ClientState, int | None]:
+    """The newest checkpoint and its round, or the first state and None."""
     finished = checkpoint.latest(folder / "checkpoints")
     if finished is None:
         state, rows = jax.jit(lambda: start(config, experiment))()
@@ -255,7 +304,7 @@ def _restore_or_start(
         template = jax.eval_shape(lambda: start(config, experiment))
         state, rows = checkpoint.restore(folder / "checkpoints", template)
     state = put_whole(placement, state)
-    return state, store.share_out(rows, placement), finished or 0
+    return state, store.share_out(rows, placement), finished
 
 
 def _save(
@@ -270,15 +319,19 @@ def _save(
 
 
 def _cohort(
-    config: Config, population: Population, placement: Placement, finished: int
+    config: Config,
+    population: Population,
+    placement: Placement,
+    round: int,
+    cohort_size: int,
 ) -> Cohort:
-    """The clients of the next round, as numpy arrays."""
+    """The clients of a round, as numpy arrays."""
     return sample_cohort(
         population,
-        config.cohort_size,
+        cohort_size,
         config.lanes,
         seed=config.seed,
-        round=finished,
+        round=round,
         epochs=config.client.epochs,
         batch_size=config.client.batch_size,
         placement=placement,
@@ -293,31 +346,11 @@ def _num_evaluated(config: Config, available: int) -> int:
     return min(config.eval.num_clients or available, available)
 
 
-def _by_id(cohort: Cohort) -> np.ndarray:
-    """The places of a cohort's clients, by ascending client id."""
-    return np.argsort(cohort.client_ids)[: int(cohort.cohort_size)]
-
-
-def _first_by_id(cohort: Cohort, count: int) -> np.ndarray:
-    """Marks the places of the first clients: [num_places] bool."""
-    chosen = np.zeros(len(cohort.client_ids), bool)
-    chosen[_by_id(cohort)[:count]] = True
-    return chosen
-
-
-def _of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndarray]:
-    """Sums of clients alone, by ascending client id."""
-    places = _by_id(cohort)
-    return {
-        name: value[places] if np.ndim(value) else value for name, value in sums.items()
-    }
-
-
 def _evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
     """The first clients of the cohort; after the last round, of the population."""
     if finished < config.rounds:
         count = _num_evaluated(config, config.cohort_size)
-        return cohort.client_ids[_by_id(cohort)[:count]]
+        return cohort.client_ids[by_id(cohort)[:count]]
     num_clients = _num_evaluated(config, config.data.num_clients)
     return np.arange(num_clients, dtype=np.int32)
 
@@ -325,19 +358,6 @@ def _evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndar
 def _read(values: Any) -> Any:
     """The one place where a round's numbers come from the device."""
     return jax.device_get(values)
-
-
-def _require_finite(sums: dict[str, np.ndarray], done: _Round) -> None:
-    bad = np.asarray(sums["nonfinite"]) > 0
-    if bad.any():
-        ids = ", ".join(
-            str(i) for i in done.cohort.client_ids[_by_id(done.cohort)][bad]
-        )
-        raise TrainingError(
-            f"The loss of client {ids} became non-finite in round {done.number}. A "
-            "smaller client.lr, or model.norm bn or gn, usually helps; the rounds "
-            "before are kept."
-        )
 
 
 @contextmanager

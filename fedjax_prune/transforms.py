@@ -5,8 +5,13 @@ size) comes in as keyword arguments of `update`, so that a chain is built once,
 compiled once and has no hidden state.
 """
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 import optax
+
+from fedjax_prune.types import Tree
 
 
 def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
@@ -92,6 +97,107 @@ def descend() -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda g: -step_size * g, updates), state
 
     # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state,
+        update,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def freeze_pruned() -> optax.GradientTransformationExtraArgs:
+    """Keeps pruned parameters where they are: their steps are exactly 0.
+
+    Last in the chain, so that no momentum, decay or correction moves them. Parameters
+    that start at 0 stay 0.
+
+    Returns:
+      A transformation without state. Its `update` needs the keyword `masks`, bool trees
+      like the updates, False = pruned.
+    """
+
+    def update(updates, state, params=None, *, masks, **extra_args):
+        del params, extra_args
+        return jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, updates), state
+
+    # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        optax.init_empty_state,
+        update,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def remember_first_epoch() -> optax.GradientTransformationExtraArgs:
+    """Keeps the parameters as they are after one epoch; gradients pass unchanged.
+
+    Returns:
+      A transformation whose state is a copy of the parameters. Its `update` needs
+      `params` and the keywords `epoch` and `batch`, [] int32, of the step.
+    """
+
+    def update(updates, state, params=None, *, epoch, batch, **extra_args):
+        del extra_args
+        not_yet = (epoch == 0) | ((epoch == 1) & (batch == 0))
+        kept = jax.tree.map(lambda p, s: jnp.where(not_yet, p, s), params, state)
+        return updates, kept
+
+    # Optax types `update` without the keywords that it passes on.
+    return optax.GradientTransformationExtraArgs(
+        lambda params: params,
+        update,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def accumulate(
+    function: Callable[[jax.Array], jax.Array],
+) -> optax.GradientTransformationExtraArgs:
+    """Adds up a function of the gradients; they pass unchanged.
+
+    Args:
+      function: of each array, such as its square.
+
+    Returns:
+      A transformation whose state is (sums like the parameters, [] float32 steps).
+    """
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        total, count = state
+        total = jax.tree.map(lambda t, g: t + function(g), total, updates)
+        return updates, (total, count + 1)
+
+    return optax.GradientTransformationExtraArgs(
+        init,
+        update,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
+    """Sets new random entries of the parameters to 0 after every step.
+
+    Args:
+      counts: for each array, how many of its entries.
+
+    Returns:
+      A transformation without state, last in its chain. Its `update` needs `params` and
+      the keyword `key` of the step.
+    """
+
+    def update(updates, state, params=None, *, key, **extra_args):
+        del extra_args
+        leaves, treedef = jax.tree.flatten(updates)
+        keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))
+
+        def zero(update, param, count, key):
+            numbers = jax.random.bits(key, (update.size,))
+            # Equal numbers are told apart by their place, so that exactly count go.
+            place = jnp.argsort(numbers)[:count]
+            gone = jnp.zeros(update.size, bool).at[place].set(True)
+            return jnp.where(gone.reshape(update.shape), -param, update)
+
+        return jax.tree.map(zero, updates, params, counts, keys), state
+
     return optax.GradientTransformationExtraArgs(
         optax.init_empty_state,
         update,  # pyright: ignore[reportArgumentType]

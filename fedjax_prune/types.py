@@ -92,11 +92,13 @@ class Variables(NamedTuple):
       params: shared, trained and sent.
       personal: trained on the client, never sent (gates); `{}` if none.
       model_state: batch statistics, sent and averaged; `{}` if none.
+      alive: for the gates, which channels were not pruned; `{}` if all.
     """
 
     params: Tree
     personal: Tree
     model_state: Tree
+    alive: Tree = {}  # noqa: RUF012 (never changed)
 
 
 class Task(NamedTuple):
@@ -107,11 +109,15 @@ class Task(NamedTuple):
       loss: (variables, batch, key) -> (scalar, (model_state, sums)). The scalar
         is a mean over the real examples of the batch.
       predict: (variables, images) -> logits [batch_size, num_classes] float32.
+      groups: the model's ChannelGroups; None if it does not say.
+      layers: what the model's layers cost.
     """
 
     init: Callable[[jax.Array], Variables]
     loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Tree, Sums]]]
     predict: Callable[[Variables, jax.Array], jax.Array]
+    groups: tuple[Any, ...] | None = None
+    layers: tuple[Any, ...] = ()
 
 
 class ServerState(NamedTuple):
@@ -140,6 +146,42 @@ class ClientState(NamedTuple):
 
     personal: Tree
     client: Tree
+
+
+class LocalResult(NamedTuple):
+    """What local training leaves behind on one client.
+
+    Attributes:
+      delta: anchor minus params, float32, so that it acts as a gradient.
+      personal: the client's trained personal parameters.
+      model_state: the client's batch statistics.
+      step_mass: [] float32, the sum of the step sizes really taken, momentum
+        included (A_k); 0 if the solver has none.
+      solver_state: the last state of the solver's chain for params.
+    """
+
+    delta: Tree
+    personal: Tree
+    model_state: Tree
+    step_mass: jax.Array
+    solver_state: Tree
+
+
+class ClientProgram(NamedTuple):
+    """What an algorithm adds to local training.
+
+    Attributes:
+      extra_args: row -> keyword arguments of the solver's `shared_tx.update`, beside
+        those that each step has: `step_size`, `key`, `epoch`, `batch`.
+      upload: (result, row, weight) -> (message, row). `weight` is the client's
+        share of the cohort's examples (p_k). Messages are summed over the cohort,
+        so each comes already weighted; the returned row is what the client keeps.
+      alive: `Variables.alive` of all clients.
+    """
+
+    extra_args: Callable[[ClientState], dict[str, Tree]]
+    upload: Callable[[LocalResult, ClientState, jax.Array], tuple[Tree, ClientState]]
+    alive: Tree = {}  # noqa: RUF012 (never changed)
 
 
 class Collector(NamedTuple):
@@ -189,6 +231,21 @@ class Probe(NamedTuple):
     wanted: Any
 
 
+class Preparation(NamedTuple):
+    """What some clients do once, before the first round.
+
+    Attributes:
+      num_clients: clients in the population -> how many take part.
+      run: called like `FederatedAlgorithm.round`, with a cohort of so many clients; the
+        state after it has the same number of finished rounds.
+      messages: like `FederatedAlgorithm.messages`.
+    """
+
+    num_clients: Callable[[int], int]
+    run: Callable[..., tuple[ServerState, ClientState, Sums]]
+    messages: Callable[[ServerState], tuple[Tree, Tree]]
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as pure functions.
 
@@ -200,10 +257,17 @@ class FederatedAlgorithm(NamedTuple):
       round: (state, rows, dataset, cohort, key, probe, placement) -> (state, rows,
         sums); leaves of sums are per client, [num_places, ...], but for the scalar
         `steps_executed`. `key` belongs to the round; see `rounds.make_round`.
-      traffic: (state, cohort_size) -> (bytes down, bytes up) of one round.
+      messages: state -> what one client receives and what it sends, as shapes, before
+        any mask.
+      deliver: state -> the shared part of what is evaluated.
+      rules: what the round is made of, for algorithms that are built on this one.
+      prepare: what is done once before the first round; None if nothing is.
     """
 
     init: Callable[[jax.Array], ServerState]
     row: Callable[[jax.Array], ClientState]
     round: Callable[..., tuple[ServerState, ClientState, Sums]]
-    traffic: Callable[[ServerState, int], tuple[int, int]]
+    messages: Callable[[ServerState], tuple[Tree, Tree]]
+    deliver: Callable[[ServerState], Variables]
+    rules: Any
+    prepare: Preparation | None = None

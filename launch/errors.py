@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from fedjax_prune import console, train
+from fedjax_prune import console, outcome
 from fedjax_prune.checkpoint import CheckpointError
 from fedjax_prune.data.load import DataError
 from fedjax_prune.settings import SettingsError
@@ -19,6 +19,6 @@ def exit_code(command: Callable[[], int]) -> int:
         return command()
     except SettingsError as error:
         console.print_error(error.problems)
-    except (CheckpointError, DataError, WorkdirError, train.TrainingError) as error:
+    except (CheckpointError, DataError, WorkdirError, outcome.TrainingError) as error:
         console.print_error(str(error))
     return 1

@@ -9,6 +9,6 @@ status=0
 ruff format --check --quiet || status=1
 ruff check --quiet || status=1
 pyright || status=1
-# By file: what a file compiles, its tests share.
-pytest --numprocesses=2 --dist=loadfile "$@" || status=1
+# What one process has compiled the other finds in the cache of the session.
+pytest --numprocesses=2 --dist=worksteal "$@" || status=1
 exit $status

@@ -7,14 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.models import CNN, VGG11, DropoutCNN, ResNet32
+from fedjax_prune.models import (
+    CNN,
+    FEMNISTCNN,
+    VGG11,
+    DropoutCNN,
+    NextCharLSTM,
+    ResNet9,
+    ResNet32,
+    TwoCNN,
+)
 
 SMALL = {
     "cnn": (CNN(4, width=0.5), (8, 8, 1)),
     "dropout_cnn": (DropoutCNN(4, width=0.25), (8, 8, 1)),
     "vgg11": (VGG11(4, width=0.0625), (32, 32, 3)),
     "resnet32": (ResNet32(4, width=0.375, blocks_per_stage=1), (8, 8, 3)),
+    "two_cnn": (TwoCNN(4, width=0.25), (9, 9, 1)),
+    "femnist_cnn": (FEMNISTCNN(4, width=0.0625), (7, 7, 1)),
+    "resnet9": (ResNet9(4, width=0.0625), (32, 32, 3)),
 }
+"""The models for images."""
+
+LSTM = (NextCharLSTM(11, width=0.0625), (5, 1, 1))
 
 
 def start(model, shape, seed=0) -> Any:

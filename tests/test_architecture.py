@@ -10,6 +10,9 @@ ROOT = Path(__file__).parent.parent / "fedjax_prune"
 ORDER = [
     *(
         "types",
+        "channels",
+        "selection",
+        "stopping",
         "transforms",
         "initializers",
         "precision",
@@ -19,6 +22,10 @@ ORDER = [
         "models",
     ),
     *(
+        "pruning",
+        "hybrid",
+        "agreement",
+        "transport",
         "compact",
         "lanes",
         "placement",
@@ -33,7 +40,7 @@ ORDER = [
         "store",
     ),
     *("algorithms", "settings", "workdir", "checkpoint", "console"),
-    *("experiment", "liveness", "capacity", "programs", "report", "train"),
+    *("experiment", "liveness", "capacity", "programs", "report", "outcome", "train"),
 ]
 
 ONLY_IN = {
@@ -91,15 +98,23 @@ def test_libraries_stay_in_their_modules(library):
     assert users <= ONLY_IN[library]
 
 
-def test_algorithms_do_not_know_each_other_but_for_fedavg():
+ALGORITHMS = [
+    "fedavg",
+    *("fedprox", "fednova", "scaffold"),
+    *("masked", "exploration", "schedules"),
+    *("autoflip", "eflprune", "fedsnip", "magnitude", "prunefl"),
+    "random_pruning",
+]
+
+
+def test_algorithms_are_built_on_earlier_ones():
     folder = ROOT / "algorithms"
+    assert {path.stem for path in folder.glob("[a-z]*.py")} == set(ALGORITHMS)
     for path in folder.glob("[a-z]*.py"):
-        others = {
-            name
-            for name in imports(path)
-            if name.startswith("fedjax_prune.algorithms.")
-        }
-        assert others <= {"fedjax_prune.algorithms.fedavg"}, path.name
+        for name in imports(path):
+            if name.startswith("fedjax_prune.algorithms."):
+                other = ALGORITHMS.index(name.split(".")[2])
+                assert other < ALGORITHMS.index(path.stem), f"{path.name}: {name}"
 
 
 def test_the_library_does_not_know_configs_and_launchers():

@@ -41,7 +41,9 @@ def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
     config = tiny_config(devices=1, **changes)
     experiment = build(config)
     state, rows = jax.eval_shape(lambda: start(config, experiment))
-    cohort = train._cohort(config, experiment.population, ONE_DEVICE, 0)
+    cohort = train._cohort(
+        config, experiment.population, ONE_DEVICE, 0, config.cohort_size
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (state, rows, experiment.train, experiment.test, cohort, key)
     program = programs.compile_programs(experiment, ONE_DEVICE).train

@@ -93,7 +93,7 @@ def test_rescaling_uses_the_exact_share():
 
 
 def gate_and_variables(settings, channels=6):
-    gate = Gate(channels, settings)
+    gate = Gate(channels, settings, channels)
     x = draw((4, 3, 3, 5))
     key = jax.random.key(3)
     variables = jax.jit(lambda: gate.init({"gates": key}, x, jnp.ones(4, bool)))()
@@ -123,7 +123,7 @@ def test_gate_pools_projects_and_counts_real_samples_only():
 
 
 def test_gate_starts_he_normal_with_its_bias_and_without_params():
-    gate = Gate(512, GateSettings(0.5, bias=0.25))
+    gate = Gate(512, GateSettings(0.5, bias=0.25), 512)
     x = jnp.ones((1, 2, 2, 256))
     variables = gate.init({"gates": jax.random.key(0)}, x, jnp.ones(1, bool))
     assert set(variables) == {"gates", "gate_sums"}
@@ -141,7 +141,7 @@ def test_selected_indices_and_multipliers_equal_the_mask(mode):
 
     @jax.jit
     def run(x):
-        pick = jax.vmap(lambda s: select(variables["gates"], s, settings))
+        pick = jax.vmap(lambda s: select(variables["gates"], s, settings, 6))
         return gate.apply(variables, x, jnp.ones(4, bool)), pick(x.mean((1, 2)))
 
     (multiplier, mask), (indices, values) = run(x)

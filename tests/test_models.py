@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.gates import GateSettings
-from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
+from fedjax_prune.models import CNN, VGG11, ResNet32
 from fedjax_prune.models.blocks import GatedConv, TorchDense, max_pool, scaled
 from fedjax_prune.models.resnet import Block
 from tests.small_models import SMALL, draw, draw_variables, start
@@ -31,7 +31,7 @@ def train_step(model, variables, images, example_mask, key=0) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_params_do_not_depend_on_the_gates(name):
     model, shape = SMALL[name]
     half = model.clone(gates=GateSettings(0.5))
@@ -54,7 +54,7 @@ def test_params_do_not_depend_on_the_gates(name):
     assert set(names) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 def test_keep_ratio_one_is_the_ungated_model_and_less_is_counted(name):
     model, shape = SMALL[name]
     half = model.clone(gates=GateSettings(0.5))
@@ -235,7 +235,7 @@ def test_initial_values():
 
 
 def test_shortcut_takes_every_second_pixel_and_appends_zeros():
-    block = Block(4, None, "none", strides=2)
+    block = Block(4, None, "none", strides=2, inner=4, channels_before=4)
     x = jnp.arange(40.0).reshape(1, 5, 4, 2)
     arguments = {"train": False, "example_mask": jnp.ones(1, bool)}
     silent = {"kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)}

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.gates import GateSettings
-from fedjax_prune.models import CNN, MODELS
+from fedjax_prune.models import CNN
 from fedjax_prune.models.blocks import max_pool
 from fedjax_prune.precision import matmul, product_precision
 from fedjax_prune.server import make_server_tx
@@ -71,7 +71,7 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
     )
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(SMALL))
 @jax.numpy_dtype_promotion("standard")  # fresh parameters are float32
 def test_lanes_agree_in_float64_after_ten_steps(name):
     """Every model gated, with batch norm and dropout, three unequal clients."""

@@ -14,6 +14,7 @@ from jax._src.array import ArrayImpl
 from configs import quickstart
 from fedjax_prune import checkpoint, report, train
 from fedjax_prune.experiment import build, start
+from fedjax_prune.outcome import TrainingError
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_metrics
 
@@ -225,7 +226,7 @@ def test_impossible_split_is_refused_and_leaves_nothing(tmp_path):
 def test_diverging_client_stops_the_run_and_is_named(tmp_path):
     config = tiny_config()
     config.client.lr = 1e20
-    with pytest.raises(train.TrainingError, match=r"client [\d, ]+ became .* round 1"):
+    with pytest.raises(TrainingError, match=r"client [\d, ]+ became .* round 1"):
         train.run(config, tmp_path)
     assert read_metrics(tmp_path) == []
     assert checkpoint.latest(tmp_path / "checkpoints") is None

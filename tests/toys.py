@@ -67,7 +67,7 @@ def linear_task(image_shape: tuple[int, int, int], num_classes: int) -> Task:
         }
         return losses.sum() / jnp.maximum(count, 1), ({"mean": mean_pixel}, sums)
 
-    return Task(init, loss, predict)
+    return Task(init, loss, predict, groups=())
 
 
 def quadratic_dataset(sizes, num_dims: int, seed: int = 0) -> tuple[Dataset, list]:

@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.client import ClientProgram, LocalResult
-from fedjax_prune.costs import tree_bytes
-from fedjax_prune.rounds import make_round
+from fedjax_prune.rounds import Rules, make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
+    ClientProgram,
     ClientState,
     Cohort,
     FederatedAlgorithm,
+    LocalResult,
     ServerState,
     Task,
     Tree,
@@ -57,8 +57,9 @@ def fedavg(
     """
 
     def init(key: jax.Array) -> ServerState:
-        params, _, model_state = task.init(key)
-        return ServerState(jnp.int32(0), params, model_state, server_tx.init(params))
+        first = task.init(key)
+        opt_state = server_tx.init(first.params)
+        return ServerState(jnp.int32(0), first.params, first.model_state, opt_state)
 
     def row(key: jax.Array) -> ClientState:
         return ClientState(personal=task.init(key).personal, client={})
@@ -84,10 +85,8 @@ def fedavg(
         )
         return ServerState(state.round, params, mean.model_state, opt_state)
 
-    def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
-        down = tree_bytes((state.params, state.model_state))
-        up = tree_bytes(Message(delta=state.params, model_state=state.model_state))
-        return cohort_size * down, cohort_size * up
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        down = (state.params, state.model_state)
+        return down, Message(delta=state.params, model_state=state.model_state)
 
-    round = make_round(task, solver, program, update)
-    return FederatedAlgorithm(init, row, round, traffic)
+    return make_algorithm(task, Rules(solver, init, row, program, update), messages)

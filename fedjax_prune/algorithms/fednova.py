@@ -22,15 +22,15 @@ import numpy as np
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.client import ClientProgram, LocalResult
-from fedjax_prune.costs import tree_bytes
-from fedjax_prune.rounds import make_round
+from fedjax_prune.rounds import make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.types import (
+    ClientProgram,
     ClientState,
     Cohort,
     FederatedAlgorithm,
+    LocalResult,
     ServerState,
     Task,
     Tree,
@@ -85,10 +85,11 @@ def fednova(
         )
         return ServerState(state.round, params, mean.model_state, opt_state)
 
-    def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
-        down = tree_bytes((state.params, state.model_state))
-        up = tree_bytes((state.params, np.float32(0), state.model_state))
-        return cohort_size * down, cohort_size * up
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        down = (state.params, state.model_state)
+        return down, (state.params, np.float32(0), state.model_state)
 
-    round = make_round(task, solver, program, update)
-    return fedavg(task, solver, server_tx)._replace(round=round, traffic=traffic)
+    rules = fedavg(task, solver, server_tx).rules
+    return make_algorithm(
+        task, rules._replace(program=program, update=update), messages
+    )

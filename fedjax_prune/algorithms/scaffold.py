@@ -34,16 +34,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.client import ClientProgram, LocalResult
-from fedjax_prune.costs import tree_bytes
-from fedjax_prune.rounds import make_round
+from fedjax_prune.rounds import Rules, make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.transforms import add_control_variates
 from fedjax_prune.types import (
+    ClientProgram,
     ClientState,
     Cohort,
     FederatedAlgorithm,
+    LocalResult,
     ServerState,
     Task,
     Tree,
@@ -167,10 +167,8 @@ def scaffold(
         server = Server(opt_state, control)
         return ServerState(state.round, params, total.model_state, server)
 
-    def traffic(state: ServerState, cohort_size: int) -> tuple[int, int]:
-        down = tree_bytes((state.params, state.server.control, state.model_state))
-        up = tree_bytes(Message(state.params, state.server.control, state.model_state))
-        return cohort_size * down, cohort_size * up
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        down = (state.params, state.server.control, state.model_state)
+        return down, Message(state.params, state.server.control, state.model_state)
 
-    round = make_round(task, corrected, program, update)
-    return FederatedAlgorithm(init, row, round, traffic)
+    return make_algorithm(task, Rules(corrected, init, row, program, update), messages)

@@ -30,6 +30,11 @@ def to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32)
 
 
+def as_symbols(text: jax.Array) -> jax.Array:
+    """Text as a model reads it: uint8 symbols as int32."""
+    return text.astype(jnp.int32)
+
+
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """Pads images by reflection and crops each at a place of its own.
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.types import Dataset
@@ -31,6 +33,7 @@ class DatasetInfo(NamedTuple):
       flip: whether a mirrored image still belongs to its class.
       tfds_name: its name in TFDS; empty for a set that comes with scikit-learn.
       transposed: whether TFDS stores height and width exchanged.
+      by_client: whether its examples come with their clients, in a folder.
     """
 
     num_classes: int
@@ -38,6 +41,7 @@ class DatasetInfo(NamedTuple):
     flip: bool
     tfds_name: str
     transposed: bool = False
+    by_client: bool = False
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -48,6 +52,9 @@ DATASETS: dict[str, DatasetInfo] = {
     # The split with equally many examples of each of its 47 classes.
     "emnist": DatasetInfo(47, (28, 28, 1), False, "emnist/balanced", transposed=True),
     "digits": DatasetInfo(10, (8, 8, 1), False, ""),
+    "femnist": DatasetInfo(62, (28, 28, 1), False, "", by_client=True),
+    # 80 symbols and the next one.
+    "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True),
 }
 
 
@@ -88,6 +95,26 @@ def load(name: str, data_dir: str = "") -> tuple[Dataset, Dataset]:
             f"cannot read {name} in {version}: {error}. Remove that folder and "
             f"prepare it again: {_command(info.tfds_name, folder)}"
         ) from error
+
+
+def resize(dataset: Dataset, size: int) -> Dataset:
+    """Scales images to `size` times `size` pixels, with antialiasing.
+
+    Args:
+      dataset: uint8 images.
+      size: at least 1.
+    """
+    count, _, _, channels = dataset.images.shape
+    images = np.empty((count, size, size, channels), np.uint8)
+    scale = jax.jit(
+        lambda x: jnp.round(
+            jax.image.resize(x, (len(x), size, size, channels), "linear")
+        )
+    )
+    for start in range(0, count, 1000):
+        part = dataset.images[start : start + 1000].astype(np.float32)
+        images[start : start + 1000] = np.clip(scale(part), 0, 255)
+    return dataset._replace(images=images)
 
 
 def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedjax_prune.data.in_turn import dirichlet_in_turn, pathological
 from fedjax_prune.types import Population
 
 
@@ -196,6 +197,12 @@ PARTITIONERS: dict[str, Callable[..., Population]] = {
     "dirichlet": dirichlet,
     "quantity": quantity,
     "shards": shards,
+    "pathological": lambda *args, **options: to_population(
+        pathological(*args, **options)
+    ),
+    "dirichlet_in_turn": lambda *args, **options: to_population(
+        dirichlet_in_turn(*args, **options)
+    ),
 }
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -203,6 +210,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "dirichlet": ("alpha", "min_size"),
     "quantity": ("alpha", "min_size"),
     "shards": ("classes_per_client",),
+    "pathological": ("classes_per_client",),
+    "dirichlet_in_turn": ("alpha",),
 }
 
 
@@ -223,9 +232,9 @@ def partition(
       labels: [num_examples] integers.
       num_clients: at least 1.
       seed: in [0, 2**32).
-      alpha: for `dirichlet` and `quantity`, above 0.
+      alpha: for all but `iid`, `shards` and `pathological`, above 0.
       min_size: for `dirichlet` and `quantity`, at least 1.
-      classes_per_client: for `shards`, at least 1.
+      classes_per_client: for `shards` and `pathological`, at least 1.
 
     Returns:
       A Population.

@@ -1,8 +1,9 @@
 """The models, by name."""
 
-from fedjax_prune.models.cnn import CNN
-from fedjax_prune.models.dropout_cnn import DropoutCNN
+from fedjax_prune.models.cnn import CNN, FEMNISTCNN, DropoutCNN, TwoCNN
+from fedjax_prune.models.lstm import NextCharLSTM
 from fedjax_prune.models.resnet import ResNet32
+from fedjax_prune.models.resnet9 import ResNet9
 from fedjax_prune.models.vgg import VGG11
 
 MODELS = {
@@ -10,4 +11,8 @@ MODELS = {
     "resnet32": ResNet32,
     "cnn": CNN,
     "dropout_cnn": DropoutCNN,
+    "two_cnn": TwoCNN,
+    "femnist_cnn": FEMNISTCNN,
+    "resnet9": ResNet9,
+    "next_char_lstm": NextCharLSTM,
 }

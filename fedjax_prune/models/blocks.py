@@ -1,6 +1,7 @@
 """What all image models are built of: a gated convolution and its sliced twin."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -58,19 +59,23 @@ def conv_layer(
     kept_in: int,
     gates: GateSettings | None,
     size: tuple[int, int],
+    *,
+    kernel_size: int = 3,
+    channels_before: int = 0,
 ) -> Layer:
     """Describes a GatedConv, given what it reads and the size of its output."""
-    active = active_gates(gates, out_channels)
-    kept_out = (
-        out_channels if active is None else num_kept(active.keep_ratio, out_channels)
-    )
+    channels_before = channels_before or out_channels
+    active = active_gates(gates, channels_before)
+    kept_out = out_channels
+    if active is not None:
+        kept_out = min(out_channels, num_kept(active.keep_ratio, channels_before))
     return Layer(
         name,
         in_channels,
         out_channels,
         kept_in,
         kept_out,
-        taps=9,
+        taps=kernel_size**2,
         positions=math.prod(size),
         gated=active is not None,
     )
@@ -183,6 +188,22 @@ def _pixels(windows: jax.Array) -> list[list[jax.Array]]:
     return [[windows[..., y, :, x, :] for x in (0, 1)] for y in (0, 1)]
 
 
+Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+"""(key, shape of a kernel) -> its first weights, float32."""
+
+
+def he_fan_out(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal with variance 2 / fan-out, as in the authors' code of FedDP."""
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return normal(key, shape, math.sqrt(2 / fan_out))
+
+
+def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal with variance 2 / (fan-in + fan-out), as in AutoFLIP's code."""
+    fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+    return normal(key, shape, math.sqrt(2 / fans))
+
+
 class TorchDense(nn.Module):
     """A dense layer whose weights and bias start uniform, as PyTorch draws them.
 
@@ -195,10 +216,14 @@ class TorchDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch_size, in_features] float to [batch_size, features]."""
-        bound = 1 / math.sqrt(x.shape[-1])
-        kernel = self.param("kernel", uniform, (x.shape[-1], self.features), bound)
-        bias = self.param("bias", uniform, (self.features,), bound)
+        kernel, bias = self.weights(x.shape[-1])
         return matmul(x, kernel) + bias[None].astype(x.dtype)
+
+    def weights(self, in_features: int) -> tuple[jax.Array, jax.Array]:
+        """The kernel [in_features, features] and the bias [features]."""
+        bound = 1 / math.sqrt(in_features)
+        kernel = self.param("kernel", uniform, (in_features, self.features), bound)
+        return kernel, self.param("bias", uniform, (self.features,), bound)
 
     def gathered(self, kept: Kept) -> jax.Array:
         """Maps the kept channels of one flattened map to [features]."""
@@ -209,11 +234,21 @@ class TorchDense(nn.Module):
         return kept.values.reshape(height * width * num_kept) @ kernel + weights["bias"]
 
 
+class XavierDense(TorchDense):
+    """A dense layer whose weights start as `xavier` draws them, and biases at 0."""
+
+    def weights(self, in_features: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", xavier, (in_features, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
 class GatedConv(nn.Module):
-    """A 3x3 convolution, then bias, norm, ReLU and gate, in this order.
+    """A square convolution, then bias, norm, ReLU and gate, in this order.
 
     The mask comes after the norm, which would map a zero to a constant, and after
-    the ReLU, which would keep gradients from the gates of dropped channels.
+    the ReLU, which would keep gradients from the gates of dropped channels. It also
+    comes after a max-pool: a multiplier that is not negative gives the same either way,
+    and there are fewer pixels.
 
     Attributes:
       channels: output channels.
@@ -225,6 +260,11 @@ class GatedConv(nn.Module):
       use_relu: apply ReLU before the mask.
       padding: pixels of zeros on each side.
       dtype: of the features.
+      kernel_size: height and width of the kernel.
+      kernel_init: of its weights.
+      channels_before: output channels before some were removed, from which the
+        number of those kept is computed; 0 if none was.
+      pool: of the map, before the mask.
     """
 
     channels: int
@@ -235,6 +275,10 @@ class GatedConv(nn.Module):
     use_relu: bool = True
     padding: int = 1
     dtype: DTypeLike = jnp.float32
+    kernel_size: int = 3
+    kernel_init: Initializer = he_fan_out
+    channels_before: int = 0
+    pool: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
     def __call__(
@@ -251,10 +295,8 @@ class GatedConv(nn.Module):
           The features [batch_size, new_height, new_width, channels] and the 0/1
           mask [batch_size, channels] float32 of kept channels.
         """
-        # Variance 2 / fan-out, as in the authors' code of FedDP.
-        stddev = math.sqrt(2 / (9 * self.channels))
-        shape = (3, 3, x.shape[-1], self.channels)
-        kernel = self.param("kernel", normal, shape, stddev)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
         y = convolve(
             x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding
         )
@@ -276,10 +318,12 @@ class GatedConv(nn.Module):
             )(y)
         if self.use_relu:
             y = nn.relu(y)
-        settings = active_gates(self.gates, self.channels)
+        y = self.pool(y)
+        before = self.channels_before or self.channels
+        settings = active_gates(self.gates, before)
         if settings is None:
             return y, jnp.ones((x.shape[0], self.channels), jnp.float32)
-        gate = Gate(self.channels, settings, name="gate")
+        gate = Gate(self.channels, settings, before, name="gate")
         multiplier, mask = gate(x, example_mask)
         return y * multiplier[:, None, None].astype(y.dtype), mask
 
@@ -300,10 +344,12 @@ class GatedConv(nn.Module):
             y = self._normalise(y, indices)
         if self.use_relu:
             y = nn.relu(y)
+        y = self.pool(y)
         return Kept(y * multiplier[None, None], indices)
 
     def _select(self, kept: Kept, in_channels: int) -> tuple[jax.Array, jax.Array]:
-        settings = active_gates(self.gates, self.channels)
+        before = self.channels_before or self.channels
+        settings = active_gates(self.gates, before)
         if settings is None:
             return (
                 jnp.arange(self.channels, dtype=jnp.int32),
@@ -311,7 +357,9 @@ class GatedConv(nn.Module):
             )
         pooled = kept.values.mean((0, 1), keepdims=True)
         pooled = fill_dropped(Kept(pooled, kept.indices), in_channels)[0, 0]
-        return select(self.variables["gates"]["gate"], pooled, settings)
+        alive = self.variables.get("alive", {}).get("gate", {}).get("alive")
+        weights = self.variables["gates"]["gate"]
+        return select(weights, pooled, settings, before, alive)
 
     def _normalise(self, y: jax.Array, indices: jax.Array) -> jax.Array:
         affine = self.variables["params"]["norm"]

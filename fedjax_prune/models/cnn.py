@@ -1,127 +1,111 @@
-"""A small convolutional network, for tests and quick runs."""
+"""Small convolutional networks: two convolutions, two dense layers."""
 
-import flax.linen as nn
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+import numpy as np
 
-from fedjax_prune.gates import GateSettings
-from fedjax_prune.models.blocks import (
-    GatedConv,
-    Layer,
-    TorchDense,
-    check_model,
-    conv_layer,
-    dense_layer,
-    keep_all,
-    max_pool,
-    scaled,
-)
-from fedjax_prune.precision import at_least_float32
-
-CHANNELS = (16, 32)
-HIDDEN = 64
+from fedjax_prune.models.blocks import XavierDense, max_pool, xavier
+from fedjax_prune.models.plain import HALVE, PlainNetwork, Plan, Pool, Stage
 
 
-class CNN(nn.Module):
-    """Two gated convolutions, each followed by a 2x2 max-pool, and two dense layers.
+class CNN(PlainNetwork):
+    """For tests and quick runs: 3x3 convolutions, each followed by a 2x2 max-pool.
 
-    Attributes:
-      num_classes: logits per image.
-      width: multiplier of all channels and hidden units.
-      norm: `none`, `bn` or `gn` (one group per channel); biases stay.
-      gates: gate settings of the convolutions; None for the dense model.
-      dropout: rate before the last dense layer.
-      dtype: of the activations; parameters, norm statistics, gates and the last layer
-        are at least float32.
+    Dropout is before the last dense layer.
     """
 
-    num_classes: int
-    width: float = 1.0
-    norm: str = "none"
-    gates: GateSettings | None = None
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self) -> None:
-        check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
-        super().__post_init__()
-
-    def setup(self) -> None:
-        self.convs = [
-            GatedConv(channels, gates, self.norm, dtype=self.dtype, name=name)
-            for name, channels, gates in self._convs()
-        ]
-        self.drop = nn.Dropout(self.dropout)
-        self.fc1 = TorchDense(scaled(self.width, HIDDEN))
-        self.fc2 = TorchDense(self.num_classes)
-
-    def __call__(
-        self, images: jax.Array, *, train: bool, example_mask: jax.Array
-    ) -> jax.Array:
-        """Computes logits, every channel computed and the dropped ones masked.
-
-        Args:
-          images: [batch_size, height, width, channels] float32, height and width
-            at least 4.
-          train: drop units (random stream `dropout`) and use batch statistics.
-          example_mask: [batch_size] bool, False = padding.
-
-        Returns:
-          [batch_size, num_classes] float32.
-
-        Raises:
-          ValueError: if the images are smaller than 4x4.
-        """
-        _check_size(images.shape[1:])
-        x = images
-        for conv in self.convs:
-            x, _ = conv(x, train=train, example_mask=example_mask)
-            x = max_pool(x)
-        x = nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
-        x = self.drop(x, deterministic=not train)
-        return self.fc2(at_least_float32(x))
-
-    def gathered(self, image: jax.Array) -> jax.Array:
-        """Computes the logits [num_classes] of one image by its kept channels."""
-        _check_size(image.shape)
-        kept = keep_all(image)
-        for conv in self.convs:
-            kept = conv.gathered(kept)
-            kept = kept._replace(values=max_pool(kept.values))
-        return self.fc2(nn.relu(self.fc1.gathered(kept))[None])[0]
-
-    def layers(self, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
-        """Lists what every layer costs on images (height, width, channels).
-
-        Raises:
-          ValueError: if the images are smaller than 4x4.
-        """
-        _check_size(image_shape)
-        height, width, channels = image_shape
-        layers: list[Layer] = []
-        kept = channels
-        for name, out, gates in self._convs():
-            layers.append(conv_layer(name, channels, out, kept, gates, (height, width)))
-            channels, kept = out, layers[-1].kept_out
-            height, width = height // 2, width // 2
-        hidden = scaled(self.width, HIDDEN)
-        return (
-            *layers,
-            dense_layer("fc1", channels, hidden, kept, height * width),
-            dense_layer("fc2", hidden, self.num_classes, hidden),
-        )
-
-    def _convs(self) -> list[tuple[str, int, GateSettings | None]]:
-        first, second = (scaled(self.width, channels) for channels in CHANNELS)
-        gate_first = self.gates is not None and self.gates.first
-        return [
-            ("conv1", first, self.gates if gate_first else None),
-            ("conv2", second, self.gates),
-        ]
+    plan: ClassVar[Plan] = Plan(
+        stages=(Stage(16, HALVE), Stage(32, HALVE)),
+        hidden=(64,),
+        drops=(0.0, 1.0),
+        least=4,
+    )
 
 
-def _check_size(image_shape: tuple[int, ...]) -> None:
-    height, width, _ = image_shape
-    if min(height, width) < 4:
-        raise ValueError(f"CNN needs images of at least 4x4, got {height}x{width}.")
+class DropoutCNN(PlainNetwork):
+    """The common network of federated benchmarks: 3x3 convolutions without padding.
+
+    At width 1 it has 1,626,442 parameters on 32x32x3 images with 10 classes and
+    1,206,590 on 28x28x1 images with 62. Dropout is before the last dense layer and, at
+    half the rate, before the hidden one.
+
+    References:
+      Reddi et al., Adaptive Federated Optimization, ICLR 2021, table 4,
+      https://arxiv.org/abs/2003.00295; on CIFAR-10 in Granqvist et al., pfl-research,
+      https://arxiv.org/abs/2404.06430.
+    """
+
+    dropout: float = 0.5
+
+    plan: ClassVar[Plan] = Plan(
+        stages=(Stage(32), Stage(64, HALVE)),
+        hidden=(128,),
+        drops=(0.5, 1.0),
+        least=6,
+        padding=0,
+    )
+
+
+def _padded_pool(x: jax.Array) -> jax.Array:
+    """The maximum of 2x2 windows of maps with one more pixel on each side."""
+    sides = ((0, 0),) * (x.ndim - 3) + ((1, 1), (1, 1), (0, 0))
+    return max_pool(jnp.pad(x, sides, constant_values=-jnp.inf))
+
+
+def _mean_to_seven(x: jax.Array) -> jax.Array:
+    """Means of overlapping windows: maps of [..., height, width, channels] to 7x7.
+
+    Pixel i is the mean of rows floor(i n / 7) to ceil((i + 1) n / 7) - 1 of n, as in
+    PyTorch's adaptive pool.
+    """
+    for axis in (x.ndim - 3, x.ndim - 2):
+        length = x.shape[axis]
+        if length != 7:
+            weights = np.zeros((7, length))
+            for i in range(7):
+                first, end = i * length // 7, -(-(i + 1) * length // 7)
+                weights[i, first:end] = 1 / (end - first)
+            x = jnp.tensordot(jnp.asarray(weights, x.dtype), x, (1, axis))
+            x = jnp.moveaxis(x, 0, axis)
+    return x
+
+
+_PADDED = Pool(_padded_pool, lambda n: n // 2 + 1)
+_TO_SEVEN = Pool(lambda x: _mean_to_seven(_padded_pool(x)), lambda n: 7)
+
+
+class TwoCNN(PlainNetwork):
+    """AutoFLIP's: 5x5 convolutions, max-pools with padding, means to 7x7 maps.
+
+    On 24x24 images with 10 classes it has 1,663,370 parameters with one channel and
+    1,664,970 with three; with 100 classes, width 4 and three channels 7,303,524. The
+    width multiplies channels only. Dropout is before the last dense layer.
+
+    References:
+      https://github.com/ChristianInterno/AutoFLIP: kernels Xavier normal, biases 0.
+    """
+
+    plan: ClassVar[Plan] = Plan(
+        stages=(Stage(32, _PADDED), Stage(64, _TO_SEVEN)),
+        hidden=(512,),
+        drops=(0.0, 1.0),
+        least=5,
+        kernel_size=5,
+        conv_init=xavier,
+        dense=XavierDense,
+        widens_hidden=False,
+    )
+
+
+class FEMNISTCNN(PlainNetwork):
+    """TwoCNN with twice the channels and 2,048 hidden units.
+
+    On 28x28x1 images with 62 classes it has 13,180,734 parameters; there the maps are
+    7x7 without taking means.
+    """
+
+    plan: ClassVar[Plan] = TwoCNN.plan._replace(
+        stages=(Stage(64, _PADDED), Stage(128, _TO_SEVEN)), hidden=(2048,)
+    )

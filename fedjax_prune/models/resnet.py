@@ -1,6 +1,7 @@
 """ResNet-32 for small images."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fedjax_prune.channels import ChannelGroup, between, read_by, written_by
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.initializers import normal
 from fedjax_prune.models.blocks import (
@@ -37,6 +39,8 @@ class Block(nn.Module):
       gates: gate settings; None for a dense block.
       norm: `none`, `bn` or `gn`; only without norm have convolutions a bias.
       strides: of the first convolution and the shortcut.
+      inner: output channels of the first convolution.
+      channels_before: output channels of both before some were removed.
       dtype: of the features.
     """
 
@@ -44,6 +48,8 @@ class Block(nn.Module):
     gates: GateSettings | None
     norm: str
     strides: int
+    inner: int
+    channels_before: int
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -51,13 +57,13 @@ class Block(nn.Module):
         gates_a, gates_b = _branch_gates(self.gates)
         conv = partial(
             GatedConv,
-            self.channels,
             use_bias=use_bias,
             norm=self.norm,
             dtype=self.dtype,
+            channels_before=self.channels_before,
         )
-        self.conv_a = conv(gates=gates_a, strides=self.strides)
-        self.conv_b = conv(gates=gates_b, use_relu=False)
+        self.conv_a = conv(self.inner, gates=gates_a, strides=self.strides)
+        self.conv_b = conv(self.channels, gates=gates_b, use_relu=False)
 
     def __call__(
         self,
@@ -113,6 +119,7 @@ class ResNet32(nn.Module):
       blocks_per_stage: 5 for the 32 layers, 6 n + 2 of them for n.
       dtype: of the activations; parameters, norm statistics, gates and the last layer
         are at least float32.
+      left: channels that were not removed, by name of their group; {} for all.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
@@ -126,6 +133,7 @@ class ResNet32(nn.Module):
     dropout: float = 0.0
     blocks_per_stage: int = 5
     dtype: DTypeLike = jnp.float32
+    left: Mapping[str, int] = nn.FrozenDict()
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -136,13 +144,25 @@ class ResNet32(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        stem = scaled(self.width, CHANNELS[0])
         self.stem = GatedConv(
-            stem, None, self.norm, use_bias=self.norm == "none", dtype=self.dtype
+            self._channels(1),
+            None,
+            self.norm,
+            use_bias=self.norm == "none",
+            dtype=self.dtype,
         )
         self.blocks = [
-            Block(channels, self.gates, self.norm, strides, self.dtype, name=name)
-            for name, channels, strides in self._blocks()
+            Block(
+                self._channels(stage),
+                self.gates,
+                self.norm,
+                strides,
+                self._inner(name, stage),
+                scaled(self.width, CHANNELS[stage - 1]),
+                self.dtype,
+                name=name,
+            )
+            for name, stage, strides in self._blocks()
         ]
         self.drop = nn.Dropout(self.dropout)
         self.fc = nn.Dense(self.num_classes, kernel_init=_he_normal)
@@ -177,30 +197,84 @@ class ResNet32(nn.Module):
         """Lists what every layer costs on images (height, width, channels)."""
         height, width, image_channels = image_shape
         gates_a, gates_b = _branch_gates(self.gates)
-        channels = kept = scaled(self.width, CHANNELS[0])
+        channels = kept = self._channels(1)
         stem = conv_layer(
             "stem", image_channels, channels, image_channels, None, (height, width)
         )
         layers = [stem]
-        for name, out, strides in self._blocks():
+        for name, stage, strides in self._blocks():
             height, width = -(-height // strides), -(-width // strides)
-            size = (height, width)
             read = kept if _is_literal(self.gates) else channels
-            a = conv_layer(f"{name}/conv_a", channels, out, read, gates_a, size)
-            b = conv_layer(f"{name}/conv_b", out, out, a.kept_out, gates_b, size)
+            out, inner = self._channels(stage), self._inner(name, stage)
+            conv = partial(
+                conv_layer,
+                size=(height, width),
+                channels_before=scaled(self.width, CHANNELS[stage - 1]),
+            )
+            a = conv(f"{name}/conv_a", channels, inner, read, gates_a)
+            b = conv(f"{name}/conv_b", inner, out, a.kept_out, gates_b)
             layers += [a, b]
             channels, kept = out, b.kept_out
         return (*layers, dense_layer("fc", channels, self.num_classes, channels))
 
+    def channel_groups(
+        self, image_shape: tuple[int, int, int]
+    ) -> tuple[ChannelGroup, ...]:
+        """Lists the channels that can be removed.
+
+        The sum that runs through the blocks is three groups: the channels that it
+        begins with, and those that the second and the third stage add.
+        """
+        del image_shape
+        groups = []
+        for stage in (1, 2, 3):
+            start = self._channels(stage - 1)
+            writers = ["stem"] if stage == 1 else []
+            readers, before = [], 1
+            for name, of_stage, _ in self._blocks():
+                readers += [f"{name}/conv_a"] if before >= stage else []
+                writers += [f"{name}/conv_b"] if of_stage >= stage else []
+                before = of_stage
+            written = [written_by(name, start) for name in writers]
+            groups.append(
+                ChannelGroup(
+                    f"stage{stage}",
+                    self._channels(stage) - start,
+                    producers=tuple(producer for producer, _ in written),
+                    entries=tuple(slot for _, slots in written for slot in slots),
+                    consumers=tuple(
+                        slot
+                        for name in (*readers, "fc")
+                        for slot in read_by(name, start)
+                    ),
+                )
+            )
+        for name, stage, _ in self._blocks():
+            inner = self._inner(name, stage)
+            groups.append(between(f"{name}/conv_a", inner, f"{name}/conv_b"))
+        return tuple(groups)
+
+    def _channels(self, stage: int) -> int:
+        """Channels of the sum in a stage; none before the first."""
+        before = [0, *(scaled(self.width, channels) for channels in CHANNELS)]
+        return sum(
+            self.left.get(f"stage{s}", before[s] - before[s - 1])
+            for s in range(1, stage + 1)
+        )
+
+    def _inner(self, name: str, stage: int) -> int:
+        before = scaled(self.width, CHANNELS[stage - 1])
+        return self.left.get(f"{name}/conv_a", before)
+
     def _blocks(self) -> list[tuple[str, int, int]]:
-        """Lists each block's name, channels and strides."""
+        """Lists each block's name, stage and strides."""
         return [
             (
                 f"stage{stage}_block{block}",
-                scaled(self.width, channels),
+                stage,
                 2 if stage > 1 and block == 1 else 1,
             )
-            for stage, channels in enumerate(CHANNELS, start=1)
+            for stage in (1, 2, 3)
             for block in range(1, self.blocks_per_stage + 1)
         ]
 

@@ -1,0 +1,232 @@
+"""AutoFLIP: masks from how far weights move when clients explore the loss alone.
+
+    exploration   delta_i = (w_i^exp - w^0)^2 on every explorer, once        [P]
+    guidance      G, the mean deviation, normalised array by array           [C]
+    masks         weights below a quantile of G, then near-empty channels    [C], [R]
+    rounds        a FedAvg, FedProx or SCAFFOLD under M^t                    [C]
+
+Masks come once from all explorers (`fixed`), anew from those among each round's clients
+(`participants`), or from guidance and the smoothed agreement of clients (`agreement`).
+
+Tags: [P] stated by the paper, [C] taken from its authors' code, [R] reconstructed where
+both are silent, contradict each other or fail. The rule for channels and the formulas
+of agreement are [R].
+
+References:
+  Internò, Raponi, van Stein, Bäck, Olhofer, Jin, Hammer, Federated Hybrid Model Pruning
+  through Loss Landscape Exploration, 2025, https://arxiv.org/abs/2405.10271v3, and,
+  with client agreement, https://arxiv.org/abs/2405.10271v5. Code:
+  https://github.com/ChristianInterno/AutoFLIP.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import optax
+
+from fedjax_prune.algorithms import schedules
+from fedjax_prune.algorithms.exploration import (
+    Exploration,
+    check_exploration,
+    make_exploration,
+)
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.algorithms.fedprox import fedprox
+from fedjax_prune.algorithms.masked import facts, masked, with_masks
+from fedjax_prune.algorithms.scaffold import scaffold
+from fedjax_prune.hybrid import MaskRule, check_rule
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.pruning import prunable
+from fedjax_prune.solver import LocalSolver
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    Preparation,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+BASES: dict[str, Callable[..., FederatedAlgorithm]] = {
+    "fedavg": lambda task, solver, server_tx, mu: fedavg(task, solver, server_tx),
+    "fedprox": lambda task, solver, server_tx, mu: fedprox(
+        task, solver, server_tx, mu=mu
+    ),
+    "scaffold": lambda task, solver, server_tx, mu: scaffold(task, solver, server_tx),
+}
+"""name -> the algorithm that trains under the masks."""
+
+MASK_SCHEDULES = {"fixed": 1, "participants": 1, "agreement": 10}
+"""name -> rounds between its masks where nothing else is said."""
+START_FROM = ("init", "explored_mean")
+
+
+def autoflip(
+    task: Task,
+    solver: LocalSolver,
+    server_tx: optax.GradientTransformation,
+    *,
+    base: str = "fedavg",
+    mu: float = 0.01,
+    explorer_share: float = 1.0,
+    explore_epochs: int = 150,
+    explore_patience: int = 40,
+    explore_monitor: str = "epoch",
+    explore_base: str = "init",
+    explorer_weighting: str = "uniform",
+    start_from: str = "init",
+    guidance_norm: str = "minmax",
+    threshold: float = 0.3,
+    threshold_scope: str = "global",
+    prune_biases: bool = False,
+    exempt_layers: Sequence[str] = (),
+    min_keep: float = 0.01,
+    structured_rule: str = "keep_ratio",
+    structured_density: float = 0.1,
+    structured_share: float = 0.0,
+    structured_residual: bool = False,
+    mask_schedule: str = "participants",
+    mask_every: int = 0,
+    agreement_rate: float = 0.1,
+    agreement_power: float = 1.0,
+    agreement_change: float = 0.05,
+    agreement_source: str = "votes",
+    threshold_start: float = 0.0,
+    threshold_ramp: int = 0,
+    server_store: str = "dense",
+) -> FederatedAlgorithm:
+    """Builds AutoFLIP. The defaults are the spec's preset `autoflip-v3`.
+
+    Args:
+      task: the model and its loss.
+      solver: local training, in exploration (with other epochs) and in rounds.
+      server_tx: applied to the weighted mean of the deltas; the authors' is `damped`.
+      base: a name in BASES, what trains under the masks.
+      mu: of fedprox.
+      explorer_share: p_X in (0, 1] of the clients explore [C].
+      explore_epochs: of an explorer at most, at least 1 [C].
+      explore_patience: epochs without a lower loss before it stops, at least 1 [C].
+      explore_monitor: `epoch`, the epoch's mean loss [R], or `last_batch` [C].
+      explore_base: deviations are from `init` [R], or `warm`, after one epoch [C].
+      explorer_weighting: `uniform` [C] or `samples`.
+      start_from: rounds begin at `init`, w^0 [R], or at the `explored_mean` [C].
+      guidance_norm: `minmax`, `robust` [C], `rank`, `none` [R].
+      threshold: T_p, share of the weights to prune, in [0, 1) [C].
+      threshold_scope: `global` [C] or `per_tensor`.
+      prune_biases: prune biases and norms, too [C].
+      exempt_layers: shell patterns of arrays that are never pruned.
+      min_keep: share of each array that always stays, in [0, 1] [R].
+      structured_rule: `keep_ratio`, `guidance_l1` or `off` [R].
+      structured_density: theta_s of keep_ratio, at most 1; below 0 is off.
+      structured_share: T_s of guidance_l1, in [0, 1).
+      structured_residual: channels that are added may go where all branches agree.
+      mask_schedule: `fixed`, `participants` [C] or `agreement` [P, formulas R].
+      mask_every: rounds between masks; 0 is 1, for agreement 10.
+      agreement_rate: rho, in (0, 1].
+      agreement_power: gamma, at least 0.
+      agreement_change: zeta, share of the entries that an update may change, in [0, 1].
+      agreement_source: `votes` or `update_sign`.
+      threshold_start: T_init of the ramp, in [0, 1).
+      threshold_ramp: rounds until agreement's threshold is reached; 0 for no ramp.
+      server_store: `dense` or `sparse`, what the server keeps of what is pruned.
+
+    Returns:
+      The algorithm. It explores in `prepare`.
+
+    Raises:
+      ValueError: if a number is out of range, a name unknown, or channels are to be
+        removed of a model that does not say what they are.
+    """
+    for name, value, known in (
+        ("base", base, BASES),
+        ("start_from", start_from, START_FROM),
+        ("mask_schedule", mask_schedule, MASK_SCHEDULES),
+        ("agreement_source", agreement_source, schedules.SOURCES),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}, got {value!r}."
+            )
+    exploration = Exploration(
+        explorer_share,
+        explore_epochs,
+        explore_patience,
+        explore_monitor,
+        explore_base,
+        explorer_weighting,
+    )
+    check_exploration(exploration)
+    rule = MaskRule(
+        prunable(
+            jax.eval_shape(lambda: task.init(jax.random.key(0))).params,
+            biases=prune_biases,
+            exempt=exempt_layers,
+        ),
+        task.groups,
+        guidance_norm,
+        threshold,
+        threshold_scope,
+        min_keep,
+        structured_rule,
+        structured_density,
+        structured_share,
+        structured_residual,
+    )
+    check_rule(rule)
+    every = mask_every or MASK_SCHEDULES[mask_schedule]
+    match mask_schedule:
+        case "fixed":
+            schedule = schedules.fixed(rule)
+        case "participants":
+            schedule = schedules.participants(rule, every, explorer_weighting)
+        case _:
+            settings = schedules.Agreement(
+                agreement_rate,
+                agreement_power,
+                agreement_change,
+                agreement_source,
+                threshold_start,
+                threshold_ramp,
+            )
+            schedule = schedules.agreement(rule, every, settings)
+    below = BASES[base](task, solver, server_tx, mu)
+    algorithm = masked(task, below, schedule.masking, server_store=server_store)
+    explore = make_exploration(task, solver, exploration, schedule.keep)
+
+    def prepare(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        kept = rows.client
+        explored, sums = explore(
+            state._replace(server={}),
+            rows._replace(client=kept.own),
+            dataset,
+            cohort,
+            key,
+            probe,
+            placement,
+        )
+        if start_from == "explored_mean":
+            params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
+            state = state._replace(params=params)
+        state = with_masks(state, *schedule.begin(explored, cohort))
+        rows = rows._replace(client=kept._replace(own=explored.own))
+        return state, rows, sums | facts(task, state)
+
+    def explore_messages(state: ServerState) -> tuple[Tree, Tree]:
+        sent = (state.params,) * (1 + (start_from == "explored_mean"))
+        return state.params, sent
+
+    return algorithm._replace(
+        prepare=Preparation(exploration.num_clients, prepare, explore_messages)
+    )

@@ -1,0 +1,164 @@
+"""Federated loss exploration: how far each weight moves when clients train alone.
+
+    delta_{i,j} = (w_{i,j}^exp - w^0_j)^2,     D_j = mean over explorers
+
+Explorers are independent: each starts from w^0, and none sees another's parameters.
+They run one after another in lanes, so memory grows with lanes, not with explorers.
+
+References:
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
+  deviations [P]; all clients, 150 epochs at most, patience 40, the last epoch's
+  parameters [C]. Independent copies and w^0 as the point of reference are [R]: the
+  authors' code hands one model from client to client.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.rounds import make_round
+from fedjax_prune.server import scale
+from fedjax_prune.solver import LocalSolver
+from fedjax_prune.stopping import make_stopping
+from fedjax_prune.transforms import remember_first_epoch
+from fedjax_prune.types import (
+    ClientProgram,
+    ClientState,
+    Cohort,
+    Dataset,
+    LocalResult,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+BASES = ("init", "warm")
+WEIGHTINGS = ("uniform", "samples")
+
+
+class Exploration(NamedTuple):
+    """Settings of an exploration.
+
+    Attributes:
+      share: p_X of the clients explore, in (0, 1].
+      epochs: at most so many, at least 1.
+      patience: epochs without a lower loss before an explorer stops, at least 1.
+      monitor: the loss of an `epoch` [R] or of its `last_batch` [C].
+      base: deviations are measured from `init` (w^0) [R] or, `warm`, from where the
+        explorer is after one epoch more [C].
+      weighting: explorers count the same, `uniform` [C], or by their `samples`.
+    """
+
+    share: float = 1.0
+    epochs: int = 150
+    patience: int = 40
+    monitor: str = "epoch"
+    base: str = "init"
+    weighting: str = "uniform"
+
+    def num_clients(self, num_clients: int) -> int:
+        """How many of the clients explore: the nearest integer, at least one."""
+        return max(1, int(self.share * num_clients + 0.5))
+
+
+class Explored(NamedTuple):
+    """What explorers leave behind.
+
+    Attributes:
+      deviation: D, their weighted mean squared deviation.
+      delta: w^0 minus the weighted mean of their parameters.
+      own: [num_places, ...], what was kept of each.
+    """
+
+    deviation: Tree
+    delta: Tree
+    own: Tree
+
+
+def check_exploration(settings: Exploration) -> None:
+    """Refuses settings that no exploration can follow.
+
+    Raises:
+      ValueError: if a number is out of range or a name unknown.
+    """
+    if not 0 < settings.share <= 1:
+        raise ValueError(f"explorer_share must be in (0, 1], got {settings.share}.")
+    if settings.epochs < 1:
+        raise ValueError(f"explore_epochs must be at least 1, got {settings.epochs}.")
+    make_stopping(settings.patience, settings.monitor)
+    for name, value, known in (
+        ("explore_base", settings.base, BASES),
+        ("explorer_weighting", settings.weighting, WEIGHTINGS),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"{name} must be one of {', '.join(known)}, got {value!r}."
+            )
+
+
+def make_exploration(
+    task: Task,
+    solver: LocalSolver,
+    settings: Exploration,
+    keep: Callable[[Tree], Tree],
+) -> Callable[..., tuple[Explored, Sums]]:
+    """Makes an exploration.
+
+    Args:
+      task: the model and its loss.
+      solver: local training as in a round; epochs and stopping are those of settings.
+      settings: checked.
+      keep: deviation of one explorer -> what is kept of it.
+
+    Returns:
+      A function with the arguments of `FederatedAlgorithm.round`.
+    """
+    is_warm = settings.base == "warm"
+    solver = solver._replace(
+        epochs=settings.epochs + is_warm,
+        stopping=make_stopping(settings.patience, settings.monitor),
+    )
+    if is_warm:
+        solver = solver.before_descent(remember_first_epoch())
+
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        def upload(
+            result: LocalResult, row: ClientState, weight: jax.Array
+        ) -> tuple[tuple[Tree, Tree], ClientState]:
+            moved = result.delta
+            if is_warm:
+                first = result.solver_state[0]
+                moved = jax.tree.map(
+                    lambda d, w, f: d - (w - f), result.delta, state.params, first
+                )
+            deviation = jax.tree.map(jnp.square, moved)
+            if settings.weighting == "uniform":
+                weight = 1 / jnp.asarray(cohort.cohort_size, jnp.float32)
+            message = scale((deviation, result.delta), weight)
+            return message, row._replace(client=keep(deviation))
+
+        return ClientProgram(lambda row: {"anchor": state.params}, upload)
+
+    def update(state: ServerState, total: tuple[Tree, Tree]) -> ServerState:
+        return state._replace(server=total)
+
+    train = make_round(task, solver, program, update)
+
+    def explore(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[Explored, Sums]:
+        after, rows, sums = train(state, rows, dataset, cohort, key, probe, placement)
+        return Explored(*after.server, own=rows.client), sums
+
+    return explore

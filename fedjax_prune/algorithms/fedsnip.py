@@ -1,0 +1,122 @@
+"""FedSNIP: connections to which the loss is least sensitive go, before the first round.
+
+    s_j = |g_j w_j|,   g the mean over clients of the gradient at w^0
+
+References:
+  Lee, Ajanthan, Torr, SNIP: Single-shot Network Pruning based on Connection
+  Sensitivity, ICLR 2019, equation 4, https://arxiv.org/abs/1810.02340. A client's
+  gradient is the mean over the batches of one epoch, clients count by their examples.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.algorithms.masked import (
+    Masking,
+    facts,
+    keep_masks,
+    masked,
+    with_masks,
+)
+from fedjax_prune.hybrid import MaskRule, check_rule
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.pruning import prunable
+from fedjax_prune.rounds import make_round
+from fedjax_prune.server import scale
+from fedjax_prune.solver import LocalSolver
+from fedjax_prune.transforms import accumulate
+from fedjax_prune.types import (
+    ClientProgram,
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    LocalResult,
+    Preparation,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+
+def fedsnip(
+    task: Task,
+    solver: LocalSolver,
+    server_tx: optax.GradientTransformation,
+    *,
+    threshold: float = 0.3,
+    threshold_scope: str = "global",
+    min_keep: float = 0.01,
+) -> FederatedAlgorithm:
+    """Builds FedSNIP on FedAvg.
+
+    Args:
+      task: the model and its loss.
+      solver: local training; the gradient is taken on its batches.
+      server_tx: applied to the weighted mean of the deltas.
+      threshold: share of the weights to prune, in [0, 1).
+      threshold_scope: `global` or `per_tensor`.
+      min_keep: share of each array that always stays, in [0, 1].
+
+    Returns:
+      The algorithm. It takes the gradients of all clients in `prepare`.
+
+    Raises:
+      ValueError: if a number is out of range or a name unknown.
+    """
+    rule = MaskRule(
+        prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),
+        task.groups,
+        normalization="none",
+        threshold=threshold,
+        scope=threshold_scope,
+        min_keep=min_keep,
+        structured="off",
+    )
+    check_rule(rule)
+    masking = Masking(lambda params: {}, lambda params: {}, keep_masks)
+    algorithm = masked(task, fedavg(task, solver, server_tx), masking)
+    still = solver._replace(epochs=1).before_descent(accumulate(lambda g: g))
+    still = still.after_descent(optax.set_to_zero())
+
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        del state, cohort
+
+        def upload(
+            result: LocalResult, row: ClientState, weight: jax.Array
+        ) -> tuple[Tree, ClientState]:
+            total, count = result.solver_state[0][0]
+            return scale(total, weight / count), row
+
+        return ClientProgram(lambda row: {}, upload)
+
+    def update(state: ServerState, gradient: Tree) -> ServerState:
+        sensitivity = jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, state.params)
+        return with_masks(state, rule.masks(sensitivity), {})
+
+    measure = make_round(task, still, program, update)
+
+    def prepare(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        after, rows, sums = measure(state, rows, dataset, cohort, key, probe, placement)
+        after = after._replace(round=state.round)
+        return after, rows, sums | facts(task, after)
+
+    return algorithm._replace(
+        prepare=Preparation(
+            lambda num_clients: num_clients,
+            prepare,
+            lambda state: (state.params, state.params),
+        )
+    )

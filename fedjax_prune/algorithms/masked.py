@@ -1,0 +1,277 @@
+"""Any algorithm under a mask: pruned parameters are 0 on the wire and on the client.
+
+    clients start from    w^{t-1} * M^t, and no local step moves what M^t prunes
+    the server steps      where M^t keeps; elsewhere it keeps what it had
+
+A pruning method says when and how masks are made; the algorithm below it (FedAvg,
+FedProx, SCAFFOLD) trains. Momenta and control variates change only where the mask
+keeps, too.
+
+References:
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271; masks enforced after every
+  local step and aggregation on the mask as in its authors' code.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.channels import (
+    alive_channels,
+    drop_channels,
+    match_masks,
+)
+from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.rounds import Rules, make_round
+from fedjax_prune.transforms import freeze_pruned
+from fedjax_prune.transport import mask_facts
+from fedjax_prune.types import (
+    ClientProgram,
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    LocalResult,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+    Variables,
+)
+
+STORES = ("dense", "sparse")
+
+
+class Server(NamedTuple):
+    """What the server keeps.
+
+    Attributes:
+      base: of the algorithm below.
+      masks: bool, like the parameters, False = pruned (M^t).
+      version: [] int32, how often the masks have changed.
+      guarded: [] int32, entries that only the guard has kept.
+      guide: what the method makes masks of.
+    """
+
+    base: Tree
+    masks: Tree
+    version: jax.Array
+    guarded: jax.Array
+    guide: Tree
+
+
+class Row(NamedTuple):
+    """What a client keeps.
+
+    Attributes:
+      base: of the algorithm below.
+      version: [] int32, of the masks it was last sent; 0 are those that prune nothing.
+      own: what the method keeps of it.
+    """
+
+    base: Tree
+    version: jax.Array
+    own: Tree
+
+
+class Masking(NamedTuple):
+    """A pruning method.
+
+    Attributes:
+      start: parameters -> guide.
+      own: parameters -> what is kept of a client.
+      refresh: (state, rows, cohort) -> (Hybrid, guide) of this round, before it is
+        trained. `state.server` is a Server.
+      message: (result, weight) -> what a client sends beside the base's message.
+      absorb: (state, sum of these) -> guide after the round.
+    """
+
+    start: Callable[[Tree], Tree]
+    own: Callable[[Tree], Tree]
+    refresh: Callable[[ServerState, ClientState, Cohort], tuple[Hybrid, Tree]]
+    message: Callable[[LocalResult, jax.Array], Tree] = lambda result, weight: {}
+    absorb: Callable[[ServerState, Tree], Tree] = lambda state, total: (
+        state.server.guide
+    )
+
+
+def keep_masks(
+    state: ServerState, rows: ClientState, cohort: Cohort
+) -> tuple[Hybrid, Tree]:
+    """`Masking.refresh` of masks that never change."""
+    del rows, cohort
+    return Hybrid(state.server.masks, state.server.guarded), state.server.guide
+
+
+def masked(
+    task: Task,
+    base: FederatedAlgorithm,
+    masking: Masking,
+    *,
+    server_store: str = "dense",
+) -> FederatedAlgorithm:
+    """Puts an algorithm under masks.
+
+    Args:
+      task: the model and its loss.
+      base: the algorithm below.
+      masking: makes the masks.
+      server_store: what the server keeps where the mask prunes: `dense`, what it had,
+        so that a weight that comes back goes on from there, or `sparse`, zeros.
+
+    Returns:
+      The algorithm. `ServerState.server` is a Server, `ClientState.client` a Row. Its
+      sums have the scalars of `transport.mask_facts` and `mask/sent`, the clients that
+      need the masks.
+
+    Raises:
+      ValueError: if `server_store` is unknown.
+    """
+    if server_store not in STORES:
+        raise ValueError(
+            f"server_store must be one of {', '.join(STORES)}, got {server_store!r}."
+        )
+    below: Rules = base.rules
+
+    def init(key: jax.Array) -> ServerState:
+        state = below.init(key)
+        masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
+        zero, guide = jnp.int32(0), masking.start(state.params)
+        server = Server(state.server, masks, zero, zero, guide)
+        return state._replace(server=server)
+
+    def row(key: jax.Array) -> ClientState:
+        first = below.row(key)
+        own = masking.own(below.init(key).params)
+        return first._replace(client=Row(first.client, jnp.int32(0), own))
+
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        masks = state.server.masks
+        inner = below.program(state._replace(server=state.server.base), cohort)
+
+        def extra_args(row: ClientState) -> dict[str, Tree]:
+            return inner.extra_args(row) | {"masks": masks}
+
+        def upload(
+            result: LocalResult, row: ClientState, weight: jax.Array
+        ) -> tuple[Tree, ClientState]:
+            message, after = inner.upload(result, row, weight)
+            kept = _keep(masks, after.client, row.client)
+            extra = masking.message(result, weight)
+            return (message, extra), after._replace(client=kept)
+
+        return ClientProgram(extra_args, upload, gate_flags(task, masks))
+
+    def update(state: ServerState, total: tuple[Tree, Tree]) -> ServerState:
+        message, extra = total
+        after = below.update(state._replace(server=state.server.base), message)
+        server = state.server._replace(
+            base=after.server, guide=masking.absorb(state, extra)
+        )
+        return after._replace(server=server)
+
+    solver = below.solver.after_descent(freeze_pruned())
+    train = make_round(task, solver, program, update)
+
+    def round(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        state = with_masks(state, *masking.refresh(state, rows, cohort))
+        masks = state.server.masks
+        sent = state._replace(params=apply_masks(masks, state.params))
+        kept = rows.client
+        inner_rows = rows._replace(client=kept.base)
+        after, inner_rows, sums = train(
+            sent, inner_rows, dataset, cohort, key, probe, placement
+        )
+        old = state.params, state.server.base
+        if server_store == "sparse":
+            old = jax.tree.map(jnp.zeros_like, old)
+        params, server = _keep(masks, (after.params, after.server.base), old)
+        after = after._replace(params=params, server=after.server._replace(base=server))
+        here = jnp.asarray(cohort.sizes) > 0
+        version = state.server.version
+        outdated = here & (kept.version != version)
+        client = Row(
+            inner_rows.client, jnp.where(here, version, kept.version), kept.own
+        )
+        sums |= facts(task, state) | {"mask/sent": outdated.sum(dtype=jnp.int32)}
+        return after, inner_rows._replace(client=client), sums
+
+    def deliver(state: ServerState) -> Variables:
+        shared = base.deliver(state)
+        masks = state.server.masks
+        return shared._replace(
+            params=apply_masks(masks, state.params), alive=gate_flags(task, masks)
+        )
+
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        return base.messages(state._replace(server=state.server.base))
+
+    return base._replace(
+        init=init,
+        row=row,
+        round=round,
+        deliver=deliver,
+        messages=messages,
+        rules=Rules(solver, init, row, program, update),
+    )
+
+
+def with_masks(state: ServerState, hybrid: Hybrid, guide: Tree) -> ServerState:
+    """The state with new masks, a new version if they differ, and a new guide."""
+    server, (masks, guarded) = state.server, hybrid
+    changed = jnp.stack(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), masks, server.masks))
+    ).any()
+    version = server.version + changed.astype(jnp.int32)
+    return state._replace(
+        server=server._replace(
+            masks=masks, version=version, guarded=guarded, guide=guide
+        )
+    )
+
+
+def facts(task: Task, state: ServerState) -> Sums:
+    """What a row of metrics needs to know of the masks."""
+    server = state.server
+    counted = mask_facts(server.masks, task.groups or ())
+    return counted | {"mask/guarded": server.guarded}
+
+
+def apply_masks(masks: Tree, params: Tree) -> Tree:
+    """The parameters, 0 where the masks prune."""
+    return jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
+
+
+def gate_flags(task: Task, masks: Tree) -> Tree:
+    """`Variables.alive`: for every gate, which channels the masks have left.
+
+    Args:
+      task: gated or not; without gates there is nothing to say.
+      masks: bool, like the parameters.
+    """
+    if not task.groups:
+        return {}
+    gates = jax.tree.map(
+        lambda gate: {"alive": jnp.ones(gate["bias"].shape, bool)},
+        jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
+        is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
+    )
+    alive = {group.name: alive_channels(masks, group) for group in task.groups}
+    return drop_channels(gates, task.groups, alive)
+
+
+def _keep(masks: Tree, new: Tree, old: Tree) -> Tree:
+    """The new tree where masks keep, the old one where they prune."""
+    return match_masks(lambda m, n, o: jnp.where(m, n, o), masks, new, old)

@@ -1,0 +1,254 @@
+"""PruneFL: weights are pruned and regrown where squared gradients pay for their time.
+
+  before     one client trains alone and the mask is adjusted again and again, until its
+             size changes by less than a tenth in five adjustments running
+  during     every so many rounds clients send squared gradients, also of pruned
+  weights,
+             and the server adjusts the mask
+
+An adjustment keeps, of each array, the active weights but the smallest share, and then
+adds candidates (those just dropped and all inactive) in order of g_j^2 / t_j while that
+exceeds Gamma = (sum of kept g^2) / (c + sum of kept t).
+
+References:
+  Jiang et al., Model Pruning Enables Efficient Federated Learning on Edge Devices, IEEE
+  TNNLS 2022, https://arxiv.org/abs/1909.12326. Times are relative here: t_j of a weight
+  is `byte_time` for its transfer and `mac_time` for each place where it is used; c is
+  `constant_time`. Squared gradients are means over the local steps of a round.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.algorithms.masked import Masking, facts, masked, with_masks
+from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.pruning import prunable
+from fedjax_prune.server import scale
+from fedjax_prune.solver import LocalSolver
+from fedjax_prune.transforms import accumulate
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    LocalResult,
+    Preparation,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+SETTLED, CHANGE = 5, 0.1
+"""The first stage ends after so many adjustments that change the size by less."""
+
+
+def prunefl(
+    task: Task,
+    solver: LocalSolver,
+    server_tx: optax.GradientTransformation,
+    *,
+    adjust_every: int = 50,
+    prune_share: float = 0.3,
+    share_decay: float = 1.0,
+    max_adjustments: int = 50,
+    constant_time: float = 1.0,
+    byte_time: float = 1e-6,
+    mac_time: float = 1e-9,
+) -> FederatedAlgorithm:
+    """Builds PruneFL on FedAvg.
+
+    Args:
+      task: the model and its loss.
+      solver: local training.
+      server_tx: applied to the weighted mean of the deltas.
+      adjust_every: rounds between adjustments, at least 1.
+      prune_share: of the active weights of each array, dropped by magnitude before
+        candidates are added, in [0, 1).
+      share_decay: what it is multiplied by after each adjustment, in (0, 1].
+      max_adjustments: of the first stage, at least 1.
+      constant_time: c, of a round whatever its mask, above 0.
+      byte_time: to send a byte, at least 0.
+      mac_time: for a multiply-accumulate of one image, at least 0.
+
+    Returns:
+      The algorithm. Its first stage is `prepare`, with one client.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    for name, value, holds, allowed in (
+        ("adjust_every", adjust_every, adjust_every >= 1, "at least 1"),
+        ("prune_share", prune_share, 0 <= prune_share < 1, "in [0, 1)"),
+        ("share_decay", share_decay, 0 < share_decay <= 1, "in (0, 1]"),
+        ("max_adjustments", max_adjustments, max_adjustments >= 1, "at least 1"),
+        ("constant_time", constant_time, constant_time > 0, "above 0"),
+        ("byte_time", byte_time, byte_time >= 0, "at least 0"),
+        ("mac_time", mac_time, mac_time >= 0, "at least 0"),
+    ):
+        if not holds:
+            raise ValueError(f"{name} must be {allowed}, got {value}.")
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
+    may = prunable(shapes)
+    uses = {layer.name: layer.positions for layer in task.layers}
+
+    def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
+        del leaf
+        layer = "/".join(str(entry.key) for entry in path[:-1])
+        return 4 * byte_time + mac_time * uses.get(layer, 1)
+
+    times = jax.tree_util.tree_map_with_path(time_of, shapes)
+
+    def adjusted(state: ServerState) -> Tree:
+        guide = state.server.guide
+        masks, squares = state.server.masks, guide["squares"]
+        share = prune_share * share_decay ** guide["adjustments"].astype(jnp.float32)
+        return adjust(masks, state.params, squares, times, may, share, constant_time)
+
+    def renew(state: ServerState) -> tuple[Hybrid, Tree]:
+        guide = state.server.guide
+        guide = guide | {"adjustments": guide["adjustments"] + 1}
+        return Hybrid(adjusted(state), jnp.int32(0)), guide
+
+    def refresh(
+        state: ServerState, rows: ClientState, cohort: Cohort
+    ) -> tuple[Hybrid, Tree]:
+        del rows, cohort
+        server = state.server
+        return jax.lax.cond(
+            (state.round > 0) & (state.round % adjust_every == 0),
+            lambda: renew(state),
+            lambda: (Hybrid(server.masks, server.guarded), server.guide),
+        )
+
+    def start(params: Tree) -> Tree:
+        return {
+            "squares": jax.tree.map(jnp.zeros_like, params),
+            "adjustments": jnp.int32(0),
+        }
+
+    def message(result: LocalResult, weight: jax.Array) -> Tree:
+        total, count = result.solver_state[0][0]
+        return scale(total, weight / count)
+
+    def absorb(state: ServerState, total: Tree) -> Tree:
+        return state.server.guide | {"squares": total}
+
+    masking = Masking(start, lambda params: {}, refresh, message, absorb)
+    base = fedavg(task, solver.before_descent(accumulate(jnp.square)), server_tx)
+    algorithm = masked(task, base, masking, server_store="sparse")
+
+    def prepare(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        def train(state: ServerState, rows: ClientState, number: jax.Array):
+            key_now = jax.random.fold_in(key, number)
+            state, rows, sums = algorithm.round(
+                state, rows, dataset, cohort, key_now, probe, placement
+            )
+            before = _count(state.server.masks)
+            # Rounds are not counted here: the schedule of the next stage begins at 0.
+            state = with_masks(state._replace(round=jnp.int32(0)), *renew(state))
+            change = jnp.abs(_count(state.server.masks) / before - 1)
+            return state, rows, sums, change < CHANGE
+
+        def more(carry: tuple) -> jax.Array:
+            return (carry[3] < SETTLED) & (carry[4] < max_adjustments)
+
+        def step(carry: tuple) -> tuple:
+            state, rows, sums, settled, number = carry
+            state, rows, now, is_small = train(state, rows, number)
+            sums = {n: sums[n] + now[n] if _adds_up(n) else now[n] for n in now}
+            return state, rows, sums, jnp.where(is_small, settled + 1, 0), number + 1
+
+        state, rows, sums, is_small = train(state, rows, jnp.int32(0))
+        first = (state, rows, sums, is_small.astype(jnp.int32), jnp.int32(1))
+        state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
+        return state, rows, sums | facts(task, state)
+
+    return algorithm._replace(
+        prepare=Preparation(
+            lambda num_clients: 1,
+            prepare,
+            lambda state: (state.params, state.params),
+        )
+    )
+
+
+def adjust(
+    masks: Tree,
+    params: Tree,
+    squares: Tree,
+    times: Tree,
+    may: Tree,
+    share: jax.Array,
+    constant: float,
+) -> Tree:
+    """One adjustment of a mask.
+
+    Args:
+      masks: bool, before.
+      params: whose magnitudes decide what is dropped.
+      squares: g^2, also of what is pruned.
+      times: t of an entry of each array, a number.
+      may: a bool for each array, whether it may be pruned.
+      share: of the active entries of each array that are dropped, [] float32.
+      constant: c.
+
+    Returns:
+      The masks after.
+    """
+    safe = jax.tree.map(
+        lambda mask, param, flag: _largest_active(mask, param, share) if flag else mask,
+        masks,
+        params,
+        may,
+    )
+
+    def flat(tree: Tree) -> jax.Array:
+        return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+
+    time = flat(jax.tree.map(lambda t, m: jnp.full(m.shape, t), times, masks))
+    square, kept = flat(squares), flat(safe)
+    ratio = jnp.where(kept, -jnp.inf, square / time)
+    order = jnp.argsort(ratio, descending=True, stable=True)
+    gained = jnp.where(kept, square, 0).sum() + jnp.cumsum(square[order])
+    spent = constant + jnp.where(kept, time, 0).sum() + jnp.cumsum(time[order])
+    # Gamma before a candidate is added; it only rises, so the first failure is the
+    # last.
+    gamma = (gained - square[order]) / (spent - time[order])
+    adds = jnp.cumprod((ratio[order] > gamma).astype(jnp.int32)).astype(bool)
+    chosen = kept.at[order].set(kept[order] | adds)
+    leaves, treedef = jax.tree.flatten(masks)
+    result, start = [], 0
+    for leaf in leaves:
+        result.append(chosen[start : start + leaf.size].reshape(leaf.shape))
+        start += leaf.size
+    return treedef.unflatten(result)
+
+
+def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.Array:
+    """The active entries but the share of smallest magnitude, rounded down."""
+    magnitude = jnp.where(mask, jnp.abs(param), jnp.inf).reshape(-1)
+    order = jnp.argsort(magnitude, stable=True)
+    place = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size))
+    dropped = jnp.floor(share * mask.sum(dtype=jnp.float32)).astype(jnp.int32)
+    return mask & (place.reshape(mask.shape) >= dropped)
+
+
+def _count(masks: Tree) -> jax.Array:
+    return jnp.stack([m.sum(dtype=jnp.int32) for m in jax.tree.leaves(masks)]).sum()
+
+
+def _adds_up(name: str) -> bool:
+    return not name.startswith("mask/")

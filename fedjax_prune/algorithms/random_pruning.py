@@ -1,0 +1,144 @@
+"""Random pruning, the control that a pruning method must beat.
+
+`random_pruning`, clean: one random mask for all rounds, with as many entries of every
+array pruned as AutoFLIP's mask from the same exploration has. `random_steps`, as in the
+code of AutoFLIP: after every local step a new random set of entries is set to 0, and
+nothing stays pruned.
+
+References:
+  https://github.com/ChristianInterno/AutoFLIP, whose budget shrinks from array to
+  array.
+"""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from fedjax_prune.algorithms.autoflip import autoflip
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.algorithms.masked import facts, with_masks
+from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.solver import LocalSolver
+from fedjax_prune.transforms import zero_random
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    FederatedAlgorithm,
+    Probe,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+
+def random_pruning(
+    task: Task,
+    solver: LocalSolver,
+    server_tx: optax.GradientTransformation,
+    **fields: Any,
+) -> FederatedAlgorithm:
+    """Builds random pruning with the sparsities of an AutoFLIP mask.
+
+    Args:
+      task: the model and its loss.
+      solver: local training.
+      server_tx: applied to the weighted mean of the deltas.
+      fields: of the AutoFLIP that it is compared with; its mask schedule is `fixed`.
+
+    Returns:
+      The algorithm. Its exploration is AutoFLIP's, and its masks have the same number
+      of entries in every array, but whole channels only by chance.
+
+    Raises:
+      ValueError: as `autoflip`.
+    """
+    fields["mask_schedule"] = "fixed"
+    explored = autoflip(task, solver, server_tx, **fields)
+    assert explored.prepare is not None
+    explore = explored.prepare.run
+
+    def prepare(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        after, rows, sums = explore(state, rows, dataset, cohort, key, probe, placement)
+        server = after.server
+        shuffled = Hybrid(permute(server.masks, key), server.guarded)
+        after = with_masks(state._replace(params=after.params), shuffled, server.guide)
+        return after, rows, sums | facts(task, after)
+
+    return explored._replace(prepare=explored.prepare._replace(run=prepare))
+
+
+def permute(masks: Tree, key: jax.Array) -> Tree:
+    """Shuffles every mask: as many entries are kept, others.
+
+    Args:
+      masks: bool.
+      key: of the shuffle; each array has its own.
+    """
+    leaves, treedef = jax.tree.flatten(masks)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [
+            jax.random.permutation(k, leaf.reshape(-1)).reshape(leaf.shape)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+    )
+
+
+def random_steps(
+    task: Task,
+    solver: LocalSolver,
+    server_tx: optax.GradientTransformation,
+    *,
+    ratio: float = 0.45,
+) -> FederatedAlgorithm:
+    """Builds FedAvg with random zeros after every local step.
+
+    Args:
+      task: the model and its loss.
+      solver: local training.
+      server_tx: applied to the weighted mean of the deltas.
+      ratio: of all entries, in [0, 1); see `shrinking_counts`.
+
+    Returns:
+      The algorithm.
+
+    Raises:
+      ValueError: if the ratio is out of range.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio must be in [0, 1), got {ratio}.")
+    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
+    counts = shrinking_counts(shapes, ratio)
+    return fedavg(task, solver.after_descent(zero_random(counts)), server_tx)
+
+
+def shrinking_counts(params: Tree, ratio: float) -> Tree:
+    """How many entries of each array are set to 0.
+
+    Of N entries the budget is B = floor(ratio N); of each array in order c = floor(B
+    size / N) go, and B shrinks by c.
+
+    Args:
+      params: arrays or their shapes.
+      ratio: in [0, 1).
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    budget, counts = int(ratio * sum(sizes)), []
+    for size in sizes:
+        counts.append(budget * size // sum(sizes))
+        budget -= counts[-1]
+    return treedef.unflatten(counts)

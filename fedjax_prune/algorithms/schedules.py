@@ -1,0 +1,243 @@
+"""When AutoFLIP makes masks, and of whose deviations.
+
+  fixed         once, from all explorers
+  participants  every few rounds, from the explorers among the round's clients
+  agreement     every few rounds, from guidance and the smoothed agreement of clients
+
+References:
+  AutoFLIP, https://arxiv.org/abs/2405.10271: version 3 has masks "updated each FL
+  round" [P]; its code takes the guidance of the round's participants [C]; versions 4
+  and 5 name client agreement [P], whose formulas are reconstructions [R].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune import agreement as agreeing
+from fedjax_prune.algorithms.exploration import Explored
+from fedjax_prune.algorithms.masked import Masking, keep_masks
+from fedjax_prune.hybrid import Hybrid, MaskRule
+from fedjax_prune.pruning import guidance_matrix, unstructured_masks
+from fedjax_prune.types import ClientState, Cohort, LocalResult, ServerState, Tree
+
+SOURCES = ("votes", "update_sign")
+
+
+class Own(NamedTuple):
+    """What is kept of a client.
+
+    Attributes:
+      explored: [] bool, whether it was an explorer.
+      tree: its deviation, or its votes; zeros before.
+    """
+
+    explored: jax.Array
+    tree: Tree
+
+
+class Schedule(NamedTuple):
+    """A mask schedule.
+
+    Attributes:
+      masking: for the rounds.
+      keep: deviation of an explorer -> what is kept of it.
+      begin: (explored, cohort) -> (Hybrid, guide) after the exploration.
+    """
+
+    masking: Masking
+    keep: Callable[[Tree], Tree]
+    begin: Callable[[Explored, Cohort], tuple[Hybrid, Tree]]
+
+
+class Agreement(NamedTuple):
+    """Settings of the schedule `agreement`.
+
+    Attributes:
+      rate: rho, of the smoothing, in (0, 1].
+      power: gamma, of the agreement in the score, at least 0.
+      max_change: zeta, share of the entries that an update may change, in [0, 1].
+      source: `votes`, stored at the exploration, or `update_sign`, of live training.
+      threshold_start: T_init of the ramp, in [0, 1).
+      ramp: rounds until the threshold is reached; 0 for no ramp.
+    """
+
+    rate: float = 0.1
+    power: float = 1.0
+    max_change: float = 0.05
+    source: str = "votes"
+    threshold_start: float = 0.0
+    ramp: int = 0
+
+
+class _Guide(NamedTuple):
+    """What agreement keeps at the server, each like the parameters."""
+
+    rank: Tree  # float32, q
+    agreement: Tree  # float32, A
+    kept: Tree  # bool, before guard and channels
+
+
+def fixed(rule: MaskRule) -> Schedule:
+    """One mask for all rounds."""
+    return Schedule(
+        Masking(lambda params: {}, lambda params: {}, keep_masks),
+        lambda deviation: {},
+        lambda explored, cohort: (rule.masks(explored.deviation), {}),
+    )
+
+
+def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
+    """Masks from the deviations of each round's clients.
+
+    Where none of them explored, the masks stay.
+
+    Args:
+      rule: makes masks.
+      every: rounds between masks, at least 1.
+      weighting: of explorers, `uniform` or `samples`.
+    """
+
+    def of_cohort(own: Own, cohort: Cohort) -> tuple[Tree, jax.Array]:
+        shares = _shares(own, cohort, by_size=weighting == "samples")
+        return _weighted_mean(own.tree, shares, cohort), shares.sum() > 0
+
+    def refresh(
+        state: ServerState, rows: ClientState, cohort: Cohort
+    ) -> tuple[Hybrid, Tree]:
+        own, server = rows.client.own, state.server
+        deviation, any_explored = of_cohort(own, cohort)
+        hybrid = jax.lax.cond(
+            any_explored & (state.round % every == 0),
+            lambda: rule.masks(deviation),
+            lambda: Hybrid(server.masks, server.guarded),
+        )
+        return hybrid, {}
+
+    def own(params: Tree) -> Own:
+        return Own(jnp.bool(False), jax.tree.map(jnp.zeros_like, params))
+
+    def begin(explored: Explored, cohort: Cohort) -> tuple[Hybrid, Tree]:
+        # Of the rows, not of the sum that came with them: the same bits as in a round
+        # in which all explorers take part.
+        return rule.masks(of_cohort(explored.own, cohort)[0]), {}
+
+    return Schedule(
+        Masking(lambda params: {}, own, refresh),
+        lambda deviation: Own(jnp.bool(True), deviation),
+        begin,
+    )
+
+
+def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
+    """Masks from guidance and from how many clients, over time, hold weights up.
+
+    Args:
+      rule: makes masks.
+      every: rounds between masks, at least 1.
+      settings: checked.
+    """
+    by_votes = settings.source == "votes"
+
+    def refresh(
+        state: ServerState, rows: ClientState, cohort: Cohort
+    ) -> tuple[Hybrid, Tree]:
+        server = state.server
+        guide, number = server.guide, state.round + 1
+        if by_votes:
+            agreed, any_explored = of_cohort(rows.client.own, cohort)
+            smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
+            now = _choose(any_explored, smoothed, guide.agreement)
+            guide = guide._replace(agreement=now)
+
+        def renew() -> tuple[Hybrid, Tree]:
+            score = jax.tree.map(
+                lambda q, a: q * a**settings.power, guide.rank, guide.agreement
+            )
+            threshold = agreeing.ramped(
+                rule.threshold, settings.threshold_start, settings.ramp, number
+            )
+            kept = agreeing.rescore(
+                guide.kept, score, rule.prunable, threshold, settings.max_change
+            )
+            return rule.complete(kept, score), kept
+
+        hybrid, kept = jax.lax.cond(
+            number % every == 0,
+            renew,
+            lambda: (Hybrid(server.masks, server.guarded), guide.kept),
+        )
+        return hybrid, guide._replace(kept=kept)
+
+    def of_cohort(own: Own, cohort: Cohort) -> tuple[Tree, jax.Array]:
+        shares = _shares(own, cohort, by_size=True)
+        return _weighted_mean(own.tree, shares, cohort), shares.sum() > 0
+
+    def vote(deviation: Tree) -> Tree:
+        return agreeing.votes(
+            deviation, rule.prunable, rule.threshold, rule.normalization
+        )
+
+    def message(result: LocalResult, weight: jax.Array) -> Tree:
+        return jax.tree.map(lambda d: weight * jnp.sign(d), result.delta)
+
+    def absorb(state: ServerState, total: Tree) -> Tree:
+        guide = state.server.guide
+        agreed = jax.tree.map(jnp.abs, total)
+        smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
+        now = jax.tree.map(jnp.where, state.server.masks, smoothed, guide.agreement)
+        return guide._replace(agreement=now)
+
+    def start(params: Tree) -> _Guide:
+        ones = jax.tree.map(jnp.ones_like, params)
+        kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+        return _Guide(jax.tree.map(jnp.zeros_like, params), ones, kept)
+
+    def own(params: Tree) -> Own:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
+        return Own(jnp.bool(False), nothing)
+
+    def begin(explored: Explored, cohort: Cohort) -> tuple[Hybrid, Tree]:
+        guidance = guidance_matrix(explored.deviation, normalization=rule.normalization)
+        first = settings.threshold_start if settings.ramp else rule.threshold
+        kept = unstructured_masks(guidance, rule.prunable, first, scope=rule.scope)
+        agreed = jax.tree.map(jnp.ones_like, guidance)
+        if by_votes:
+            agreed, _ = of_cohort(explored.own, cohort)
+        rank = agreeing.ranks(guidance, rule.prunable)
+        return rule.complete(kept, guidance), _Guide(rank, agreed, kept)
+
+    if by_votes:
+        masking = Masking(start, own, refresh)
+        return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin)
+    masking = Masking(start, lambda params: {}, refresh, message, absorb)
+    return Schedule(masking, lambda deviation: {}, begin)
+
+
+def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
+    return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
+
+
+def _shares(own: Own, cohort: Cohort, *, by_size: bool) -> jax.Array:
+    """[num_places] float32, each explorer's share among those of the cohort."""
+    sizes = jnp.asarray(cohort.sizes)
+    weights = sizes if by_size else jnp.minimum(sizes, 1)
+    weights = jnp.where(own.explored & (sizes > 0), weights, 0).astype(jnp.float32)
+    return weights / jnp.maximum(weights.sum(), 1)
+
+
+def _weighted_mean(tree: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
+    """Sums rows times their shares, by client id: the same bits wherever they lie."""
+    order = jnp.argsort(jnp.asarray(cohort.client_ids))
+
+    def sum_leaf(rows: jax.Array) -> jax.Array:
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            row = rows[order[i]].astype(jnp.float32)
+            return total + jnp.where(shares[order[i]] > 0, shares[order[i]] * row, 0)
+
+        zeros = jnp.zeros(rows.shape[1:], jnp.float32)
+        return jax.lax.fori_loop(0, rows.shape[0], add, zeros)
+
+    return jax.tree.map(sum_leaf, tree)

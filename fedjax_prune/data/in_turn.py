@@ -1,0 +1,132 @@
+"""Splits in which clients draw in turn, as in AutoFLIP's experiments.
+
+References:
+  https://github.com/ChristianInterno/AutoFLIP, whose pathological split can find no
+  class left for the last clients; here such an assignment is drawn again.
+"""
+
+import numpy as np
+
+MAX_DRAWS = 1000
+
+
+def pathological(
+    labels: np.ndarray,
+    num_clients: int,
+    classes_per_client: int,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Gives each client one shard of each of a few classes.
+
+    Every class is cut into floor(num_clients classes_per_client / num_classes) shards
+    of nearly equal size. Clients in turn draw distinct classes with a probability
+    proportional to the shards that are left.
+
+    Args:
+      labels: [num_examples] integers.
+      num_clients: at least 1.
+      classes_per_client: distinct classes of each client, at least 1.
+      rng: advanced in place.
+
+    Returns:
+      Each client's indices. Where the shards do not come out even, some stay over.
+
+    Raises:
+      ValueError: if there are not enough shards, or no draw gave each client enough
+        classes.
+    """
+    classes = np.unique(labels)
+    if not 1 <= classes_per_client <= len(classes):
+        raise ValueError(
+            f"classes_per_client must be in [1, {len(classes)}], "
+            f"got {classes_per_client}."
+        )
+    num_shards = num_clients * classes_per_client // len(classes)
+    if num_shards * len(classes) < num_clients * classes_per_client:
+        raise ValueError(
+            "num_clients * classes_per_client must be a multiple of the "
+            f"{len(classes)} classes, got {num_clients} * {classes_per_client}."
+        )
+    for _ in range(MAX_DRAWS):
+        left = np.full(len(classes), num_shards)
+        chosen = []
+        while len(chosen) < num_clients and (left > 0).sum() >= classes_per_client:
+            draw = rng.choice(
+                len(classes), classes_per_client, replace=False, p=left / left.sum()
+            )
+            left[draw] -= 1
+            chosen.append(draw)
+        if len(chosen) == num_clients:
+            break
+    else:
+        raise ValueError(
+            f"pathological: none of {MAX_DRAWS} draws gave each of {num_clients} "
+            f"clients {classes_per_client} classes."
+        )
+    shards = [
+        np.array_split(rng.permutation(np.flatnonzero(labels == label)), num_shards)
+        for label in classes
+    ]
+    return [
+        np.concatenate([shards[c].pop(rng.randint(len(shards[c]))) for c in draw])
+        for draw in chosen
+    ]
+
+
+def dirichlet_in_turn(
+    labels: np.ndarray,
+    num_clients: int,
+    alpha: float,
+    rng: np.random.RandomState,
+) -> list[np.ndarray]:
+    """Lets clients in turn draw class shares of at most 1 / num_clients of the data.
+
+    A client draws p ~ Dirichlet(alpha, ..., alpha) over the classes that have examples
+    left and takes floor(p_c floor(num_examples / num_clients)) of class c. If some
+    class has fewer, it is left out, p is drawn again, and each count is multiplied by a
+    number from U(0, 1), until there are enough. Some examples stay over.
+
+    Args:
+      labels: [num_examples] integers.
+      num_clients: at least 1.
+      alpha: above 0.
+      rng: advanced in place.
+
+    Returns:
+      Each client's indices.
+
+    Raises:
+      ValueError: if a client ends without examples.
+    """
+    per_client = len(labels) // num_clients
+    pools = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    left = np.array([len(pool) for pool in pools])
+    parts = []
+    for client in range(num_clients):
+        open_classes = left > 0
+        counts = np.zeros(len(pools), int)
+        shrink = False
+        while open_classes.any():
+            shares = np.zeros(len(pools))
+            shares[open_classes] = rng.dirichlet([alpha] * int(open_classes.sum()))
+            wanted = shares * per_client
+            if shrink:
+                wanted = wanted * rng.random_sample(len(pools))
+            counts = np.floor(wanted).astype(int)
+            if (counts <= left).all():
+                break
+            open_classes &= counts <= left
+            counts, shrink = np.zeros(len(pools), int), True
+        if counts.sum() == 0:
+            raise ValueError(
+                f"dirichlet_in_turn: alpha {alpha} leaves client {client} of "
+                f"{num_clients} without examples."
+            )
+        starts = np.array([len(pool) for pool in pools]) - left
+        part = [
+            pool[start : start + n]
+            for pool, start, n in zip(pools, starts, counts, strict=True)
+        ]
+        parts.append(np.concatenate(part))
+        left = left - counts
+    return parts

@@ -1,0 +1,140 @@
+"""A recurrent network that predicts the next character of a text."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from fedjax_prune.channels import ChannelGroup
+from fedjax_prune.gates import GateSettings
+from fedjax_prune.initializers import uniform
+from fedjax_prune.models.blocks import (
+    Layer,
+    XavierDense,
+    check_model,
+    dense_layer,
+    scaled,
+)
+from fedjax_prune.precision import at_least_float32, matmul
+
+EMBEDDING = 8
+HIDDEN = 256
+
+
+class LSTM(nn.Module):
+    """A recurrent layer whose four gates share one kernel for each source.
+
+    Flax's cell has eight kernels. Here those of one source are one array, as in
+    PyTorch, so that pruning ranks and guards them together.
+
+    Attributes:
+      hidden: units.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [batch_size, length, in_features] to [batch_size, length, hidden]."""
+        size, bound = 4 * self.hidden, 1 / math.sqrt(self.hidden)
+        kernel = self.param("kernel", uniform, (x.shape[-1], size), bound)
+        recurrent = self.param("recurrent_kernel", uniform, (self.hidden, size), bound)
+        bias = self.param("bias", uniform, (size,), bound)
+        inputs = matmul(x, kernel) + bias[None, None].astype(x.dtype)
+
+        def step(
+            carry: tuple[jax.Array, jax.Array], read: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            hidden, cell = carry
+            i, f, g, o = jnp.split(read + matmul(hidden, recurrent), 4, axis=-1)
+            cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
+            hidden = nn.sigmoid(o) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        zeros = jnp.zeros((x.shape[0], self.hidden), x.dtype)
+        _, outputs = jax.lax.scan(step, (zeros, zeros), jnp.moveaxis(inputs, 1, 0))
+        return jnp.moveaxis(outputs, 0, 1)
+
+
+class NextCharLSTM(nn.Module):
+    """An embedding, two LSTM layers, a dense layer on the last step.
+
+    At width 1 with 80 symbols it has 817,872 parameters. Gates and norms are for
+    convolutions and refused. No channel of it can be removed: embedding and gates of
+    the cells stay whole, and are pruned weight by weight.
+
+    Attributes:
+      num_classes: symbols, of the input and of the output.
+      width: multiplier of hidden units.
+      norm: `none`.
+      gates: None.
+      dropout: rate before the dense layer.
+      dtype: of the activations; parameters and the last layer are at least float32.
+
+    References:
+      https://github.com/ChristianInterno/AutoFLIP, after LEAF,
+      https://arxiv.org/abs/1812.01097.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    norm: str = "none"
+    gates: GateSettings | None = None
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
+        if self.norm != "none":
+            raise ValueError(f"norm must be none for NextCharLSTM, got {self.norm!r}.")
+        if self.gates is not None:
+            raise ValueError("gates must be None for NextCharLSTM.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, example_mask: jax.Array
+    ) -> jax.Array:
+        """Computes the logits of the character after each text.
+
+        Args:
+          images: [batch_size, length, 1, 1] int32, symbols in [0, num_classes).
+          train: drop units (random stream `dropout`).
+          example_mask: unused, as nothing is averaged over the batch.
+
+        Returns:
+          [batch_size, num_classes] float32.
+        """
+        del example_mask
+        hidden = scaled(self.width, HIDDEN)
+        table = self.param(
+            "embedding", nn.initializers.normal(1.0), (self.num_classes, EMBEDDING)
+        )
+        x = table.at[images[:, :, 0, 0]].get(mode="clip").astype(self.dtype)
+        x = LSTM(hidden, name="lstm1")(x)
+        x = LSTM(hidden, name="lstm2")(x)[:, -1]
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return XavierDense(self.num_classes, name="fc")(at_least_float32(x))
+
+    def layers(self, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+        """Lists what every layer costs on texts (length, 1, 1)."""
+        hidden, length = scaled(self.width, HIDDEN), image_shape[0]
+
+        def recurrent(name: str, inputs: int) -> Layer:
+            read, written = inputs + hidden, 4 * hidden
+            return Layer(name, read, written, read, written, 1, length, False)
+
+        return (
+            recurrent("lstm1", EMBEDDING),
+            recurrent("lstm2", hidden),
+            dense_layer("fc", hidden, self.num_classes, hidden),
+        )
+
+    def channel_groups(
+        self, image_shape: tuple[int, int, int]
+    ) -> tuple[ChannelGroup, ...]:
+        """None: no channel can be removed."""
+        del image_shape
+        return ()

@@ -1,0 +1,256 @@
+"""Networks without branches: convolutions one after another, then dense layers."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from fedjax_prune.channels import ChannelGroup, between
+from fedjax_prune.gates import GateSettings
+from fedjax_prune.models.blocks import (
+    GatedConv,
+    Initializer,
+    Layer,
+    TorchDense,
+    check_model,
+    conv_layer,
+    dense_layer,
+    he_fan_out,
+    keep_all,
+    max_pool,
+    scaled,
+)
+from fedjax_prune.precision import at_least_float32
+
+
+class Pool(NamedTuple):
+    """What makes maps smaller.
+
+    Attributes:
+      apply: [..., height, width, channels] -> the same with fewer pixels.
+      size: what it makes of a height or width.
+    """
+
+    apply: Callable[[jax.Array], jax.Array]
+    size: Callable[[int], int]
+
+
+NO_POOL = Pool(lambda x: x, lambda n: n)
+HALVE = Pool(max_pool, lambda n: n // 2)
+
+
+class Stage(NamedTuple):
+    """A convolution and what follows it.
+
+    Attributes:
+      channels: at width 1.
+      pool: after it.
+    """
+
+    channels: int
+    pool: Pool = NO_POOL
+
+
+class Plan(NamedTuple):
+    """What tells one of these networks from another.
+
+    Attributes:
+      stages: its convolutions.
+      hidden: units of the dense layers but the last.
+      drops: what the dropout rate is multiplied by before each dense layer.
+      least: height and width of the smallest image.
+      multiple: of what height and width must be multiples.
+      kernel_size: height and width of all kernels.
+      padding: pixels of zeros on each side of a convolution's input.
+      conv_init: of the kernels of convolutions.
+      dense: class of the dense layers.
+      widens_hidden: whether the width multiplies hidden units, too.
+    """
+
+    stages: tuple[Stage, ...]
+    hidden: tuple[int, ...]
+    drops: tuple[float, ...]
+    least: int
+    multiple: int = 1
+    kernel_size: int = 3
+    padding: int = 1
+    conv_init: Initializer = he_fan_out
+    dense: type[TorchDense] = TorchDense
+    widens_hidden: bool = True
+
+
+class PlainNetwork(nn.Module):
+    """Gated convolutions with max-pools, then dense layers.
+
+    Attributes:
+      num_classes: logits per image.
+      width: multiplier of all channels and, for most, of hidden units.
+      norm: `none`, `bn` or `gn` (one group per channel); biases stay.
+      gates: gate settings of the convolutions; None for the dense model.
+      dropout: rate before dense layers.
+      dtype: of the activations; parameters, norm statistics, gates and the last layer
+        are at least float32.
+      left: channels that were not removed, by name of their group; {} for all.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    norm: str = "none"
+    gates: GateSettings | None = None
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    left: Mapping[str, int] = nn.FrozenDict()
+
+    plan: ClassVar[Plan]
+
+    def __post_init__(self) -> None:
+        check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        plan = self.plan
+        self.convs = [
+            GatedConv(
+                channels,
+                gates,
+                self.norm,
+                padding=plan.padding,
+                dtype=self.dtype,
+                kernel_size=plan.kernel_size,
+                kernel_init=plan.conv_init,
+                channels_before=before,
+                pool=stage.pool.apply,
+                name=name,
+            )
+            for (name, channels, before, gates), stage in zip(
+                self._convs(), plan.stages, strict=True
+            )
+        ]
+        self.drops = [nn.Dropout(share * self.dropout) for share in plan.drops]
+        self.denses = [
+            plan.dense(features, name=name) for name, features in self._denses()
+        ]
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, example_mask: jax.Array
+    ) -> jax.Array:
+        """Computes logits, every channel computed and the dropped ones masked.
+
+        Args:
+          images: [batch_size, height, width, channels] float32.
+          train: drop units (random stream `dropout`) and use batch statistics.
+          example_mask: [batch_size] bool, False = padding.
+
+        Returns:
+          [batch_size, num_classes] float32.
+
+        Raises:
+          ValueError: if the images have a size that the network cannot take.
+        """
+        self._check_size(images.shape[1:])
+        x = images
+        for conv in self.convs:
+            x, _ = conv(x, train=train, example_mask=example_mask)
+        x = x.reshape(x.shape[0], -1)
+        for drop, dense in zip(self.drops[:-1], self.denses[:-1], strict=True):
+            x = nn.relu(dense(drop(x, deterministic=not train)))
+        x = self.drops[-1](x, deterministic=not train)
+        return self.denses[-1](at_least_float32(x))
+
+    def gathered(self, image: jax.Array) -> jax.Array:
+        """Computes the logits [num_classes] of one image by its kept channels."""
+        self._check_size(image.shape)
+        kept = keep_all(image)
+        for conv in self.convs:
+            kept = conv.gathered(kept)
+        x = self.denses[0].gathered(kept)[None]
+        for dense in self.denses[1:]:
+            x = dense(nn.relu(x))
+        return x[0]
+
+    def layers(self, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+        """Lists what every layer costs on images (height, width, channels).
+
+        Raises:
+          ValueError: if the images have a size that the network cannot take.
+        """
+        sizes = self._map_sizes(image_shape)
+        layers: list[Layer] = []
+        channels = kept = image_shape[-1]
+        for (name, out, before, gates), size in zip(self._convs(), sizes, strict=False):
+            layers.append(
+                conv_layer(
+                    *(name, channels, out, kept, gates, size),
+                    kernel_size=self.plan.kernel_size,
+                    channels_before=before,
+                )
+            )
+            channels, kept = out, layers[-1].kept_out
+        taps = math.prod(sizes[-1])
+        for name, features in self._denses():
+            layers.append(dense_layer(name, channels, features, kept, taps))
+            channels, kept, taps = features, features, 1
+        return tuple(layers)
+
+    def channel_groups(
+        self, image_shape: tuple[int, int, int]
+    ) -> tuple[ChannelGroup, ...]:
+        """Lists the channels and hidden units that can be removed."""
+        pixels = math.prod(self._map_sizes(image_shape)[-1])
+        sizes = [(name, channels) for name, channels, _, _ in self._convs()]
+        sizes += self._denses()
+        last_conv = len(self.plan.stages) - 1
+        return tuple(
+            between(
+                name, size, sizes[i + 1][0], repeats=pixels if i == last_conv else 1
+            )
+            for i, (name, size) in enumerate(sizes[:-1])
+        )
+
+    def _map_sizes(self, image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Height and width of what each convolution writes; last, of what is read."""
+        self._check_size(image_shape)
+        plan, (height, width, _) = self.plan, image_shape
+        sizes = []
+        for stage in plan.stages:
+            grown = 2 * plan.padding - (plan.kernel_size - 1)
+            height, width = height + grown, width + grown
+            sizes.append((height, width))
+            height, width = stage.pool.size(height), stage.pool.size(width)
+        return [*sizes, (height, width)]
+
+    def _convs(self) -> list[tuple[str, int, int, GateSettings | None]]:
+        """Each convolution's name, channels, channels before removal, gates."""
+        gate_first = self.gates is not None and self.gates.first
+        convs = []
+        for i, stage in enumerate(self.plan.stages, start=1):
+            before = scaled(self.width, stage.channels)
+            left = self.left.get(f"conv{i}", before)
+            gates = self.gates if i > 1 or gate_first else None
+            convs.append((f"conv{i}", left, before, gates))
+        return convs
+
+    def _denses(self) -> list[tuple[str, int]]:
+        """Each dense layer's name and units."""
+        width = self.width if self.plan.widens_hidden else 1
+        units = [scaled(width, hidden) for hidden in self.plan.hidden]
+        units = [self.left.get(f"fc{i}", n) for i, n in enumerate(units, start=1)]
+        return [(f"fc{i}", n) for i, n in enumerate([*units, self.num_classes], 1)]
+
+    def _check_size(self, image_shape: tuple[int, ...]) -> None:
+        (height, width, _), plan = image_shape, self.plan
+        if (
+            min(height, width) < plan.least
+            or height % plan.multiple
+            or (width % plan.multiple)
+        ):
+            what = f"of at least {plan.least}x{plan.least}"
+            if plan.multiple > 1:
+                what = f"whose height and width are multiples of {plan.multiple}"
+            raise ValueError(
+                f"{type(self).__name__} needs images {what}, got {height}x{width}."
+            )

@@ -1,0 +1,79 @@
+"""Early stopping: a client ends its local training when its loss no longer falls."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.types import Sums
+
+MONITORS = ("epoch", "last_batch")
+
+
+class Watch(NamedTuple):
+    """What early stopping has seen of a client. All are scalars."""
+
+    loss: jax.Array  # float32, sum of this epoch
+    count: jax.Array  # float32, its examples
+    best: jax.Array  # float32, lowest monitored loss
+    waited: jax.Array  # int32, epochs since then
+
+
+class EarlyStopping(NamedTuple):
+    """When a client ends its local training before its last epoch.
+
+    Attributes:
+      patience: epochs in a row without a loss below the best so far, at least 1.
+      monitor: one of MONITORS: the mean training loss of the `epoch`, or that of its
+        `last_batch`.
+
+    References:
+      https://github.com/ChristianInterno/AutoFLIP, which looks at the last batch.
+    """
+
+    patience: int
+    monitor: str = "epoch"
+
+    def start(self) -> Watch:
+        """Nothing seen."""
+        zero = jnp.float32(0)
+        return Watch(zero, zero, jnp.float32(jnp.inf), jnp.int32(0))
+
+    def after_step(
+        self, watch: Watch, sums: Sums, ends_epoch: jax.Array
+    ) -> tuple[Watch, jax.Array]:
+        """Takes in a step.
+
+        Args:
+          watch: before it.
+          sums: its `loss` and `count`.
+          ends_epoch: [] bool, whether it was the last of its epoch.
+
+        Returns:
+          The watch and whether the client has had enough, [] bool.
+        """
+        loss, count = watch.loss + sums["loss"], watch.count + sums["count"]
+        monitored = loss / count
+        if self.monitor == "last_batch":
+            monitored = sums["loss"] / sums["count"]
+        waited = jnp.where(monitored < watch.best, 0, watch.waited + 1)
+        zero, best = jnp.zeros_like(loss), jnp.minimum(monitored, watch.best)
+        after = Watch(zero, zero, best, waited)
+        within = watch._replace(loss=loss, count=count)
+        watch = jax.tree.map(lambda a, w: jnp.where(ends_epoch, a, w), after, within)
+        return watch, ends_epoch & (waited >= self.patience)
+
+
+def make_stopping(patience: int, monitor: str = "epoch") -> EarlyStopping:
+    """Makes an early stopping rule.
+
+    Raises:
+      ValueError: if the patience is below 1 or the monitor unknown.
+    """
+    if patience < 1:
+        raise ValueError(f"patience must be at least 1, got {patience}.")
+    if monitor not in MONITORS:
+        raise ValueError(
+            f"monitor must be one of {', '.join(MONITORS)}, got {monitor!r}."
+        )
+    return EarlyStopping(patience, monitor)

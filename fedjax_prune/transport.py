@@ -1,0 +1,183 @@
+"""Sparse messages: what is sent under a mask, and how long it is.
+
+A message is the values that the mask keeps, float32, array after array in the order of
+the tree. The server knows the masks, so the uplink carries nothing else. The downlink
+carries them too where the client's are of another version: one byte that says how, then
+all entries of the masks as bits or as run lengths, whichever is shorter.
+
+Lengths come from the mask alone and are counted on the device, so that metrics state
+the length of real messages without making any.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.channels import ChannelGroup, alive_channels
+from fedjax_prune.pruning import prunable
+from fedjax_prune.types import Sums, Tree
+
+BITS, RUNS = b"\x00", b"\x01"
+"""The first byte of encoded masks."""
+
+
+def encode_values(tree: Tree, masks: Tree) -> bytes:
+    """Writes what masks keep.
+
+    Args:
+      tree: float32 arrays.
+      masks: bool, the same structure and shapes.
+
+    Returns:
+      Four bytes, little-endian, for each entry that is kept.
+    """
+    leaves, kept = jax.tree.leaves(tree), jax.tree.leaves(masks)
+    return b"".join(
+        np.asarray(leaf, "<f4")[np.asarray(mask)].tobytes()
+        for leaf, mask in zip(leaves, kept, strict=True)
+    )
+
+
+def decode_values(message: bytes, masks: Tree) -> Tree:
+    """Reads what `encode_values` has written; what is pruned is 0.
+
+    Raises:
+      ValueError: if the message has another length.
+    """
+    values = np.frombuffer(message, "<f4")
+    leaves, treedef = jax.tree.flatten(masks)
+    num_kept = sum(int(np.sum(mask)) for mask in leaves)
+    if len(message) != 4 * num_kept:
+        raise ValueError(
+            f"message must have {4 * num_kept} bytes for these masks, "
+            f"got {len(message)}."
+        )
+    decoded, start = [], 0
+    for mask in leaves:
+        leaf = np.zeros(np.shape(mask), np.float32)
+        stop = start + int(np.sum(mask))
+        leaf[np.asarray(mask)] = values[start:stop]
+        decoded.append(leaf)
+        start = stop
+    return treedef.unflatten(decoded)
+
+
+def encode_masks(masks: Tree) -> bytes:
+    """Writes masks in the shorter of two ways.
+
+    As bits, eight a byte; or as the lengths of runs of equal entries, the first of
+    entries that are kept (possibly 0), each in base 128, the lowest digit first, with
+    128 added to all digits but the last (LEB128).
+
+    Args:
+      masks: bool arrays.
+
+    Returns:
+      BITS or RUNS and the entries of all arrays.
+    """
+    flat = _flat(masks)
+    runs = _leb128(_run_lengths(flat))
+    bits = np.packbits(flat).tobytes()
+    return BITS + bits if len(bits) <= len(runs) else RUNS + runs
+
+
+def decode_masks(message: bytes, like: Tree) -> Tree:
+    """Reads what `encode_masks` has written.
+
+    Args:
+      message: from `encode_masks`.
+      like: a tree with the shapes of the masks.
+
+    Returns:
+      bool arrays.
+
+    Raises:
+      ValueError: if the message does not fit the shapes.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    body = np.frombuffer(message, np.uint8, offset=1)
+    if message[:1] == BITS:
+        flat = np.unpackbits(body)[:size].astype(bool)
+    else:
+        lengths = _from_leb128(body)
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+    if flat.size != size:
+        raise ValueError(f"message must hold {size} entries, got {flat.size}.")
+    ends = np.cumsum([np.prod(leaf.shape, dtype=int) for leaf in leaves])[:-1]
+    parts = np.split(flat, ends)
+    return treedef.unflatten(
+        [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def mask_facts(masks: Tree, groups: Sequence[ChannelGroup]) -> Sums:
+    """Counts what messages and costs depend on; it can be traced.
+
+    Args:
+      masks: bool, like the parameters.
+      groups: of the model.
+
+    Returns:
+      int32 scalars: `mask/kept/PATH` entries kept of each array, `mask/channels/NAME`
+      channels left of each group, `mask/bytes`, the length of `encode_masks(masks)`,
+      `mask/prunable`, entries of kernels and embeddings.
+    """
+    kernels = jax.tree.leaves(
+        jax.tree.map(lambda m, flag: m.size * flag, masks, prunable(masks))
+    )
+    facts = {"mask/prunable": jnp.int32(sum(kernels))}
+    for path, mask in jax.tree_util.tree_leaves_with_path(masks):
+        name = "/".join(str(entry.key) for entry in path)
+        facts[f"mask/kept/{name}"] = mask.sum(dtype=jnp.int32)
+    for group in groups:
+        alive = alive_channels(masks, group)
+        facts[f"mask/channels/{group.name}"] = alive.sum(dtype=jnp.int32)
+    flat = jnp.concatenate([mask.reshape(-1) for mask in jax.tree.leaves(masks)])
+    facts["mask/bytes"] = 1 + jnp.minimum(-(-flat.size // 8), _runs_length(flat))
+    return facts
+
+
+def _flat(masks: Tree) -> np.ndarray:
+    return np.concatenate([np.asarray(m).reshape(-1) for m in jax.tree.leaves(masks)])
+
+
+def _run_lengths(flat: np.ndarray) -> np.ndarray:
+    """Lengths of runs of equal entries, the first of entries that are True."""
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return lengths if flat[0] else np.concatenate([[0], lengths])
+
+
+def _leb128(numbers: np.ndarray) -> bytes:
+    digits = np.stack([(numbers >> (7 * i)) & 127 for i in range(5)], axis=1)
+    later = np.stack([numbers >> (7 * (i + 1)) for i in range(5)], axis=1) > 0
+    used = np.concatenate([np.ones((len(numbers), 1), bool), later[:, :-1]], axis=1)
+    return (digits + 128 * later)[used].astype(np.uint8).tobytes()
+
+
+def _from_leb128(body: np.ndarray) -> np.ndarray:
+    last = body < 128
+    number = np.concatenate([[0], np.cumsum(last)[:-1]])
+    start = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    place = np.arange(len(body)) - start[number]
+    numbers = np.zeros(int(last.sum()), np.int64)
+    np.add.at(numbers, number, (body & 127).astype(np.int64) << (7 * place))
+    return numbers
+
+
+def _runs_length(flat: jax.Array) -> jax.Array:
+    """Bytes of the run lengths of `flat`, counted without making them."""
+    size = flat.size
+    places = jnp.arange(1, size, dtype=jnp.int32)
+    ends = jnp.concatenate([flat[1:] != flat[:-1], jnp.ones(1, bool)])
+    # A run that ends before place p began where the last one before it ended.
+    end = jnp.concatenate([places, jnp.full(1, size, jnp.int32)])
+    latest = jax.lax.cummax(jnp.where(ends, end, 0))
+    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), latest[:-1]])
+    length = end - begin
+    digits = 1 + sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
+    total = jnp.where(ends, digits, 0).sum(dtype=jnp.int32)
+    return total + (~flat[0]).astype(jnp.int32)
