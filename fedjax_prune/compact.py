@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_prune.channels import ChannelGroup, Slot, alive_channels, map_slots
 from fedjax_prune.types import Tree
 
-Kept = Mapping[str, np.ndarray]
+Kept = Mapping[str, Any]
 """Name of a group -> indices of the channels that stay, ascending."""
 
 
@@ -56,7 +56,7 @@ def compact(
     """
     kept = kept_channels(model, masks, image_shape, multiple=multiple)
     groups = model.channel_groups(image_shape)
-    smaller = smaller_model(model, kept)
+    smaller = smaller_model(model, {name: len(i) for name, i in kept.items()})
     return Compacted(smaller, shrink(variables, groups, kept), kept)
 
 
@@ -73,37 +73,46 @@ def kept_channels(
     """
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
-    kept = {}
-    for group in model.channel_groups(image_shape):
-        alive = np.asarray(alive_channels(masks, group))
-        count = min(group.size, -(-max(1, alive.sum()) // multiple) * multiple)
-        # Those alive first, then the first of the others.
-        kept[group.name] = np.sort(np.argsort(~alive, kind="stable")[:count])
-    return kept
+    groups = model.channel_groups(image_shape)
+    alive = {group.name: np.asarray(alive_channels(masks, group)) for group in groups}
+    widths = {
+        name: min(len(flags), -(-max(1, int(flags.sum())) // multiple) * multiple)
+        for name, flags in alive.items()
+    }
+    return choose_channels(alive, widths)
 
 
-def smaller_model(model: Any, kept: Kept) -> Any:
-    """The model with only some of its channels."""
-    return model.clone(left={name: len(indices) for name, indices in kept.items()})
+def choose_channels(alive: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Kept:
+    """Takes the channels that are alive, and the first of the others to fill up.
+
+    Args:
+      alive: [size] bool for each group.
+      widths: how many of each group are taken, at least those alive.
+    """
+    return {
+        name: np.sort(np.argsort(~flags, kind="stable")[: widths[name]])
+        for name, flags in alive.items()
+    }
+
+
+def smaller_model(model: Any, widths: Mapping[str, int]) -> Any:
+    """The model with only so many channels of each group."""
+    # A model without groups has no such attribute.
+    return model.clone(left=dict(widths)) if widths else model
 
 
 def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept) -> Tree:
     """Takes the entries of the channels that stay out of every array.
 
     Args:
-      tree: containers of arrays or of `jax.ShapeDtypeStruct`s with the model's paths;
-        other arrays stay.
+      tree: containers of arrays with the model's paths; other arrays stay.
       groups: of the model before.
-      kept: which channels stay.
+      kept: which channels stay; it may be traced.
     """
 
     def take(leaf: Any, slots: list[tuple[ChannelGroup, Slot]]) -> Any:
         for axis, indices in _indices(np.shape(leaf), slots, kept):
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                shape = (*leaf.shape[:axis], len(indices), *leaf.shape[axis + 1 :])
-                leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
-            else:
-                leaf = jnp.take(leaf, indices, axis=axis)
+            leaf = jnp.take(leaf, indices, axis=axis)
         return leaf
 
     return map_slots(tree, groups, take)
@@ -120,27 +129,37 @@ def expand(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept, full: Tree) -
     """
 
     def put(old: Any, slots: list[tuple[ChannelGroup, Slot]], small: Any) -> Any:
-        places = [np.arange(n) for n in np.shape(old)]
+        if not slots:
+            return small
+        places = [jnp.arange(n) for n in np.shape(old)]
         for axis, indices in _indices(np.shape(old), slots, kept):
             places[axis] = indices
-        return jnp.asarray(old).at[np.ix_(*places)].set(small) if slots else small
+        return jnp.asarray(old).at[jnp.ix_(*places)].set(small)
 
     return map_slots(full, groups, put, tree)
 
 
 def _indices(
     shape: tuple[int, ...], slots: list[tuple[ChannelGroup, Slot]], kept: Kept
-) -> list[tuple[int, np.ndarray]]:
+) -> list[tuple[int, jax.Array]]:
     """Which indices stay along each axis of an array that loses some."""
-    stays: dict[int, np.ndarray] = {}
+    by_axis: dict[int, list[tuple[ChannelGroup, Slot]]] = {}
     for group, slot in slots:
-        axis = slot.axis + len(shape)
-        flags = stays.setdefault(axis, np.ones(shape[axis], bool))
-        period = flags.reshape(slot.repeats, -1)
-        gone = np.ones(group.size, bool)
-        gone[kept[group.name]] = False
-        period[:, slot.start : slot.start + group.size][:, gone] = False
-    return [(axis, np.flatnonzero(flags)) for axis, flags in stays.items()]
+        by_axis.setdefault(slot.axis + len(shape), []).append((group, slot))
+    found = []
+    for axis, along in by_axis.items():
+        repeats = along[0][1].repeats
+        period = shape[axis] // repeats
+        stays, place = [], 0
+        for group, slot in sorted(along, key=lambda pair: pair[1].start):
+            # Between groups are channels that cannot be removed.
+            stays.append(jnp.arange(place, slot.start))
+            stays.append(slot.start + jnp.asarray(kept[group.name]))
+            place = slot.start + group.size
+        stays = jnp.concatenate([*stays, jnp.arange(place, period)])
+        starts = period * jnp.arange(repeats)
+        found.append((axis, (starts[:, None] + stays[None]).reshape(-1)))
+    return found
 
 
 def gathered_predict(

@@ -90,8 +90,19 @@ def build(config: Config) -> Experiment:
             population, validation = split(config, train, test, info.num_classes)
         except ValueError as error:
             raise SettingsError([f"data cannot be split: {error}"]) from error
-    image_shape = image_shape_of(config)
-    model = make_model(config)
+    return assemble(config, make_model(config), train, test, population, validation)
+
+
+def assemble(
+    config: Config,
+    model: Any,
+    train: Dataset,
+    test: Dataset,
+    population: Population,
+    validation: Population,
+) -> Experiment:
+    """Makes tasks, solver and algorithm for a network and its data."""
+    info, image_shape = DATASETS[config.data.name], image_shape_of(config)
     augment = make_augment(image_shape, flip=info.flip) if config.data.augment else None
 
     def task(network: nn.Module) -> Task:

@@ -1,6 +1,5 @@
 """What a run tells: the table before it, its rows of metrics, the table after it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from fedjax_prune.capacity import memory_estimate
 from fedjax_prune.data.cohort import num_steps
 from fedjax_prune.evaluate import summarise
 from fedjax_prune.experiment import Experiment, image_shape_of, make_model, start
-from fedjax_prune.pruning import KERNELS
-from fedjax_prune.types import Config, Tree
+from fedjax_prune.types import Config
 from fedjax_prune.workdir import read_config, read_metrics
 
 
@@ -86,63 +84,6 @@ def round_row(
     return row
 
 
-def cost_row(
-    experiment: Experiment,
-    messages: tuple[Tree, Tree],
-    sums: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """What a round has sent and computed, and how much of the model is pruned.
-
-    A training step counts as three forward passes, a multiply-accumulate as two FLOPs.
-
-    Args:
-      experiment: of the run.
-      messages: of its algorithm.
-      sums: of the round, on the host, leaves [cohort_size, ...].
-
-    Returns:
-      Flat fields; those of masks only if there are masks.
-    """
-    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
-    sent = costs.traffic(messages, len(sums["count"]), facts)
-    images = float(sums["count"].sum())
-    macs = costs.masked_macs(experiment.model, experiment.train.images.shape[1:], facts)
-    row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
-    row["flops/dense"] = 6 * macs.dense * images
-    if not facts:
-        return row
-    row |= {
-        "bytes_spec/down": sent.spec_down,
-        "bytes_spec/up": sent.spec_up,
-        "flops/theoretical": 6 * macs.theoretical * images,
-        "flops/realisable": 6 * macs.realisable * images,
-        "flops/hybrid": 6 * macs.hybrid * images,
-        "macs/theoretical": macs.theoretical / macs.dense,
-        "macs/realisable": macs.realisable / macs.dense,
-        "mask/guarded": facts["mask/guarded"],
-    }
-    row |= _sparsities(experiment, facts)
-    for name, value in facts.items():
-        if name.startswith("mask/channels/"):
-            row[f"channels/{name.removeprefix('mask/channels/')}"] = value
-    return row
-
-
-def preparation_costs(
-    experiment: Experiment,
-    messages: tuple[Tree, Tree],
-    sums: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """The costs of what is done before the first round, on the whole model."""
-    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
-    unmasked = {name: x for name, x in sums.items() if name not in facts}
-    row = cost_row(experiment, messages, unmasked)
-    for kind in ("theoretical", "realisable", "hybrid"):
-        row[f"flops/{kind}"] = row["flops/dense"]
-    row |= {"bytes_spec/down": row["bytes/down"], "bytes_spec/up": row["bytes/up"]}
-    return row | _sparsities(experiment, facts)
-
-
 def accuracy_row(values: dict[str, Any], experiment: Experiment) -> dict[str, float]:
     """The accuracies of the shared parameters, as fields of a metrics row."""
     row = {"eval/global_dense/accuracy": float(values["global_dense"])}
@@ -157,25 +98,6 @@ def accuracy_row(values: dict[str, Any], experiment: Experiment) -> dict[str, fl
 def statistics(name: str, accuracies: np.ndarray) -> dict[str, float]:
     """Statistics over clients, as fields of a metrics row."""
     return {f"eval/{name}/{key}": value for key, value in summarise(accuracies).items()}
-
-
-def _sparsities(experiment: Experiment, facts: dict[str, int]) -> dict[str, float]:
-    """Pruned shares by mask: of all parameters, of the prunable, of each array."""
-    shapes = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0))).params
-    sizes = {
-        "/".join(str(entry.key) for entry in path): math.prod(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-    }
-    kept = {name: facts[f"mask/kept/{name}"] for name in sizes}
-    kernels = [name for name in sizes if name.rpartition("/")[2] in KERNELS]
-    total, left = sum(sizes.values()), sum(kept.values())
-    prunable = facts["mask/prunable"]
-    row = {
-        "sparsity/all": 1 - left / total,
-        "sparsity/prunable": 1 - sum(kept[name] for name in kernels) / prunable,
-        "compression": total / left,
-    }
-    return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
 
 
 def _entropy(selected: np.ndarray) -> np.ndarray:

@@ -36,6 +36,12 @@ TYPES: dict[type, tuple[Any, str]] = {
 }
 """Type of a field's default -> (types a value may have, their name)."""
 
+MASKED = (
+    *("autoflip", "random_pruning", "prunefl"),
+    *("eflprune", "fedsnip", "magnitude"),
+)
+"""Algorithms that prune parameters of the shared model."""
+
 OF_MANY_TYPES = ("lanes",)
 """Fields whose type only their rule knows."""
 
@@ -341,6 +347,11 @@ RELATIONS = (
             name != "next_char_lstm" or (not gated and norm == "none")
         ),
         "model.gated must be false and model.norm none for {2}, got {0} and {1!r}",
+    ),
+    Relation(
+        ("compact_training", "algorithm.name"),
+        lambda compact, name: not compact or name in MASKED,
+        "compact_training must be false with algorithm.name {1}, which has no masks",
     ),
     Relation(
         ("client.lr_min", "client.lr"),

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_prune import capacity, checkpoint, console, report, store
+from fedjax_prune import capacity, checkpoint, console, ledger, report, store
+from fedjax_prune.compaction import CompactRounds
 from fedjax_prune.data.cohort import sample_cohort
 from fedjax_prune.experiment import Experiment, build, start
 from fedjax_prune.outcome import (
@@ -143,7 +144,7 @@ def _prepare(
         require_finite(sums, 0, cohort)
         require_alive(config, sums)
         row = report.round_row(0, time.monotonic() - compiled, sums)
-        row |= report.preparation_costs(experiment, prepare.messages(shapes), sums)
+        row |= ledger.preparation_costs(experiment, prepare.messages(shapes), sums)
         log.write(row | {"seconds/compile": compiled - began})
     _save(config, folder, 0, state, rows)
     return state, rows
@@ -203,14 +204,17 @@ def _train(
     ):
         began = time.monotonic()
         cohort = draw(finished)
-        train_round = programs.train.lower(
-            state,
-            rows,
-            *data,
-            put_cohort(placement, cohort),
-            key,
-            put_split(placement, first_by_id(cohort, 0)),
-        ).compile()
+        if config.compact_training:
+            train_round = CompactRounds(config, experiment, placement)
+        else:
+            train_round = programs.train.lower(
+                state,
+                rows,
+                *data,
+                put_cohort(placement, cohort),
+                key,
+                put_split(placement, first_by_id(cohort, 0)),
+            ).compile()
         numbers = {num_evaluated, _num_evaluated(config, config.data.num_clients)}
         measure = {
             count: programs.measure.lower(
@@ -222,20 +226,20 @@ def _train(
             ).compile()
             for count in numbers
         }
-        first = {"seconds/compile": time.monotonic() - began}
+        compiling = time.monotonic() - began
         running: _Round | None = None
         clock = time.monotonic()
 
         def settle(done: _Round) -> None:
             """Reads a round's numbers and writes its row."""
-            nonlocal clock, first
+            nonlocal clock, compiling
             sums, accuracies = _read((done.sums, done.accuracies))
             seconds, clock = time.monotonic() - clock, time.monotonic()
             sums = of_clients(sums, done.cohort)
             require_finite(sums, done.number, done.cohort)
             require_alive(config, sums)
             row = report.round_row(done.number, seconds, sums)
-            row |= report.cost_row(experiment, messages, sums)
+            row |= ledger.cost_row(experiment, messages, sums)
             images = float(sums["count"].sum())
             bar.advance(
                 done.number, row["train/loss"], row["train/accuracy"], images / seconds
@@ -245,12 +249,15 @@ def _train(
                 after = sums["after_local"][: done.measured]
                 after = after / len(experiment.test.labels)
                 row |= report.statistics("after_local", after)
-            log.write(row | first)
-            first = {}
+            log.write(row | ({"seconds/compile": compiling} if compiling else {}))
+            compiling = 0.0
 
         while finished < config.rounds and not stop.is_set():
             finished += 1
             state, rows, dispatched = dispatch(finished)
+            if isinstance(train_round, CompactRounds):
+                compiling += train_round.seconds
+                clock += train_round.seconds
             if running is not None:
                 settle(running)
             running = dispatched

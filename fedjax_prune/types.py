@@ -246,6 +246,20 @@ class Preparation(NamedTuple):
     messages: Callable[[ServerState], tuple[Tree, Tree]]
 
 
+class MaskedRound(NamedTuple):
+    """A round in two parts, of an algorithm whose shared parameters are masked.
+
+    Attributes:
+      remask: (state, rows, cohort) -> the state with the masks of this round.
+      train: like `FederatedAlgorithm.round`, under the masks that the state has.
+      facts: state -> scalars about its masks, as they are in the round's sums.
+    """
+
+    remask: Callable[[ServerState, ClientState, Cohort], ServerState]
+    train: Callable[..., tuple[ServerState, ClientState, Sums]]
+    facts: Callable[[ServerState], Sums]
+
+
 class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as pure functions.
 
@@ -262,6 +276,7 @@ class FederatedAlgorithm(NamedTuple):
       deliver: state -> the shared part of what is evaluated.
       rules: what the round is made of, for algorithms that are built on this one.
       prepare: what is done once before the first round; None if nothing is.
+      masked: the two parts of the round if parameters are masked, else None.
     """
 
     init: Callable[[jax.Array], ServerState]
@@ -271,3 +286,4 @@ class FederatedAlgorithm(NamedTuple):
     deliver: Callable[[ServerState], Variables]
     rules: Any
     prepare: Preparation | None = None
+    masked: MaskedRound | None = None

@@ -40,7 +40,17 @@ ORDER = [
         "store",
     ),
     *("algorithms", "settings", "workdir", "checkpoint", "console"),
-    *("experiment", "liveness", "capacity", "programs", "report", "outcome", "train"),
+    *(
+        "experiment",
+        "liveness",
+        "capacity",
+        "programs",
+        "compaction",
+        "ledger",
+        "report",
+        "outcome",
+        "train",
+    ),
 ]
 
 ONLY_IN = {

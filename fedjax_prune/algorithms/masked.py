@@ -35,6 +35,7 @@ from fedjax_prune.types import (
     Dataset,
     FederatedAlgorithm,
     LocalResult,
+    MaskedRound,
     Probe,
     ServerState,
     Sums,
@@ -177,7 +178,7 @@ def masked(
     solver = below.solver.after_descent(freeze_pruned())
     train = make_round(task, solver, program, update)
 
-    def round(
+    def under_masks(
         state: ServerState,
         rows: ClientState,
         dataset: Dataset,
@@ -186,7 +187,6 @@ def masked(
         probe: Probe | None = None,
         placement: Placement = ONE_DEVICE,
     ) -> tuple[ServerState, ClientState, Sums]:
-        state = with_masks(state, *masking.refresh(state, rows, cohort))
         masks = state.server.masks
         sent = state._replace(params=apply_masks(masks, state.params))
         kept = rows.client
@@ -208,6 +208,21 @@ def masked(
         sums |= facts(task, state) | {"mask/sent": outdated.sum(dtype=jnp.int32)}
         return after, inner_rows._replace(client=client), sums
 
+    def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
+        return with_masks(state, *masking.refresh(state, rows, cohort))
+
+    def round(
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+        placement: Placement = ONE_DEVICE,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        state = remask(state, rows, cohort)
+        return under_masks(state, rows, dataset, cohort, key, probe, placement)
+
     def deliver(state: ServerState) -> Variables:
         shared = base.deliver(state)
         masks = state.server.masks
@@ -225,6 +240,7 @@ def masked(
         deliver=deliver,
         messages=messages,
         rules=Rules(solver, init, row, program, update),
+        masked=MaskedRound(remask, under_masks, lambda state: facts(task, state)),
     )
 
 

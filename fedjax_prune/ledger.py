@@ -1,0 +1,191 @@
+"""What pruned rounds send and compute, row by row and for whole runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune import costs
+from fedjax_prune.experiment import Experiment
+from fedjax_prune.pruning import KERNELS
+from fedjax_prune.types import Tree
+from fedjax_prune.workdir import read_metrics
+
+LAST = 10
+"""Evaluations at the end of a run whose mean is its accuracy."""
+ACCURACY = "eval/global_dense/accuracy"
+
+
+def cost_row(
+    experiment: Experiment,
+    messages: tuple[Tree, Tree],
+    sums: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """What a round has sent and computed, and how much of the model is pruned.
+
+    A training step counts as three forward passes, a multiply-accumulate as two FLOPs.
+
+    Args:
+      experiment: of the run.
+      messages: of its algorithm.
+      sums: of the round, on the host, leaves [cohort_size, ...].
+
+    Returns:
+      Flat fields; those of masks only if there are masks.
+    """
+    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
+    sent = costs.traffic(messages, len(sums["count"]), facts)
+    images = float(sums["count"].sum())
+    macs = costs.masked_macs(experiment.model, experiment.train.images.shape[1:], facts)
+    row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
+    unmasked = costs.traffic(messages, len(sums["count"]), {})
+    row["bytes/dense"] = unmasked.down + unmasked.up
+    row["flops/dense"] = 6 * macs.dense * images
+    if not facts:
+        return row
+    row |= {
+        "bytes_spec/down": sent.spec_down,
+        "bytes_spec/up": sent.spec_up,
+        "flops/theoretical": 6 * macs.theoretical * images,
+        "flops/realisable": 6 * macs.realisable * images,
+        "flops/hybrid": 6 * macs.hybrid * images,
+        "macs/theoretical": macs.theoretical / macs.dense,
+        "macs/realisable": macs.realisable / macs.dense,
+        "mask/guarded": facts["mask/guarded"],
+    }
+    row |= _sparsities(experiment, facts)
+    for name, value in facts.items():
+        if name.startswith("mask/channels/"):
+            row[f"channels/{name.removeprefix('mask/channels/')}"] = value
+    return row
+
+
+def preparation_costs(
+    experiment: Experiment,
+    messages: tuple[Tree, Tree],
+    sums: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The costs of what is done before the first round, on the whole model."""
+    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
+    unmasked = {name: x for name, x in sums.items() if name not in facts}
+    row = cost_row(experiment, messages, unmasked)
+    for kind in ("theoretical", "realisable", "hybrid"):
+        row[f"flops/{kind}"] = row["flops/dense"]
+    row |= {"bytes_spec/down": row["bytes/down"], "bytes_spec/up": row["bytes/up"]}
+    return row | _sparsities(experiment, facts)
+
+
+def _sparsities(experiment: Experiment, facts: dict[str, int]) -> dict[str, float]:
+    """Pruned shares by mask: of all parameters, of the prunable, of each array."""
+    shapes = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0))).params
+    sizes = {
+        "/".join(str(entry.key) for entry in path): math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    kept = {name: facts[f"mask/kept/{name}"] for name in sizes}
+    kernels = [name for name in sizes if name.rpartition("/")[2] in KERNELS]
+    total, left = sum(sizes.values()), sum(kept.values())
+    prunable = facts["mask/prunable"]
+    row = {
+        "sparsity/all": 1 - left / total,
+        "sparsity/prunable": 1 - sum(kept[name] for name in kernels) / prunable,
+        "compression": total / left,
+    }
+    return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
+
+
+class Totals(NamedTuple):
+    """A whole run.
+
+    Attributes:
+      accuracy: mean of the last evaluations.
+      best: of all evaluations.
+      sparsity: of all parameters, mean over rounds.
+      theoretical: FLOPs saved if sparse kernels were free, share of the dense.
+      realisable: FLOPs saved on dense hardware, share of the dense.
+      sent: bytes saved, share of the dense.
+      theoretical_all: the same three with what came before the first round.
+      realisable_all: see above.
+      sent_all: see above.
+      megabytes: sent in all, exploration included.
+    """
+
+    accuracy: float
+    best: float
+    sparsity: float
+    theoretical: float
+    realisable: float
+    sent: float
+    theoretical_all: float
+    realisable_all: float
+    sent_all: float
+    megabytes: float
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
+    """Adds up the rows of a run, of metrics.jsonl, with at least one evaluation."""
+    rounds = [row for row in rows if row["round"] > 0]
+    accuracies = [row[ACCURACY] for row in rounds if ACCURACY in row]
+
+    def saved(rows: Sequence[Mapping[str, Any]], kind: str) -> float:
+        done = sum(row.get(f"flops/{kind}", row["flops/dense"]) for row in rows)
+        return 1 - done / sum(row["flops/dense"] for row in rounds)
+
+    def sent(rows: Sequence[Mapping[str, Any]]) -> float:
+        return sum(row["bytes/down"] + row["bytes/up"] for row in rows)
+
+    dense = sum(row["bytes/dense"] for row in rounds)
+    return Totals(
+        accuracy=float(np.mean(accuracies[-LAST:])),
+        best=max(accuracies),
+        sparsity=float(np.mean([row.get("sparsity/all", 0.0) for row in rounds])),
+        theoretical=saved(rounds, "theoretical"),
+        realisable=saved(rounds, "realisable"),
+        sent=1 - sent(rounds) / dense,
+        theoretical_all=saved(rows, "theoretical"),
+        realisable_all=saved(rows, "realisable"),
+        sent_all=1 - sent(rows) / dense,
+        megabytes=sent(rows) / 1e6,
+    )
+
+
+def has_masks(workdir: Path) -> bool:
+    """Whether a run has pruned parameters of its shared model."""
+    return any("sparsity/all" in row for row in read_metrics(workdir))
+
+
+def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
+    """One row for each method, as a Markdown table.
+
+    Args:
+      runs: method -> workdirs of its seeds.
+
+    Returns:
+      Means over seeds; accuracies with the standard deviation where there are several.
+      In brackets what is left of the savings if what came before the first round
+      counts.
+    """
+    header = (
+        *("method", "accuracy", "best", "sparsity", "MACs saved, realisable"),
+        *("MACs saved, theoretical", "traffic saved", "MB sent"),
+    )
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for method, workdirs in runs.items():
+        found = [totals(read_metrics(folder)) for folder in workdirs]
+        mean = Totals(*np.mean(found, axis=0))
+        spread = f" ± {np.std([t.accuracy for t in found]):.1%}" if found[1:] else ""
+        cells = (
+            method,
+            f"{mean.accuracy:.1%}{spread}",
+            f"{mean.best:.1%}",
+            f"{mean.sparsity:.1%}",
+            f"{mean.realisable:.1%} ({mean.realisable_all:.1%})",
+            f"{mean.theoretical:.1%} ({mean.theoretical_all:.1%})",
+            f"{mean.sent:.1%} ({mean.sent_all:.1%})",
+            f"{mean.megabytes:,.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

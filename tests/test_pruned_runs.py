@@ -1,0 +1,137 @@
+"""Whole runs with masks: preparation, files, resuming, compaction, tables."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import autoflip, base
+from fedjax_prune import checkpoint, ledger, train
+from fedjax_prune.experiment import build, start
+from fedjax_prune.outcome import TrainingError
+from fedjax_prune.settings import SettingsError, check
+from fedjax_prune.workdir import read_metrics
+from tests.test_train import tiny_config
+
+FIELDS = {
+    "explore_epochs": 2,
+    "guidance_norm": "rank",
+    "structured_rule": "guidance_l1",
+    "structured_share": 0.5,
+}
+
+
+def pruned_config(name="autoflip", fields=FIELDS, **changes):
+    config = tiny_config(**{"devices": 2, "lanes": 1, "model.gated": False})
+    config.server.optimizer = "damped"
+    config.update_from_flattened_dict(changes)
+    config.algorithm = base.algorithm(name)
+    config.algorithm.update(fields)
+    return config
+
+
+def final_state(config, workdir):
+    template = jax.eval_shape(lambda: start(config, build(config)))
+    return checkpoint.restore(workdir / "checkpoints", template)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    config = pruned_config()
+    assert train.run(config, workdir) == 0
+    return config, workdir
+
+
+def test_rows_tell_what_is_pruned_and_sent(whole):
+    _, workdir = whole
+    rows = read_metrics(workdir)
+    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
+    first, *rounds = rows
+    assert first["clients"] == 5
+    assert first["bytes/down"] == first["bytes/up"] == 5 * 4 * 1058
+    assert first["flops/realisable"] == first["flops/dense"]
+    for row in rounds:
+        assert row["sparsity/prunable"] >= 0.3
+        assert row["flops/realisable"] < 0.6 * row["flops/dense"]
+        assert row["flops/hybrid"] <= row["flops/theoretical"] < row["flops/dense"]
+        assert row["bytes/down"] + row["bytes/up"] < row["bytes/dense"]
+        assert row["bytes_spec/up"] == row["bytes/up"]
+        # Half of 4, 8 and 16 channels and hidden units.
+        assert row["channels/conv1"] == 2 and row["channels/fc1"] == 8
+    totals = ledger.totals(rows)
+    assert totals.sent > 0 and totals.sent_all < totals.sent
+    table = ledger.pruning_table({"autoflip": [workdir, workdir]})
+    assert "| autoflip | " in table and " ± 0.0% | " in table
+    assert ledger.has_masks(workdir)
+
+
+def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
+    config, workdir = whole
+    short = pruned_config(rounds=1)
+    assert train.run(short, tmp_path) == 0
+    monkeypatch.setattr(train, "_prepare", None)
+    assert train.run(config, tmp_path) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, workdir),
+        final_state(config, tmp_path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("autoflip", FIELDS),
+        ("eflprune", {"channel_share": 0.5}),
+    ],
+)
+def test_compacted_rounds_end_as_whole_ones(name, fields, tmp_path):
+    states = []
+    for compact in (False, True):
+        config = pruned_config(name, fields, rounds=2, compact_training=compact)
+        # A batch norm on few examples would amplify rounding.
+        config.model.norm = "none"
+        workdir = tmp_path / str(compact)
+        assert train.run(config, workdir) == 0
+        states.append(final_state(config, workdir))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states
+    )
+    rows = [read_metrics(tmp_path / str(compact)) for compact in (False, True)]
+    for one, other in zip(*rows, strict=True):
+        for name in ("bytes/down", "sparsity/all", "flops/realisable"):
+            assert one.get(name) == other.get(name)
+
+
+def test_a_layer_without_weights_ends_the_run(tmp_path):
+    fields = {"explore_epochs": 1, "threshold": 0.999, "min_keep": 0.0}
+    with pytest.raises(
+        TrainingError, match=r"algorithm.threshold 0.999 leaves nothing"
+    ):
+        train.run(pruned_config(fields=fields), tmp_path)
+    assert read_metrics(tmp_path) == []
+
+
+def test_compaction_needs_masks():
+    config = tiny_config(compact_training=True)
+    with pytest.raises(SettingsError, match="compact_training must be false with"):
+        check(config, base.get_config("scaffold"))
+
+
+@pytest.mark.parametrize("size", autoflip.SIZES)
+@pytest.mark.parametrize("work", autoflip.WORKS)
+def test_every_setting_is_valid(work, size):
+    for method, (algorithm, _) in autoflip.METHODS.items():
+        config = autoflip.get_config(f"{work},{method},{size}")
+        config.data.dir = "somewhere"
+        check(config, base.get_config(algorithm))
+
+
+def test_settings_of_the_authors_commands():
+    config = autoflip.get_config("cifar100")
+    assert (config.rounds, config.cohort_size, config.data.num_clients) == (200, 1, 20)
+    assert (config.client.lr, config.client.lr_decay) == (3e-4, 0.99)
+    assert autoflip.get_config("shakespeare").algorithm.explorer_share == 0.03
+    assert autoflip.get_config("mnist,ablation50").algorithm.threshold == 0.5
+    with pytest.raises(ValueError, match=r"must be WORK\[,METHOD\[,SIZE\]\], got 'x'"):
+        autoflip.get_config("x")
