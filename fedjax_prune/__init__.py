@@ -2,9 +2,15 @@
 
 from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.algorithms.autoflip import autoflip
+from fedjax_prune.algorithms.eflprune import eflprune
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fednova import fednova
 from fedjax_prune.algorithms.fedprox import fedprox
+from fedjax_prune.algorithms.fedsnip import fedsnip
+from fedjax_prune.algorithms.magnitude import magnitude
+from fedjax_prune.algorithms.prunefl import prunefl
+from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
 from fedjax_prune.client import train_cohort
 from fedjax_prune.compact import gathered_predict
@@ -62,16 +68,20 @@ __all__ = [
     "add_control_variates",
     "add_proximal",
     "as_dataset",
+    "autoflip",
     "convolve",
     "correct_by_client",
     "correct_examples",
+    "eflprune",
     "fedavg",
     "fednova",
     "fedprox",
+    "fedsnip",
     "gathered_predict",
     "keep_ratio_for",
     "load",
     "macs",
+    "magnitude",
     "make_augment",
     "make_cohort",
     "make_round",
@@ -79,6 +89,9 @@ __all__ = [
     "make_solver",
     "make_task",
     "partition",
+    "prunefl",
+    "random_pruning",
+    "random_steps",
     "sample_cohort",
     "scaffold",
     "store",

@@ -195,10 +195,14 @@ def test_without_explorers_among_the_clients_the_masks_stay(problem):
 
 
 @pytest.mark.parametrize(
-    ("base", "optimizer"),
-    [("scaffold", "sgd"), ("fedprox", "adam"), ("fedavg", "adam")],
+    ("base", "optimizer", "schedule"),
+    [
+        ("scaffold", "sgd", "fixed"),
+        ("scaffold", "sgd", "participants"),
+        ("fedprox", "adam", "agreement"),
+        ("fedavg", "adam", "participants"),
+    ],
 )
-@pytest.mark.parametrize("schedule", ["fixed", "participants", "agreement"])
 def test_nothing_changes_where_the_mask_prunes(problem, base, optimizer, schedule):
     # Optax's Adam raises a float to a whole number.
     with jax.numpy_dtype_promotion("standard"):
