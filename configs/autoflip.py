@@ -38,6 +38,7 @@ class Work(NamedTuple):
     every: int
     explorer_share: float = 1.0
     num_train: int = 0
+    augment: str = "none"
 
 
 class Small(NamedTuple):
@@ -51,8 +52,12 @@ class Small(NamedTuple):
 
 WORKS = {
     "mnist": Work("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10),
-    "cifar10": Work("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10),
-    "cifar100": Work("dirichlet_in_turn", 1.0, 24, "two_cnn", 4.0, 20, 1, 10),
+    "cifar10": Work(
+        *("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10), augment="jitter"
+    ),
+    "cifar100": Work(
+        *("dirichlet_in_turn", 1.0, 24, "two_cnn", 4.0, 20, 1, 10), augment="jitter"
+    ),
     # 2.82 % of 805,263 images; how many writers that are depends on their order.
     "femnist": Work(
         "by_client", 0.1, 0, "femnist_cnn", 1.0, 100, 25, 20, num_train=22_700
@@ -150,7 +155,9 @@ def get_config(text: str = "mnist") -> Any:
     config.data.num_train = work.num_train
     config.data.num_clients = work.num_clients
     config.data.local_val = "holdout"
-    config.data.augment = False
+    config.data.augment = work.augment
+    if method == "autoflip_code" and name != "shakespeare":
+        config.data.augment = "code"
     config.model.name = work.model
     config.model.width = work.width
     config.model.dropout = 0.0
@@ -171,10 +178,11 @@ def get_config(text: str = "mnist") -> Any:
 
 
 def _shrink(config: Any, small: Small) -> None:
-    """Fewer examples, smaller batches, shorter exploration, fewer rounds."""
+    """Fewer examples and rounds, smaller batches, short exploration, plain images."""
+    config.data.augment = "none"
     config.rounds = 30
     config.lanes = 1
-    config.eval.every = 5
+    config.eval.every = 1
     config.eval.num_examples = 2_000
     config.data.num_train = small.num_train
     config.data.num_clients = small.num_clients

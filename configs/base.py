@@ -168,7 +168,8 @@ def _data() -> dict[str, Any]:
         "min_size": 10,  # dirichlet, quantity: examples a client, at least 1
         "classes_per_client": 2,  # shards, pathological: in [1, number of classes]
         "local_val": "matched_test",  # matched_test | holdout
-        "augment": True,  # reflect-pad crop, and flip where labels allow it
+        "augment": "crop",  # none | crop (reflect-pad crop and flip) | jitter (flip
+        # and colours), with flips where labels allow them | code (AutoFLIP's: always)
         "normalize": "none",  # none | cifar10 (mean and standard deviation)
     }
 

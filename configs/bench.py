@@ -35,7 +35,7 @@ def get_config(work: str = "w1") -> Any:
     config.client.epochs = 1
     config.client.lr_schedule = "constant"
     config.client.weight_decay = 0.0
-    config.data.augment = False
+    config.data.augment = "none"
     config.eval.every = 10
     # Clients have no gates, so one stands for all; evaluating 50 of them after local
     # training would take longer than the rounds.

@@ -19,7 +19,7 @@ def get_config() -> Any:
     config.eval.every = 10
     config.eval.target_accuracy = 0.8
     config.data.name = "digits"
-    config.data.augment = False
+    config.data.augment = "none"
     config.model.name = "cnn"
     config.model.norm = "bn"
     config.model.dropout = 0.0

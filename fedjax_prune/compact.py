@@ -76,10 +76,15 @@ def kept_channels(
     groups = model.channel_groups(image_shape)
     alive = {group.name: np.asarray(alive_channels(masks, group)) for group in groups}
     widths = {
-        name: min(len(flags), -(-max(1, int(flags.sum())) // multiple) * multiple)
+        name: round_up(int(flags.sum()), len(flags), multiple)
         for name, flags in alive.items()
     }
     return choose_channels(alive, widths)
+
+
+def round_up(count: int, size: int, multiple: int) -> int:
+    """How many of `size` channels are taken for `count`: at least one, at most all."""
+    return min(size, -(-max(1, count) // multiple) * multiple)
 
 
 def choose_channels(alive: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Kept:

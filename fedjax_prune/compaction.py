@@ -6,7 +6,7 @@ channels stay, not on which, and their numbers are rounded up, so few are compil
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,17 @@ import numpy as np
 
 from fedjax_prune import costs, store
 from fedjax_prune.channels import alive_channels
-from fedjax_prune.compact import choose_channels, expand, shrink, smaller_model
-from fedjax_prune.experiment import Experiment, assemble, image_shape_of
+from fedjax_prune.compact import (
+    choose_channels,
+    expand,
+    round_up,
+    shrink,
+    smaller_model,
+)
+from fedjax_prune.experiment import Experiment
 from fedjax_prune.placement import Placement, put_whole
 from fedjax_prune.programs import compile_programs
-from fedjax_prune.types import ClientState, Cohort, Config, ServerState, Sums
+from fedjax_prune.types import ClientState, Cohort, ServerState, Sums
 
 MULTIPLE = 8
 """Numbers of channels are rounded up to multiples of it."""
@@ -35,13 +41,25 @@ class CompactRounds:
       seconds: spent compiling in the last call.
     """
 
-    def __init__(self, config: Config, experiment: Experiment, placement: Placement):
+    def __init__(
+        self,
+        experiment: Experiment,
+        placement: Placement,
+        rebuild: Callable[[Any], Experiment],
+    ):
+        """Makes rounds that compile when they are called.
+
+        Args:
+          experiment: with an algorithm that masks.
+          placement: where the rounds run.
+          rebuild: smaller model -> the same experiment with it.
+        """
         masked = experiment.algorithm.masked
         assert masked is not None
         self.seconds = 0.0
-        self._config, self._experiment = config, experiment
+        self._experiment, self._rebuild = experiment, rebuild
         self._placement = placement
-        self._shape = image_shape_of(config)
+        self._shape = experiment.train.images.shape[1:]
         self._groups = groups = experiment.model.channel_groups(self._shape)
         self._compiled: dict[tuple[tuple[str, int], ...], Any] = {}
 
@@ -79,9 +97,9 @@ class CompactRounds:
 
     def _widths(self, alive: Mapping[str, np.ndarray]) -> Widths:
         """How many channels stay, as in a compiled round if one is near."""
-        least = {name: max(1, int(flags.sum())) for name, flags in alive.items()}
+        least = {name: int(flags.sum()) for name, flags in alive.items()}
         wanted = {
-            name: min(len(flags), -(-least[name] // MULTIPLE) * MULTIPLE)
+            name: round_up(least[name], len(flags), MULTIPLE)
             for name, flags in alive.items()
         }
         wide_enough = [
@@ -100,12 +118,7 @@ class CompactRounds:
         key, self.seconds = tuple(sorted(widths.items())), 0.0
         if key not in self._compiled:
             began = time.monotonic()
-            whole = self._experiment
-            experiment = assemble(
-                self._config,
-                smaller_model(whole.model, widths),
-                *(whole.train, whole.test, whole.population, whole.validation),
-            )
+            experiment = self._rebuild(smaller_model(self._experiment.model, widths))
             masked = experiment.algorithm.masked
             assert masked is not None
             under_masks = experiment.algorithm._replace(round=masked.train)

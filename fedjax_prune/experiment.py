@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.augment import as_symbols, make_augment, to_float
+from fedjax_prune.data.augment import AUGMENTATIONS, as_symbols, make_augment, to_float
 from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.load import DATASETS, load, resize
 from fedjax_prune.data.partition import partition
@@ -76,13 +76,15 @@ def build(config: Config) -> Experiment:
     info = DATASETS[config.data.name]
     if info.by_client:
         train, population, validation = _by_client(config)
-        test = Dataset(
-            *(x[_held_out(validation)] for x in (train.images, train.labels))
-        )
+        held_out = _held_out(validation)[: config.eval.num_examples or None]
+        test = Dataset(train.images[held_out], train.labels[held_out])
     else:
-        train, test = load(config.data.name, config.data.dir)
-        train = _first(train, config.data.num_train)
-    test = _first(test, config.eval.num_examples)
+        train, test = load(
+            config.data.name,
+            config.data.dir,
+            num_train=config.data.num_train,
+            num_test=config.eval.num_examples,
+        )
     if config.data.size:
         train, test = (resize(part, config.data.size) for part in (train, test))
     if not info.by_client:
@@ -90,10 +92,10 @@ def build(config: Config) -> Experiment:
             population, validation = split(config, train, test, info.num_classes)
         except ValueError as error:
             raise SettingsError([f"data cannot be split: {error}"]) from error
-    return assemble(config, make_model(config), train, test, population, validation)
+    return _assemble(config, make_model(config), train, test, population, validation)
 
 
-def assemble(
+def _assemble(
     config: Config,
     model: Any,
     train: Dataset,
@@ -102,23 +104,10 @@ def assemble(
     validation: Population,
 ) -> Experiment:
     """Makes tasks, solver and algorithm for a network and its data."""
-    info, image_shape = DATASETS[config.data.name], image_shape_of(config)
-    augment = make_augment(image_shape, flip=info.flip) if config.data.augment else None
-
-    def task(network: nn.Module) -> Task:
-        return make_task(
-            network,
-            image_shape,
-            to_input=as_symbols if config.data.name == "shakespeare" else to_float,
-            augment=augment,
-            normalize=config.data.normalize,
-            lasso_weight=config.model.lasso_weight,
-        )
-
-    solver = make_solver(**config.client)
+    task, solver = task_of(config, model), make_solver(**config.client)
     fields = dict(config.algorithm)
     algorithm = ALGORITHMS[fields.pop("name")](
-        task(model), solver, make_server_tx(**config.server), **fields
+        task, solver, make_server_tx(**config.server), **fields
     )
     return Experiment(
         train=train,
@@ -127,10 +116,37 @@ def assemble(
         validation=validation,
         held_out=config.data.local_val == "holdout",
         model=model,
-        task=task(model),
-        dense_task=task(model.clone(gates=None)),
+        task=task,
+        dense_task=task_of(config, model.clone(gates=None)),
         solver=solver,
         algorithm=algorithm,
+    )
+
+
+def task_of(config: Config, model: nn.Module) -> Task:
+    """The task of a network, with the augmentation that `config.data` asks for."""
+    info, image_shape = DATASETS[config.data.name], image_shape_of(config)
+    augment = None
+    if config.data.augment != "none":
+        fields = AUGMENTATIONS[config.data.augment]
+        augment = make_augment(image_shape, **{"flip": info.flip} | fields)
+    return make_task(
+        model,
+        image_shape,
+        to_input=as_symbols if config.data.name == "shakespeare" else to_float,
+        augment=augment,
+        normalize=config.data.normalize,
+        lasso_weight=config.model.lasso_weight,
+    )
+
+
+def with_model(config: Config, experiment: Experiment, model: Any) -> Experiment:
+    """The same experiment with another network."""
+    return _assemble(
+        config,
+        model,
+        *(experiment.train, experiment.test),
+        *(experiment.population, experiment.validation),
     )
 
 
@@ -222,9 +238,3 @@ def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientSt
 def init_key(config: Config) -> jax.Array:
     """The key of everything drawn before round 1; rounds use other ones."""
     return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
-
-
-def _first(dataset: Dataset, count: int) -> Dataset:
-    """The first examples; 0 stands for all."""
-    stop = count or len(dataset.labels)
-    return Dataset(dataset.images[:stop], dataset.labels[:stop])

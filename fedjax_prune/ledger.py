@@ -98,11 +98,9 @@ def _sparsities(experiment: Experiment, facts: dict[str, int]) -> dict[str, floa
 
 
 class Totals(NamedTuple):
-    """A whole run.
+    """What a run has saved.
 
     Attributes:
-      accuracy: mean of the last evaluations.
-      best: of all evaluations.
       sparsity: of all parameters, mean over rounds.
       theoretical: FLOPs saved if sparse kernels were free, share of the dense.
       realisable: FLOPs saved on dense hardware, share of the dense.
@@ -113,8 +111,6 @@ class Totals(NamedTuple):
       megabytes: sent in all, exploration included.
     """
 
-    accuracy: float
-    best: float
     sparsity: float
     theoretical: float
     realisable: float
@@ -126,9 +122,8 @@ class Totals(NamedTuple):
 
 
 def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
-    """Adds up the rows of a run, of metrics.jsonl, with at least one evaluation."""
+    """Adds up the rows of metrics.jsonl of a run with at least one round."""
     rounds = [row for row in rows if row["round"] > 0]
-    accuracies = [row[ACCURACY] for row in rounds if ACCURACY in row]
 
     def saved(rows: Sequence[Mapping[str, Any]], kind: str) -> float:
         done = sum(row.get(f"flops/{kind}", row["flops/dense"]) for row in rows)
@@ -139,8 +134,6 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
 
     dense = sum(row["bytes/dense"] for row in rounds)
     return Totals(
-        accuracy=float(np.mean(accuracies[-LAST:])),
-        best=max(accuracies),
         sparsity=float(np.mean([row.get("sparsity/all", 0.0) for row in rounds])),
         theoretical=saved(rounds, "theoretical"),
         realisable=saved(rounds, "realisable"),
@@ -152,9 +145,32 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
     )
 
 
+def in_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a run with masks and at least one round has saved, ready to print."""
+    saved, last = totals(rows), rows[-1]
+    facts = {
+        "pruned": f"{last['sparsity/all']:.1%} of the parameters in the last round, "
+        f"{saved.sparsity:.1%} on average",
+        "compute saved": f"{saved.realisable:.1%} of the FLOPs on dense hardware, "
+        f"{saved.theoretical:.1%} with sparse kernels",
+        "traffic saved": f"{saved.sent:.1%} of the bytes",
+    }
+    if rows[0]["round"] == 0:
+        facts["with round 0"] = (
+            f"{saved.realisable_all:.1%}, {saved.theoretical_all:.1%} and "
+            f"{saved.sent_all:.1%}: exploration included"
+        )
+    return facts
+
+
 def has_masks(workdir: Path) -> bool:
     """Whether a run has pruned parameters of its shared model."""
-    return any("sparsity/all" in row for row in read_metrics(workdir))
+    return masks_in(read_metrics(workdir))
+
+
+def masks_in(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a round of metrics.jsonl had masks."""
+    return any(row["round"] > 0 and "sparsity/all" in row for row in rows)
 
 
 def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
@@ -174,13 +190,17 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
     )
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for method, workdirs in runs.items():
-        found = [totals(read_metrics(folder)) for folder in workdirs]
-        mean = Totals(*np.mean(found, axis=0))
-        spread = f" ± {np.std([t.accuracy for t in found]):.1%}" if found[1:] else ""
+        rows = [read_metrics(folder) for folder in workdirs]
+        mean = Totals(*np.mean([totals(seed) for seed in rows], axis=0))
+        accuracies = [
+            [row[ACCURACY] for row in seed if ACCURACY in row] for seed in rows
+        ]
+        lasts = [np.mean(seed[-LAST:]) for seed in accuracies]
+        spread = f" ± {np.std(lasts):.1%}" if lasts[1:] else ""
         cells = (
             method,
-            f"{mean.accuracy:.1%}{spread}",
-            f"{mean.best:.1%}",
+            f"{np.mean(lasts):.1%}{spread}",
+            f"{np.mean([max(seed) for seed in accuracies]):.1%}",
             f"{mean.sparsity:.1%}",
             f"{mean.realisable:.1%} ({mean.realisable_all:.1%})",
             f"{mean.theoretical:.1%} ({mean.theoretical_all:.1%})",

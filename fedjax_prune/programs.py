@@ -82,8 +82,13 @@ def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
             if experiment.held_out
             else evaluate.local_accuracy(correct, validation)
         )
-        dense = evaluate.correct_by_client(
-            experiment.dense_task, shared, test, placement
+        # Without gates the first client's accuracy is everybody's.
+        dense = (
+            correct[:1]
+            if experiment.model.gates is None
+            else evaluate.correct_by_client(
+                experiment.dense_task, shared, test, placement
+            )
         )
         return {
             "global_dense": dense.mean(),

@@ -286,12 +286,16 @@ def _robust(deviation: jax.Array) -> jax.Array:
 
 
 def _rank(deviation: jax.Array) -> jax.Array:
-    flat = deviation.reshape(-1)
-    ordered = jnp.sort(flat)
-    first = jnp.searchsorted(ordered, flat, side="left", method="sort")
-    last = jnp.searchsorted(ordered, flat, side="right", method="sort") - 1
+    flat, places = deviation.reshape(-1), jnp.arange(deviation.size, dtype=jnp.int32)
+    ordered, order = jax.lax.sort_key_val(flat, places)
+    # Equal entries stand in a row, from `first` to `last`.
+    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
+    first = jax.lax.cummax(jnp.where(starts, places, 0))
+    last = jax.lax.cummin(jnp.where(ends, places, flat.size), reverse=True)
     middle = first.astype(jnp.float32) / 2 + last.astype(jnp.float32) / 2
-    return (middle / max(1, flat.size - 1)).reshape(deviation.shape)
+    ranks = jnp.zeros(flat.shape, jnp.float32).at[order].set(middle)
+    return (ranks / max(1, flat.size - 1)).reshape(deviation.shape)
 
 
 NORMALIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_prune import costs
+from fedjax_prune import costs, ledger
 from fedjax_prune.capacity import memory_estimate
 from fedjax_prune.data.cohort import num_steps
 from fedjax_prune.evaluate import summarise
@@ -33,13 +33,14 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
         "steps a round": f"about {steps.mean() * config.cohort_size:,.0f}, "
         f"{steps.max():,} for the largest client",
         "parameters": f"{costs.tree_bytes(state.params) // 4:,} shared",
-        "MACs an image": f"{macs.dense:,} dense, {_share(macs.kept, macs.dense)} kept",
-        "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up",
+        "MACs an image": f"{macs.dense:,}",
+        "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up"
+        + (", before masks" if experiment.algorithm.masked else ""),
         "memory": f"about {_megabytes(memory)} on each device",
     }
     if config.model.gated:
-        overhead = _share(macs.gates, macs.dense)
-        facts["MACs an image"] += f", {overhead} more for the gates"
+        kept, more = (_share(part, macs.dense) for part in (macs.kept, macs.gates))
+        facts["MACs an image"] += f" dense, {kept} kept, {more} more for the gates"
         used = costs.params_used(experiment.model, experiment.train.images.shape[1:])
         facts["keep ratio"] = (
             f"{experiment.model.gates.keep_ratio:.3f} of the channels, an image uses "
@@ -138,14 +139,17 @@ def summary(
     evaluated = [row for row in rows if "eval/global_dense/accuracy" in row]
     if evaluated:
         facts |= _accuracies(config, evaluated)
-    macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
+    if config.model.gated:
+        macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
+        facts["MACs an image"] = (
+            f"{macs.kept:,} of {macs.dense:,} ({_share(macs.kept, macs.dense)}), "
+            f"and {macs.gates:,} for the gates"
+        )
+    if ledger.masks_in(rows):
+        facts |= ledger.in_words(rows)
     down = sum(row["bytes/down"] for row in rows)
     up = sum(row["bytes/up"] for row in rows)
-    facts |= {
-        "MACs an image": f"{macs.kept:,} of {macs.dense:,} "
-        f"({_share(macs.kept, macs.dense)}), and {macs.gates:,} for the gates",
-        "traffic": f"{_megabytes(down)} down, {_megabytes(up)} up",
-    }
+    facts["traffic"] = f"{_megabytes(down)} down, {_megabytes(up)} up"
     if config.eval.target_accuracy and evaluated:
         facts["to target"] = _to_target(config, experiment, rows, evaluated)
     seconds = sum(row["seconds"] for row in rows)

@@ -18,6 +18,7 @@ from fedjax_prune.algorithms.scaffold import (
     CONTROL_INITS,
     CONTROL_WEIGHTS,
 )
+from fedjax_prune.data.augment import AUGMENTATIONS
 from fedjax_prune.data.load import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS
 from fedjax_prune.gates import MODES, RESCALES, RESNET_GATINGS
@@ -199,6 +200,7 @@ RULES: dict[str, Rule] = {
     "data.min_size": _at_least(1),
     "data.classes_per_client": _at_least(1),
     "data.local_val": _one_of(("matched_test", "holdout")),
+    "data.augment": _one_of(("none", *AUGMENTATIONS)),
     "data.normalize": _one_of(("none", "cifar10")),
     "model.name": _one_of(MODELS),
     "model.width": _above(0),
@@ -337,9 +339,11 @@ RELATIONS = (
     ),
     Relation(
         ("data.size", "data.augment", "data.name"),
-        lambda size, augment, name: name != "shakespeare" or not (size or augment),
-        "data.size must be 0 and data.augment false for {2}, which is text, got {0} "
-        "and {1}",
+        lambda size, augment, name: (
+            name != "shakespeare" or (size == 0 and augment == "none")
+        ),
+        "data.size must be 0 and data.augment none for {2}, which is text, got {0} "
+        "and {1!r}",
     ),
     Relation(
         ("model.gated", "model.norm", "model.name"),

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from fedjax_prune import capacity, checkpoint, console, ledger, report, store
 from fedjax_prune.compaction import CompactRounds
 from fedjax_prune.data.cohort import sample_cohort
-from fedjax_prune.experiment import Experiment, build, start
+from fedjax_prune.experiment import Experiment, build, start, with_model
 from fedjax_prune.outcome import (
     by_id,
     first_by_id,
@@ -205,7 +205,11 @@ def _train(
         began = time.monotonic()
         cohort = draw(finished)
         if config.compact_training:
-            train_round = CompactRounds(config, experiment, placement)
+            train_round = CompactRounds(
+                experiment,
+                placement,
+                lambda model: with_model(config, experiment, model),
+            )
         else:
             train_round = programs.train.lower(
                 state,

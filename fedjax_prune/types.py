@@ -253,11 +253,13 @@ class MaskedRound(NamedTuple):
       remask: (state, rows, cohort) -> the state with the masks of this round.
       train: like `FederatedAlgorithm.round`, under the masks that the state has.
       facts: state -> scalars about its masks, as they are in the round's sums.
+      final: state after the last round -> masks of the model that is delivered.
     """
 
     remask: Callable[[ServerState, ClientState, Cohort], ServerState]
     train: Callable[..., tuple[ServerState, ClientState, Sums]]
     facts: Callable[[ServerState], Sums]
+    final: Callable[[ServerState], Tree]
 
 
 class FederatedAlgorithm(NamedTuple):

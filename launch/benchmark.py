@@ -290,6 +290,8 @@ def _ready_line(worker: Worker, ready: Mapping[str, Any]) -> str:
         return f"  {worker.name} {ready['version']}"
     line = f"  {worker.name}: JAX {ready['version']}, devices x lanes of each: "
     line += f"{ready['devices']} x {ready['lanes']}"
+    if ready["kept"] < 1:
+        line += f", {ready['kept']:.1%} of the MACs left"
     if "first_compile_seconds" in ready:
         line += (
             f", compiled in {ready['first_compile_seconds']:.1f} s, "

@@ -50,6 +50,7 @@ ORDER = [
         "report",
         "outcome",
         "train",
+        "export",
     ),
 ]
 
@@ -60,7 +61,7 @@ ONLY_IN = {
     "orbax": {"checkpoint"},
     "tensorboardX": {"workdir"},
     "rich": {"console"},
-    "ml_collections": {"report", "train"},
+    "ml_collections": {"report", "train", "export"},
 }
 
 

@@ -1,11 +1,15 @@
 """Augmentation against numpy, and its independence of padding and mapping."""
 
+import colorsys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_prune.data.augment import (
+    AUGMENTATIONS,
+    colour_jitter,
     make_augment,
     normalise,
     random_crop,
@@ -58,6 +62,52 @@ def test_flip_mirrors_about_half():
     assert abs(mirrored - 160) < 4 * 9
 
 
+def jittered(image, brightness, contrast, saturation, hue):
+    """Numpy reference of one image in float64; hue by the standard library."""
+    grey = np.array([0.299, 0.587, 0.114])
+    image = ((1 + brightness) * image).clip(0, 1)
+    mean = (image @ grey).mean()
+    image = (mean + (1 + contrast) * (image - mean)).clip(0, 1)
+    pixel_grey = (image @ grey)[..., None]
+    image = (pixel_grey + (1 + saturation) * (image - pixel_grey)).clip(0, 1)
+    pixels = []
+    for pixel in image.reshape(-1, 3):
+        h, s, v = colorsys.rgb_to_hsv(*pixel)
+        pixels.append(colorsys.hsv_to_rgb((h + hue) % 1, s, v))
+    return np.reshape(pixels, image.shape)
+
+
+def test_colours_are_jittered_by_the_formula():
+    key = jax.random.key(5)
+    draws = np.asarray(
+        jax.random.uniform(key, (16, 4), jnp.float32, -0.5, 0.5), np.float64
+    )
+    # Grey pixels have no hue, and pure ones lie where its branches meet.
+    images = IMAGES.at[0, 0, :4].set(jnp.eye(4, 3)).at[0, 1, 0].set(0.5)
+    found = jax.jit(colour_jitter, static_argnums=2)(key, images, 0.5)
+    wanted = [
+        jittered(np.asarray(image, np.float64), *draw)
+        for image, draw in zip(images, draws, strict=True)
+    ]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_grey_images_have_no_colours_to_jitter():
+    found = colour_jitter(jax.random.key(0), IMAGES[..., :1], 0.5)
+    repeated = jnp.repeat(IMAGES[..., :1], 3, axis=-1)
+    in_colour = colour_jitter(jax.random.key(0), repeated, 0.5)
+    np.testing.assert_allclose(jnp.repeat(found, 3, axis=-1), in_colour, atol=1e-6)
+    assert found.min() >= 0 and found.max() <= 1
+    assert np.abs(found - IMAGES[..., :1]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_depends_on_place_alone(name):
+    augment = make_augment((12, 10, 3), **{"flip": False} | AUGMENTATIONS[name])
+    key = jax.random.key(1)
+    np.testing.assert_allclose(augment(key, IMAGES[:5]), augment(key, IMAGES)[:5])
+
+
 def test_an_image_depends_on_the_key_and_its_place_only():
     key = jax.random.key(1)
     whole = augment(key, IMAGES)
@@ -80,7 +130,7 @@ def test_the_options_of_make_augment():
     key = jax.random.key(3)
     nothing = make_augment((12, 10, 3), flip=False, crop=False)
     np.testing.assert_array_equal(nothing(key, IMAGES), IMAGES)
-    crop_key, flip_key = jax.random.split(key)
+    crop_key, flip_key, _ = jax.random.split(key, 3)
     flipped = jax.jit(make_augment((12, 10, 3), flip=True, crop=False))(key, IMAGES)
     np.testing.assert_array_equal(flipped, flip(flip_key, IMAGES))
     # An eighth of the smaller side, 10, is 1 pixel; of CIFAR-10's 32 it is 4.
@@ -112,6 +162,10 @@ def test_limits():
         random_crop(jax.random.key(0), IMAGES, 10)
     with pytest.raises(ValueError, match=r"at least 2 by 2, got \(1, 4, 3\)"):
         make_augment((1, 4, 3), flip=True)
+    with pytest.raises(ValueError, match=r"strength must be in \[0, 0.5\], got 0.6"):
+        colour_jitter(jax.random.key(0), IMAGES, 0.6)
+    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
+        colour_jitter(jax.random.key(0), IMAGES[..., :2], 0.5)
     with pytest.raises(ValueError, match="one of none, cifar10, got 'mnist'"):
         normalise(IMAGES, "mnist")
     with pytest.raises(ValueError, match="needs 3 channels, got 1"):

@@ -30,7 +30,7 @@ def test_configs_have_no_mistake(work):
     every = base.get_config()
     every.algorithm = base.algorithm("fedavg")
     assert problems(config, every) == []
-    assert not config.model.gated and not config.data.augment
+    assert not config.model.gated and config.data.augment == "none"
 
 
 def test_the_first_work_is_the_published_benchmark():
@@ -99,6 +99,8 @@ def test_data_of_the_suites(name):
         "w2_one": (1, 1, 640, 640),
         "w2_ten": (10, 10, 64, 448),
         "w2_variants": (10, 10, 64, 448),
+        "compact_two_cnn": (4, 4, 250, 250),
+        "compact_vgg11": (1, 1, 640, 640),
         "w3": (3400, 10, 10, 400),
     }[name]
     assert (len(sizes), cohorts.shape[1]) == (num_clients, cohort_size)
@@ -181,6 +183,24 @@ def data_file(tmp_path_factory):
     return path
 
 
+def test_compacted_rounds_are_timed_as_whole_ones(data_file):
+    data, checksums = worker.load(str(data_file)), []
+    for compact in (False, True):
+        settings = ours.Settings("eflprune", devices=1, removed=0.5, compact=compact)
+        runner = ours.make("two_cnn", data, settings, lanes=1)
+        runner.run_round(data.cohort(0))
+        checksums.append(runner.checksum())
+        assert 0.2 < runner.facts["kept"] <= 0.5
+        assert runner.facts["compile_seconds"] > 0
+    np.testing.assert_allclose(*checksums, rtol=1e-4)
+
+
+def test_more_than_all_channels_cannot_be_removed(data_file):
+    settings = ours.Settings("eflprune", devices=1, removed=0.999)
+    with pytest.raises(ValueError, match=r"removed must be below 0\.9"):
+        ours.make("two_cnn", worker.load(str(data_file)), settings, lanes=1)
+
+
 def test_our_worker_keeps_the_protocol(data_file, monkeypatch):
     data = worker.load(str(data_file))
     settings = ours.Settings("scaffold", devices=1, reduction="fixed_order")
@@ -241,8 +261,7 @@ def test_mistakes_are_told_one_line_each(tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [
         "error: --round is not an argument",
-        "error: --suite must be among w1, w2_one, w2_ten, w2_variants, w3, devices, "
-        "got 'w9'",
+        f"error: --suite must be among {', '.join(SUITES)}, got 'w9'",
         "error: --peers must be among torch_loop, pfl_sim, flower_sim, fedjax_sim, "
         "got 'ray'",
         f"error: --threads must be in [1, {len(os.sched_getaffinity(0))}], got 0",

@@ -16,18 +16,26 @@ from fedjax_prune.costs import (
     tree_bytes,
 )
 from fedjax_prune.gates import GateSettings
-from fedjax_prune.models import CNN, VGG11, ResNet32
+from fedjax_prune.models import (
+    CNN,
+    FEMNISTCNN,
+    VGG11,
+    NextCharLSTM,
+    ResNet9,
+    ResNet32,
+    TwoCNN,
+)
 
 SHAPE = (32, 32, 3)
 
 
-def shapes(model):
+def shapes(model, image_shape=SHAPE, dtype=jnp.float32):
     """Returns the model's collections as shapes."""
     key = jax.random.key(0)
     return jax.eval_shape(
         lambda: model.init(
             {"params": key, "gates": key},
-            jnp.zeros((1, *SHAPE)),
+            jnp.zeros((1, *image_shape), dtype),
             train=False,
             example_mask=jnp.ones(1, bool),
         )
@@ -89,6 +97,68 @@ def test_resnet32_has_the_published_parameters_and_macs():
     stage_3 = [c.dense for n, c in counted.layers.items() if n.startswith("stage3")]
     assert sum(stage_3) == 1_179_648 + 21_233_664
     assert counted.layers["fc"].dense == 640
+
+
+@pytest.mark.parametrize(
+    ("model", "image_shape", "params", "layers"),
+    [
+        (
+            TwoCNN(10),
+            (24, 24, 1),
+            1_663_370,
+            [387_200, 5_120_000, 1_605_632, 5_120],
+        ),
+        (
+            TwoCNN(10),
+            (24, 24, 3),
+            1_664_970,
+            [1_161_600, 5_120_000, 1_605_632, 5_120],
+        ),
+        (
+            TwoCNN(100, width=4),
+            (24, 24, 3),
+            7_303_524,
+            [4_646_400, 81_920_000, 6_422_528, 51_200],
+        ),
+        (
+            FEMNISTCNN(62),
+            (28, 28, 1),
+            13_180_734,
+            [1_081_600, 29_491_200, 12_845_056, 126_976],
+        ),
+    ],
+)
+def test_networks_of_autoflip(model, image_shape, params, layers):
+    assert count(shapes(model, image_shape)["params"]) == params
+    counted = macs(model, image_shape)
+    assert [layer.dense for layer in counted.layers.values()] == layers
+    assert counted.dense == sum(layers)
+
+
+@pytest.mark.parametrize(("num_classes", "params"), [(10, 6_575_370), (100, 6_621_540)])
+def test_resnet9(num_classes, params):
+    model = ResNet9(num_classes, norm="bn")
+    found = shapes(model)["params"]
+    assert count(found) == params
+    assert count(found["fc"]) == 512 * num_classes + num_classes
+    # By hand: 3x3 convolutions on 32, 32, 16, 16, 16, 8, 4, 4 pixels a side.
+    widths = [3, 64, 128, 128, 128, 256, 512, 512, 512]
+    sides = [32, 32, 16, 16, 16, 8, 4, 4]
+    convolutions = sum(
+        9 * a * b * side**2
+        for a, b, side in zip(widths, widths[1:], sides, strict=True)
+    )
+    assert macs(model, SHAPE).dense == convolutions + 512 * num_classes
+    assert round(convolutions / 1e6, 1) == 379.3
+
+
+def test_next_char_lstm():
+    model, shape = NextCharLSTM(80), (80, 1, 1)
+    params = shapes(model, shape, jnp.int32)["params"]
+    # PyTorch's two bias vectors a layer are one here.
+    assert count(params) == 817_872 == 819_920 - 2 * 4 * 256
+    counted = macs(model, shape)
+    assert counted.dense == 80 * (270_336 + 524_288) + 256 * 80 == 63_590_400
 
 
 def outputs_only(keep_ratio):

@@ -121,6 +121,16 @@ def test_reads_both_formats(tmp_path, file_format, name, shards):
         assert (dataset.images.dtype, dataset.labels.dtype) == (np.uint8, np.int32)
 
 
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_reads_only_the_beginning(tmp_path, file_format):
+    splits = make_splits("mnist")
+    prepare(tmp_path, "mnist", splits, file_format, 2)
+    train, test = load("mnist", str(tmp_path), num_train=5, num_test=9)
+    np.testing.assert_array_equal(train.images, splits["train"][0][:5])
+    np.testing.assert_array_equal(train.labels, splits["train"][1][:5])
+    np.testing.assert_array_equal(test.images, splits["test"][0])
+
+
 def test_emnist_comes_upright(tmp_path):
     splits = make_splits("emnist")
     prepare(tmp_path, "emnist", splits)
@@ -220,8 +230,9 @@ def test_digits_are_a_fixed_stratified_split():
     np.testing.assert_array_equal(np.bincount(test.labels), counts // 5)
     np.testing.assert_array_equal(np.bincount(train.labels), counts - counts // 5)
     assert train.images.shape[1:] == DATASETS["digits"].image_shape
-    again, _ = load("digits")
+    again, few = load("digits", num_test=7)
     np.testing.assert_array_equal(train.images, again.images)
+    np.testing.assert_array_equal(test.labels[:7], few.labels)
 
 
 def test_unknown_name():

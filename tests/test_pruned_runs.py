@@ -63,6 +63,10 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     table = ledger.pruning_table({"autoflip": [workdir, workdir]})
     assert "| autoflip | " in table and " ± 0.0% | " in table
     assert ledger.has_masks(workdir)
+    words = ledger.in_words(rows)
+    assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]
+    assert words["compute saved"].startswith(f"{totals.realisable:.1%} ")
+    assert f" and {totals.sent_all:.1%}" in words["with round 0"]
 
 
 def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):

@@ -161,13 +161,13 @@ def test_overrides_are_applied_in_all_spellings():
             "-config.client.lr",
             "1",
             "--config.model.gated",
-            "--noconfig.data.augment",
+            "--noconfig.model.gate_first",
             "--config.model.keep_ratio=0.5",
         ]
     )
     config = load_config("configs/base.py", arguments[1:])
     assert (config.rounds, config.client.lr, config.model.gated) == (3, 1.0, True)
-    assert (config.data.augment, config.model.keep_ratio) == (False, 0.5)
+    assert (config.model.gate_first, config.model.keep_ratio) == (False, 0.5)
 
 
 def test_an_algorithm_override_brings_its_fields():

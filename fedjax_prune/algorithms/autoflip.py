@@ -20,6 +20,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -35,7 +36,6 @@ from fedjax_prune.algorithms.fedprox import fedprox
 from fedjax_prune.algorithms.masked import facts, masked, with_masks
 from fedjax_prune.algorithms.scaffold import scaffold
 from fedjax_prune.hybrid import MaskRule, check_rule
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.pruning import prunable
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
@@ -44,7 +44,6 @@ from fedjax_prune.types import (
     Dataset,
     FederatedAlgorithm,
     Preparation,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -202,9 +201,7 @@ def autoflip(
         rows: ClientState,
         dataset: Dataset,
         cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
         kept = rows.client
         explored, sums = explore(
@@ -212,9 +209,7 @@ def autoflip(
             rows._replace(client=kept.own),
             dataset,
             cohort,
-            key,
-            probe,
-            placement,
+            *rest,
         )
         if start_from == "explored_mean":
             params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)

@@ -13,12 +13,11 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale
 from fedjax_prune.solver import LocalSolver
@@ -28,9 +27,7 @@ from fedjax_prune.types import (
     ClientProgram,
     ClientState,
     Cohort,
-    Dataset,
     LocalResult,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -149,16 +146,8 @@ def make_exploration(
 
     train = make_round(task, solver, program, update)
 
-    def explore(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
-    ) -> tuple[Explored, Sums]:
-        after, rows, sums = train(state, rows, dataset, cohort, key, probe, placement)
+    def explore(state: ServerState, *rest: Any) -> tuple[Explored, Sums]:
+        after, rows, sums = train(state, *rest)
         return Explored(*after.server, own=rows.client), sums
 
     return explore

@@ -8,6 +8,8 @@ References:
   gradient is the mean over the batches of one epoch, clients count by their examples.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,7 +23,6 @@ from fedjax_prune.algorithms.masked import (
     with_masks,
 )
 from fedjax_prune.hybrid import MaskRule, check_rule
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.pruning import prunable
 from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale
@@ -31,11 +32,9 @@ from fedjax_prune.types import (
     ClientProgram,
     ClientState,
     Cohort,
-    Dataset,
     FederatedAlgorithm,
     LocalResult,
     Preparation,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -101,15 +100,9 @@ def fedsnip(
     measure = make_round(task, still, program, update)
 
     def prepare(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        state: ServerState, *rest: Any
     ) -> tuple[ServerState, ClientState, Sums]:
-        after, rows, sums = measure(state, rows, dataset, cohort, key, probe, placement)
+        after, rows, sums = measure(state, *rest)
         after = after._replace(round=state.round)
         return after, rows, sums | facts(task, after)
 

@@ -13,7 +13,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from fedjax_prune.channels import (
     match_masks,
 )
 from fedjax_prune.hybrid import Hybrid
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.rounds import Rules, make_round
 from fedjax_prune.transforms import freeze_pruned
 from fedjax_prune.transport import mask_facts
@@ -36,7 +35,6 @@ from fedjax_prune.types import (
     FederatedAlgorithm,
     LocalResult,
     MaskedRound,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -89,6 +87,7 @@ class Masking(NamedTuple):
         trained. `state.server` is a Server.
       message: (result, weight) -> what a client sends beside the base's message.
       absorb: (state, sum of these) -> guide after the round.
+      final: the server's part of the state -> masks of the model that is delivered.
     """
 
     start: Callable[[Tree], Tree]
@@ -98,6 +97,7 @@ class Masking(NamedTuple):
     absorb: Callable[[ServerState, Tree], Tree] = lambda state, total: (
         state.server.guide
     )
+    final: Callable[[Server], Tree] = lambda server: server.masks
 
 
 def keep_masks(
@@ -183,17 +183,13 @@ def masked(
         rows: ClientState,
         dataset: Dataset,
         cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
         masks = state.server.masks
         sent = state._replace(params=apply_masks(masks, state.params))
         kept = rows.client
         inner_rows = rows._replace(client=kept.base)
-        after, inner_rows, sums = train(
-            sent, inner_rows, dataset, cohort, key, probe, placement
-        )
+        after, inner_rows, sums = train(sent, inner_rows, dataset, cohort, *rest)
         old = state.params, state.server.base
         if server_store == "sparse":
             old = jax.tree.map(jnp.zeros_like, old)
@@ -216,12 +212,10 @@ def masked(
         rows: ClientState,
         dataset: Dataset,
         cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
         state = remask(state, rows, cohort)
-        return under_masks(state, rows, dataset, cohort, key, probe, placement)
+        return under_masks(state, rows, dataset, cohort, *rest)
 
     def deliver(state: ServerState) -> Variables:
         shared = base.deliver(state)
@@ -240,7 +234,12 @@ def masked(
         deliver=deliver,
         messages=messages,
         rules=Rules(solver, init, row, program, update),
-        masked=MaskedRound(remask, under_masks, lambda state: facts(task, state)),
+        masked=MaskedRound(
+            remask,
+            under_masks,
+            lambda state: facts(task, state),
+            lambda state: masking.final(state.server),
+        ),
     )
 
 

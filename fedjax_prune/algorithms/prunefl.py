@@ -17,6 +17,8 @@ References:
   `constant_time`. Squared gradients are means over the local steps of a round.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +26,6 @@ import optax
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import Masking, facts, masked, with_masks
 from fedjax_prune.hybrid import Hybrid
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.pruning import prunable
 from fedjax_prune.server import scale
 from fedjax_prune.solver import LocalSolver
@@ -36,7 +37,6 @@ from fedjax_prune.types import (
     FederatedAlgorithm,
     LocalResult,
     Preparation,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -148,13 +148,12 @@ def prunefl(
         dataset: Dataset,
         cohort: Cohort,
         key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
         def train(state: ServerState, rows: ClientState, number: jax.Array):
             key_now = jax.random.fold_in(key, number)
             state, rows, sums = algorithm.round(
-                state, rows, dataset, cohort, key_now, probe, placement
+                state, rows, dataset, cohort, key_now, *rest
             )
             before = _count(state.server.masks)
             # Rounds are not counted here: the schedule of the next stage begins at 0.

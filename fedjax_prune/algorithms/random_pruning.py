@@ -20,7 +20,6 @@ from fedjax_prune.algorithms.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import facts, with_masks
 from fedjax_prune.hybrid import Hybrid
-from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import zero_random
 from fedjax_prune.types import (
@@ -28,7 +27,6 @@ from fedjax_prune.types import (
     Cohort,
     Dataset,
     FederatedAlgorithm,
-    Probe,
     ServerState,
     Sums,
     Task,
@@ -68,10 +66,9 @@ def random_pruning(
         dataset: Dataset,
         cohort: Cohort,
         key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
-        after, rows, sums = explore(state, rows, dataset, cohort, key, probe, placement)
+        after, rows, sums = explore(state, rows, dataset, cohort, key, *rest)
         server = after.server
         shuffled = Hybrid(permute(server.masks, key), server.guarded)
         after = with_masks(state._replace(params=after.params), shuffled, server.guide)

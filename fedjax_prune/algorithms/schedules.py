@@ -92,7 +92,8 @@ def fixed(rule: MaskRule) -> Schedule:
 def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
     """Masks from the deviations of each round's clients.
 
-    Where none of them explored, the masks stay.
+    Where none of them explored, the masks stay. Delivered is the model under the mask
+    of all explorers, which the guide keeps.
 
     Args:
       rule: makes masks.
@@ -114,7 +115,7 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
             lambda: rule.masks(deviation),
             lambda: Hybrid(server.masks, server.guarded),
         )
-        return hybrid, {}
+        return hybrid, server.guide
 
     def own(params: Tree) -> Own:
         return Own(jnp.bool(False), jax.tree.map(jnp.zeros_like, params))
@@ -122,10 +123,14 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
     def begin(explored: Explored, cohort: Cohort) -> tuple[Hybrid, Tree]:
         # Of the rows, not of the sum that came with them: the same bits as in a round
         # in which all explorers take part.
-        return rule.masks(of_cohort(explored.own, cohort)[0]), {}
+        hybrid = rule.masks(of_cohort(explored.own, cohort)[0])
+        return hybrid, hybrid.masks
+
+    def start(params: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
 
     return Schedule(
-        Masking(lambda params: {}, own, refresh),
+        Masking(start, own, refresh, final=lambda server: server.guide),
         lambda deviation: Own(jnp.bool(True), deviation),
         begin,
     )

@@ -5,6 +5,7 @@ more padding after it changes nothing.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,16 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     # Mean and standard deviation of CIFAR-10's training pixels.
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "crop": {},
+    "jitter": {"crop": False, "jitter": 0.5},
+    "code": {"crop": False, "jitter": 0.5, "flip": True},
+}
+"""name -> arguments of `make_augment`; unless said, flips are as the labels allow.
+
+`crop` is FedDP's, `code` what AutoFLIP's authors do to letters and digits, too.
+"""
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -81,16 +92,65 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
+def colour_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
+    """Changes each image's brightness, contrast, saturation and hue, in this order.
+
+    With s = `strength`, and factors drawn uniformly from [1 - s, 1 + s], an image is
+    multiplied by the first, moved away from its mean grey by the second and from each
+    pixel's grey by the third; its hue turns by up to s of the circle. After each change
+    it is cut to [0, 1].
+
+    Args:
+      key: of this batch.
+      images: [batch_size, height, width, channels] in [0, 1]; 1 or 3 channels. Grey
+        images have neither saturation nor hue.
+      strength: in [0, 0.5].
+
+    Returns:
+      The same shape and dtype.
+
+    Raises:
+      ValueError: if the strength is out of range or the channels are neither.
+
+    References:
+      torchvision's ColorJitter, whose order is random.
+    """
+    if not 0 <= strength <= 0.5:
+        raise ValueError(f"strength must be in [0, 0.5], got {strength}.")
+    batch_size, _, _, channels = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, got {channels}.")
+    brightness, contrast, saturation, hue = jax.random.uniform(
+        key, (batch_size, 4), images.dtype, -strength, strength
+    ).T[..., None, None, None]
+
+    def away_from(centre: jax.Array, by: jax.Array, images: jax.Array) -> jax.Array:
+        return (centre + (1 + by) * (images - centre)).clip(0, 1)
+
+    images = away_from(jnp.zeros_like(images), brightness, images)
+    means = _grey(images).mean(axis=(1, 2, 3), keepdims=True)
+    images = away_from(means, contrast, images)
+    if channels == 1:
+        return images
+    images = away_from(_grey(images), saturation, images)
+    return _turn_hue(images, hue)
+
+
 def make_augment(
-    image_shape: tuple[int, int, int], *, flip: bool, crop: bool = True
+    image_shape: tuple[int, int, int],
+    *,
+    flip: bool,
+    crop: bool = True,
+    jitter: float = 0.0,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Composes the training augmentation: crop, then flip.
+    """Composes the training augmentation: crop, then flip, then colours.
 
     Args:
       image_shape: (height, width, channels). Crops move by up to an eighth of the
         smaller side, at least 1 pixel: 4 for CIFAR-10.
       flip: whether to mirror; not for digits and letters.
       crop: whether to crop.
+      jitter: strength of `colour_jitter`, in [0, 0.5]; 0 leaves the colours.
 
     Returns:
       (key, images [batch_size, height, width, channels]) -> images.
@@ -108,11 +168,13 @@ def make_augment(
         raise ValueError(f"image_shape must be at least 2 by 2, got {image_shape}.")
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
+        crop_key, flip_key, jitter_key = jax.random.split(key, 3)
         if crop:
             images = random_crop(crop_key, images, padding)
         if flip:
             images = random_flip(flip_key, images)
+        if jitter:
+            images = colour_jitter(jitter_key, images, jitter)
         return images
 
     return augment
@@ -143,6 +205,31 @@ def normalise(images: jax.Array, name: str) -> jax.Array:
         )
     shape = (1,) * (images.ndim - 1) + (len(mean),)
     return (images - jnp.array(mean).reshape(shape)) / jnp.array(std).reshape(shape)
+
+
+def _grey(images: jax.Array) -> jax.Array:
+    """Luma of [..., channels] images, [..., 1]: ITU-R BT.601 for three channels."""
+    if images.shape[-1] == 1:
+        return images
+    return images @ jnp.array([[0.299], [0.587], [0.114]], images.dtype)
+
+
+def _turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Turns the hue of [..., 3] images; the largest and smallest colour stay."""
+    high = images.max(axis=-1, keepdims=True)
+    range_ = high - images.min(axis=-1, keepdims=True)
+    red, green, blue = jnp.split(images, 3, axis=-1)
+    sixths = jnp.where(
+        high == red,
+        green - blue,
+        jnp.where(high == green, blue - red, red - green),
+    ) / jnp.where(range_ > 0, range_, 1)
+    sixths += jnp.where(high == red, 0, jnp.where(high == green, 2, 4))
+    sixths += 6 * turns
+    # How far each colour's place on the circle is from the hue, in sixths.
+    places = [(sixths + start) % 6 for start in (5, 3, 1)]
+    place = jnp.concatenate(places, axis=-1)
+    return high - range_ * jnp.minimum(place, 4 - place).clip(0, 1)
 
 
 def _reflect(index: jax.Array, size: int) -> jax.Array:

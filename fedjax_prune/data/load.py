@@ -6,6 +6,7 @@ download and prepare a set, because TFDS encodes images with it.
 """
 
 import importlib.util
+import itertools
 import os
 import shlex
 import struct
@@ -58,8 +59,10 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def load(name: str, data_dir: str = "") -> tuple[Dataset, Dataset]:
-    """Reads a data set whole.
+def load(
+    name: str, data_dir: str = "", *, num_train: int = 0, num_test: int = 0
+) -> tuple[Dataset, Dataset]:
+    """Reads a data set, or the beginning of it.
 
     A TFDS set that is not in the folder is prepared there if the extra `prepare`
     is installed. CIFAR-10 takes about 20 seconds to decode; a thread pool would not
@@ -69,6 +72,8 @@ def load(name: str, data_dir: str = "") -> tuple[Dataset, Dataset]:
       name: a key of `DATASETS`.
       data_dir: where TFDS sets lie. Empty: the environment variable
         TFDS_DATA_DIR, or else TFDS's default, `~/tensorflow_datasets`.
+      num_train: the first so many training examples, or as many as there are; 0 = all.
+      num_test: the same of the test examples.
 
     Returns:
       (train, test), images uint8 and upright, labels int32, in stored order.
@@ -82,13 +87,17 @@ def load(name: str, data_dir: str = "") -> tuple[Dataset, Dataset]:
         raise ValueError(f"dataset must be one of {known}, got {name!r}.")
     info = DATASETS[name]
     if not info.tfds_name:
-        return _digits()
+        train, test = _digits()
+        return _first(train, num_train), _first(test, num_test)
     folder = Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
     version = _find(info.tfds_name, folder) or _prepare(info.tfds_name, folder)
     try:
-        return _read(version, "train", info), _read(version, "test", info)
+        return (
+            _read(version, "train", info, num_train),
+            _read(version, "test", info, num_test),
+        )
     except Exception as error:
         # Damage shows as any error of TFDS, array_record, protobuf or Pillow.
         raise DataError(
@@ -223,42 +232,47 @@ def _prepare(tfds_name: str, folder: Path) -> Path:
     return Path(builder.data_dir)
 
 
-def _read(version: Path, split: str, info: DatasetInfo) -> Dataset:
+def _first(dataset: Dataset, count: int) -> Dataset:
+    stop = count or len(dataset.labels)
+    return Dataset(dataset.images[:stop], dataset.labels[:stop])
+
+
+def _read(version: Path, split: str, info: DatasetInfo, most: int) -> Dataset:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(version)
     stored = builder.info.splits[split]
-    shape = (stored.num_examples, *info.image_shape)
+    wanted = min(most or stored.num_examples, stored.num_examples)
+    shape = (wanted, *info.image_shape)
     images = np.zeros(shape, np.uint8)
     labels = np.zeros(shape[:1], np.int64)
     count = 0
-    for count, example in enumerate(_examples(builder, split), start=1):
+    for count, example in enumerate(_examples(builder, split, wanted), start=1):
         if example["image"].shape != info.image_shape:
             raise ValueError(
                 f"{split} image {count - 1} must have shape {info.image_shape}, "
                 f"got {example['image'].shape}"
             )
         images[count - 1], labels[count - 1] = example["image"], example["label"]
-    if count != stored.num_examples:
-        raise ValueError(
-            f"{split} must have {stored.num_examples} examples, got {count}"
-        )
+    if count != wanted:
+        raise ValueError(f"{split} must have {wanted} examples, got {count}")
     if info.transposed:
         images = images.transpose(0, 2, 1, 3).copy()
     return as_dataset(images, labels, num_classes=info.num_classes)
 
 
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """Decoded examples of a split, in stored order, a thousand read at a time."""
+def _examples(builder: Any, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """The first decoded examples of a split, in stored order, a thousand at a time."""
     if builder.info.file_format.value == "tfrecord":
-        for path in builder.info.splits[split].filepaths:
-            for record in _tfrecords(Path(path)):
-                yield builder.info.features.deserialize_example_np(record)
+        paths = map(Path, builder.info.splits[split].filepaths)
+        records = itertools.chain.from_iterable(map(_tfrecords, paths))
+        for record in itertools.islice(records, count):
+            yield builder.info.features.deserialize_example_np(record)
         return
     source = builder.as_data_source(split)
-    for start in range(0, len(source), 1000):
+    for start in range(0, count, 1000):
         # Item by item the same takes twice as long.
-        yield from source.__getitems__(range(start, min(start + 1000, len(source))))
+        yield from source.__getitems__(range(start, min(start + 1000, count)))
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:

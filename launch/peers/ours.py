@@ -18,10 +18,12 @@ import numpy as np
 from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.capacity import LEAST_GAIN, MOST_LANES
+from fedjax_prune.compact import round_up, smaller_model
+from fedjax_prune.compaction import MULTIPLE, CompactRounds
 from fedjax_prune.data.cohort import make_cohort
 from fedjax_prune.experiment import Experiment
 from fedjax_prune.gates import GateSettings
-from fedjax_prune.models import VGG11, DropoutCNN
+from fedjax_prune.models import VGG11, DropoutCNN, TwoCNN
 from fedjax_prune.placement import (
     REDUCTIONS,
     Placement,
@@ -41,17 +43,22 @@ from launch.peers import worker
 
 FLOPS_TARGET = 0.5
 """Share of the multiplications that a gated model keeps."""
+MODELS = {"w1": DropoutCNN, "w2": VGG11, "w3": DropoutCNN, "two_cnn": TwoCNN}
+"""Work -> its model."""
 
 
 class Settings(NamedTuple):
     """How the library is run.
 
     Attributes:
-      algorithm: `fedavg` or `scaffold`.
+      algorithm: `fedavg`, `scaffold` or `eflprune`.
       gated: with dynamic pruning.
       devices: 0 stands for all, but no more than clients in a cohort.
       reduction: one of REDUCTIONS.
       precision: one of PRECISIONS.
+      removed: share of the MACs that `eflprune` removes at least, whole channels and
+        their rounding counted, in [0, 1).
+      compact: rounds run on the smaller model.
     """
 
     algorithm: str = "fedavg"
@@ -59,6 +66,8 @@ class Settings(NamedTuple):
     devices: int = 0
     reduction: str = "all_reduce"
     precision: str = "float32"
+    removed: float = 0.0
+    compact: bool = False
 
 
 class Runner(NamedTuple):
@@ -68,7 +77,8 @@ class Runner(NamedTuple):
       run_round: trains on a cohort, [cohort_size] int32, and waits for the result.
       checksum: the mean of the parameters.
       counted: `steps` and `steps_executed` of the last round.
-      facts: lanes, devices, seconds to compile, bytes on each device.
+      facts: lanes, devices, the share of the MACs that compaction leaves; of rounds on
+        the whole model also bytes on each device; seconds to compile.
     """
 
     run_round: Callable[[np.ndarray], None]
@@ -94,10 +104,10 @@ def make_model(
       settings: how the library is run.
     """
     settings = settings or Settings()
-    model = (VGG11 if work == "w2" else DropoutCNN)(
+    model = MODELS[work](
         num_classes=num_classes,
         width=width,
-        dropout=0.5,
+        dropout=0.0 if work == "two_cnn" else 0.5,
         dtype=PRECISIONS[settings.precision].dtype,
     )
     if not settings.gated:
@@ -115,7 +125,16 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
       settings: how the library is run.
       lanes: on each device, at least 1.
     """
-    experiment = _experiment(work, data, settings)
+    image_shape = data.images.shape[1:]
+    model = make_model(work, image_shape, data.num_classes, data.width, settings)
+    fields, kept = {}, 1.0
+    if settings.algorithm == "eflprune":
+        fields["channel_share"], kept = _removal(model, image_shape, settings.removed)
+
+    def rebuild(model: Any) -> Experiment:
+        return _experiment(model, data, settings, fields)
+
+    experiment = rebuild(model)
     placement = _placement(data, settings)
     key = jax.random.key(0)
     state, rows = jax.jit(
@@ -139,18 +158,26 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     )
     cohort = put_cohort(placement, deal(data.cohort(0)))
     nobody = put_split(placement, np.zeros(len(cohort.client_ids), bool))
-    began = time.perf_counter()
-    lowered = compile_programs(experiment, placement).train.lower(
-        state, rows, *examples, cohort, key, nobody
-    )
-    train_round = lowered.compile()
-    seconds = time.perf_counter() - began
-    sums: dict[str, np.ndarray] = {}
+    facts = {"lanes": lanes, "devices": placement.num_devices, "kept": kept}
+    if settings.compact:
+        train_round = CompactRounds(experiment, placement, rebuild)
+        facts["compile_seconds"] = 0.0
+    else:
+        began = time.perf_counter()
+        lowered = compile_programs(experiment, placement).train.lower(
+            state, rows, *examples, cohort, key, nobody
+        )
+        train_round = lowered.compile()
+        facts["compile_seconds"] = time.perf_counter() - began
+        facts["bytes"] = _bytes(train_round)
+    sums: Mapping[str, Any] = {}
 
     def run_round(ids: np.ndarray) -> None:
         nonlocal state, rows, sums
         cohort = put_cohort(placement, deal(ids))
         state, rows, sums = train_round(state, rows, *examples, cohort, key, nobody)
+        if isinstance(train_round, CompactRounds):
+            facts["compile_seconds"] += train_round.seconds
         sums = jax.device_get(sums)
         jax.block_until_ready((state, rows))
         count, wanted = int(sums["count"].sum()), data.num_images(ids)
@@ -166,18 +193,37 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
             "steps_executed": int(sums["steps_executed"]),
         }
 
-    facts = {
-        "lanes": lanes,
-        "devices": placement.num_devices,
-        "compile_seconds": seconds,
-        "bytes": _bytes(train_round),
-    }
     return Runner(run_round, checksum, counted, facts)
 
 
-def _experiment(work: str, data: worker.Data, settings: Settings) -> Experiment:
+def _removal(
+    model: Any, image_shape: tuple[int, int, int], removed: float
+) -> tuple[float, float]:
+    """The least share of channels whose removal saves so many MACs, and what is left.
+
+    Numbers of channels are rounded up as in `CompactRounds`.
+
+    Raises:
+      ValueError: if no share does.
+    """
+    groups, dense = model.channel_groups(image_shape), costs.macs(model, image_shape)
+    for share in np.arange(0, 1, 0.005):
+        widths = {
+            group.name: round_up(
+                group.size - int(share * group.size), group.size, MULTIPLE
+            )
+            for group in groups
+        }
+        left = costs.macs(smaller_model(model, widths), image_shape).dense / dense.dense
+        if left <= 1 - removed:
+            return float(share), left
+    raise ValueError(f"removed must be below {1 - left:.3f} for this model")
+
+
+def _experiment(
+    model: Any, data: worker.Data, settings: Settings, fields: Mapping[str, Any]
+) -> Experiment:
     image_shape = data.images.shape[1:]
-    model = make_model(work, image_shape, data.num_classes, data.width, settings)
     task = make_task(model, image_shape)
     solver = make_solver(
         epochs=data.epochs,
@@ -198,7 +244,7 @@ def _experiment(work: str, data: worker.Data, settings: Settings) -> Experiment:
         task=task,
         dense_task=make_task(model.clone(gates=None), image_shape),
         solver=solver,
-        algorithm=ALGORITHMS[settings.algorithm](task, solver, server_tx),
+        algorithm=ALGORITHMS[settings.algorithm](task, solver, server_tx, **fields),
     )
 
 
@@ -238,16 +284,25 @@ def _fastest(work: str, data: worker.Data, settings: Settings) -> int:
 def main() -> None:
     """Serves the orchestrator."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--algorithm", choices=("fedavg", "scaffold"), default="fedavg")
+    algorithms = ("fedavg", "scaffold", "eflprune")
+    parser.add_argument("--algorithm", choices=algorithms, default="fedavg")
     parser.add_argument("--gated", action="store_true")
     parser.add_argument("--lanes", type=int, default=0, help="0 = the fastest")
     parser.add_argument("--devices", type=int, default=0, help="0 = all")
     parser.add_argument("--reduction", choices=REDUCTIONS, default="all_reduce")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--removed", type=float, default=0.0, help="share of MACs")
+    parser.add_argument("--compact", action="store_true")
     options, channel, data = worker.start(parser)
     own = options.own
     settings = Settings(
-        own.algorithm, own.gated, own.devices, own.reduction, own.precision
+        own.algorithm,
+        own.gated,
+        own.devices,
+        own.reduction,
+        own.precision,
+        own.removed,
+        own.compact,
     )
     runtime.prepare()
     with product_precision(settings.precision):

@@ -142,6 +142,11 @@ def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     return _arrays(to_population(parts), cohorts, 20, pool)
 
 
+def _two_cnn(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    population = to_population(np.split(rng.permutation(1000), 4))
+    return _arrays(population, np.tile(np.arange(4), (rounds, 1)), 50, 1000)
+
+
 def _compared(threads: int, platform: str) -> list[list[Worker]]:
     del threads
     group = [Worker("ours")]
@@ -190,10 +195,38 @@ def _devices(threads: int, platform: str) -> list[list[Worker]]:
     ]
 
 
+def _compacted(threads: int, platform: str) -> list[list[Worker]]:
+    del threads, platform
+
+    def worker(percent: int, *, compact: bool) -> Worker:
+        return Worker(
+            f"{percent}% {'removed' if compact else 'masked'}",
+            options=(
+                "--algorithm=eflprune",
+                f"--removed={percent / 100}",
+                *(["--compact"] if compact else []),
+            ),
+            reference="fedavg",
+        )
+
+    return [
+        [
+            Worker("fedavg", reference="fedavg"),
+            worker(50, compact=False),
+            worker(50, compact=True),
+            worker(75, compact=True),
+        ]
+    ]
+
+
 _TEN = (
     "ten clients of 1 to 7 batches (Dirichlet 0.1), about 3,000 images of 32x32x3 in "
     "all, every client in every round; batches of 64, one epoch, SGD 0.1; VGG-11 "
     "without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
+)
+_REMOVED = (
+    "; FedAvg, and EFLPrune whose channels make up at least so many of the "
+    "multiplications, rounded up to multiples of 8, masked or on the smaller model"
 )
 _W1 = (
     "1,000 clients with 50 images of 32x32x3 each, 50 clients a round; batches of 10, "
@@ -219,6 +252,18 @@ SUITES = {
         "62 classes, 10 clients a round; batches of 20, one epoch, SGD 0.1, FedAvg; "
         "CNN with dropout, 1,206,590 parameters",
         *("w3", (28, 28, 1), 62, _w3, _compared),
+    ),
+    "compact_two_cnn": Suite(
+        "four clients with 250 images of 24x24x3 each, batches of 50, one epoch, SGD "
+        f"0.1; TwoCNN, 1,664,970 parameters, no augmentation{_REMOVED}",
+        *("two_cnn", (24, 24, 3), 10, _two_cnn, _compacted),
+        with_peers=False,
+    ),
+    "compact_vgg11": Suite(
+        "one client with 640 images of 32x32x3, ten steps of 64, SGD 0.1; VGG-11 "
+        f"without norm, dropout 0.5, 9,750,922 parameters, no augmentation{_REMOVED}",
+        *("w2", (32, 32, 3), 10, _w2_one, _compacted),
+        with_peers=False,
     ),
     "devices": Suite(
         f"{_W1}; on CPU devices x lanes of each, messages added by either reduction",

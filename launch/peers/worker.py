@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WORKS = ("w1", "w2", "w3")
+WORKS = ("w1", "w2", "w3", "two_cnn")
 
 # (work, image shape, classes, width) to the number of parameters every peer must have.
 NUM_PARAMS = {
     ("w1", (32, 32, 3), 10, 1.0): 1_626_442,
     ("w2", (32, 32, 3), 10, 1.0): 9_750_922,
     ("w3", (28, 28, 1), 62, 1.0): 1_206_590,
+    ("two_cnn", (24, 24, 3), 10, 1.0): 1_664_970,
 }
 
 # VGG-11: the channels of a 3x3 convolution, or 0 for a 2x2 max-pool.

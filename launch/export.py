@@ -1,0 +1,49 @@
+"""Writes the trained shared model of a run, without the channels that were pruned.
+
+python -m launch.export --workdir=DIR --output=FOLDER [--nocompact]
+
+`fedjax_prune.export.load_model(FOLDER)` reads it.
+"""
+
+from absl import app, flags
+
+from fedjax_prune import console, costs
+from fedjax_prune.export import export_model
+from fedjax_prune.settings import SettingsError
+from launch import runtime
+from launch.errors import exit_code
+from launch.flags import parse
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
+_OUTPUT = flags.DEFINE_string("output", None, "new folder for the model")
+_COMPACT = flags.DEFINE_bool("compact", True, "slice removed channels out")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0, or 1 if there is nothing to export."""
+
+    def run() -> int:
+        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        workdir, output = _WORKDIR.value or "", _OUTPUT.value or ""
+        if not workdir:
+            found.append("--workdir must name the folder of a run, got ''")
+        if not output:
+            found.append("--output must name a new folder, got ''")
+        if found:
+            raise SettingsError(found)
+        runtime.prepare()
+        exported = export_model(workdir, output, compact=_COMPACT.value)
+        num_params = costs.tree_bytes(exported.variables.params) // 4
+        left = getattr(exported.model, "left", {}).items()
+        console.print_summary(
+            {"model": type(exported.model).__name__, "parameters": f"{num_params:,}"}
+            | {f"{name} left": f"{count:,}" for name, count in left}
+            | {"files": output}
+        )
+        return 0
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
