@@ -70,9 +70,9 @@ WORKS = {
 }
 
 SMALL = {
-    "mnist": Small(5_000, 1.0),
-    "cifar10": Small(5_000, 1.0),
-    "cifar100": Small(5_000, 1.0, cohort_size=1),
+    "mnist": Small(4_000, 1.0),
+    "cifar10": Small(4_000, 1.0),
+    "cifar100": Small(4_000, 1.0, cohort_size=1),
     "femnist": Small(2_000, 0.5, num_clients=10, cohort_size=3),
     "shakespeare": Small(20_000, 0.25, num_clients=8, cohort_size=2),
 }
@@ -180,10 +180,10 @@ def get_config(text: str = "mnist") -> Any:
 def _shrink(config: Any, small: Small) -> None:
     """Fewer examples and rounds, smaller batches, short exploration, plain images."""
     config.data.augment = "none"
-    config.rounds = 30
+    config.rounds = 20
     config.lanes = 1
     config.eval.every = 1
-    config.eval.num_examples = 2_000
+    config.eval.num_examples = 1_000
     config.data.num_train = small.num_train
     config.data.num_clients = small.num_clients
     config.cohort_size = small.cohort_size
@@ -191,7 +191,7 @@ def _shrink(config: Any, small: Small) -> None:
     config.client.batch_size = 50
     config.client.epochs = 2
     if "explore_epochs" in config.algorithm:
-        config.algorithm.explore_epochs = 10
+        config.algorithm.explore_epochs = 5
         config.algorithm.explore_patience = 3
     if config.algorithm.name == "prunefl":
         config.algorithm.adjust_every = 10

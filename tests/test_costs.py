@@ -146,7 +146,7 @@ def test_resnet9(num_classes, params):
     sides = [32, 32, 16, 16, 16, 8, 4, 4]
     convolutions = sum(
         9 * a * b * side**2
-        for a, b, side in zip(widths, widths[1:], sides, strict=True)
+        for a, b, side in zip(widths[:-1], widths[1:], sides, strict=True)
     )
     assert macs(model, SHAPE).dense == convolutions + 512 * num_classes
     assert round(convolutions / 1e6, 1) == 379.3
