@@ -10,6 +10,8 @@ References:
   Agreement Scoring, 2026, https://arxiv.org/abs/2405.10271v5.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +42,9 @@ def smooth(agreement: Tree, now: Tree, rate: float) -> Tree:
     return jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, agreement, now)
 
 
-def ramped(threshold: float, first: float, ramp: int, round: jax.Array) -> jax.Array:
+def ramped(
+    threshold: float, first: float, ramp: int, round: jax.Array
+) -> float | jax.Array:
     """T_t, a cubic ramp from `first` to `threshold` over `ramp` rounds.
 
     Args:
@@ -50,10 +54,10 @@ def ramped(threshold: float, first: float, ramp: int, round: jax.Array) -> jax.A
       round: t, [] int32, from 1.
 
     Returns:
-      [] float32.
+      [] float32; `threshold` itself without a ramp.
     """
     if ramp == 0:
-        return jnp.float32(threshold)
+        return threshold
     left = jnp.clip(1 - round.astype(jnp.float32) / ramp, 0, 1)
     return threshold - (threshold - first) * left**3
 
@@ -76,7 +80,7 @@ def rescore(
     kept: Tree,
     score: Tree,
     prunable: Tree,
-    threshold: jax.Array,
+    threshold: float | jax.Array,
     max_change: float,
 ) -> Tree:
     """Moves a mask towards the entries of highest score, by few changes.
@@ -89,7 +93,8 @@ def rescore(
       kept: bool, the mask before.
       score: s_j, like `kept`.
       prunable: a bool for each array.
-      threshold: T_t, [] float32 in [0, 1).
+      threshold: T_t in [0, 1), a number or [] float32; the share is rounded up to whole
+        entries, by float32 if it is an array.
       max_change: zeta, in [0, 1].
 
     Returns:
@@ -97,7 +102,11 @@ def rescore(
     """
     before, scores = _flatten(kept, prunable), _flatten(score, prunable)
     size = scores.size
-    num_kept = size - jnp.floor(threshold * size).astype(jnp.int32)
+    # A product like 0.3 * 200 may lie just above the whole number that is meant.
+    if isinstance(threshold, float):
+        num_kept = jnp.int32(size - math.ceil(threshold * size - 1e-6))
+    else:
+        num_kept = size - jnp.ceil(threshold * size - 1e-3).astype(jnp.int32)
     wanted = _place(-scores, jnp.ones(size, bool)) < num_kept
     enter, leave = wanted & ~before, before & ~wanted
     num_enter, num_leave = (x.sum(dtype=jnp.int32) for x in (enter, leave))

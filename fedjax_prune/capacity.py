@@ -74,9 +74,10 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
     The data, the parameters and the device's share of the rows of all clients; the
-    rows of its block of the cohort; what its clients have sent; and for each lane its
-    own parameters, row, optimiser state and messages, and the larger of what a local
-    step and what the evaluation of a batch hold at once.
+    rows of its block of the cohort, or of the explorers if those are more; what its
+    clients have sent; and for each lane its own parameters, row, optimiser state and
+    messages, and the larger of what a local step and what the evaluation of a batch
+    hold at once.
 
     Args:
       config: with `devices` as a number.
@@ -87,7 +88,10 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     row = costs.tree_bytes(rows) // config.data.num_clients
     placement = make_placement(config.devices, config.reduction)
     share = -(-config.data.num_clients // placement.num_blocks) * row
-    block = placement.block_size(config.cohort_size)
+    cohort_size, prepare = config.cohort_size, experiment.algorithm.prepare
+    if prepare is not None:
+        cohort_size = max(cohort_size, prepare.num_clients(config.data.num_clients))
+    block = placement.block_size(cohort_size)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
     message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
     kept = block if config.reduction == "fixed_order" else 1

@@ -192,12 +192,13 @@ def traffic(
     Args:
       messages: of `FederatedAlgorithm.messages`.
       cohort_size: clients that receive and send one.
-      facts: of `transport.mask_facts`, with `mask/sent`; None or empty if nothing is
-        masked.
+      facts: of `transport.mask_facts`, with `mask/sent`, and `mask/extra`, numbers that
+        each client sends more; None or empty if nothing is masked.
     """
     facts = facts or {}
     kept = _named(facts, "mask/kept/")
     down, up = (cohort_size * _masked_bytes(tree, kept) for tree in messages)
+    up += 4 * cohort_size * facts.get("mask/extra", 0)
     sent = facts.get("mask/sent", 0)
     bits = -(-facts.get("mask/prunable", 0) // 8)
     return Traffic(

@@ -76,7 +76,10 @@ def build(config: Config) -> Experiment:
     info = DATASETS[config.data.name]
     if info.by_client:
         train, population, validation = _by_client(config)
-        held_out = _held_out(validation)[: config.eval.num_examples or None]
+        # In random order, so that the first so many are not of the first clients.
+        rng = np.random.default_rng((config.data.seed, len(train.labels)))
+        held_out = rng.permutation(_held_out(validation))
+        held_out = held_out[: config.eval.num_examples or None]
         test = Dataset(train.images[held_out], train.labels[held_out])
     else:
         train, test = load(

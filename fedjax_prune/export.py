@@ -15,6 +15,7 @@ from fedjax_prune import checkpoint
 from fedjax_prune.algorithms.masked import apply_masks
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, start, task_of
+from fedjax_prune.precision import product_precision
 from fedjax_prune.types import Config, Variables
 from fedjax_prune.workdir import WorkdirError, read_config
 
@@ -98,4 +99,9 @@ def load_model(folder: str | Path) -> Exported:
     task = task_of(config, model)
     template = jax.eval_shape(task.init, jax.random.key(0))
     variables = checkpoint.restore(folder, template)
-    return Exported(model, variables, lambda images: task.predict(variables, images))
+
+    def predict(images: jax.Array) -> jax.Array:
+        with product_precision(config.precision):
+            return task.predict(variables, images)
+
+    return Exported(model, variables, predict)

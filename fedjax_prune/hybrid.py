@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.channels import ChannelGroup
+from fedjax_prune.channels import ChannelGroup, find_leaf
 from fedjax_prune.pruning import (
     NORMALIZATIONS,
     SCOPES,
@@ -76,7 +76,12 @@ class MaskRule(NamedTuple):
             (k & ~m).sum(dtype=jnp.int32)
             for k, m in zip(jax.tree.leaves(kept), jax.tree.leaves(masks), strict=True)
         )
-        groups = self.groups or ()
+        # A channel of an exempt array stays.
+        groups = [
+            group
+            for group in self.groups or ()
+            if all(find_leaf(self.prunable, slot.path) for slot in group.producers)
+        ]
         match self.structured:
             case "keep_ratio":
                 kept = structured_masks(

@@ -10,7 +10,6 @@ import numpy as np
 
 from fedjax_prune import costs
 from fedjax_prune.experiment import Experiment
-from fedjax_prune.pruning import KERNELS
 from fedjax_prune.types import Tree
 from fedjax_prune.workdir import read_metrics
 
@@ -86,12 +85,11 @@ def _sparsities(experiment: Experiment, facts: dict[str, int]) -> dict[str, floa
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     kept = {name: facts[f"mask/kept/{name}"] for name in sizes}
-    kernels = [name for name in sizes if name.rpartition("/")[2] in KERNELS]
     total, left = sum(sizes.values()), sum(kept.values())
-    prunable = facts["mask/prunable"]
+    prunable = max(1, facts["mask/prunable"])
     row = {
         "sparsity/all": 1 - left / total,
-        "sparsity/prunable": 1 - sum(kept[name] for name in kernels) / prunable,
+        "sparsity/prunable": 1 - facts["mask/prunable_kept"] / prunable,
         "compression": total / left,
     }
     return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
@@ -177,30 +175,36 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
     """One row for each method, as a Markdown table.
 
     Args:
-      runs: method -> workdirs of its seeds.
+      runs: method -> workdirs of its seeds, named alike for the same seed.
 
     Returns:
-      Means over seeds; accuracies with the standard deviation where there are several.
-      In brackets what is left of the savings if what came before the first round
-      counts.
+      Means over seeds, with standard deviations where there are several. Accuracy is
+      that of the last evaluations; it is also compared with the first method's, seed
+      by seed. In brackets what is left of the savings if what came before the first
+      round counts.
     """
     header = (
-        *("method", "accuracy", "best", "sparsity", "MACs saved, realisable"),
-        *("MACs saved, theoretical", "traffic saved", "MB sent"),
+        *("method", "accuracy", "less the first", "best", "sparsity"),
+        *("MACs saved, realisable", "MACs saved, theoretical", "traffic saved"),
+        "MB sent",
     )
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    first: dict[str, float] = {}
     for method, workdirs in runs.items():
-        rows = [read_metrics(folder) for folder in workdirs]
-        mean = Totals(*np.mean([totals(seed) for seed in rows], axis=0))
-        accuracies = [
-            [row[ACCURACY] for row in seed if ACCURACY in row] for seed in rows
-        ]
-        lasts = [np.mean(seed[-LAST:]) for seed in accuracies]
-        spread = f" ± {np.std(lasts):.1%}" if lasts[1:] else ""
+        rows = {folder.name: read_metrics(folder) for folder in workdirs}
+        mean = Totals(*np.mean([totals(seed) for seed in rows.values()], axis=0))
+        accuracies = {
+            name: [row[ACCURACY] for row in seed if ACCURACY in row]
+            for name, seed in rows.items()
+        }
+        lasts = {n: float(np.mean(seed[-LAST:])) for n, seed in accuracies.items()}
+        first = first or lasts
+        differences = [last - first[n] for n, last in lasts.items() if n in first]
         cells = (
             method,
-            f"{np.mean(lasts):.1%}{spread}",
-            f"{np.mean([max(seed) for seed in accuracies]):.1%}",
+            _with_deviation(list(lasts.values()), ""),
+            _with_deviation(differences, "+") if lasts is not first else "",
+            f"{np.mean([max(seed) for seed in accuracies.values()]):.1%}",
             f"{mean.sparsity:.1%}",
             f"{mean.realisable:.1%} ({mean.realisable_all:.1%})",
             f"{mean.theoretical:.1%} ({mean.theoretical_all:.1%})",
@@ -209,3 +213,11 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_deviation(values: Sequence[float], sign: str) -> str:
+    """Mean and standard deviation of seeds; nothing if there are none."""
+    if not values:
+        return ""
+    mean = f"{np.mean(values):{sign}.1%}"
+    return mean + (f" ± {np.std(values, ddof=1):.1%}" if values[1:] else "")

@@ -56,6 +56,6 @@ def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
             threshold = config.algorithm.get("threshold", "")
             raise TrainingError(
                 f"algorithm.threshold {threshold} leaves nothing of "
-                f"{name.removeprefix('mask/kept/')}: it must be smaller, or "
-                "algorithm.min_keep above 0, in (0, 1]."
+                f"{name.removeprefix('mask/kept/')}: it must be smaller, "
+                "algorithm.min_keep larger, in (0, 1], or fewer channels be removed."
             )

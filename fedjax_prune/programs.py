@@ -82,14 +82,11 @@ def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
             if experiment.held_out
             else evaluate.local_accuracy(correct, validation)
         )
-        # Without gates the first client's accuracy is everybody's.
-        dense = (
-            correct[:1]
-            if experiment.model.gates is None
-            else evaluate.correct_by_client(
+        dense = correct
+        if experiment.model.gates is not None:
+            dense = evaluate.correct_by_client(
                 experiment.dense_task, shared, test, placement
             )
-        )
         return {
             "global_dense": dense.mean(),
             "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),

@@ -42,7 +42,19 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
 
     Returns:
       A bool for each array.
+
+    Raises:
+      ValueError: if a pattern fits no array.
     """
+    names = [
+        "/".join(str(entry.key) for entry in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern in exempt:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"exempt_layers must fit one of {', '.join(names)}, got {pattern!r}."
+            )
 
     def flag(path: tuple[Any, ...], leaf: Any) -> bool:
         del leaf

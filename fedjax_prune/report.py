@@ -1,5 +1,6 @@
 """What a run tells: the table before it, its rows of metrics, the table after it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,15 @@ def summary(
     return facts
 
 
-def comparison(workdirs: list[Path]) -> str:
-    """One row for each finished run, as a Markdown table.
+def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
+    """One row for each setting, as a Markdown table.
 
     Args:
-      workdirs: of runs with at least one evaluation.
+      runs: name -> workdirs of its seeds, with at least one evaluation each.
 
     Returns:
-      The table: accuracies after the last round, kept MACs, bytes of the whole run.
+      The table, means over seeds: accuracies after the last round, kept MACs, bytes of
+      the whole run.
     """
     columns = {
         "run": "",
@@ -184,15 +186,15 @@ def comparison(workdirs: list[Path]) -> str:
         f"| {' | '.join([*columns, 'MACs kept', 'MB sent'])} |",
         f"|{'---|' * (len(columns) + 2)}",
     ]
-    for workdir in workdirs:
-        config: Config = ConfigDict(read_config(workdir))
-        rows = read_metrics(workdir)
-        cells = [workdir.name, str(rows[-1]["round"])]
+    for name, workdirs in runs.items():
+        config: Config = ConfigDict(read_config(workdirs[0]))
+        rows = [read_metrics(workdir) for workdir in workdirs]
+        cells = [name, str(rows[0][-1]["round"])]
         fields = [headline(config)[0], *list(columns.values())[3:]]
-        cells += [f"{rows[-1][field]:.1%}" for field in fields]
+        cells += [f"{np.mean([r[-1][field] for r in rows]):.1%}" for field in fields]
         macs = costs.macs(make_model(config), image_shape_of(config))
-        sent = sum(row["bytes/down"] + row["bytes/up"] for row in rows)
-        cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / 1e6:,.0f}"]
+        sent = sum(row["bytes/down"] + row["bytes/up"] for seed in rows for row in seed)
+        cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / len(rows) / 1e6:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -206,7 +208,8 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
         "client_local": "own validation",
         "after_local": "before averaging",
     }
-    for name, label in names.items():
+    # One client says nothing of the others.
+    for name, label in names.items() if last["eval/clients"] > 1 else ():
         mean, std, p10, worst = (
             last[f"eval/{name}/{key}"] for key in ("mean", "std", "p10", "min")
         )

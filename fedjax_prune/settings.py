@@ -376,6 +376,22 @@ RELATIONS = (
         "by the step mass, which only optimisers linear in the gradient have",
     ),
     Relation(
+        ("client.optimizer", "algorithm.base"),
+        lambda optimizer, base: optimizer == "sgd" or base != "scaffold",
+        "client.optimizer must be sgd with algorithm.base {1}, got {0!r}",
+    ),
+    Relation(
+        ("algorithm.server_store", "algorithm.base"),
+        lambda store, base: store == "dense" or base != "scaffold",
+        "algorithm.server_store must be dense with algorithm.base {1}, got {0!r}",
+    ),
+    Relation(
+        ("algorithm.threshold_scope", "algorithm.mask_schedule"),
+        lambda scope, schedule: scope == "global" or schedule != "agreement",
+        "algorithm.threshold_scope must be global with algorithm.mask_schedule {1}, "
+        "got {0!r}",
+    ),
+    Relation(
         ("algorithm.control_divisor", "algorithm.control_weights"),
         lambda divisor, weights: divisor == "num_clients" or weights == "uniform",
         "algorithm.control_divisor must be num_clients with "

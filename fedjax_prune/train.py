@@ -125,7 +125,8 @@ def _prepare(
     num_clients = prepare.num_clients(config.data.num_clients)
     cohort = _cohort(config, experiment.population, placement, PREPARATION, num_clients)
     with (
-        open_metrics(folder, 0) as log,
+        # A row that was written before the run was killed is written again.
+        open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):
         data = put_whole(placement, (experiment.train, experiment.test))

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.channels import ChannelGroup, alive_channels
-from fedjax_prune.pruning import prunable
 from fedjax_prune.types import Sums, Tree
 
 BITS, RUNS = b"\x00", b"\x01"
@@ -113,22 +112,27 @@ def decode_masks(message: bytes, like: Tree) -> Tree:
     )
 
 
-def mask_facts(masks: Tree, groups: Sequence[ChannelGroup]) -> Sums:
+def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
     """Counts what messages and costs depend on; it can be traced.
 
     Args:
       masks: bool, like the parameters.
       groups: of the model.
+      may: a bool for each array, whether it may be pruned.
 
     Returns:
       int32 scalars: `mask/kept/PATH` entries kept of each array, `mask/channels/NAME`
       channels left of each group, `mask/bytes`, the length of `encode_masks(masks)`,
-      `mask/prunable`, entries of kernels and embeddings.
+      `mask/prunable`, entries of arrays that may be pruned, and `mask/prunable_kept`,
+      those of them that are kept.
     """
-    kernels = jax.tree.leaves(
-        jax.tree.map(lambda m, flag: m.size * flag, masks, prunable(masks))
-    )
-    facts = {"mask/prunable": jnp.int32(sum(kernels))}
+    arrays = zip(jax.tree.leaves(masks), jax.tree.leaves(may), strict=True)
+    prunable = [mask for mask, flag in arrays if flag]
+    kept = sum((mask.sum(dtype=jnp.int32) for mask in prunable), jnp.int32(0))
+    facts = {
+        "mask/prunable": jnp.int32(sum(mask.size for mask in prunable)),
+        "mask/prunable_kept": kept,
+    }
     for path, mask in jax.tree_util.tree_leaves_with_path(masks):
         name = "/".join(str(entry.key) for entry in path)
         facts[f"mask/kept/{name}"] = mask.sum(dtype=jnp.int32)

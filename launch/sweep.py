@@ -79,12 +79,12 @@ def main(argv: list[str]) -> int:
 
 
 def _table(workdir: Path, runs: list[Run]) -> str:
-    if not any(ledger.has_masks(workdir / run.folder) for run in runs):
-        return report.comparison([workdir / run.folder for run in runs])
     methods: dict[str, list[Path]] = {}
     for run in runs:
         methods.setdefault(run.setting, []).append(workdir / run.folder)
-    return ledger.pruning_table(methods)
+    if any(ledger.has_masks(workdir / run.folder) for run in runs):
+        return ledger.pruning_table(methods)
+    return report.comparison(methods)
 
 
 def _shares_of_cores(jobs: int) -> "Queue[list[int]]":

@@ -76,6 +76,8 @@ def test_few_entries_change_and_their_number_is_right(seed):
     changed = int((found["kernel"] != kept["kernel"]).sum())
     assert changed <= 10
     assert abs(int(found["kernel"].sum()) - 140) == max(0, abs(before - 140) - 10)
+    exact = rescore(kept, scores, MAY, 0.301, 1.0)
+    assert int(exact["kernel"].sum()) == 200 - 61
     far = jax.jit(lambda k: rescore(k, scores, MAY, jnp.float32(0.3), 1.0))(kept)
     order = np.argsort(-np.asarray(scores["kernel"]), kind="stable")[:140]
     np.testing.assert_array_equal(np.flatnonzero(far["kernel"]), np.sort(order))

@@ -10,6 +10,7 @@ import pytest
 
 from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS, autoflip, fedavg
+from fedjax_prune.channels import alive_channels
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models import CNN
 from fedjax_prune.server import make_server_tx
@@ -22,7 +23,7 @@ NUM_DIMS = 10
 SIZES = (4, 7, 2, 5)
 LR, BETA = 0.1, 0.6
 KEY = jax.random.key(3)
-FIELDS = {"explore_epochs": 3, "threshold": 0.4, "threshold_scope": "per_tensor"}
+FIELDS = {"explore_epochs": 3, "threshold": 0.4}
 
 
 @functools.cache
@@ -181,6 +182,51 @@ def test_all_participants_have_the_mask_of_all_explorers(problem):
     assert (expected != explored).any() and int(few.server.version) == 2
     assert int(sums["mask/sent"]) == 2
     np.testing.assert_array_equal(few_rows.client.version, [0, 2, 2, 0])
+
+
+def test_with_everybody_participants_is_fixed(problem):
+    dataset, _ = problem
+    states = []
+    for schedule in ("fixed", "participants"):
+        algorithm = build(**FIELDS, mask_schedule=schedule)
+        state, rows, _ = prepare(algorithm, dataset)
+        everybody = [[0, 1, 2, 3]] * 3
+        states.append(rounds(algorithm, dataset, state, rows, everybody)[0])
+    fixed, participants = states
+    jax.tree.map(
+        np.testing.assert_array_equal, fixed.server.masks, participants.server.masks
+    )
+    jax.tree.map(np.testing.assert_array_equal, fixed.params, participants.params)
+
+
+def test_explorers_keep_their_first_step_size(problem):
+    """A cosine over the two epochs of a round says nothing of the three explored."""
+    dataset, _ = problem
+    explored = []
+    for schedule in ("constant", "cosine_epoch"):
+        solver = make_solver(epochs=2, batch_size=8, lr=LR, lr_schedule=schedule)
+        algorithm = autoflip(layered_task(), solver, make_server_tx(), explore_epochs=3)
+        explored.append(prepare(algorithm, dataset)[1].client.own.tree)
+    jax.tree.map(np.testing.assert_array_equal, *explored)
+
+
+def test_silent_channels_keep_their_statistics():
+    task = make_task(CNN(4, width=0.5, norm="bn"), (8, 8, 1))
+    solver = make_solver(epochs=1, batch_size=6, lr=0.1)
+    algorithm = ALGORITHMS["eflprune"](
+        task, solver, make_server_tx(), channel_share=0.5
+    )
+    dataset = jax.device_put(toys.image_dataset(12, (8, 8, 1), 4))
+    state, rows = algorithm.init(KEY), store.create(algorithm.row(KEY), 2)
+    cohort = toys.contiguous_cohort((6, 6))
+    after, _, _ = jax.jit(algorithm.round)(state, rows, dataset, cohort, KEY)
+    (group,) = (group for group in task.groups if group.name == "conv1")
+    alive = np.asarray(alive_channels(after.server.masks, group))
+    assert 0 < alive.sum() < alive.size
+    statistics = [jax.tree.leaves(s.model_state["conv1"]) for s in (state, after)]
+    for old, new in zip(*statistics, strict=True):
+        np.testing.assert_array_equal(old[~alive], new[~alive])
+        assert (old[alive] != new[alive]).all()
 
 
 def test_without_explorers_among_the_clients_the_masks_stay(problem):
@@ -398,6 +444,17 @@ def fedavg_variables(params):
         ({"agreement_source": "x"}, "agreement_source must be one of votes"),
         ({"server_store": "x"}, "server_store must be one of dense, sparse"),
         ({"threshold": 1.0}, r"threshold must be in \[0, 1\), got 1.0"),
+        ({"mask_every": -1}, "mask_every must be at least 0, got -1"),
+        ({"base": "scaffold", "server_store": "sparse"}, "server_store must be dense"),
+        ({"exempt_layers": ("fc2",)}, "exempt_layers must fit one of fc/kernel, got"),
+        (
+            {"mask_schedule": "agreement", "agreement_rate": 0.0},
+            r"agreement_rate must be in \(0, 1\], got 0.0",
+        ),
+        (
+            {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
+            "threshold_scope must be global with agreement, got 'per_tensor'",
+        ),
     ],
 )
 def test_bad_fields(fields, words):

@@ -171,7 +171,10 @@ def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero(dataset):
     state, rows = first(algorithm)
     masks, states = [], []
     for number in range(1, 7):
-        state, rows, _ = play(algorithm, state, rows, dataset)
+        state, rows, sums = play(algorithm, state, rows, dataset)
+        # Before an adjustment clients send a square for every entry.
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        assert int(sums["mask/extra"]) == (number % 2 == 0) * size
         masks.append(np.asarray(state.server.masks["kernel"]))
         states.append(state)
         kernel = np.asarray(state.params["kernel"])

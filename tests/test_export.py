@@ -13,7 +13,8 @@ from fedjax_prune.experiment import build
 from fedjax_prune.export import export_model, load_model
 from fedjax_prune.types import Variables
 from fedjax_prune.workdir import WorkdirError
-from tests.test_pruned_runs import final_state, pruned_config
+from tests.test_pruned_runs import pruned_config
+from tests.test_train import final_state
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_prune.costs import traffic
+from fedjax_prune.pruning import prunable
 from fedjax_prune.transport import (
     BITS,
     RUNS,
@@ -54,10 +55,15 @@ def test_messages_come_back(seed, density, run):
 @pytest.mark.parametrize("run", [1, 130])
 def test_the_length_is_counted_without_writing(density, run):
     masks = draw_masks(3, density, run)
-    facts = jax.jit(lambda m: mask_facts(m, ()))(masks)
+    may = prunable(masks)
+    facts = jax.jit(lambda m: mask_facts(m, (), may))(masks)
     assert int(facts["mask/bytes"]) == len(encode_masks(masks))
     assert int(facts["mask/kept/one/kernel"]) == masks["one"]["kernel"].sum()
     assert int(facts["mask/prunable"]) == 3870
+    kernels = sum(int(part["kernel"].sum()) for part in masks.values())
+    assert int(facts["mask/prunable_kept"]) == kernels
+    every = mask_facts(masks, (), prunable(masks, biases=True))
+    assert int(every["mask/prunable"]) == sum(m.size for m in jax.tree.leaves(masks))
 
 
 def test_run_lengths_by_hand():
@@ -85,10 +91,12 @@ def test_traffic_of_masked_messages_by_hand():
         "fc": {"kernel": np.eye(5, 1, dtype=bool), "bias": np.ones(1, bool)},
     }
     masks["fc"]["kernel"][3] = True
-    facts = {n: int(x) for n, x in mask_facts(masks, ()).items()} | {"mask/sent": 3}
+    counted = mask_facts(masks, (), prunable(masks))
+    facts = {name: int(x) for name, x in counted.items()}
+    facts |= {"mask/sent": 3, "mask/extra": 7}
     down, up = (params, jnp.float32(0)), {"a": params, "b": params}
     found = traffic((down, up), 5, facts)
     values = 5 * 4 * (2 + 1 + 1)
     assert found.down == values + 3 * len(encode_masks(masks))
     assert found.spec_down == values + 3 * 1
-    assert found.up == found.spec_up == 5 * 4 * 2 * 3
+    assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)

@@ -33,7 +33,7 @@ from fedjax_prune.algorithms.exploration import (
 )
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fedprox import fedprox
-from fedjax_prune.algorithms.masked import facts, masked, with_masks
+from fedjax_prune.algorithms.masked import masked, with_masks
 from fedjax_prune.algorithms.scaffold import scaffold
 from fedjax_prune.hybrid import MaskRule, check_rule
 from fedjax_prune.pruning import prunable
@@ -115,9 +115,10 @@ def autoflip(
       start_from: rounds begin at `init`, w^0 [R], or at the `explored_mean` [C].
       guidance_norm: `minmax`, `robust` [C], `rank`, `none` [R].
       threshold: T_p, share of the weights to prune, in [0, 1) [C].
-      threshold_scope: `global` [C] or `per_tensor`.
+      threshold_scope: `global` [C] or `per_tensor`; agreement ranks globally.
       prune_biases: prune biases and norms, too [C].
-      exempt_layers: shell patterns of arrays that are never pruned.
+      exempt_layers: shell patterns of arrays, `conv1/*`, that are not pruned, but for
+        weights that read removed channels; their own channels stay.
       min_keep: share of each array that always stays, in [0, 1] [R].
       structured_rule: `keep_ratio`, `guidance_l1` or `off` [R].
       structured_density: theta_s of keep_ratio, at most 1; below 0 is off.
@@ -131,7 +132,8 @@ def autoflip(
       agreement_source: `votes` or `update_sign`.
       threshold_start: T_init of the ramp, in [0, 1).
       threshold_ramp: rounds until agreement's threshold is reached; 0 for no ramp.
-      server_store: `dense` or `sparse`, what the server keeps of what is pruned.
+      server_store: `dense` or `sparse`, what the server keeps of what is pruned; with
+        scaffold `dense`.
 
     Returns:
       The algorithm. It explores in `prepare`.
@@ -176,6 +178,13 @@ def autoflip(
         structured_residual,
     )
     check_rule(rule)
+    if mask_every < 0:
+        raise ValueError(f"mask_every must be at least 0, got {mask_every}.")
+    if (base, server_store) == ("scaffold", "sparse"):
+        raise ValueError(
+            "server_store must be dense with base scaffold, whose controls stay, got "
+            "'sparse'."
+        )
     every = mask_every or MASK_SCHEDULES[mask_schedule]
     match mask_schedule:
         case "fixed":
@@ -191,9 +200,13 @@ def autoflip(
                 threshold_start,
                 threshold_ramp,
             )
+            schedules.check_agreement(settings, threshold_scope)
             schedule = schedules.agreement(rule, every, settings)
     below = BASES[base](task, solver, server_tx, mu)
-    algorithm = masked(task, below, schedule.masking, server_store=server_store)
+    masking = schedule.masking._replace(may=lambda tree: rule.prunable)
+    algorithm = masked(task, below, masking, server_store=server_store)
+    rounds = algorithm.masked
+    assert rounds is not None
     explore = make_exploration(task, solver, exploration, schedule.keep)
 
     def prepare(
@@ -216,7 +229,7 @@ def autoflip(
             state = state._replace(params=params)
         state = with_masks(state, *schedule.begin(explored, cohort))
         rows = rows._replace(client=kept._replace(own=explored.own))
-        return state, rows, sums | facts(task, state)
+        return state, rows, sums | rounds.facts(state)
 
     def explore_messages(state: ServerState) -> tuple[Tree, Tree]:
         sent = (state.params,) * (1 + (start_from == "explored_mean"))

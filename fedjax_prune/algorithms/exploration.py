@@ -3,7 +3,8 @@
     delta_{i,j} = (w_{i,j}^exp - w^0_j)^2,     D_j = mean over explorers
 
 Explorers are independent: each starts from w^0, and none sees another's parameters.
-They run one after another in lanes, so memory grows with lanes, not with explorers.
+They run one after another in lanes, so memory grows with lanes, not with explorers; but
+what schedules keep of each explorer, and messages in a fixed order, do grow.
 
 References:
   AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
@@ -108,7 +109,8 @@ def make_exploration(
 
     Args:
       task: the model and its loss.
-      solver: local training as in a round; epochs and stopping are those of settings.
+      solver: local training as in a round, at its first step size; epochs and stopping
+        are those of settings.
       settings: checked.
       keep: deviation of one explorer -> what is kept of it.
 
@@ -116,7 +118,12 @@ def make_exploration(
       A function with the arguments of `FederatedAlgorithm.round`.
     """
     is_warm = settings.base == "warm"
+    first_step_size = solver.step_size
     solver = solver._replace(
+        # A schedule would be that of the round's epochs.
+        step_size=lambda epoch, batch, batches: first_step_size(
+            jnp.zeros_like(epoch), jnp.zeros_like(batch), batches
+        ),
         epochs=settings.epochs + is_warm,
         stopping=make_stopping(settings.patience, settings.monitor),
     )

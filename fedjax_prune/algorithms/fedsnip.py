@@ -17,7 +17,6 @@ import optax
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import (
     Masking,
-    facts,
     keep_masks,
     masked,
     with_masks,
@@ -79,6 +78,8 @@ def fedsnip(
     check_rule(rule)
     masking = Masking(lambda params: {}, lambda params: {}, keep_masks)
     algorithm = masked(task, fedavg(task, solver, server_tx), masking)
+    pruned = algorithm.masked
+    assert pruned is not None
     still = solver._replace(epochs=1).before_descent(accumulate(lambda g: g))
     still = still.after_descent(optax.set_to_zero())
 
@@ -104,7 +105,7 @@ def fedsnip(
     ) -> tuple[ServerState, ClientState, Sums]:
         after, rows, sums = measure(state, *rest)
         after = after._replace(round=state.round)
-        return after, rows, sums | facts(task, after)
+        return after, rows, sums | pruned.facts(after)
 
     return algorithm._replace(
         prepare=Preparation(

@@ -59,6 +59,10 @@ def magnitude(
     """
     if warmup_rounds < 0:
         raise ValueError(f"warmup_rounds must be at least 0, got {warmup_rounds}.")
+    if structured_rule not in ("off", "keep_ratio"):
+        raise ValueError(
+            f"structured_rule must be off or keep_ratio, got {structured_rule!r}."
+        )
     rule = MaskRule(
         prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),
         task.groups,

@@ -24,6 +24,7 @@ from fedjax_prune.channels import (
     match_masks,
 )
 from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.pruning import prunable
 from fedjax_prune.rounds import Rules, make_round
 from fedjax_prune.transforms import freeze_pruned
 from fedjax_prune.transport import mask_facts
@@ -88,6 +89,9 @@ class Masking(NamedTuple):
       message: (result, weight) -> what a client sends beside the base's message.
       absorb: (state, sum of these) -> guide after the round.
       final: the server's part of the state -> masks of the model that is delivered.
+      may: parameters or masks -> a bool for each array, whether it may be pruned.
+      extra: state -> [] int32, numbers that each client of the round sends beside what
+        the mask keeps.
     """
 
     start: Callable[[Tree], Tree]
@@ -98,6 +102,8 @@ class Masking(NamedTuple):
         state.server.guide
     )
     final: Callable[[Server], Tree] = lambda server: server.masks
+    may: Callable[[Tree], Tree] = prunable
+    extra: Callable[[ServerState], jax.Array] = lambda state: jnp.int32(0)
 
 
 def keep_masks(
@@ -126,8 +132,8 @@ def masked(
 
     Returns:
       The algorithm. `ServerState.server` is a Server, `ClientState.client` a Row. Its
-      sums have the scalars of `transport.mask_facts` and `mask/sent`, the clients that
-      need the masks.
+      sums have the scalars of `transport.mask_facts`, `mask/guarded`, `mask/extra` and
+      `mask/sent`, the clients that need the masks.
 
     Raises:
       ValueError: if `server_store` is unknown.
@@ -175,6 +181,17 @@ def masked(
         )
         return after._replace(server=server)
 
+    def _alive_entries(model_state: Tree, masks: Tree) -> Tree:
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), model_state)
+        groups = task.groups or ()
+        alive = {group.name: alive_channels(masks, group) for group in groups}
+        return drop_channels(ones, groups, alive)
+
+    def facts(state: ServerState) -> Sums:
+        masks = state.server.masks
+        counted = mask_facts(masks, task.groups or (), masking.may(masks))
+        return counted | {"mask/guarded": state.server.guarded}
+
     solver = below.solver.after_descent(freeze_pruned())
     train = make_round(task, solver, program, update)
 
@@ -194,14 +211,28 @@ def masked(
         if server_store == "sparse":
             old = jax.tree.map(jnp.zeros_like, old)
         params, server = _keep(masks, (after.params, after.server.base), old)
-        after = after._replace(params=params, server=after.server._replace(base=server))
+        # A channel that is silent for a while comes back with its old statistics.
+        model_state = jax.tree.map(
+            jnp.where,
+            _alive_entries(state.model_state, masks),
+            after.model_state,
+            state.model_state,
+        )
+        after = after._replace(
+            params=params,
+            model_state=model_state,
+            server=after.server._replace(base=server),
+        )
         here = jnp.asarray(cohort.sizes) > 0
         version = state.server.version
         outdated = here & (kept.version != version)
         client = Row(
             inner_rows.client, jnp.where(here, version, kept.version), kept.own
         )
-        sums |= facts(task, state) | {"mask/sent": outdated.sum(dtype=jnp.int32)}
+        sums |= facts(state) | {
+            "mask/sent": outdated.sum(dtype=jnp.int32),
+            "mask/extra": masking.extra(state),
+        }
         return after, inner_rows._replace(client=client), sums
 
     def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
@@ -237,7 +268,7 @@ def masked(
         masked=MaskedRound(
             remask,
             under_masks,
-            lambda state: facts(task, state),
+            facts,
             lambda state: masking.final(state.server),
         ),
     )
@@ -255,13 +286,6 @@ def with_masks(state: ServerState, hybrid: Hybrid, guide: Tree) -> ServerState:
             masks=masks, version=version, guarded=guarded, guide=guide
         )
     )
-
-
-def facts(task: Task, state: ServerState) -> Sums:
-    """What a row of metrics needs to know of the masks."""
-    server = state.server
-    counted = mask_facts(server.masks, task.groups or ())
-    return counted | {"mask/guarded": server.guarded}
 
 
 def apply_masks(masks: Tree, params: Tree) -> Tree:

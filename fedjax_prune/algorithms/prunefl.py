@@ -3,8 +3,7 @@
   before     one client trains alone and the mask is adjusted again and again, until its
              size changes by less than a tenth in five adjustments running
   during     every so many rounds clients send squared gradients, also of pruned
-  weights,
-             and the server adjusts the mask
+             weights, and the server adjusts the mask
 
 An adjustment keeps, of each array, the active weights but the smallest share, and then
 adds candidates (those just dropped and all inactive) in order of g_j^2 / t_j while that
@@ -17,6 +16,7 @@ References:
   `constant_time`. Squared gradients are means over the local steps of a round.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import Masking, facts, masked, with_masks
+from fedjax_prune.algorithms.masked import Masking, masked, with_masks
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.pruning import prunable
-from fedjax_prune.server import scale
+from fedjax_prune.server import make_server_tx, scale
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import accumulate
 from fedjax_prune.types import (
@@ -89,6 +89,7 @@ def prunefl(
         ("constant_time", constant_time, constant_time > 0, "above 0"),
         ("byte_time", byte_time, byte_time >= 0, "at least 0"),
         ("mac_time", mac_time, mac_time >= 0, "at least 0"),
+        ("byte_time", byte_time, byte_time + mac_time > 0, "above 0 if mac_time is 0"),
     ):
         if not holds:
             raise ValueError(f"{name} must be {allowed}, got {value}.")
@@ -138,9 +139,23 @@ def prunefl(
     def absorb(state: ServerState, total: Tree) -> Tree:
         return state.server.guide | {"squares": total}
 
-    masking = Masking(start, lambda params: {}, refresh, message, absorb)
-    base = fedavg(task, solver.before_descent(accumulate(jnp.square)), server_tx)
-    algorithm = masked(task, base, masking, server_store="sparse")
+    def extra(state: ServerState) -> jax.Array:
+        """Squared gradients of all entries, where the next round adjusts."""
+        adjusts = (state.round + 1) % adjust_every == 0
+        return jnp.where(adjusts, sum(math.prod(x.shape) for x in sizes), 0)
+
+    sizes = jax.tree.leaves(shapes)
+    masking = Masking(start, lambda params: {}, refresh, message, absorb, extra=extra)
+    measured = solver.before_descent(accumulate(jnp.square))
+
+    def under_masks(tx: optax.GradientTransformation) -> FederatedAlgorithm:
+        base = fedavg(task, measured, tx)
+        return masked(task, base, masking, server_store="sparse")
+
+    # Alone, a client goes on from where it was: no server step comes between.
+    algorithm, alone = under_masks(server_tx), under_masks(make_server_tx())
+    pruned = algorithm.masked
+    assert pruned is not None
 
     def prepare(
         state: ServerState,
@@ -152,7 +167,7 @@ def prunefl(
     ) -> tuple[ServerState, ClientState, Sums]:
         def train(state: ServerState, rows: ClientState, number: jax.Array):
             key_now = jax.random.fold_in(key, number)
-            state, rows, sums = algorithm.round(
+            state, rows, sums = alone.round(
                 state, rows, dataset, cohort, key_now, *rest
             )
             before = _count(state.server.masks)
@@ -170,10 +185,14 @@ def prunefl(
             sums = {n: sums[n] + now[n] if _adds_up(n) else now[n] for n in now}
             return state, rows, sums, jnp.where(is_small, settled + 1, 0), number + 1
 
+        base = state.server.base
+        lone = state.server._replace(base=alone.init(key).server.base)
+        state = state._replace(server=lone)
         state, rows, sums, is_small = train(state, rows, jnp.int32(0))
         first = (state, rows, sums, is_small.astype(jnp.int32), jnp.int32(1))
         state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
-        return state, rows, sums | facts(task, state)
+        state = state._replace(server=state.server._replace(base=base))
+        return state, rows, sums | pruned.facts(state)
 
     return algorithm._replace(
         prepare=Preparation(

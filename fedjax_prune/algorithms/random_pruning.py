@@ -18,7 +18,7 @@ import optax
 
 from fedjax_prune.algorithms.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import facts, with_masks
+from fedjax_prune.algorithms.masked import with_masks
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import zero_random
@@ -58,7 +58,8 @@ def random_pruning(
     fields["mask_schedule"] = "fixed"
     explored = autoflip(task, solver, server_tx, **fields)
     assert explored.prepare is not None
-    explore = explored.prepare.run
+    explore, pruned = explored.prepare.run, explored.masked
+    assert pruned is not None
 
     def prepare(
         state: ServerState,
@@ -72,7 +73,7 @@ def random_pruning(
         server = after.server
         shuffled = Hybrid(permute(server.masks, key), server.guarded)
         after = with_masks(state._replace(params=after.params), shuffled, server.guide)
-        return after, rows, sums | facts(task, after)
+        return after, rows, sums | pruned.facts(after)
 
     return explored._replace(prepare=explored.prepare._replace(run=prepare))
 

@@ -80,6 +80,39 @@ class _Guide(NamedTuple):
     kept: Tree  # bool, before guard and channels
 
 
+def check_agreement(settings: Agreement, scope: str) -> None:
+    """Refuses settings that no agreement can follow.
+
+    Args:
+      settings: of the schedule.
+      scope: of the threshold.
+
+    Raises:
+      ValueError: if a number is out of range, a name unknown, or the scope not global.
+    """
+    if settings.source not in SOURCES:
+        raise ValueError(
+            f"agreement_source must be one of {', '.join(SOURCES)}, got "
+            f"{settings.source!r}."
+        )
+    first = settings.threshold_start
+    for name, value, holds, allowed in (
+        ("agreement_rate", settings.rate, 0 < settings.rate <= 1, "in (0, 1]"),
+        ("agreement_power", settings.power, settings.power >= 0, "at least 0"),
+        (
+            "agreement_change",
+            settings.max_change,
+            0 <= settings.max_change <= 1,
+            "in [0, 1]",
+        ),
+        ("threshold_start", first, 0 <= first < 1, "in [0, 1)"),
+        ("threshold_ramp", settings.ramp, settings.ramp >= 0, "at least 0"),
+        ("threshold_scope", scope, scope == "global", "global with agreement"),
+    ):
+        if not holds:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
 def fixed(rule: MaskRule) -> Schedule:
     """One mask for all rounds."""
     return Schedule(

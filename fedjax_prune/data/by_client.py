@@ -48,8 +48,8 @@ def load_by_client(
         `femnist`: LEAF's all_data_*.json.
       folder: where the files lie.
       num_clients: how many clients are taken, of those in random order.
-      num_train: stop where so many examples are reached, the last client cut; 0 for
-      all. seed: of the order and of what is held out.
+      num_train: stop where so many examples are reached, the last client cut; 0 = all.
+      seed: of the order and of what is held out.
 
     Returns:
       The data.
@@ -66,7 +66,7 @@ def load_by_client(
         if num_train:
             images, labels = images[: num_train - total], labels[: num_train - total]
         # The last one may be cut to what cannot be split.
-        if len(labels) > 1:
+        if len(labels) >= LEAST[name]:
             chosen.append((images, labels))
             total += len(labels)
     if len(chosen) < num_clients:
@@ -92,7 +92,7 @@ def load_by_client(
 
 
 def _windows_apart(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first nine tenths, and what shares no character with them."""
+    """The first nine tenths, and those windows whose text begins after theirs."""
     stop = len(part) * 9 // 10
     return part[:stop], part[stop + WINDOW - 1 :]
 
@@ -123,7 +123,7 @@ def _shakespeare(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         if len(text) <= WINDOW:
             continue
         windows = np.lib.stride_tricks.sliding_window_view(text, WINDOW + 1)
-        if len(_windows_apart(np.arange(len(windows)))[1]):
+        if len(windows) >= LEAST["shakespeare"]:
             images = np.ascontiguousarray(windows[:, :WINDOW])[:, :, None, None]
             clients.append((images, windows[:, WINDOW].astype(np.int32)))
     return clients
@@ -167,3 +167,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 READERS = {"shakespeare": _shakespeare, "femnist": _femnist}
 """name -> folder -> each client's images and labels."""
+
+LEAST = {"shakespeare": 10 * WINDOW - 9, "femnist": 2}
+"""name -> examples of a client that leave something to hold out."""

@@ -29,7 +29,7 @@ def pathological(
       rng: advanced in place.
 
     Returns:
-      Each client's indices. Where the shards do not come out even, some stay over.
+      Each client's indices.
 
     Raises:
       ValueError: if there are not enough shards, or no draw gave each client enough

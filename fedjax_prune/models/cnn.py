@@ -91,7 +91,7 @@ class TwoCNN(PlainNetwork):
         stages=(Stage(32, _PADDED), Stage(64, _TO_SEVEN)),
         hidden=(512,),
         drops=(0.0, 1.0),
-        least=5,
+        least=6,
         kernel_size=5,
         conv_init=xavier,
         dense=XavierDense,

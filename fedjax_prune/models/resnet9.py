@@ -12,7 +12,7 @@ from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     Layer,
-    TorchDense,
+    XavierDense,
     check_model,
     conv_layer,
     dense_layer,
@@ -20,6 +20,7 @@ from fedjax_prune.models.blocks import (
     keep_all,
     max_pool,
     scaled,
+    xavier,
 )
 from fedjax_prune.precision import at_least_float32
 
@@ -69,6 +70,7 @@ class ResNet9(nn.Module):
                 channels,
                 gates,
                 self.norm,
+                kernel_init=xavier,
                 dtype=self.dtype,
                 channels_before=before,
                 pool=max_pool if pooled else lambda x: x,
@@ -79,7 +81,7 @@ class ResNet9(nn.Module):
             )
         ]
         self.drop = nn.Dropout(self.dropout)
-        self.fc = TorchDense(self.num_classes)
+        self.fc = XavierDense(self.num_classes)
 
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
