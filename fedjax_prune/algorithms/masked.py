@@ -181,12 +181,6 @@ def masked(
         )
         return after._replace(server=server)
 
-    def _alive_entries(model_state: Tree, masks: Tree) -> Tree:
-        ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), model_state)
-        groups = task.groups or ()
-        alive = {group.name: alive_channels(masks, group) for group in groups}
-        return drop_channels(ones, groups, alive)
-
     def facts(state: ServerState) -> Sums:
         masks = state.server.masks
         counted = mask_facts(masks, task.groups or (), masking.may(masks))
@@ -214,7 +208,7 @@ def masked(
         # A channel that is silent for a while comes back with its old statistics.
         model_state = jax.tree.map(
             jnp.where,
-            _alive_entries(state.model_state, masks),
+            _alive_entries(task, masks, state.model_state),
             after.model_state,
             state.model_state,
         )
@@ -303,12 +297,19 @@ def gate_flags(task: Task, masks: Tree) -> Tree:
     if not task.groups:
         return {}
     gates = jax.tree.map(
-        lambda gate: {"alive": jnp.ones(gate["bias"].shape, bool)},
+        lambda gate: {"alive": gate["bias"]},
         jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
         is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
     )
-    alive = {group.name: alive_channels(masks, group) for group in task.groups}
-    return drop_channels(gates, task.groups, alive)
+    return _alive_entries(task, masks, gates)
+
+
+def _alive_entries(task: Task, masks: Tree, tree: Tree) -> Tree:
+    """bool like `tree`, by channel of the model: False where the masks removed it."""
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), tree)
+    groups = task.groups or ()
+    alive = {group.name: alive_channels(masks, group) for group in groups}
+    return drop_channels(ones, groups, alive)
 
 
 def _keep(masks: Tree, new: Tree, old: Tree) -> Tree:
