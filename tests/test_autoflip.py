@@ -16,7 +16,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.task import make_task
-from fedjax_prune.types import Task
+from fedjax_prune.types import Probe, Task
 from tests import toys
 
 NUM_DIMS = 10
@@ -148,10 +148,11 @@ def test_explorers_do_not_depend_on_order_or_lanes(problem):
         )
 
 
-def test_pruning_nothing_is_fedavg_bit_for_bit(problem):
+@pytest.mark.parametrize("schedule", ["fixed", "participants", "agreement"])
+def test_pruning_nothing_is_fedavg_bit_for_bit(problem, schedule):
     dataset, _ = problem
     fields = {"threshold": 0.0, "structured_density": -1.0, "explore_epochs": 1}
-    algorithm = build(**fields)
+    algorithm = build(**fields, mask_schedule=schedule, mask_every=1)
     plain = build("fedavg")
     cohorts = [[0, 2], [1, 3]]
     state, rows, _ = prepare(algorithm, dataset)
@@ -197,6 +198,30 @@ def test_with_everybody_participants_is_fixed(problem):
         np.testing.assert_array_equal, fixed.server.masks, participants.server.masks
     )
     jax.tree.map(np.testing.assert_array_equal, fixed.params, participants.params)
+
+
+def test_what_is_pruned_is_zero_on_the_clients(problem):
+    """After local steps of Adam with weight decay, before anything is sent."""
+    dataset, _ = problem
+    with jax.numpy_dtype_promotion("standard"):
+        algorithm = build(**FIELDS, optimizer="adam", decay=0.1, mask_schedule="fixed")
+        state, rows, _ = prepare(algorithm, dataset)
+
+        def measure(variables, masks):
+            left = jax.tree.map(lambda m, p: (~m & (p != 0)).sum(), masks, variables)
+            return {"left": sum(jax.tree.leaves(left)).astype(jnp.float32)}
+
+        probe = Probe(
+            lambda variables, masks: measure(variables.params, masks),
+            state.server.masks,
+            jnp.ones(4, bool),
+        )
+        cohort = toys.contiguous_cohort(SIZES)
+        _, _, sums = jax.jit(lambda *arguments: algorithm.round(*arguments, probe))(
+            state, rows, dataset, cohort, KEY
+        )
+    assert (~kernel(state.server.masks)).any()
+    np.testing.assert_array_equal(sums["left"], 0)
 
 
 def test_explorers_keep_their_first_step_size(problem):

@@ -88,6 +88,14 @@ def test_normalisations_prune_as_in_the_dry_run(deviation, normalization):
         np.testing.assert_allclose(found, wanted, atol=1)
 
 
+def test_the_share_of_all_parameters(deviation):
+    """Biases stay, so 0.3 of the kernels are a little less of everything."""
+    guidance = guidance_matrix(deviation, normalization="none")
+    masks = unstructured_masks(guidance, prunable(deviation), 0.3)
+    pruned = sum(int((~mask).sum()) for mask in jax.tree.leaves(masks))
+    np.testing.assert_allclose(pruned / 1_663_370, 0.29989, atol=2e-5)
+
+
 def test_few_moves_are_large(deviation):
     """As an absolute cut, the threshold would be unusable."""
     guidance = guidance_matrix(deviation, normalization="minmax")
