@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 
-
 PATIENCE = 7 * 24 * 3600
 """Seconds that a CPU device waits for the others."""
 
@@ -14,8 +13,8 @@ def prepare() -> None:
     """One CPU device for each core that waits for the others; compiled programs kept.
 
     A CPU device of XLA uses several cores for large matrix products alone; lanes on
-    devices of their own use all of them all the time. Where clients are few and unequal,
-    one device waits long for another; XLA would end the process after a minute.
+    devices of their own use all of them all the time. Where clients are few and
+    unequal, one device waits long for another; XLA would end the process after a minute.
     Settings of the user's own, `JAX_NUM_CPU_DEVICES`, `JAX_COMPILATION_CACHE_DIR` or
     `XLA_FLAGS`, come first.
     """
