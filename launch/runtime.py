@@ -14,9 +14,9 @@ def prepare() -> None:
 
     A CPU device of XLA uses several cores for large matrix products alone; lanes on
     devices of their own use all of them all the time. Where clients are few and
-    unequal, one device waits long for another; XLA would end the process after a minute.
-    Settings of the user's own, `JAX_NUM_CPU_DEVICES`, `JAX_COMPILATION_CACHE_DIR` or
-    `XLA_FLAGS`, come first.
+    unequal, one device waits long for another; XLA would end the process after a
+    minute. Settings of the user's own, `JAX_NUM_CPU_DEVICES`,
+    `JAX_COMPILATION_CACHE_DIR` or `XLA_FLAGS`, come first.
     """
     waits = ("terminate_timeout", "warn_stuck_timeout")
     flags = [f"--xla_cpu_collective_call_{wait}_seconds={PATIENCE}" for wait in waits]
