@@ -117,7 +117,7 @@ def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept) -> Tree:
 
     def take(leaf: Any, slots: list[tuple[ChannelGroup, Slot]]) -> Any:
         for axis, indices in _indices(np.shape(leaf), slots, kept):
-            leaf = jnp.take(leaf, indices, axis=axis)
+            leaf = jnp.take(leaf, indices, axis=axis, mode="clip")
         return leaf
 
     return map_slots(tree, groups, take)
@@ -136,12 +136,21 @@ def expand(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept, full: Tree) -
     def put(old: Any, slots: list[tuple[ChannelGroup, Slot]], small: Any) -> Any:
         if not slots:
             return small
-        places = [jnp.arange(n) for n in np.shape(old)]
+        # By gathers: XLA scatters on CPUs entry by entry.
+        stays = jnp.ones((1,) * np.ndim(old), bool)
         for axis, indices in _indices(np.shape(old), slots, kept):
-            places[axis] = indices
-        return jnp.asarray(old).at[jnp.ix_(*places)].set(small)
+            size = np.shape(old)[axis]
+            place = jnp.full(size, -1).at[indices].set(jnp.arange(len(indices)))
+            small = jnp.take(small, place, axis=axis, mode="clip")
+            stays = stays & (place >= 0).reshape(_along(np.ndim(old), axis))
+        return jnp.where(stays, small, old)
 
     return map_slots(full, groups, put, tree)
+
+
+def _along(ndim: int, axis: int) -> list[int]:
+    """The shape that lays a vector along an axis."""
+    return [-1 if i == axis else 1 for i in range(ndim)]
 
 
 def _indices(
@@ -163,7 +172,9 @@ def _indices(
             place = slot.start + group.size
         stays = jnp.concatenate([*stays, jnp.arange(place, period)])
         starts = period * jnp.arange(repeats)
-        found.append((axis, (starts[:, None] + stays[None]).reshape(-1)))
+        indices = (starts[:, None] + stays[None]).reshape(-1)
+        # Fused into a gather, they would be computed anew for every entry.
+        found.append((axis, jax.lax.optimization_barrier(indices)))
     return found
 
 

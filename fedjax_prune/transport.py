@@ -9,6 +9,7 @@ Lengths come from the mask alone and are counted on the device, so that metrics 
 the length of real messages without making any.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -173,15 +174,35 @@ def _from_leb128(body: np.ndarray) -> np.ndarray:
 
 
 def _runs_length(flat: jax.Array) -> jax.Array:
-    """Bytes of the run lengths of `flat`, counted without making them."""
-    size = flat.size
-    places = jnp.arange(1, size, dtype=jnp.int32)
+    """Bytes of the run lengths of `flat`, [size] bool, counted without making them.
+
+    The vector is cut into rows that are walked side by side, because XLA's scans of
+    long vectors are slow on CPUs.
+    """
+    width = math.isqrt(flat.size) + 1
     ends = jnp.concatenate([flat[1:] != flat[:-1], jnp.ones(1, bool)])
-    # A run that ends before place p began where the last one before it ended.
-    end = jnp.concatenate([places, jnp.full(1, size, jnp.int32)])
-    latest = jax.lax.cummax(jnp.where(ends, end, 0))
-    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), latest[:-1]])
-    length = end - begin
-    digits = 1 + sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
-    total = jnp.where(ends, digits, 0).sum(dtype=jnp.int32)
-    return total + (~flat[0]).astype(jnp.int32)
+    ends = jnp.pad(ends, (0, width * width - flat.size)).reshape(width, width)
+    first = width * jnp.arange(width, dtype=jnp.int32)
+
+    def digits(length: jax.Array) -> jax.Array:
+        return 1 + sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
+
+    def step(
+        carry: tuple[jax.Array, ...], column: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, ...], None]:
+        begin, first_end, total = carry
+        ends_here, offset = column
+        after, known = first + offset + 1, begin >= 0
+        total += jnp.where(ends_here & known, digits(after - begin), 0)
+        first_end = jnp.where(ends_here & ~known, after, first_end)
+        return (jnp.where(ends_here, after, begin), first_end, total), None
+
+    # Where a run began is not known before the first end in a row.
+    unknown = jnp.full(width, -1, jnp.int32)
+    columns = ends.T, jnp.arange(width, dtype=jnp.int32)
+    carry = (unknown, unknown, jnp.zeros(width, jnp.int32))
+    (begin, first_end, total), _ = jax.lax.scan(step, carry, columns)
+    before = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(begin)[:-1]])
+    length = first_end - jnp.maximum(before, 0)
+    total += jnp.where(first_end >= 0, digits(length), 0)
+    return total.sum(dtype=jnp.int32) + (~flat[0]).astype(jnp.int32)
