@@ -185,7 +185,10 @@ def _runs_length(flat: jax.Array) -> jax.Array:
     first = width * jnp.arange(width, dtype=jnp.int32)
 
     def digits(length: jax.Array) -> jax.Array:
-        return 1 + sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
+        count = jnp.ones_like(length)
+        for i in range(1, 5):
+            count += (length >= 2 ** (7 * i)).astype(jnp.int32)
+        return count
 
     def step(
         carry: tuple[jax.Array, ...], column: tuple[jax.Array, jax.Array]
