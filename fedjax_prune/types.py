@@ -251,8 +251,9 @@ class MaskedRound(NamedTuple):
 
     Attributes:
       remask: (state, rows, cohort) -> the state with the masks of this round.
-      train: like `FederatedAlgorithm.round`, under the masks that the state has.
-      facts: state -> scalars about its masks, as they are in the round's sums.
+      train: like `FederatedAlgorithm.round`, under the masks that the state has; its
+        sums are without `facts`.
+      facts: state -> scalars about its masks, which a whole round adds to its sums.
       final: state after the last round -> masks of the model that is delivered.
     """
 

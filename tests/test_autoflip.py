@@ -137,17 +137,6 @@ def test_exploration_masks_and_rounds_equal_numpy(problem):
     np.testing.assert_array_equal(kernel(sent)[~mask], 0)
 
 
-def test_explorers_do_not_depend_on_order_or_lanes(problem):
-    dataset, _ = problem
-    algorithm = build(**FIELDS, mask_schedule="agreement")
-    one, _, _ = prepare(algorithm, dataset)
-    for ids, lanes in (([3, 1, 0, 2], 2), (range(4), 1), (range(4), 4)):
-        other, _, _ = prepare(algorithm, dataset, ids, lanes)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other
-        )
-
-
 @pytest.mark.parametrize("schedule", ["fixed", "participants", "agreement"])
 def test_pruning_nothing_is_fedavg_bit_for_bit(problem, schedule):
     dataset, _ = problem
@@ -222,17 +211,6 @@ def test_what_is_pruned_is_zero_on_the_clients(problem):
         )
     assert (~kernel(state.server.masks)).any()
     np.testing.assert_array_equal(sums["left"], 0)
-
-
-def test_explorers_keep_their_first_step_size(problem):
-    """A cosine over the two epochs of a round says nothing of the three explored."""
-    dataset, _ = problem
-    explored = []
-    for schedule in ("constant", "cosine_epoch"):
-        solver = make_solver(epochs=2, batch_size=8, lr=LR, lr_schedule=schedule)
-        algorithm = autoflip(layered_task(), solver, make_server_tx(), explore_epochs=3)
-        explored.append(prepare(algorithm, dataset)[1].client.own.tree)
-    jax.tree.map(np.testing.assert_array_equal, *explored)
 
 
 def test_silent_channels_keep_their_statistics():
@@ -317,30 +295,6 @@ def test_a_sparse_server_forgets_what_is_pruned(problem):
     np.testing.assert_array_equal(kernel(state.params)[pruned], 0)
 
 
-def test_warm_exploration_measures_from_the_first_epoch(problem):
-    """One epoch more, and the deviation is from where the first one ended."""
-    dataset, bowls = problem
-    algorithm = build(
-        **FIELDS, explore_base="warm", mask_schedule="participants", min_keep=0.0
-    )
-    state, rows, sums = prepare(algorithm, dataset)
-    w = kernel(state.params)
-    expected = [(walk(w, b, 4) - walk(w, b, 1)) ** 2 for b in bowls]
-    np.testing.assert_allclose(
-        kernel(rows.client.own.tree), expected, rtol=1e-4, atol=1e-6
-    )
-    np.testing.assert_array_equal(sums["steps"], [4, 4, 4, 4])
-
-
-def test_starting_from_the_explored_mean(problem):
-    dataset, bowls = problem
-    algorithm = build(**FIELDS, start_from="explored_mean", mask_schedule="fixed")
-    state, _, _ = prepare(algorithm, dataset)
-    w = kernel(algorithm.init(KEY).params)
-    expected = np.mean([walk(w, b, 3) for b in bowls], axis=0)
-    np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_update_signs_by_hand(problem):
     """A = 0.9 + 0.1 |sum p_k sign(Delta)| where the mask keeps, else 1."""
     dataset, bowls = problem
@@ -358,17 +312,21 @@ def test_update_signs_by_hand(problem):
 
 
 def test_agreement_changes_few_entries_every_tenth_round(problem):
+    """One client alone, whose votes soon outweigh what all agreed on before."""
     dataset, _ = problem
-    algorithm = build(**FIELDS, mask_schedule="agreement", agreement_change=0.2)
+    algorithm = build(
+        **FIELDS | {"mask_schedule": "agreement", "agreement_change": 0.2},
+        agreement_rate=0.5,
+        agreement_power=4.0,
+    )
     state, rows, _ = prepare(algorithm, dataset)
     masks = [kernel(state.server.masks)]
-    for number in range(20):
-        ids = [number % 4, (number + 1) % 4]
-        state, rows, _ = rounds(algorithm, dataset, state, rows, [ids])
+    for _ in range(20):
+        state, rows, _ = rounds(algorithm, dataset, state, rows, [[2]])
         masks.append(kernel(state.server.masks))
     changed = [(a != b).sum() for a, b in itertools.pairwise(masks)]
     assert [n for i, n in enumerate(changed, 1) if i % 10] == [0] * 18
-    assert max(changed) <= 2
+    assert 0 < max(changed) <= 2
 
 
 def test_gates_count_only_what_is_alive():
@@ -398,60 +356,6 @@ def test_gates_count_only_what_is_alive():
     selected = np.asarray(sums["selected/conv1"])
     np.testing.assert_array_equal(selected.sum(1), [32, 32])
     assert ((selected > 0).sum(1) == 4).all()
-
-
-def test_stopped_explorers_make_room():
-    """Stopping after 3 to 40 epochs; lanes that take the next client waste little."""
-    sizes = (8,) * 30
-    limits = np.random.default_rng(0).integers(3, 41, 30)
-    images = np.zeros((sum(sizes), 2, 2, 1), np.uint8)
-    labels = np.repeat(limits, 8).astype(np.int32)
-
-    def init(key):
-        del key
-        zeros = jnp.zeros(())
-        return fedavg_variables({"fc": {"kernel": jnp.zeros(2), "steps": zeros}})
-
-    def loss(variables, batch, key):
-        """Falls for as many steps as the label says, then rises."""
-        del key
-        steps = variables.params["fc"]["steps"]
-        limit = batch.labels[0].astype(jnp.float32)
-        value = jnp.abs(jax.lax.stop_gradient(steps) - limit)
-        count = batch.example_mask.sum(dtype=jnp.float32)
-        sums = {"loss": value * count, "correct": 0 * count, "count": count}
-        # Its gradient is -1 wherever it is: each step of size 1 counts one.
-        return -steps, ({}, sums)
-
-    task = Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())
-    solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
-    algorithm = autoflip(
-        task,
-        solver,
-        make_server_tx(),
-        explore_epochs=100,
-        explore_patience=2,
-        mask_schedule="fixed",
-        threshold=0.0,
-    )
-    cohort = toys.contiguous_cohort(sizes, num_lanes=4)
-    dataset = jax.device_put(toys.Dataset(images, labels))
-    _, _, sums = jax.jit(algorithm.prepare.run)(
-        algorithm.init(KEY),
-        store.create(algorithm.row(KEY), 30),
-        dataset,
-        cohort,
-        KEY,
-    )
-    # The lowest loss is seen before step limit + 1; two epochs later it stops.
-    np.testing.assert_array_equal(sums["steps"], limits + 3)
-    assert float(sums["steps_executed"]) / float(sums["steps"].sum()) <= 1.1
-    planned = sum(max(limits[lane::4] + 3) for lane in range(4))
-    assert planned < float(sums["steps"].sum())
-
-
-def fedavg_variables(params):
-    return toys.Variables(params, {}, {})
 
 
 @pytest.mark.parametrize(

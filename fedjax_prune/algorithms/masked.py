@@ -184,7 +184,10 @@ def masked(
     def facts(state: ServerState) -> Sums:
         masks = state.server.masks
         counted = mask_facts(masks, task.groups or (), masking.may(masks))
-        return counted | {"mask/guarded": state.server.guarded}
+        return counted | {
+            "mask/guarded": state.server.guarded,
+            "mask/extra": masking.extra(state),
+        }
 
     solver = below.solver.after_descent(freeze_pruned())
     train = make_round(task, solver, program, update)
@@ -223,10 +226,7 @@ def masked(
         client = Row(
             inner_rows.client, jnp.where(here, version, kept.version), kept.own
         )
-        sums |= facts(state) | {
-            "mask/sent": outdated.sum(dtype=jnp.int32),
-            "mask/extra": masking.extra(state),
-        }
+        sums |= {"mask/sent": outdated.sum(dtype=jnp.int32)}
         return after, inner_rows._replace(client=client), sums
 
     def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
@@ -240,7 +240,8 @@ def masked(
         *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
         state = remask(state, rows, cohort)
-        return under_masks(state, rows, dataset, cohort, *rest)
+        after, rows, sums = under_masks(state, rows, dataset, cohort, *rest)
+        return after, rows, sums | facts(state)
 
     def deliver(state: ServerState) -> Variables:
         shared = base.deliver(state)
