@@ -124,7 +124,8 @@ def map_slots(
 
     def visit(path: tuple[Any, ...], leaf: Any, *rest: Any) -> Any:
         names = _names(path)
-        found = [pair for n in lengths for pair in slots.get(names[-n:], ())]
+        ends = {names[-n:] for n in lengths}
+        found = [pair for end in ends for pair in slots.get(end, ())]
         return function(leaf, found, *rest)
 
     return jax.tree_util.tree_map_with_path(visit, tree, *others)

@@ -122,6 +122,10 @@ def test_what_is_shrunk_comes_back(name):
     removed = jax.tree.map(lambda b, t: np.all((b == 0) | (b == t)), back, tree)
     assert all(jax.tree.leaves(removed))
     jax.tree.map(np.testing.assert_array_equal, whole(small, tree), tree)
+    # Of paths no longer than the slots' own.
+    alone = shrink(variables["params"], groups, kept)
+    first = jax.tree.map(lambda x: x[0], small["rows"]["params"])
+    jax.tree.map(np.testing.assert_array_equal, alone, first)
 
 
 def test_a_gate_ranks_pruned_channels_last():

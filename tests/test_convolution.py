@@ -1,5 +1,7 @@
 """The convolution against lax: values and both gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,15 @@ from fedjax_prune.winograd import winograd
 from tests.small_models import draw
 
 CASES = [
-    ((8, 6), (3, 3), (32, 5), 1, 1),
-    ((6, 6), (3, 3), (33, 2), 1, "VALID"),
-    ((2, 2), (3, 3), (40, 3), 1, "SAME"),
-    ((7, 8), (3, 3), (32, 2), 1, 1),
     # size, kernel, channels in and out, strides, padding
+    ((8, 6), (3, 3), (48, 5), 1, 1),
+    ((8, 8), (3, 3), (49, 2), 1, "VALID"),
+    ((2, 2), (3, 3), (64, 3), 1, "SAME"),
+    ((7, 8), (3, 3), (48, 2), 1, 1),
+    ((8, 6), (3, 3), (8, 5), 1, 1),
+    ((9, 7), (5, 5), (9, 3), 1, "SAME"),
+    ((9, 7), (5, 3), (8, 3), 1, "VALID"),
+    ((5, 6), (4, 5), (8, 2), 1, "SAME"),
     ((8, 8), (3, 3), (3, 5), 1, 1),
     ((8, 8), (3, 3), (4, 2), 2, 1),
     ((8, 8), (3, 3), (4, 2), 2, "SAME"),
@@ -75,7 +81,8 @@ def test_value_and_gradients_equal_lax(size, window, channels, strides, padding)
 
 
 @pytest.mark.parametrize(
-    ("strides", "padding", "channels"), [(1, "SAME", 2), (2, 1, 2), (1, 1, 32)]
+    ("strides", "padding", "channels"),
+    [(1, "SAME", 2), (2, 1, 2), (1, 1, 8), (1, 1, 48)],
 )
 def test_mapped_over_kernels_equals_one_by_one(strides, padding, channels):
     x = draw((3, 2, 6, 6, channels))
@@ -97,7 +104,7 @@ def test_mapped_over_kernels_equals_one_by_one(strides, padding, channels):
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    channels=st.tuples(st.sampled_from([1, 3, 32]), st.integers(1, 3)),
+    channels=st.tuples(st.sampled_from([1, 3, 8, 48]), st.integers(1, 3)),
     strides=st.integers(1, 2),
     padding=st.sampled_from(["SAME", "VALID", 0, 1, 2]),
 )
@@ -113,15 +120,17 @@ def test_any_shape_equals_lax(size, window, channels, strides, padding):
 
 
 def test_form_follows_the_table():
-    def form(size=(8, 8), window=(3, 3), channels=32, strides=1, **changes):
-        x = jnp.zeros((1, *size, channels), changes.get("dtype", jnp.float32))
+    def form(size=(8, 8), window=(3, 3), channels=48, strides=1, **changes):
+        x = jnp.zeros((4, *size, channels), changes.get("dtype", jnp.float32))
         kernel = jnp.zeros((*window, channels, 4))
         pads = ((1, 1), (1, 1))
         return form_of(x, kernel, strides, pads, changes.get("backend", "cpu"))
 
-    assert form() == "winograd"
-    assert form(size=(7, 8)) == form(size=(8, 5)) == "patches"
-    assert form(window=(5, 5)) == form(strides=2) == form(channels=31) == "patches"
+    assert form() == form(channels=128) == "winograd"
+    assert form(channels=47) == form(channels=8) == form(window=(5, 5)) == "direct"
+    assert form(size=(7, 8)) == form(size=(8, 5)) == "direct"
+    assert form(size=(4, 4), window=(5, 5)) == form(channels=7) == "patches"
+    assert form(strides=2) == form(window=(1, 1)) == form(channels=129) == "patches"
     assert form(backend="gpu") == form(backend="tpu") == "patches"
     assert form(dtype=jnp.bfloat16) == "patches"
 
@@ -141,13 +150,25 @@ def test_winograd_is_exact_in_float64():
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("channels", [2, 32])
-def test_mapped_convolution_compiles_to_matrix_products(channels):
-    x, kernels = jnp.ones((3, 2, 6, 6, channels)), jnp.ones((3, 3, 3, channels, 4))
+def compiled_gradient(channels):
+    """The program of three clients with kernels of their own."""
+    x, kernels = jnp.ones((3, 4, 6, 6, channels)), jnp.ones((3, 3, 3, channels, 4))
     gradient = jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))
-    text = jax.jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()
+    return jax.jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()
+
+
+@pytest.mark.parametrize("channels", [2, 48])
+def test_mapped_convolution_compiles_to_matrix_products(channels):
+    text = compiled_gradient(channels)
     assert " convolution(" not in text and "feature_group" not in text
     assert " dot(" in text
+
+
+def test_direct_convolutions_take_turns_in_the_fast_layout():
+    text = compiled_gradient(8)
+    assert "feature_group" not in text and "batch_group" not in text
+    labels = re.findall(r" convolution\(.*dim_labels=(\S+?),? ", text)
+    assert labels and set(labels) == {"b01f_01io->b01f"}
 
 
 def test_bad_arguments_are_refused():
