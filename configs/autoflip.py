@@ -47,8 +47,6 @@ class Small(NamedTuple):
     width: float
     num_clients: int = 20
     cohort_size: int = 5
-    rounds: int = 20
-    batch_size: int = 50
 
 
 WORKS = {
@@ -69,8 +67,8 @@ WORKS = {
 }
 
 SMALL = {
-    "mnist": Small(4_000, 1.0, rounds=40, batch_size=20),
-    "cifar10": Small(4_000, 1.0, rounds=40, batch_size=20),
+    "mnist": Small(4_000, 1.0),
+    "cifar10": Small(4_000, 1.0),
     "cifar100": Small(4_000, 1.0, cohort_size=1),
     "femnist": Small(0, 0.5, num_clients=10, cohort_size=3),
     "shakespeare": Small(20_000, 0.25, num_clients=6, cohort_size=2),
@@ -178,16 +176,16 @@ def get_config(text: str = "mnist") -> Any:
 def _shrink(config: Any, small: Small) -> None:
     """Fewer examples and rounds, smaller batches, short exploration, plain images."""
     config.data.augment = "none"
-    config.rounds = small.rounds
+    config.rounds = 20
     config.lanes = 1
-    config.eval.every = small.rounds // 20
+    config.eval.every = 1
     config.eval.num_examples = 1_000
     config.eval.num_clients = 1
     config.data.num_train = small.num_train
     config.data.num_clients = small.num_clients
     config.cohort_size = small.cohort_size
     config.model.width = small.width
-    config.client.batch_size = small.batch_size
+    config.client.batch_size = 50
     config.client.epochs = 2
     if "explore_epochs" in config.algorithm:
         config.algorithm.explore_epochs = 5
@@ -195,5 +193,5 @@ def _shrink(config: Any, small: Small) -> None:
     if config.algorithm.name == "prunefl":
         config.algorithm.adjust_every = 10
         config.algorithm.max_adjustments = 10
-    # Adam starts anew in every round, so a few steps of 3e-4 hardly move.
+    # Adam starts anew in every round, so ten steps of 3e-4 hardly move.
     config.client.lr = 1e-3

@@ -16,7 +16,7 @@ from fedjax_prune.precision import matmul
 from fedjax_prune.winograd import Pads, winograd
 
 FEW = 8
-"""Channels of an image that are fewer are handled as of an input image."""
+"""With fewer input channels a layer is taken for one that reads images."""
 
 
 def convolve(

@@ -13,7 +13,7 @@ from fedjax_prune.experiment import Experiment
 from fedjax_prune.types import Tree
 from fedjax_prune.workdir import read_metrics
 
-LAST = 5
+LAST = 10
 """Evaluations at the end of a run whose mean is its accuracy."""
 ACCURACY = "eval/global_dense/accuracy"
 

@@ -141,7 +141,7 @@ def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
         alive = alive_channels(masks, group)
         facts[f"mask/channels/{group.name}"] = alive.sum(dtype=jnp.int32)
     flat = jnp.concatenate([mask.reshape(-1) for mask in jax.tree.leaves(masks)])
-    facts["mask/bytes"] = 1 + jnp.minimum(-(-flat.size // 8), _runs_length(flat))
+    facts["mask/bytes"] = 1 + _body_length(flat)
     return facts
 
 
@@ -171,6 +171,18 @@ def _from_leb128(body: np.ndarray) -> np.ndarray:
     numbers = np.zeros(int(last.sum()), np.int64)
     np.add.at(numbers, number, (body & 127).astype(np.int64) << (7 * place))
     return numbers
+
+
+def _body_length(flat: jax.Array) -> jax.Array:
+    """Bytes of the shorter form of `flat`, [size] bool."""
+    bits = jnp.int32(-(-flat.size // 8))
+    # A run takes a byte or more: where there are many, their lengths do not matter.
+    ends = (flat[1:] != flat[:-1]).sum(dtype=jnp.int32)
+    return jax.lax.cond(
+        ends >= bits,
+        lambda: bits,
+        lambda: jnp.minimum(bits, _runs_length(flat)),
+    )
 
 
 def _runs_length(flat: jax.Array) -> jax.Array:
