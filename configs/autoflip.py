@@ -7,7 +7,8 @@
 WORK is mnist, cifar10, cifar100, femnist or shakespeare. METHOD is autoflip (preset
 autoflip-v3: masks from each round's clients), autoflip_static (one mask),
 autoflip_v5 (client agreement), autoflip_code (what the authors' code does, without its
-faults), autoflip_hard (settings found here for the paper's savings), fedavg,
+faults), autoflip_hard (weights and channels for more than the paper's savings),
+autoflip_channels (only channels, from the mean of the explorers on), fedavg,
 fedavg_plain (no server momentum), random, random_steps, prunefl, eflprune, fedsnip,
 magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent. SIZE
 is full (the authors' commands) or cpu (minutes on two cores).
@@ -96,6 +97,17 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             "structured_rule": "guidance_l1",
             "structured_share": 0.3,
             "mask_schedule": "fixed",
+        },
+    ),
+    "autoflip_channels": (
+        "autoflip",
+        {
+            "guidance_norm": "rank",
+            "threshold": 0.0,
+            "structured_rule": "guidance_l1",
+            "structured_share": 0.32,
+            "mask_schedule": "fixed",
+            "start_from": "explored_mean",
         },
     ),
     "fedavg": ("fedavg", {}),
