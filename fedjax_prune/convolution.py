@@ -144,14 +144,14 @@ def form_of(
 ) -> str:
     """Chooses the form by shape, dtype and backend; a table made by measuring.
 
-    On one CPU core, in a loop of training steps of one layer, `direct` took 0.3 to 0.7
-    of the time of `patches` with 5x5 kernels, and with 3x3 ones of 8 to 32 channels;
+    On one CPU core, in a loop of training steps of one layer, `direct` took 0.3 to 0.8
+    of the time of `patches` with 5x5 kernels, and with 3x3 ones of 16 to 32 channels;
     with 3 channels 1.5 times as long, and many times as long where the kernel is larger
     than the image. `winograd` does 4/9 of the multiplications for more memory traffic:
-    the fastest of the three from 48 channels on, and with 32 in rounds of two devices
-    that train side by side, where `direct` took 1.2 times as long; but not where there
-    are fewer pixels than twice the channels, because every kernel is transformed. On
-    other backends, and where products are rounded to fewer bits, patches stay.
+    mostly the fastest of the three from 48 channels on, and with 32 in rounds of two
+    devices that train side by side, where `direct` took 1.2 times as long; but not
+    where there are fewer pixels than twice the channels, because every kernel is
+    transformed. On other backends and with other dtypes patches stay.
 
     Args:
       x: as in `convolve`.
