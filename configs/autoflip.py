@@ -153,6 +153,8 @@ def get_config(text: str = "mnist") -> Any:
     config = base.get_config(algorithm)
     config.algorithm.update(fields)
     config.rounds = 200
+    # Else a device would hold the deviations of all explorers.
+    config.client_rows = "host"
     config.cohort_size = work.cohort_size
     config.eval.every = 5 if method.startswith("ablation") else work.every
     config.eval.num_clients = 0

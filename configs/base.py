@@ -118,6 +118,7 @@ def get_config(algorithm_name: str = "scaffold") -> Any:
             # clients side by side on each device, at least 1, or auto = timed
             "precision": "float32",  # float32 | tf32 (NVIDIA) | bfloat16
             "reduction": "all_reduce",  # ... | fixed_order: added by client id
+            "client_rows": "device",  # device | host: where clients' states are kept
             "compact_training": False,  # with masks: rounds on the smaller model
             "save_every": 10,  # rounds between checkpoints, at least 1
             "keep": 2,  # checkpoints that stay, at least 1

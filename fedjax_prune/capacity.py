@@ -73,11 +73,11 @@ def settle(
 def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
-    The data, the parameters and the device's share of the rows of all clients; the
-    rows of its block of the cohort, or of the explorers if those are more; what its
-    clients have sent; and for each lane its own parameters, row, optimiser state and
-    messages, and the larger of what a local step and what the evaluation of a batch
-    hold at once.
+    The data, the parameters and the device's share of the rows of all clients, unless
+    the host has them; the rows of its block of the cohort, or of a group of explorers
+    if those are more; what its clients have sent; and for each lane its own parameters,
+    row, optimiser state and messages, and the larger of what a local step and what the
+    evaluation of a batch hold at once.
 
     Args:
       config: with `devices` as a number.
@@ -88,12 +88,17 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
     row = costs.tree_bytes(rows) // config.data.num_clients
     placement = make_placement(config.devices, config.reduction)
     share = -(-config.data.num_clients // placement.num_blocks) * row
+    if config.client_rows == "host":
+        share = 0
     cohort_size, prepare = config.cohort_size, experiment.algorithm.prepare
+    message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
     if prepare is not None:
-        cohort_size = max(cohort_size, prepare.num_clients(config.data.num_clients))
+        preparing = prepare.num_clients(config.data.num_clients)
+        cohort_size = max(cohort_size, min(preparing, placement.group_size(lanes)))
+        gathered = jax.eval_shape(prepare.start, state)
+        message = max(message, costs.tree_bytes(gathered))
     block = placement.block_size(cohort_size)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
     kept = block if config.reduction == "fixed_order" else 1
     optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
     lane = costs.tree_bytes((state.params, optimiser)) + row + message

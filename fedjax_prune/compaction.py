@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_prune import costs, store
+from fedjax_prune import costs
 from fedjax_prune.channels import alive_channels
 from fedjax_prune.compact import (
     choose_channels,
@@ -67,8 +67,7 @@ class CompactRounds:
         def remask(
             state: ServerState, rows: ClientState, cohort: Cohort
         ) -> tuple[ServerState, Sums, dict[str, jax.Array]]:
-            taken = store.take(rows, cohort.client_ids, placement)
-            state = masked.remask(state, taken, cohort)
+            state = masked.remask(state, rows, cohort)
             masks = state.server.masks
             alive = {group.name: alive_channels(masks, group) for group in groups}
             return state, masked.facts(state), alive

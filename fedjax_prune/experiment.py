@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune import costs, store
@@ -28,6 +29,7 @@ from fedjax_prune.types import (
     Population,
     ServerState,
     Task,
+    Tree,
 )
 
 
@@ -232,10 +234,31 @@ def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientSt
     num_clients = config.data.num_clients
     rows = store.create(experiment.algorithm.row(key), num_clients)
     if config.model.gate_init == "per_client":
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(num_clients))
-        personal = jax.lax.map(lambda k: experiment.task.init(k).personal, keys)
+        personal = jax.lax.map(
+            lambda number: _own_personal(config, experiment, number),
+            jnp.arange(num_clients),
+        )
         rows = rows._replace(personal=personal)
     return experiment.algorithm.init(key), rows
+
+
+def start_on_host(
+    config: Config, experiment: Experiment
+) -> tuple[ServerState, ClientState]:
+    """`start` with rows that are numpy arrays; the device holds one of them."""
+    key, algorithm = init_key(config), experiment.algorithm
+    row = jax.jit(algorithm.row)(key)
+    rows = store.create_on_host(row, config.data.num_clients)
+    if config.model.gate_init == "per_client":
+        draw = jax.jit(lambda number: _own_personal(config, experiment, number))
+        for number in range(config.data.num_clients):
+            own_row = jax.tree.map(lambda x, n=number: x[n : n + 1], rows.personal)
+            jax.tree.map(np.copyto, own_row, jax.device_get(draw(number)))
+    return jax.jit(algorithm.init)(key), rows
+
+
+def _own_personal(config: Config, experiment: Experiment, number: jax.Array) -> Tree:
+    return experiment.task.init(jax.random.fold_in(init_key(config), number)).personal
 
 
 def init_key(config: Config) -> jax.Array:

@@ -11,7 +11,8 @@ class TrainingError(RuntimeError):
 
 def by_id(cohort: Cohort) -> np.ndarray:
     """The places of a cohort's clients, by ascending client id."""
-    return np.argsort(cohort.client_ids)[: int(cohort.cohort_size)]
+    real = cohort.client_ids < cohort.num_clients
+    return np.argsort(cohort.client_ids)[: real.sum()]
 
 
 def first_by_id(cohort: Cohort, count: int) -> np.ndarray:

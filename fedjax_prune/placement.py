@@ -26,6 +26,8 @@ from fedjax_prune.types import (
 AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 REDUCTIONS = ("all_reduce", "fixed_order")
+GROUP = 32
+"""Clients of a group for each lane."""
 
 
 class Placement(NamedTuple):
@@ -59,6 +61,18 @@ class Placement(NamedTuple):
         if self.reduction == "fixed_order":
             return cohort_size
         return min(cohort_size, math.ceil(1.25 * cohort_size / self.num_devices))
+
+    def group_size(self, num_lanes: int) -> int:
+        """How many clients come at once where all come in groups.
+
+        Enough that lanes wait little for the last clients of a group. In a fixed order
+        the groups, too, are the same on any number of devices.
+
+        Args:
+          num_lanes: on each device.
+        """
+        devices = 1 if self.reduction == "fixed_order" else self.num_devices
+        return GROUP * num_lanes * devices
 
 
 ONE_DEVICE = Placement()
@@ -253,13 +267,14 @@ def _sum_by_client_id(kept: Tree, cohort: Cohort, many: bool) -> Tree:
         return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
 
     # Empty places have the largest id, so the clients come first.
-    order = jnp.argsort(of_all_devices(cohort.client_ids))
+    ids = of_all_devices(cohort.client_ids)
+    order, count = jnp.argsort(ids), (ids < cohort.num_clients).sum(dtype=jnp.int32)
 
     def sum_leaf(kept: jax.Array) -> jax.Array:
         messages = of_all_devices(kept)
         return jax.lax.fori_loop(
             0,
-            cohort.cohort_size,
+            count,
             lambda i, total: total + messages[order[i]],
             jnp.zeros(kept.shape[1:], kept.dtype),
         )

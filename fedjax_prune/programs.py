@@ -1,18 +1,14 @@
 """The compiled functions of a run."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune import evaluate, store
+from fedjax_prune import evaluate
 from fedjax_prune.experiment import Experiment
 from fedjax_prune.placement import Placement
-
-PREPARATION = 2**32 - 2
-"""Stands for a round in the keys and draws of what comes before the first."""
 
 
 class Programs(NamedTuple):
@@ -20,20 +16,18 @@ class Programs(NamedTuple):
 
     Attributes:
       train: (state, rows, train, test, cohort, key, wanted) -> (state, rows, sums)
-        after one round; the clients in `wanted` [num_places] bool are probed before
-        aggregation. State and rows are donated.
-      prepare: like `train`, of what is done once before the first round; None if there
-        is nothing.
-      measure: (state, rows, client_ids, train, test, validation) -> accuracies.
+        after one round of the cohort with these rows; the clients in `wanted`
+        [num_places] bool are probed before aggregation. State and rows are donated.
+      measure: (state, personal, client_ids, train, test, validation) -> accuracies
+        of these clients with their personal parameters.
     """
 
     train: jax.stages.Wrapped
-    prepare: jax.stages.Wrapped | None
     measure: jax.stages.Wrapped
 
 
 def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
-    """Makes the two compiled functions of a run.
+    """Makes the compiled functions of a run.
 
     Args:
       experiment: of the run.
@@ -41,40 +35,23 @@ def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
     """
     algorithm, task = experiment.algorithm, experiment.task
 
-    def on_rows(run: Callable[..., tuple]) -> jax.stages.Wrapped:
-        """What `run` does to a cohort, done to the rows of all clients."""
-
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def train(state, rows, train, test, cohort, key, wanted):
-            state, cohort_rows, sums = run(
-                state,
-                store.take(rows, cohort.client_ids, placement),
-                train,
-                cohort,
-                key,
-                evaluate.after_local_probe(task, test, wanted),
-                placement,
-            )
-            rows = store.put(rows, cohort.client_ids, cohort_rows, placement)
-            return state, rows, sums
-
-        return train
-
-    def train_round(state, rows, train, cohort, key, probe, placement):
-        key = jax.random.fold_in(key, state.round)
-        return algorithm.round(state, rows, train, cohort, key, probe, placement)
-
-    def prepare(state, rows, train, cohort, key, probe, placement):
-        assert algorithm.prepare is not None
-        del probe  # nobody is measured
-        key = jax.random.fold_in(key, PREPARATION)
-        return algorithm.prepare.run(state, rows, train, cohort, key, None, placement)
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def train_round(state, rows, train, test, cohort, key, wanted):
+        return algorithm.round(
+            state,
+            rows,
+            train,
+            cohort,
+            jax.random.fold_in(key, state.round),
+            evaluate.after_local_probe(task, test, wanted),
+            placement,
+        )
 
     @jax.jit
-    def measure(state, rows, ids, train, test, validation):
+    def measure(state, personal, ids, train, test, validation):
+        # On every device: each evaluates all clients on its own examples.
         shared = algorithm.deliver(state)
-        # Few rows, on every device: each evaluates all clients on its own examples.
-        own = shared._replace(personal=store.take_whole(rows, ids).personal)
+        own = shared._replace(personal=personal)
         validation = jax.tree.map(lambda x: x[ids], validation)
         correct = evaluate.correct_by_client(task, own, test, placement)
         local = (
@@ -93,8 +70,4 @@ def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
             "client_local": local,
         }
 
-    return Programs(
-        train=on_rows(train_round),
-        prepare=None if algorithm.prepare is None else on_rows(prepare),
-        measure=measure,
-    )
+    return Programs(train_round, measure)

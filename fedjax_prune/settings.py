@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from fedjax_prune import hybrid, pruning, stopping
+from fedjax_prune import hybrid, pruning, stopping, store
 from fedjax_prune.algorithms import ALGORITHMS, exploration, masked, schedules
 from fedjax_prune.algorithms.autoflip import BASES, MASK_SCHEDULES, START_FROM
 from fedjax_prune.algorithms.scaffold import (
@@ -38,8 +38,7 @@ TYPES: dict[type, tuple[Any, str]] = {
 """Type of a field's default -> (types a value may have, their name)."""
 
 MASKED = (
-    *("autoflip", "random_pruning", "prunefl"),
-    *("eflprune", "fedsnip", "magnitude"),
+    *("autoflip", "random_pruning", "prunefl", "eflprune", "fedsnip", "magnitude"),
 )
 """Algorithms that prune parameters of the shared model."""
 
@@ -184,6 +183,7 @@ RULES: dict[str, Rule] = {
     ),
     "precision": _one_of(PRECISIONS),
     "reduction": _one_of(REDUCTIONS),
+    "client_rows": _one_of(store.STORES),
     "save_every": _at_least(1),
     "keep": _at_least(1),
     "eval.every": _at_least(1),

@@ -12,10 +12,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fedjax_prune import capacity, checkpoint, console, ledger, report, store
+from fedjax_prune import (
+    capacity,
+    console,
+    ledger,
+    preparation,
+    report,
+)
 from fedjax_prune.compaction import CompactRounds
 from fedjax_prune.data.cohort import sample_cohort
-from fedjax_prune.experiment import Experiment, build, start, with_model
+from fedjax_prune.experiment import Experiment, build, with_model
 from fedjax_prune.outcome import (
     by_id,
     first_by_id,
@@ -32,9 +38,10 @@ from fedjax_prune.placement import (
     put_whole,
 )
 from fedjax_prune.precision import product_precision
-from fedjax_prune.programs import PREPARATION, compile_programs
+from fedjax_prune.programs import compile_programs
+from fedjax_prune.resume import restore, restore_or_start, save
+from fedjax_prune.store import Store
 from fedjax_prune.types import (
-    ClientState,
     Cohort,
     Config,
     Population,
@@ -88,16 +95,14 @@ def run(config: Config, workdir: str | Path) -> int:
         config, choice = capacity.settle(config, experiment, folder)
         agree_config(folder, config)
         placement = make_placement(config.devices, config.reduction)
-        state, rows, finished = _restore_or_start(config, experiment, folder, placement)
+        state, rows, finished = restore_or_start(config, experiment, folder, placement)
         facts = report.preflight(config, experiment, finished or 0)
         console.print_preflight(facts | choice)
         if finished is None:
             finished = 0
             if experiment.algorithm.prepare is not None:
                 with _stop_requested() as stop:
-                    state, rows = _prepare(
-                        config, experiment, folder, placement, state, rows
-                    )
+                    state = _prepare(config, experiment, folder, placement, state, rows)
                 if stop.is_set():
                     return INTERRUPTED
         if finished < config.rounds:
@@ -116,39 +121,25 @@ def _prepare(
     folder: Path,
     placement: Placement,
     state: ServerState,
-    rows: ClientState,
-) -> tuple[ServerState, ClientState]:
+    rows: Store,
+) -> ServerState:
     """Does what comes before the first round, and saves it as round 0."""
     prepare = experiment.algorithm.prepare
     assert prepare is not None
-    shapes = jax.eval_shape(lambda: state)
     num_clients = prepare.num_clients(config.data.num_clients)
-    cohort = _cohort(config, experiment.population, placement, PREPARATION, num_clients)
     with (
         # A row that was written before the run was killed is written again.
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):
-        data = put_whole(placement, (experiment.train, experiment.test))
-        arguments = (
-            put_cohort(placement, cohort),
-            put_whole(placement, jax.random.key(config.seed)),
-            put_split(placement, first_by_id(cohort, 0)),
-        )
-        began = time.monotonic()
-        run = compile_programs(experiment, placement).prepare
-        assert run is not None
-        run = run.lower(state, rows, *data, *arguments).compile()
-        compiled = time.monotonic()
-        state, rows, sums = run(state, rows, *data, *arguments)
-        sums = of_clients(_read(sums), cohort)
-        require_finite(sums, 0, cohort)
-        require_alive(config, sums)
-        row = report.round_row(0, time.monotonic() - compiled, sums)
-        row |= ledger.preparation_costs(experiment, prepare.messages(shapes), sums)
-        log.write(row | {"seconds/compile": compiled - began})
-    _save(config, folder, 0, state, rows)
-    return state, rows
+        done = preparation.prepare(config, experiment, placement, state, rows)
+        require_alive(config, done.sums)
+        row = report.round_row(0, done.seconds, done.sums)
+        messages = prepare.messages(jax.eval_shape(lambda: state))
+        row |= ledger.preparation_costs(experiment, messages, done.sums)
+        log.write(row | {"seconds/compile": done.compile_seconds})
+    save(config, folder, 0, done.state, rows)
+    return done.state
 
 
 def _train(
@@ -157,7 +148,7 @@ def _train(
     folder: Path,
     placement: Placement,
     state: ServerState,
-    rows: ClientState,
+    rows: Store,
     finished: int,
 ) -> int:
     """Runs the rounds that are left and returns how many are done.
@@ -178,24 +169,27 @@ def _train(
             config, experiment.population, placement, round, config.cohort_size
         )
 
-    def dispatch(number: int) -> tuple[ServerState, ClientState, _Round]:
+    def dispatch(number: int) -> tuple[ServerState, _Round]:
         cohort = draw(number - 1)
         measured = num_evaluated if _is_due(number, config) else 0
-        after, after_rows, sums = train_round(
+        after, taken, sums = train_round(
             state,
-            rows,
+            rows.take(cohort.client_ids),
             *data,
             put_cohort(placement, cohort),
             key,
             put_split(placement, first_by_id(cohort, measured)),
         )
+        rows.put(cohort.client_ids, taken)
         accuracies = {}
         if measured:
             ids = _evaluated_clients(config, cohort, number)
             accuracies = measure[len(ids)](
-                after, after_rows, put_whole(placement, ids), *data, validation
+                *(after, rows.personal(ids), put_whole(placement, ids)),
+                *data,
+                validation,
             )
-        return after, after_rows, _Round(number, cohort, measured, sums, accuracies)
+        return after, _Round(number, cohort, measured, sums, accuracies)
 
     with (
         open_metrics(folder, finished) as log,
@@ -205,6 +199,7 @@ def _train(
     ):
         began = time.monotonic()
         cohort = draw(finished)
+        taken = rows.take(cohort.client_ids)
         if config.compact_training:
             train_round = CompactRounds(
                 experiment,
@@ -214,23 +209,23 @@ def _train(
         else:
             train_round = programs.train.lower(
                 state,
-                rows,
+                taken,
                 *data,
                 put_cohort(placement, cohort),
                 key,
                 put_split(placement, first_by_id(cohort, 0)),
             ).compile()
+        # Changes nothing but that this, too, is compiled before the first round.
+        rows.put(cohort.client_ids, taken)
         numbers = {num_evaluated, _num_evaluated(config, config.data.num_clients)}
-        measure = {
-            count: programs.measure.lower(
-                state,
-                rows,
-                put_whole(placement, np.zeros(count, np.int32)),
+        measure = {}
+        for count in numbers:
+            ids = np.zeros(count, np.int32)
+            measure[count] = programs.measure.lower(
+                *(state, rows.personal(ids), put_whole(placement, ids)),
                 *data,
                 validation,
             ).compile()
-            for count in numbers
-        }
         compiling = time.monotonic() - began
         running: _Round | None = None
         clock = time.monotonic()
@@ -259,7 +254,7 @@ def _train(
 
         while finished < config.rounds and not stop.is_set():
             finished += 1
-            state, rows, dispatched = dispatch(finished)
+            state, dispatched = dispatch(finished)
             if isinstance(train_round, CompactRounds):
                 compiling += train_round.seconds
                 clock += train_round.seconds
@@ -269,10 +264,10 @@ def _train(
             if finished % config.save_every == 0:
                 settle(running)
                 running = None
-                _save(config, folder, finished, state, rows)
+                save(config, folder, finished, state, rows)
         if running is not None:
             settle(running)
-            _save(config, folder, finished, state, rows)
+            save(config, folder, finished, state, rows)
     return finished
 
 
@@ -290,43 +285,17 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     """
     config: Config = ConfigDict(read_config(workdir))
     with product_precision(config.precision):
-        folder = Path(workdir) / "checkpoints"
         experiment = build(config)
-        state, rows = checkpoint.restore(
-            folder, jax.eval_shape(lambda: start(config, experiment))
-        )
+        state, rows = restore(config, experiment, Path(workdir), ONE_DEVICE)
         ids = np.arange(_num_evaluated(config, config.data.num_clients), dtype=np.int32)
         data = jax.device_put((experiment.train, experiment.test))
         accuracies = compile_programs(experiment, ONE_DEVICE).measure(
-            state, rows, ids, *data, jax.device_put(experiment.validation)
+            *(state, rows.personal(ids), ids),
+            *data,
+            jax.device_put(experiment.validation),
         )
         return {"round": int(state.round)} | report.accuracy_row(
             _read(accuracies), experiment
-        )
-
-
-def _restore_or_start(
-    config: Config, experiment: Experiment, folder: Path, placement: Placement
-) -> tuple[ServerState, ClientState, int | None]:
-    """The newest checkpoint and its round, or the first state and None."""
-    finished = checkpoint.latest(folder / "checkpoints")
-    if finished is None:
-        state, rows = jax.jit(lambda: start(config, experiment))()
-    else:
-        template = jax.eval_shape(lambda: start(config, experiment))
-        state, rows = checkpoint.restore(folder / "checkpoints", template)
-    state = put_whole(placement, state)
-    return state, store.share_out(rows, placement), finished
-
-
-def _save(
-    config: Config, folder: Path, finished: int, state: ServerState, rows: ClientState
-) -> None:
-    """Reads the whole state from the devices and saves it."""
-    with jax.transfer_guard("allow"):
-        rows = store.gather_up(rows, config.data.num_clients)
-        checkpoint.save(
-            folder / "checkpoints", finished, (state, rows), keep=config.keep
         )
 
 

@@ -9,7 +9,6 @@ Lengths come from the mask alone and are counted on the device, so that metrics 
 the length of real messages without making any.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -174,50 +173,21 @@ def _from_leb128(body: np.ndarray) -> np.ndarray:
 
 
 def _body_length(flat: jax.Array) -> jax.Array:
-    """Bytes of the shorter form of `flat`, [size] bool."""
-    bits = jnp.int32(-(-flat.size // 8))
-    # A run takes a byte or more: where there are many, their lengths do not matter.
-    ends = (flat[1:] != flat[:-1]).sum(dtype=jnp.int32)
-    return jax.lax.cond(
-        ends >= bits,
-        lambda: bits,
-        lambda: jnp.minimum(bits, _runs_length(flat)),
-    )
+    """Bytes of the shorter form of `flat`, [size] bool, counted without making it.
 
-
-def _runs_length(flat: jax.Array) -> jax.Array:
-    """Bytes of the run lengths of `flat`, [size] bool, counted without making them.
-
-    The vector is cut into rows that are walked side by side, because XLA's scans of
-    long vectors are slow on CPUs.
+    A run takes one byte if it is shorter than a block; any other ends as the first of
+    its block, so of each block only the first and the last end count.
     """
-    width = math.isqrt(flat.size) + 1
+    block = 128
     ends = jnp.concatenate([flat[1:] != flat[:-1], jnp.ones(1, bool)])
-    ends = jnp.pad(ends, (0, width * width - flat.size)).reshape(width, width)
-    first = width * jnp.arange(width, dtype=jnp.int32)
-
-    def digits(length: jax.Array) -> jax.Array:
-        count = jnp.ones_like(length)
-        for i in range(1, 5):
-            count += (length >= 2 ** (7 * i)).astype(jnp.int32)
-        return count
-
-    def step(
-        carry: tuple[jax.Array, ...], column: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, ...], None]:
-        begin, first_end, total = carry
-        ends_here, offset = column
-        after, known = first + offset + 1, begin >= 0
-        total += jnp.where(ends_here & known, digits(after - begin), 0)
-        first_end = jnp.where(ends_here & ~known, after, first_end)
-        return (jnp.where(ends_here, after, begin), first_end, total), None
-
-    # Where a run began is not known before the first end in a row.
-    unknown = jnp.full(width, -1, jnp.int32)
-    columns = ends.T, jnp.arange(width, dtype=jnp.int32)
-    carry = (unknown, unknown, jnp.zeros(width, jnp.int32))
-    (begin, first_end, total), _ = jax.lax.scan(step, carry, columns)
-    before = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(begin)[:-1]])
-    length = first_end - jnp.maximum(before, 0)
-    total += jnp.where(first_end >= 0, digits(length), 0)
-    return total.sum(dtype=jnp.int32) + (~flat[0]).astype(jnp.int32)
+    blocks = jnp.pad(ends, (0, -flat.size % block)).reshape(-1, block)
+    place = jnp.arange(blocks.size, dtype=jnp.int32).reshape(blocks.shape)
+    has_end = blocks.any(1)
+    first_end = jnp.where(blocks, place, blocks.size).min(1)
+    after_last = jnp.where(blocks, place + 1, 0).max(1)
+    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(after_last)[:-1]])
+    length = first_end + 1 - begin
+    later_bytes = sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
+    runs = ends.sum(dtype=jnp.int32) + (~flat[0]).astype(jnp.int32)
+    runs += jnp.where(has_end, later_bytes, 0).sum(dtype=jnp.int32)
+    return jnp.minimum(jnp.int32(-(-flat.size // 8)), runs)

@@ -47,7 +47,8 @@ class Cohort(NamedTuple):
     """The clients of one round, dealt to devices and to lanes.
 
     The leading axis is cut into one block of places for each device. With one
-    device it has `cohort_size` places; with more, some places are empty.
+    device it has `cohort_size` places; with more, or where clients come in groups, some
+    places are empty.
 
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.
@@ -55,7 +56,7 @@ class Cohort(NamedTuple):
       indices: [num_places, max_size] int32 into a Dataset, padded with 0.
       queues: [num_devices * num_lanes, block_size] int32, the places of its device's
         block that each lane runs, in order, padded with `block_size`.
-      cohort_size: [] int32, clients in this cohort.
+      cohort_size: [] int32, clients in this cohort, or in all groups together.
       cohort_examples: [] int32, their examples.
       num_clients: [] int32, clients in the whole population.
       num_examples: [] int32, examples in the whole population.
@@ -234,16 +235,41 @@ class Probe(NamedTuple):
 class Preparation(NamedTuple):
     """What some clients do once, before the first round.
 
+    They may come in groups, so that nothing on a device grows with their number.
+
     Attributes:
       num_clients: clients in the population -> how many take part.
-      run: called like `FederatedAlgorithm.round`, with a cohort of so many clients; the
-        state after it has the same number of finished rounds.
+      start: state -> what is gathered before the first client.
+      gather: (state, gathered, rows, dataset, cohort, key, probe, placement) ->
+        (gathered, rows, sums) of one group. Its cohort's `cohort_size` and
+        `cohort_examples` are those of all groups together.
+      finish: (state, gathered, key) -> the state, with the same number of finished
+        rounds, and scalars about it.
       messages: like `FederatedAlgorithm.messages`.
     """
 
     num_clients: Callable[[int], int]
-    run: Callable[..., tuple[ServerState, ClientState, Sums]]
+    start: Callable[[ServerState], Tree]
+    gather: Callable[..., tuple[Tree, ClientState, Sums]]
+    finish: Callable[[ServerState, Tree, jax.Array], tuple[ServerState, Sums]]
     messages: Callable[[ServerState], tuple[Tree, Tree]]
+
+    def run(
+        self,
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        *rest: Any,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        """All clients in one group, called like `FederatedAlgorithm.round`."""
+        gathered = self.start(state)
+        gathered, rows, sums = self.gather(
+            state, gathered, rows, dataset, cohort, key, *rest
+        )
+        state, facts = self.finish(state, gathered, key)
+        return state, rows, sums | facts
 
 
 class MaskedRound(NamedTuple):

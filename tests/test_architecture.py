@@ -49,6 +49,8 @@ ORDER = [
         "ledger",
         "report",
         "outcome",
+        "preparation",
+        "resume",
         "train",
         "export",
     ),

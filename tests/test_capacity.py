@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_prune import capacity, programs, train
+from fedjax_prune import capacity, programs, store, train
+from fedjax_prune.costs import tree_bytes
 from fedjax_prune.experiment import build, start
 from fedjax_prune.liveness import peak_bytes
-from fedjax_prune.placement import ONE_DEVICE
+from fedjax_prune.placement import (
+    make_placement,
+    put_cohort,
+    put_split,
+    put_whole,
+)
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_config
 from tests.test_train import tiny_config
@@ -32,7 +38,7 @@ def test_peak_of_a_chain_by_hand():
     "changes",
     [
         {"lanes": 1},
-        {"lanes": 3, "reduction": "fixed_order"},
+        {"lanes": 3, "reduction": "fixed_order", "client_rows": "host"},
         {"lanes": 1, "model.gated": False, "model.width": 2.0, "client.batch_size": 64},
     ],
     ids=str,
@@ -40,20 +46,25 @@ def test_peak_of_a_chain_by_hand():
 def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
     config = tiny_config(devices=1, **changes)
     experiment = build(config)
-    state, rows = jax.eval_shape(lambda: start(config, experiment))
-    cohort = train._cohort(
-        config, experiment.population, ONE_DEVICE, 0, config.cohort_size
+    placement = make_placement(1, config.reduction)
+    state, rows = put_whole(placement, start(config, experiment))
+    cohort = train._cohort(config, experiment.population, placement, 0, 3)
+    taken = store.DeviceStore(rows, placement).take(cohort.client_ids)
+    data = put_whole(placement, (experiment.train, experiment.test))
+    key = put_whole(placement, jax.random.key(0))
+    wanted = put_split(placement, np.ones(len(cohort.client_ids), bool))
+    program = programs.compile_programs(experiment, placement).train.lower(
+        *(state, taken, *data, put_cohort(placement, cohort), key, wanted)
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (state, rows, experiment.train, experiment.test, cohort, key)
-    program = programs.compile_programs(experiment, ONE_DEVICE).train
-    plan = program.lower(*arguments, np.ones(3, bool)).compile().memory_analysis()
+    plan = program.compile().memory_analysis()
     planned = (
         plan.argument_size_in_bytes
         + plan.temp_size_in_bytes
         + plan.output_size_in_bytes
         - plan.alias_size_in_bytes
     )
+    if config.client_rows == "device":
+        planned += tree_bytes(rows)
     estimate = capacity.memory_estimate(config, experiment, config.lanes)
     assert 0.75 * planned < estimate < 1.25 * planned
 

@@ -50,14 +50,17 @@ def deviation():
         weight_decay=0.0,
     )
     settings = Exploration(epochs=2, patience=2)
-    explore = make_exploration(task, solver, settings, lambda deviation: {})
+    start, explore = make_exploration(
+        task, solver, settings, lambda deviation: {}, lambda kept: {}
+    )
     variables = task.init(jax.random.key(0))
     state = ServerState(jax.numpy.int32(0), variables.params, {}, {})
     rows = store.create(ClientState({}, {}), 6)
     cohort = make_cohort(population, np.arange(6), num_lanes=1, epochs=2, batch_size=10)
     with jax.numpy_dtype_promotion("standard"):
-        explored, sums = jax.jit(explore)(
-            state, rows, jax.device_put(train), cohort, jax.random.key(0)
+        explored, _, sums = jax.jit(explore)(
+            *(state, start(state), rows),
+            *(jax.device_put(train), cohort, jax.random.key(0)),
         )
     assert 90 * 6 <= sums["steps"].sum() <= 110 * 6
     return explored.deviation

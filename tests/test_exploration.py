@@ -7,12 +7,13 @@ import pytest
 
 from fedjax_prune import store
 from fedjax_prune.algorithms import autoflip
-from fedjax_prune.costs import tree_bytes
-from fedjax_prune.models import CNN
+from fedjax_prune.data.partition import to_population
+from fedjax_prune.experiment import build as build_experiment
+from fedjax_prune.placement import ONE_DEVICE
+from fedjax_prune.preparation import prepare as prepare_in_groups
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
-from fedjax_prune.task import make_task
-from fedjax_prune.types import Task
+from fedjax_prune.types import Dataset, Task, Variables
 from tests import toys
 from tests.test_autoflip import (
     FIELDS,
@@ -26,6 +27,7 @@ from tests.test_autoflip import (
     prepare,
     walk,
 )
+from tests.test_pruned_runs import pruned_config
 
 
 @pytest.fixture(scope="module")
@@ -79,38 +81,18 @@ def test_starting_from_the_explored_mean(problem):
     np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_memory_does_not_grow_with_explorers():
-    """With one mask for all rounds nothing is kept of an explorer but its sums."""
-    task = make_task(CNN(4, width=0.5), (8, 8, 1))
-    solver = make_solver(epochs=1, batch_size=4, lr=LR, lr_schedule="constant")
-    algorithm = autoflip(task, solver, make_server_tx(), mask_schedule="fixed")
-    dataset = toys.image_dataset(4, (8, 8, 1), 4)
-
-    def temporary_bytes(num_explorers):
-        cohort = toys.contiguous_cohort((4,) * num_explorers, num_lanes=2)
-        cohort = cohort._replace(indices=np.tile(np.arange(4), (num_explorers, 1)))
-        state = jax.eval_shape(algorithm.init, KEY)
-        rows = jax.eval_shape(lambda: store.create(algorithm.row(KEY), num_explorers))
-        run = jax.jit(algorithm.prepare.run).lower(state, rows, dataset, cohort, KEY)
-        return run.compile().memory_analysis().temp_size_in_bytes
-
-    few, many = temporary_bytes(3), temporary_bytes(60)
-    params = tree_bytes(jax.eval_shape(algorithm.init, KEY).params)
-    # Deviations of 57 more would be 57 times the parameters.
-    assert few > 2 * params and many - few < params
-
-
 def test_stopped_explorers_make_room():
     """Stopping after 3 to 40 epochs; lanes that take the next client waste little."""
-    sizes = (8,) * 30
-    limits = np.random.default_rng(0).integers(3, 41, 30)
-    images = np.zeros((sum(sizes), 2, 2, 1), np.uint8)
+    num_explorers, lanes = 200, 4
+    limits = np.random.default_rng(0).integers(3, 41, num_explorers)
+    images = np.zeros((8 * num_explorers, 2, 2, 1), np.uint8)
     labels = np.repeat(limits, 8).astype(np.int32)
+    parts = np.split(np.arange(len(labels)), num_explorers)
 
     def init(key):
         del key
-        zeros = jnp.zeros(())
-        return fedavg_variables({"fc": {"kernel": jnp.zeros(2), "steps": zeros}})
+        params = {"fc": {"kernel": jnp.zeros(2), "steps": jnp.zeros(())}}
+        return Variables(params, {}, {})
 
     def loss(variables, batch, key):
         """Falls for as many steps as the label says, then rises."""
@@ -126,29 +108,22 @@ def test_stopped_explorers_make_room():
     task = Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())
     solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
     algorithm = autoflip(
-        task,
-        solver,
-        make_server_tx(),
-        explore_epochs=100,
-        explore_patience=2,
-        mask_schedule="fixed",
-        threshold=0.0,
+        task, solver, make_server_tx(), explore_epochs=100, explore_patience=2
     )
-    cohort = toys.contiguous_cohort(sizes, num_lanes=4)
-    dataset = jax.device_put(toys.Dataset(images, labels))
-    _, _, sums = jax.jit(algorithm.prepare.run)(
-        algorithm.init(KEY),
-        store.create(algorithm.row(KEY), 30),
-        dataset,
-        cohort,
-        KEY,
+    changes = {"data.num_clients": num_explorers, "client.batch_size": 8}
+    config = pruned_config(lanes=lanes, **changes)
+    experiment = build_experiment(pruned_config())._replace(
+        train=Dataset(images, labels),
+        population=to_population(parts),
+        algorithm=algorithm,
     )
+    rows = store.create_on_host(algorithm.row(KEY), num_explorers)
+    rows = store.HostStore(rows, ONE_DEVICE)
+    state = algorithm.init(KEY)
+    sums = prepare_in_groups(config, experiment, ONE_DEVICE, state, rows).sums
     # The lowest loss is seen before step limit + 1; two epochs later it stops.
     np.testing.assert_array_equal(sums["steps"], limits + 3)
-    assert float(sums["steps_executed"]) / float(sums["steps"].sum()) <= 1.1
-    planned = sum(max(limits[lane::4] + 3) for lane in range(4))
-    assert planned < float(sums["steps"].sum())
-
-
-def fedavg_variables(params):
-    return toys.Variables(params, {}, {})
+    assert num_explorers > ONE_DEVICE.group_size(lanes)
+    assert sums["steps_executed"] / sums["steps"].sum() <= 1.1
+    kept = rows.whole().client.own.tree["fc"]["steps"]
+    np.testing.assert_array_equal(kept, (limits + 3.0) ** 2)

@@ -1,6 +1,7 @@
 """Rounds on one, two and eight devices."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -43,12 +44,7 @@ def compiled(model, num_devices, reduction):
 
     @jax.jit
     def step(state, rows, dataset, cohort, key):
-        taken = store.take(rows, cohort.client_ids, placement)
-        state, taken, sums = chosen.round(
-            state, taken, dataset, cohort, key, None, placement
-        )
-        rows = store.put(rows, cohort.client_ids, taken, placement)
-        return state, rows, sums
+        return chosen.round(state, rows, dataset, cohort, key, None, placement)
 
     return placement, step
 
@@ -67,7 +63,8 @@ def arguments(model, placement, ids, num_lanes):
     rows = store.create(algorithm(model).row(key), len(SIZES))
     return (
         put_whole(placement, state),
-        store.share_out(rows, placement),
+        store.DeviceStore(rows, placement),
+        cohort.client_ids,
         put_whole(placement, toys.image_dataset(40, (4, 4, 1), 3)),
         put_cohort(placement, cohort),
         put_whole(placement, key),
@@ -76,10 +73,11 @@ def arguments(model, placement, ids, num_lanes):
 
 def two_rounds(model, num_devices, reduction, num_lanes, ids=(0, 1, 3, 4, 6)):
     placement, step = compiled(model, num_devices, reduction)
-    state, rows, *others = arguments(model, placement, np.array(ids), num_lanes)
+    state, rows, places, *others = arguments(model, placement, np.array(ids), num_lanes)
     for _ in range(2):
-        state, rows, sums = step(state, rows, *others)
-    return jax.device_get((state, store.gather_up(rows, len(SIZES)))), sums
+        state, taken, sums = step(state, rows.take(places), *others)
+        rows.put(places, taken)
+    return jax.device_get((state, rows.whole())), sums
 
 
 def assert_equal(first, second):
@@ -111,7 +109,7 @@ def test_fixed_order_has_the_same_bits_on_any_number_of_devices(
 
 def test_the_idle_device_of_the_fixed_order_takes_no_client():
     placement = make_placement(1, "fixed_order")
-    cohort = arguments("linear", placement, np.array([0, 1, 3]), 2)[3]
+    cohort = arguments("linear", placement, np.array([0, 1, 3]), 2)[4]
     np.testing.assert_array_equal(cohort.client_ids, [0, 1, 3] + [len(SIZES)] * 3)
     np.testing.assert_array_equal(
         cohort.queues, [[1, 3, 3], [0, 2, 3], [3] * 3, [3] * 3]
@@ -141,8 +139,8 @@ def test_all_lanes_wait_for_the_slowest_device():
 
 def test_devices_are_silent_during_local_training():
     placement, step = compiled("linear", 2, "all_reduce")
-    given = arguments("linear", placement, np.array([0, 1, 3]), 1)
-    text = step.lower(*given).compile().as_text()
+    state, rows, places, *rest = arguments("linear", placement, np.array([0, 1, 3]), 1)
+    text = step.lower(state, rows.take(places), *rest).compile().as_text()
     talk = re.compile(
         r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\S*\("
     )
@@ -172,26 +170,31 @@ def test_devices_are_silent_during_local_training():
 
 
 def test_rows_come_and_go_on_any_number_of_devices():
-    rows = {"x": jnp.arange(21.0).reshape(7, 3), "n": jnp.arange(7)}
+    row = {"x": np.zeros(3, np.float32), "n": np.int32(0), "b": np.bool(False)}
+    rows = store.create_on_host(row, 7)
+    rows["x"] += np.arange(21).reshape(7, 3)
+    rows["n"] += np.arange(7, dtype=np.int32)
+    rows["b"] |= np.arange(7) % 2 == 0
     ids = np.array([4, 7, 0, 6, 7, 7, 2, 7], np.int32)  # 7 is nobody
     real = ids < 7
-    for num_devices in (1, 2, 8):
-        placement = make_placement(num_devices)
-        shared = store.share_out(rows, placement)
-
-        @jax.jit
-        def double(rows, ids, placement=placement):
-            taken = store.take(rows, ids, placement)
-            doubled = jax.tree.map(lambda x: 2 * x + 1, taken)
-            return taken, store.put(rows, ids, doubled, placement)
-
-        taken, after = double(shared, jnp.asarray(ids))
-        np.testing.assert_array_equal(taken["x"][real], rows["x"][ids[real]])
-        after = jax.device_get(store.gather_up(after, 7))
+    changed = jax.jit(
+        lambda x: {"x": 2 * x["x"] + 1, "n": 2 * x["n"] + 1, "b": ~x["b"]}
+    )
+    for name, num_devices in itertools.product(store.STORES, (1, 2, 8)):
+        kept = store.STORES[name](
+            jax.tree.map(np.copy, rows), make_placement(num_devices)
+        )
+        taken = kept.take(ids)
+        kept.put(ids, changed(taken))
+        again = jax.device_get(kept.take(ids))
+        after = jax.device_get(kept.whole())
+        expected = jax.tree.map(np.copy, rows)
         for name, before in rows.items():
-            expected = np.array(before)
-            expected[ids[real]] = 2 * expected[ids[real]] + 1
-            np.testing.assert_array_equal(after[name], expected)
+            new = changed(rows)[name]
+            expected[name][ids[real]] = new[ids[real]]
+            np.testing.assert_array_equal(taken[name][real], before[ids[real]])
+            np.testing.assert_array_equal(after[name], expected[name])
+            np.testing.assert_array_equal(again[name][real], expected[name][ids[real]])
 
 
 def test_shared_work_is_the_whole_work():

@@ -12,7 +12,7 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from configs import quickstart
-from fedjax_prune import checkpoint, report, train
+from fedjax_prune import checkpoint, report, resume, store, train
 from fedjax_prune.experiment import build, start
 from fedjax_prune.outcome import TrainingError
 from fedjax_prune.settings import SettingsError
@@ -137,24 +137,49 @@ def test_stopped_and_resumed_run_ends_with_the_same_bits(
         }
 
 
-def test_only_one_function_reads_from_the_device(tmp_path, monkeypatch):
-    """The transfer guard of the CPU does not see device-to-host copies."""
+def test_rows_on_the_host_change_no_bit(finished, tmp_path):
+    """Of gates and control variates, in a run that stops after two rounds."""
+    config, workdir = finished
+    for rounds in (2, config.rounds):
+        on_host = tiny_config(rounds=rounds, client_rows="host")
+        assert train.run(on_host, tmp_path) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, workdir),
+        final_state(config, tmp_path),
+    )
+    accuracies = [
+        {k: v for k, v in row.items() if k.startswith("eval/")}
+        for row in (read_metrics(workdir)[-1], read_metrics(tmp_path)[-1])
+    ]
+    assert accuracies[0] == accuracies[1] != {}
+
+
+@pytest.mark.parametrize(
+    ("client_rows", "others"), [("device", {"save"}), ("host", {"save", "whole"})]
+)
+def test_only_one_function_reads_from_the_device(
+    client_rows, others, tmp_path, monkeypatch
+):
+    """The transfer guard of the CPU does not see device-to-host copies.
+
+    Beside it reads what saves, and what brings rows to the host where they live there.
+    """
+    files = {train.__file__, resume.__file__, store.__file__}
     value = ArrayImpl._value
     readers = set()
 
     def spied(array):
-        ours = [
-            f.name for f in traceback.extract_stack() if f.filename == train.__file__
-        ]
+        ours = [f.name for f in traceback.extract_stack() if f.filename in files]
         # Compiling turns constants into numbers, too, before the first round.
         if "_train" in ours:
             readers.add(ours[-1])
         return value.fget(array)
 
     monkeypatch.setattr(ArrayImpl, "_value", property(spied))
-    config = tiny_config(rounds=5)
+    config = tiny_config(rounds=5, client_rows=client_rows)
     assert train.run(config, tmp_path) == 0
-    assert readers == {"_read", "_save"}
+    assert readers == {"_read"} | others
 
 
 def test_a_round_is_dispatched_before_the_one_before_is_read(tmp_path, monkeypatch):

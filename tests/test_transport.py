@@ -76,6 +76,15 @@ def test_run_lengths_by_hand():
     assert encode_masks(draw_masks(0, 0.5))[:1] == BITS
 
 
+def test_run_lengths_around_powers_of_128():
+    around = [127, 128, 129, 16383, 16384, 16385, 2**21 - 1, 2**21]
+    lengths = np.random.default_rng(0).permutation([*around, *range(1, 300)])
+    for first in (True, False):
+        flat = np.repeat((np.arange(len(lengths)) % 2 == 0) == first, lengths)
+        facts = mask_facts({"kernel": jnp.asarray(flat)}, (), {"kernel": True})
+        assert int(facts["mask/bytes"]) == len(encode_masks({"kernel": flat}))
+
+
 def test_bad_messages():
     masks = draw_masks(0, 0.5)
     with pytest.raises(ValueError, match=r"message must have \d+ bytes"):

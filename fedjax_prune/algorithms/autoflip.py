@@ -28,6 +28,7 @@ import optax
 from fedjax_prune.algorithms import schedules
 from fedjax_prune.algorithms.exploration import (
     Exploration,
+    Explored,
     check_exploration,
     make_exploration,
 )
@@ -40,8 +41,6 @@ from fedjax_prune.pruning import prunable
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
-    Cohort,
-    Dataset,
     FederatedAlgorithm,
     Preparation,
     ServerState,
@@ -207,34 +206,34 @@ def autoflip(
     algorithm = masked(task, below, masking, server_store=server_store)
     rounds = algorithm.masked
     assert rounds is not None
-    explore = make_exploration(task, solver, exploration, schedule.keep)
+    start, explore = make_exploration(
+        task, solver, exploration, schedule.keep, schedule.pool
+    )
 
-    def prepare(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        *rest: Any,
-    ) -> tuple[ServerState, ClientState, Sums]:
+    def gather(
+        state: ServerState, explored: Explored, rows: ClientState, *rest: Any
+    ) -> tuple[Explored, ClientState, Sums]:
         kept = rows.client
-        explored, sums = explore(
-            state._replace(server={}),
-            rows._replace(client=kept.own),
-            dataset,
-            cohort,
-            *rest,
-        )
+        rows = rows._replace(client=kept.own)
+        explored, rows, sums = explore(state, explored, rows, *rest)
+        return explored, rows._replace(client=kept._replace(own=rows.client)), sums
+
+    def finish(
+        state: ServerState, explored: Explored, key: jax.Array
+    ) -> tuple[ServerState, Sums]:
+        del key
         if start_from == "explored_mean":
             params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
             state = state._replace(params=params)
-        state = with_masks(state, *schedule.begin(explored, cohort))
-        rows = rows._replace(client=kept._replace(own=explored.own))
-        return state, rows, sums | rounds.facts(state)
+        state = with_masks(state, *schedule.begin(explored))
+        return state, rounds.facts(state)
 
     def explore_messages(state: ServerState) -> tuple[Tree, Tree]:
         sent = (state.params,) * (1 + (start_from == "explored_mean"))
         return state.params, sent
 
     return algorithm._replace(
-        prepare=Preparation(exploration.num_clients, prepare, explore_messages)
+        prepare=Preparation(
+            exploration.num_clients, start, gather, finish, explore_messages
+        )
     )

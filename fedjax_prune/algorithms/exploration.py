@@ -3,8 +3,8 @@
     delta_{i,j} = (w_{i,j}^exp - w^0_j)^2,     D_j = mean over explorers
 
 Explorers are independent: each starts from w^0, and none sees another's parameters.
-They run one after another in lanes, so memory grows with lanes, not with explorers; but
-what schedules keep of each explorer, and messages in a fixed order, do grow.
+They run one after another in lanes, and in groups of so many for each lane, so memory
+grows with lanes, not with explorers.
 
 References:
   AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
@@ -70,12 +70,12 @@ class Explored(NamedTuple):
     Attributes:
       deviation: D, their weighted mean squared deviation.
       delta: w^0 minus the weighted mean of their parameters.
-      own: [num_places, ...], what was kept of each.
+      pooled: the mean, weighted by examples, of what their schedule pools.
     """
 
     deviation: Tree
     delta: Tree
-    own: Tree
+    pooled: Tree
 
 
 def check_exploration(settings: Exploration) -> None:
@@ -104,7 +104,8 @@ def make_exploration(
     solver: LocalSolver,
     settings: Exploration,
     keep: Callable[[Tree], Tree],
-) -> Callable[..., tuple[Explored, Sums]]:
+    pool: Callable[[Tree], Tree],
+) -> tuple[Callable[[ServerState], Explored], Callable[..., tuple]]:
     """Makes an exploration.
 
     Args:
@@ -113,9 +114,10 @@ def make_exploration(
         are those of settings.
       settings: checked.
       keep: deviation of one explorer -> what is kept of it.
+      pool: what is kept of one explorer -> float32, what is averaged over all.
 
     Returns:
-      A function with the arguments of `FederatedAlgorithm.round`.
+      `Preparation.start` and `Preparation.gather`; a row's `client` is what is kept.
     """
     is_warm = settings.base == "warm"
     first_step_size = solver.step_size
@@ -133,7 +135,7 @@ def make_exploration(
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         def upload(
             result: LocalResult, row: ClientState, weight: jax.Array
-        ) -> tuple[tuple[Tree, Tree], ClientState]:
+        ) -> tuple[Explored, ClientState]:
             moved = result.delta
             if is_warm:
                 first = result.solver_state[0]
@@ -141,20 +143,32 @@ def make_exploration(
                     lambda d, w, f: d - (w - f), result.delta, state.params, first
                 )
             deviation = jax.tree.map(jnp.square, moved)
+            own = keep(deviation)
+            pooled = scale(pool(own), weight)
             if settings.weighting == "uniform":
                 weight = 1 / jnp.asarray(cohort.cohort_size, jnp.float32)
-            message = scale((deviation, result.delta), weight)
-            return message, row._replace(client=keep(deviation))
+            deviation, delta = scale((deviation, result.delta), weight)
+            return Explored(deviation, delta, pooled), row._replace(client=own)
 
         return ClientProgram(lambda row: {"anchor": state.params}, upload)
 
-    def update(state: ServerState, total: tuple[Tree, Tree]) -> ServerState:
-        return state._replace(server=total)
+    def update(state: ServerState, total: Explored) -> ServerState:
+        return state._replace(server=jax.tree.map(jnp.add, state.server, total))
 
     train = make_round(task, solver, program, update)
 
-    def explore(state: ServerState, *rest: Any) -> tuple[Explored, Sums]:
-        after, rows, sums = train(state, *rest)
-        return Explored(*after.server, own=rows.client), sums
+    def start(state: ServerState) -> Explored:
+        pooled = jax.eval_shape(lambda: pool(keep(state.params)))
+        return jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            Explored(state.params, state.params, pooled),
+        )
 
-    return explore
+    def gather(
+        state: ServerState, explored: Explored, rows: ClientState, *rest: Any
+    ) -> tuple[Explored, ClientState, Sums]:
+        state = state._replace(server=explored)
+        after, rows, sums = train(state, rows, *rest)
+        return after.server, rows, sums
+
+    return start, gather

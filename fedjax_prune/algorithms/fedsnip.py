@@ -95,22 +95,30 @@ def fedsnip(
         return ClientProgram(lambda row: {}, upload)
 
     def update(state: ServerState, gradient: Tree) -> ServerState:
-        sensitivity = jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, state.params)
-        return with_masks(state, rule.masks(sensitivity), {})
+        return state._replace(server=jax.tree.map(jnp.add, state.server, gradient))
 
     measure = make_round(task, still, program, update)
 
-    def prepare(
-        state: ServerState, *rest: Any
-    ) -> tuple[ServerState, ClientState, Sums]:
-        after, rows, sums = measure(state, *rest)
-        after = after._replace(round=state.round)
-        return after, rows, sums | pruned.facts(after)
+    def gather(
+        state: ServerState, gradient: Tree, *rest: Any
+    ) -> tuple[Tree, ClientState, Sums]:
+        after, rows, sums = measure(state._replace(server=gradient), *rest)
+        return after.server, rows, sums
+
+    def finish(
+        state: ServerState, gradient: Tree, key: jax.Array
+    ) -> tuple[ServerState, Sums]:
+        del key
+        sensitivity = jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, state.params)
+        state = with_masks(state, rule.masks(sensitivity), {})
+        return state, pruned.facts(state)
 
     return algorithm._replace(
         prepare=Preparation(
             lambda num_clients: num_clients,
-            prepare,
+            lambda state: jax.tree.map(jnp.zeros_like, state.params),
+            gather,
+            finish,
             lambda state: (state.params, state.params),
         )
     )

@@ -157,14 +157,17 @@ def prunefl(
     pruned = algorithm.masked
     assert pruned is not None
 
-    def prepare(
+    def gather(
         state: ServerState,
+        nothing: Tree,
         rows: ClientState,
         dataset: Dataset,
         cohort: Cohort,
         key: jax.Array,
         *rest: Any,
     ) -> tuple[ServerState, ClientState, Sums]:
+        del nothing  # the only client is the only group
+
         def train(state: ServerState, rows: ClientState, number: jax.Array):
             key_now = jax.random.fold_in(key, number)
             state, rows, sums = alone.round(
@@ -192,12 +195,14 @@ def prunefl(
         first = (state, rows, sums, is_small.astype(jnp.int32), jnp.int32(1))
         state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
         state = state._replace(server=state.server._replace(base=base))
-        return state, rows, sums | pruned.facts(state)
+        return state, rows, sums
 
     return algorithm._replace(
         prepare=Preparation(
             lambda num_clients: 1,
-            prepare,
+            lambda state: {},
+            gather,
+            lambda state, alone, key: (alone, pruned.facts(alone)),
             lambda state: (state.params, state.params),
         )
     )

@@ -23,9 +23,6 @@ from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import zero_random
 from fedjax_prune.types import (
-    ClientState,
-    Cohort,
-    Dataset,
     FederatedAlgorithm,
     ServerState,
     Sums,
@@ -58,24 +55,19 @@ def random_pruning(
     fields["mask_schedule"] = "fixed"
     explored = autoflip(task, solver, server_tx, **fields)
     assert explored.prepare is not None
-    explore, pruned = explored.prepare.run, explored.masked
+    guided, pruned = explored.prepare.finish, explored.masked
     assert pruned is not None
 
-    def prepare(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        *rest: Any,
-    ) -> tuple[ServerState, ClientState, Sums]:
-        after, rows, sums = explore(state, rows, dataset, cohort, key, *rest)
+    def finish(
+        state: ServerState, gathered: Tree, key: jax.Array
+    ) -> tuple[ServerState, Sums]:
+        after, _ = guided(state, gathered, key)
         server = after.server
         shuffled = Hybrid(permute(server.masks, key), server.guarded)
         after = with_masks(state._replace(params=after.params), shuffled, server.guide)
-        return after, rows, sums | pruned.facts(after)
+        return after, pruned.facts(after)
 
-    return explored._replace(prepare=explored.prepare._replace(run=prepare))
+    return explored._replace(prepare=explored.prepare._replace(finish=finish))
 
 
 def permute(masks: Tree, key: jax.Array) -> Tree:

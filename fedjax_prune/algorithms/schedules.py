@@ -44,12 +44,14 @@ class Schedule(NamedTuple):
     Attributes:
       masking: for the rounds.
       keep: deviation of an explorer -> what is kept of it.
-      begin: (explored, cohort) -> (Hybrid, guide) after the exploration.
+      begin: explored -> (Hybrid, guide) after the exploration.
+      pool: what is kept of an explorer -> float32, `Explored.pooled` of it alone.
     """
 
     masking: Masking
     keep: Callable[[Tree], Tree]
-    begin: Callable[[Explored, Cohort], tuple[Hybrid, Tree]]
+    begin: Callable[[Explored], tuple[Hybrid, Tree]]
+    pool: Callable[[Tree], Tree] = lambda own: {}
 
 
 class Agreement(NamedTuple):
@@ -118,7 +120,7 @@ def fixed(rule: MaskRule) -> Schedule:
     return Schedule(
         Masking(lambda params: {}, lambda params: {}, keep_masks),
         lambda deviation: {},
-        lambda explored, cohort: (rule.masks(explored.deviation), {}),
+        lambda explored: (rule.masks(explored.deviation), {}),
     )
 
 
@@ -134,15 +136,13 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
       weighting: of explorers, `uniform` or `samples`.
     """
 
-    def of_cohort(own: Own, cohort: Cohort) -> tuple[Tree, jax.Array]:
-        shares = _shares(own, cohort, by_size=weighting == "samples")
-        return _weighted_mean(own.tree, shares, cohort), shares.sum() > 0
-
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
     ) -> tuple[Hybrid, Tree]:
         own, server = rows.client.own, state.server
-        deviation, any_explored = of_cohort(own, cohort)
+        shares = _shares(own, cohort, by_size=weighting == "samples")
+        deviation = _weighted_mean(own.tree, shares, cohort)
+        any_explored = shares.sum() > 0
         hybrid = jax.lax.cond(
             any_explored & (state.round % every == 0),
             lambda: rule.masks(deviation),
@@ -153,10 +153,8 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
     def own(params: Tree) -> Own:
         return Own(jnp.bool(False), jax.tree.map(jnp.zeros_like, params))
 
-    def begin(explored: Explored, cohort: Cohort) -> tuple[Hybrid, Tree]:
-        # Of the rows, not of the sum that came with them: the same bits as in a round
-        # in which all explorers take part.
-        hybrid = rule.masks(of_cohort(explored.own, cohort)[0])
+    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
+        hybrid = rule.masks(explored.deviation)
         return hybrid, hybrid.masks
 
     def start(params: Tree) -> Tree:
@@ -185,7 +183,10 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         server = state.server
         guide, number = server.guide, state.round + 1
         if by_votes:
-            agreed, any_explored = of_cohort(rows.client.own, cohort)
+            own = rows.client.own
+            shares = _shares(own, cohort, by_size=True)
+            agreed = _weighted_mean(own.tree, shares, cohort)
+            any_explored = shares.sum() > 0
             smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
             now = _choose(any_explored, smoothed, guide.agreement)
             guide = guide._replace(agreement=now)
@@ -208,10 +209,6 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             lambda: (Hybrid(server.masks, server.guarded), guide.kept),
         )
         return hybrid, guide._replace(kept=kept)
-
-    def of_cohort(own: Own, cohort: Cohort) -> tuple[Tree, jax.Array]:
-        shares = _shares(own, cohort, by_size=True)
-        return _weighted_mean(own.tree, shares, cohort), shares.sum() > 0
 
     def vote(deviation: Tree) -> Tree:
         return agreeing.votes(
@@ -237,19 +234,22 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
         return Own(jnp.bool(False), nothing)
 
-    def begin(explored: Explored, cohort: Cohort) -> tuple[Hybrid, Tree]:
+    def pool(own: Own) -> Tree:
+        return jax.tree.map(lambda vote: vote.astype(jnp.float32), own.tree)
+
+    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
         guidance = guidance_matrix(explored.deviation, normalization=rule.normalization)
         first = settings.threshold_start if settings.ramp else rule.threshold
         kept = unstructured_masks(guidance, rule.prunable, first, scope=rule.scope)
-        agreed = jax.tree.map(jnp.ones_like, guidance)
-        if by_votes:
-            agreed, _ = of_cohort(explored.own, cohort)
+        agreed = explored.pooled
+        if not by_votes:
+            agreed = jax.tree.map(jnp.ones_like, guidance)
         rank = agreeing.ranks(guidance, rule.prunable)
         return rule.complete(kept, guidance), _Guide(rank, agreed, kept)
 
     if by_votes:
         masking = Masking(start, own, refresh)
-        return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin)
+        return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin, pool)
     masking = Masking(start, lambda params: {}, refresh, message, absorb)
     return Schedule(masking, lambda deviation: {}, begin)
 

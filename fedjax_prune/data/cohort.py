@@ -145,40 +145,87 @@ def make_cohort(
       ValueError: if a client is unknown or occurs twice, there is none, or another
         argument is out of range.
     """
+    return make_groups(
+        population,
+        client_ids,
+        len(client_ids),
+        num_lanes,
+        epochs=epochs,
+        batch_size=batch_size,
+        placement=placement,
+    )[0]
+
+
+def make_groups(
+    population: Population,
+    client_ids: np.ndarray,
+    most: int,
+    num_lanes: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    placement: Placement = ONE_DEVICE,
+) -> list[Cohort]:
+    """Makes cohorts of chosen clients that are of the same shapes and add up to one.
+
+    Args:
+      population: all clients.
+      client_ids: as in `make_cohort`.
+      most: clients of a group, at least 1; the groups are as even as can be.
+      num_lanes: of each device, at least 1.
+      epochs: local epochs, at least 1.
+      batch_size: at least 1.
+      placement: of the groups; a block for each of its devices.
+
+    Returns:
+      As `make_cohort`. `cohort_size` and `cohort_examples` are those of all groups
+      together.
+
+    Raises:
+      ValueError: as `make_cohort`.
+    """
     client_ids = np.asarray(client_ids, np.int32)
     num_clients = len(population.sizes)
     if len(client_ids) == 0:
         raise ValueError("client_ids must name at least 1 client, got none.")
+    if most < 1:
+        raise ValueError(f"most must be at least 1, got {most}.")
     if client_ids.min() < 0 or client_ids.max() >= num_clients:
         raise ValueError(
             f"client_ids must be in [0, {num_clients}), got {client_ids.tolist()}."
         )
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
-    sizes = np.asarray(population.sizes, np.int32)[client_ids]
-    block_size = placement.block_size(len(client_ids))
-    lanes = pack_lanes(
-        num_steps(sizes, epochs, batch_size),
-        client_ids,
-        num_lanes,
-        num_devices=placement.num_devices,
-        block_size=block_size,
-    )
-    idle = placement.num_blocks - placement.num_devices
-    lanes += [[] for _ in range(idle * num_lanes)]
-    places, queues = _lay_out(lanes, placement.num_blocks, block_size)
-    empty = places == len(client_ids)
-    chosen = np.where(empty, 0, places)
-    return Cohort(
-        client_ids=np.where(empty, np.int32(num_clients), client_ids[chosen]),
-        sizes=np.where(empty, np.int32(0), sizes[chosen]),
-        indices=np.asarray(population.indices)[client_ids[chosen]],
-        queues=queues,
-        cohort_size=np.int32(len(client_ids)),
-        cohort_examples=sizes.sum(dtype=np.int32),
-        num_clients=np.int32(num_clients),
-        num_examples=np.sum(population.sizes, dtype=np.int32),
-    )
+    groups = np.array_split(client_ids, -(-len(client_ids) // most))
+    block_size = placement.block_size(len(groups[0]))
+    all_sizes = np.asarray(population.sizes, np.int32)
+
+    def make_group(ids: np.ndarray) -> Cohort:
+        sizes = all_sizes[ids]
+        lanes = pack_lanes(
+            num_steps(sizes, epochs, batch_size),
+            ids,
+            num_lanes,
+            num_devices=placement.num_devices,
+            block_size=block_size,
+        )
+        idle = placement.num_blocks - placement.num_devices
+        lanes += [[] for _ in range(idle * num_lanes)]
+        places, queues = _lay_out(lanes, placement.num_blocks, block_size)
+        empty = places == len(ids)
+        chosen = np.where(empty, 0, places)
+        return Cohort(
+            client_ids=np.where(empty, np.int32(num_clients), ids[chosen]),
+            sizes=np.where(empty, np.int32(0), sizes[chosen]),
+            indices=np.asarray(population.indices)[ids[chosen]],
+            queues=queues,
+            cohort_size=np.int32(len(client_ids)),
+            cohort_examples=all_sizes[client_ids].sum(dtype=np.int32),
+            num_clients=np.int32(num_clients),
+            num_examples=all_sizes.sum(dtype=np.int32),
+        )
+
+    return [make_group(ids) for ids in groups]
 
 
 def _lay_out(
@@ -235,17 +282,32 @@ def sample_cohort(
     Raises:
       ValueError: if an argument is out of range.
     """
+    ids = draw_clients(population, cohort_size, seed=seed, round=round)
+    return make_cohort(
+        population,
+        ids,
+        num_lanes,
+        epochs=epochs,
+        batch_size=batch_size,
+        placement=placement,
+    )
+
+
+def draw_clients(
+    population: Population, cohort_size: int, *, seed: int, round: int
+) -> np.ndarray:
+    """Draws clients as `sample_cohort` does.
+
+    Returns:
+      [cohort_size] integers, ascending.
+
+    Raises:
+      ValueError: if there are not so many.
+    """
     num_clients = len(population.sizes)
     if not 1 <= cohort_size <= num_clients:
         raise ValueError(
             f"cohort_size must be in [1, {num_clients}], got {cohort_size}."
         )
     order = np.random.default_rng((seed, round)).permutation(num_clients)
-    return make_cohort(
-        population,
-        np.sort(order[:cohort_size]),
-        num_lanes,
-        epochs=epochs,
-        batch_size=batch_size,
-        placement=placement,
-    )
+    return np.sort(order[:cohort_size])

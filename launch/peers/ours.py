@@ -146,7 +146,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     worker.check_num_params(work, data, num_params)
     state, key = put_whole(placement, (state, key))
-    rows = store.share_out(rows, placement)
+    rows = store.DeviceStore(rows, placement)
     examples = put_whole(placement, (experiment.train, experiment.test))
     deal = partial(
         make_cohort,
@@ -156,8 +156,8 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
         batch_size=data.batch_size,
         placement=placement,
     )
-    cohort = put_cohort(placement, deal(data.cohort(0)))
-    nobody = put_split(placement, np.zeros(len(cohort.client_ids), bool))
+    first = deal(data.cohort(0))
+    nobody = put_split(placement, np.zeros(len(first.client_ids), bool))
     facts = {"lanes": lanes, "devices": placement.num_devices, "kept": kept}
     if settings.compact:
         train_round = CompactRounds(experiment, placement, rebuild)
@@ -165,7 +165,8 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     else:
         began = time.perf_counter()
         lowered = compile_programs(experiment, placement).train.lower(
-            state, rows, *examples, cohort, key, nobody
+            *(state, rows.take(first.client_ids), *examples),
+            *(put_cohort(placement, first), key, nobody),
         )
         train_round = lowered.compile()
         facts["compile_seconds"] = time.perf_counter() - began
@@ -173,13 +174,15 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     sums: Mapping[str, Any] = {}
 
     def run_round(ids: np.ndarray) -> None:
-        nonlocal state, rows, sums
-        cohort = put_cohort(placement, deal(ids))
-        state, rows, sums = train_round(state, rows, *examples, cohort, key, nobody)
+        nonlocal state, sums
+        dealt = deal(ids)
+        cohort, taken = put_cohort(placement, dealt), rows.take(dealt.client_ids)
+        state, taken, sums = train_round(state, taken, *examples, cohort, key, nobody)
+        rows.put(dealt.client_ids, taken)
         if isinstance(train_round, CompactRounds):
             facts["compile_seconds"] += train_round.seconds
         sums = jax.device_get(sums)
-        jax.block_until_ready((state, rows))
+        jax.block_until_ready((state, taken))
         count, wanted = int(sums["count"].sum()), data.num_images(ids)
         assert count == wanted, f"trained on {count} images, not {wanted}"
 
