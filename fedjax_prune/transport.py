@@ -128,14 +128,14 @@ def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
     """
     arrays = zip(jax.tree.leaves(masks), jax.tree.leaves(may), strict=True)
     prunable = [mask for mask, flag in arrays if flag]
-    kept = sum((mask.sum(dtype=jnp.int32) for mask in prunable), jnp.int32(0))
+    kept = sum((_count(mask) for mask in prunable), jnp.int32(0))
     facts = {
         "mask/prunable": jnp.int32(sum(mask.size for mask in prunable)),
         "mask/prunable_kept": kept,
     }
     for path, mask in jax.tree_util.tree_leaves_with_path(masks):
         name = "/".join(str(entry.key) for entry in path)
-        facts[f"mask/kept/{name}"] = mask.sum(dtype=jnp.int32)
+        facts[f"mask/kept/{name}"] = _count(mask)
     for group in groups:
         alive = alive_channels(masks, group)
         facts[f"mask/channels/{group.name}"] = alive.sum(dtype=jnp.int32)
@@ -179,15 +179,40 @@ def _body_length(flat: jax.Array) -> jax.Array:
     its block, so of each block only the first and the last end count.
     """
     block = 128
-    ends = jnp.concatenate([flat[1:] != flat[:-1], jnp.ones(1, bool)])
-    blocks = jnp.pad(ends, (0, -flat.size % block)).reshape(-1, block)
-    place = jnp.arange(blocks.size, dtype=jnp.int32).reshape(blocks.shape)
-    has_end = blocks.any(1)
-    first_end = jnp.where(blocks, place, blocks.size).min(1)
-    after_last = jnp.where(blocks, place + 1, 0).max(1)
-    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(after_last)[:-1]])
-    length = first_end + 1 - begin
+    # The last run ends where what fills the last block begins.
+    rest = jnp.broadcast_to(~flat[-1], (block + -flat.size % block,))
+    words = _words(jnp.concatenate([flat, rest]))
+    following = jnp.concatenate([words[1:], words[-1:]])
+    ends = (words ^ (words >> 8 | following << 24)) & jnp.uint32(0x01010101)
+    place = 4 * jnp.arange(words.size, dtype=jnp.int32)
+    first = jnp.where(ends > 0, place + _highest_byte(ends & -ends), 4 * words.size)
+    after = jnp.where(ends > 0, place + _highest_byte(ends) + 1, 0)
+    first = first.reshape(-1, block // 4).min(1)
+    after = after.reshape(-1, block // 4).max(1)
+    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(after)[:-1]])
+    length = first + 1 - begin
     later_bytes = sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
-    runs = ends.sum(dtype=jnp.int32) + (~flat[0]).astype(jnp.int32)
-    runs += jnp.where(has_end, later_bytes, 0).sum(dtype=jnp.int32)
+    runs = jax.lax.population_count(ends).sum(dtype=jnp.int32)
+    runs += (~flat[0]).astype(jnp.int32)
+    runs += jnp.where(after > 0, later_bytes, 0).sum(dtype=jnp.int32)
     return jnp.minimum(jnp.int32(-(-flat.size // 8)), runs)
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    """How many entries are True, [] int32."""
+    words = _words(mask.reshape(-1))
+    return jax.lax.population_count(words).sum(dtype=jnp.int32)
+
+
+def _words(flat: jax.Array) -> jax.Array:
+    """Flags in the bytes of uint32, the first in the lowest; False at the end.
+
+    XLA goes through flags one by one on CPUs, through words many at a time.
+    """
+    entries = jnp.pad(flat, (0, -flat.size % 4)).astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(entries.reshape(-1, 4), jnp.uint32)
+
+
+def _highest_byte(words: jax.Array) -> jax.Array:
+    """Which byte, [size] int32, holds the highest 1; words are not 0."""
+    return (31 - jax.lax.clz(words).astype(jnp.int32)) // 8
