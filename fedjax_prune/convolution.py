@@ -17,6 +17,11 @@ from fedjax_prune.winograd import Pads, winograd
 
 FEW = 8
 """With fewer input channels a layer is taken for one that reads images."""
+WHOLE = 4
+"""XLA is slow on CPUs where the number of input channels is no multiple of it."""
+BLOCK = 2**16
+"""Numbers of a cotangent at once: all images of a batch in one made the gradient of a
+kernel take two to four times as long on CPUs."""
 
 
 def convolve(
@@ -104,6 +109,8 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 
     @jax.custom_vjp
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if x.shape[-1] < FEW:
+            return _in_turn(*_join_rows(x, kernel, pads))
         return _in_turn(x, kernel, pads)
 
     def backward(
@@ -116,7 +123,13 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         # Images take the place of channels.
         by_channel, bar = x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
-        kernel_bar = _in_turn(by_channel, bar, pads).transpose(1, 2, 0, 3)
+        group = max(WHOLE, BLOCK // math.prod(cotangent.shape[1:]) // WHOLE * WHOLE)
+        parts = [
+            _in_turn(by_channel[..., images], bar[:, :, images], pads)
+            for start in range(0, x.shape[0], group)
+            for images in [slice(start, start + group)]
+        ]
+        kernel_bar = sum(parts[1:], parts[0]).transpose(1, 2, 0, 3)
         return _in_turn(cotangent, flipped, rest), kernel_bar
 
     convolution.defvjp(
@@ -125,10 +138,25 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     return convolution(x, kernel)
 
 
+def _join_rows(
+    x: jax.Array, kernel: jax.Array, pads: Pads
+) -> tuple[jax.Array, jax.Array, Pads]:
+    """The same convolution with a kernel of height 1 and as many times the channels."""
+    height, width, _, out_channels = kernel.shape
+    x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
+    stop = x.shape[1] - height + 1
+    x = jnp.concatenate([x[:, dy : dy + stop] for dy in range(height)], -1)
+    kernel = kernel.swapaxes(0, 1).reshape(1, width, -1, out_channels)
+    return x, kernel, ((0, 0), pads[1])
+
+
 def _in_turn(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     # Gradients that autodiff makes have other layouts; in loops XLA leaves them, and
     # runs them on CPUs twenty times as slow.
     layouts = ("NHWC", "HWIO", "NHWC")
+    missing = -x.shape[-1] % WHOLE
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
     @sequential_vmap
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -144,14 +172,15 @@ def form_of(
 ) -> str:
     """Chooses the form by shape, dtype and backend; a table made by measuring.
 
-    On one CPU core, in a loop of training steps of one layer, `direct` took 0.3 to 0.8
-    of the time of `patches` with 5x5 kernels, and with 3x3 ones of 16 to 32 channels;
-    with 3 channels 1.5 times as long, and many times as long where the kernel is larger
-    than the image. `winograd` does 4/9 of the multiplications for more memory traffic:
-    mostly the fastest of the three from 48 channels on, and with 32 in rounds of two
-    devices that train side by side, where `direct` took 1.2 times as long; but not
-    where there are fewer pixels than twice the channels, because every kernel is
-    transformed. On other backends and with other dtypes patches stay.
+    On one CPU core, in a loop of training steps of one layer, `direct` took 0.2 to 0.5
+    of the time of `patches` with 5x5 kernels and many channels, 0.4 to 1.1 with 1 or 3;
+    with 3x3 kernels 0.3 to 0.7 with 16 and 32 channels, 0.7 to 1.7 with 1 or 3; and
+    many times as long where the kernel is larger than the image. `winograd` does 4/9 of
+    the multiplications for more memory traffic. Alone on a core `direct` is the faster
+    one up to 64 channels, but in rounds of `launch.benchmark` with 32 to 127
+    channels (`w1`, `w2_one`) Winograd took 0.83 and 0.84 of its time; not where there
+    are fewer pixels than twice the channels, because every kernel is transformed. On
+    other backends and with other dtypes patches stay.
 
     Args:
       x: as in `convolve`.
@@ -165,9 +194,9 @@ def form_of(
     """
     batch_size, *size, channels = x.shape
     window = kernel.shape[:2]
-    if backend != "cpu" or x.dtype != jnp.float32 or channels < FEW:
+    if backend != "cpu" or x.dtype != jnp.float32:
         return "patches"
-    if strides > 1 or window == (1, 1):
+    if strides > 1 or window == (1, 1) or (channels < FEW and math.prod(window) < 25):
         return "patches"
     even = all((n + sum(p)) % 2 == 0 for n, p in zip(size, pads, strict=True))
     if window == (3, 3) and even and channels >= 32:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_prune import convolution
 from fedjax_prune.convolution import by_patches, convolve, form_of
 from fedjax_prune.winograd import winograd
 from tests.small_models import draw
@@ -24,6 +25,8 @@ CASES = [
     ((9, 7), (5, 3), (8, 3), 1, "VALID"),
     ((5, 6), (4, 5), (8, 2), 1, "SAME"),
     ((8, 8), (3, 3), (3, 5), 1, 1),
+    ((7, 9), (5, 5), (3, 6), 1, "VALID"),
+    ((6, 8), (5, 5), (1, 5), 1, "SAME"),
     ((8, 8), (3, 3), (4, 2), 2, 1),
     ((8, 8), (3, 3), (4, 2), 2, "SAME"),
     ((7, 5), (3, 3), (2, 3), 2, 1),
@@ -100,6 +103,15 @@ def test_mapped_over_kernels_equals_one_by_one(strides, padding, channels):
     close(found, value_and_gradients(one_by_one, x, kernels))
 
 
+@pytest.mark.parametrize("channels", [3, 9])
+def test_images_in_groups_add_up(channels, monkeypatch):
+    """The gradient of a kernel from groups of four, four and two images."""
+    monkeypatch.setattr(convolution, "BLOCK", 1)
+    x, kernel = draw((10, 7, 6, channels)), draw((5, 5, channels, 3))
+    found = value_and_gradients(convolve, x, kernel)
+    close(found, value_and_gradients(lambda x, k: reference(x, k, 1, 2), x, kernel))
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
@@ -130,6 +142,7 @@ def test_form_follows_the_table():
     assert form(channels=31) == form(channels=8) == form(window=(5, 5)) == "direct"
     assert form(size=(7, 8)) == form(size=(8, 5)) == "direct"
     assert form(size=(4, 4), window=(5, 5)) == form(channels=7) == "patches"
+    assert form(window=(5, 5), channels=1) == "direct"
     assert form(strides=2) == form(window=(1, 1)) == form(channels=129) == "patches"
     assert form(backend="gpu") == form(backend="tpu") == "patches"
     assert form(dtype=jnp.bfloat16) == "patches"
