@@ -26,8 +26,8 @@ from fedjax_prune.types import (
 AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 REDUCTIONS = ("all_reduce", "fixed_order")
-GROUP = 32
-"""Clients of a group for each lane."""
+GROUP, ALONE = 16, 4
+"""Clients of a group for each of several lanes, and for a lone one."""
 
 
 class Placement(NamedTuple):
@@ -65,14 +65,17 @@ class Placement(NamedTuple):
     def group_size(self, num_lanes: int) -> int:
         """How many clients come at once where all come in groups.
 
-        Enough that lanes wait little for the last clients of a group. In a fixed order
-        the groups, too, are the same on any number of devices.
+        Enough that lanes wait little for the last clients of a group; a lone lane waits
+        for nobody. In a fixed order the groups, too, are the same on any number of
+        devices.
 
         Args:
           num_lanes: on each device.
         """
-        devices = 1 if self.reduction == "fixed_order" else self.num_devices
-        return GROUP * num_lanes * devices
+        if self.reduction == "fixed_order":
+            return GROUP * num_lanes
+        all_lanes = num_lanes * self.num_devices
+        return ALONE if all_lanes == 1 else GROUP * all_lanes
 
 
 ONE_DEVICE = Placement()

@@ -27,14 +27,15 @@ def prepared(config, num_devices=1):
 
 @pytest.mark.parametrize(
     ("schedule", "client_rows"),
-    [("participants", "device"), ("agreement", "host"), ("fixed", "host")],
+    [("participants", "device"), ("agreement", "host")],
 )
 def test_groups_add_up_to_all(schedule, client_rows, monkeypatch):
     """Five explorers at once, and in groups of two, two and one."""
     fields = FIELDS | {"mask_schedule": schedule, "start_from": "explored_mean"}
     config = pruned_config(fields=fields, client_rows=client_rows)
+    monkeypatch.setattr(placement, "ALONE", 5)
     (state, rows), sums = prepared(config)
-    monkeypatch.setattr(placement, "GROUP", 2)
+    monkeypatch.setattr(placement, "ALONE", 2)
     (grouped, grouped_rows), grouped_sums = prepared(config)
     jax.tree.map(np.testing.assert_array_equal, rows, grouped_rows)
     jax.tree.map(
@@ -60,7 +61,6 @@ def test_groups_in_a_fixed_order_are_the_same_on_any_number_of_devices(monkeypat
 def test_memory_is_bounded_by_lanes(monkeypatch):
     """Ten times the explorers: the same arrays on the device, XLA's plan the same."""
     seen = []
-    monkeypatch.setattr(placement, "GROUP", 4)
     for num_clients in (4, 40):
         config = pruned_config(
             fields=FIELDS | {"explore_epochs": 1},
