@@ -124,10 +124,11 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         # Images take the place of channels.
         by_channel, bar = x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
         group = max(WHOLE, BLOCK // math.prod(cotangent.shape[1:]) // WHOLE * WHOLE)
+        # A last group of a few would take nearly as long as a whole one.
+        starts = range(0, max(1, x.shape[0] - group // 2), group)
         parts = [
-            _in_turn(by_channel[..., images], bar[:, :, images], pads)
-            for start in range(0, x.shape[0], group)
-            for images in [slice(start, start + group)]
+            _in_turn(by_channel[..., start:stop], bar[:, :, start:stop], pads)
+            for start, stop in zip(starts, [*starts[1:], x.shape[0]], strict=True)
         ]
         kernel_bar = sum(parts[1:], parts[0]).transpose(1, 2, 0, 3)
         return _in_turn(cotangent, flipped, rest), kernel_bar
