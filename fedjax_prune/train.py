@@ -181,15 +181,17 @@ def _train(
             put_split(placement, first_by_id(cohort, measured)),
         )
         rows.put(cohort.client_ids, taken)
-        accuracies = {}
-        if measured:
-            ids = _evaluated_clients(config, cohort, number)
-            accuracies = measure[len(ids)](
-                *(after, rows.personal(ids), put_whole(placement, ids)),
-                *data,
-                validation,
-            )
-        return after, _Round(number, cohort, measured, sums, accuracies)
+        return after, _Round(number, cohort, measured, sums, {})
+
+    def evaluate(done: _Round) -> dict[str, jax.Array]:
+        if not done.measured:
+            return {}
+        ids = _evaluated_clients(config, done.cohort, done.number)
+        return measure[len(ids)](
+            *(state, rows.personal(ids), put_whole(placement, ids)),
+            *data,
+            validation,
+        )
 
     with (
         open_metrics(folder, finished) as log,
@@ -260,7 +262,8 @@ def _train(
                 clock += train_round.seconds
             if running is not None:
                 settle(running)
-            running = dispatched
+            # Only now: rows on the host are waited for.
+            running = dispatched._replace(accuracies=evaluate(dispatched))
             if finished % config.save_every == 0:
                 settle(running)
                 running = None
