@@ -20,8 +20,8 @@ FEW = 8
 WHOLE = 4
 """XLA is slow on CPUs where the number of input channels is no multiple of it."""
 BLOCK = 2**16
-"""Numbers of a cotangent at once: all images of a batch in one made the gradient of a
-kernel take two to four times as long on CPUs."""
+"""Numbers of a cotangent at once: all 50 images of a batch in one made the gradient of
+a kernel take 1.5 to 3.6 times as long on a CPU."""
 
 
 def convolve(
@@ -175,7 +175,7 @@ def form_of(
 
     On one CPU core, in a loop of training steps of one layer, `direct` took 0.2 to 0.5
     of the time of `patches` with 5x5 kernels and many channels, 0.4 to 1.1 with 1 or 3;
-    with 3x3 kernels 0.3 to 0.7 with 16 and 32 channels, 0.7 to 1.7 with 1 or 3; and
+    with 3x3 kernels 0.3 to 0.8 with 16 and 32 channels, 0.7 to 1.7 with 1 or 3; and
     many times as long where the kernel is larger than the image. `winograd` does 4/9 of
     the multiplications for more memory traffic. Alone on a core `direct` is the faster
     one up to 64 channels, but in rounds of `launch.benchmark` with 32 to 127

@@ -58,12 +58,13 @@ def test_groups_in_a_fixed_order_are_the_same_on_any_number_of_devices(monkeypat
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_memory_is_bounded_by_lanes(monkeypatch):
+@pytest.mark.parametrize("schedule", ["participants", "fixed"])
+def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
     """Ten times the explorers: the same arrays on the device, XLA's plan the same."""
     seen = []
     for num_clients in (4, 40):
         config = pruned_config(
-            fields=FIELDS | {"explore_epochs": 1},
+            fields=FIELDS | {"explore_epochs": 1, "mask_schedule": schedule},
             client_rows="host",
             **{"data.num_clients": num_clients, "data.num_train": 400},
             **{"data.partitioner": "iid"},
