@@ -31,7 +31,7 @@ make_environment() {
     fi
   fi
   echo "Installing into $PWD/.venv (some minutes the first time) ..."
-  .venv/bin/pip install --quiet --disable-pip-version-check -e ".${EXTRAS:-}"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".${EXTRAS:-}"
   touch "$stamp"
 }
 

@@ -99,8 +99,8 @@ def test_data_of_the_suites(name):
         "w2_one": (1, 1, 640, 640),
         "w2_ten": (10, 10, 64, 448),
         "w2_variants": (10, 10, 64, 448),
-        "compact_two_cnn": (4, 4, 250, 250),
-        "compact_vgg11": (1, 1, 640, 640),
+        "compact_two_cnn": (4, 4, 500, 500),
+        "compact_vgg11": (4, 4, 320, 320),
         "w3": (3400, 10, 10, 400),
     }[name]
     assert (len(sizes), cohorts.shape[1]) == (num_clients, cohort_size)

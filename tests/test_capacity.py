@@ -82,7 +82,7 @@ def test_fewer_lanes_are_taken_where_memory_is_short():
 
 
 def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
-    config = tiny_config(rounds=1, devices=0)
+    config = tiny_config(rounds=1, devices=0, **{"model.gated": False})
     config.lanes = "auto"
     assert train.run(config, tmp_path) == 0
     assert "chosen by images a second (1: " in capsys.readouterr().out

@@ -60,16 +60,23 @@ def _mean_to_seven(x: jax.Array) -> jax.Array:
     Pixel i is the mean of rows floor(i n / 7) to ceil((i + 1) n / 7) - 1 of n, as in
     PyTorch's adaptive pool.
     """
-    for axis in (x.ndim - 3, x.ndim - 2):
-        length = x.shape[axis]
-        if length != 7:
-            weights = np.zeros((7, length))
-            for i in range(7):
-                first, end = i * length // 7, -(-(i + 1) * length // 7)
-                weights[i, first:end] = 1 / (end - first)
-            x = jnp.tensordot(jnp.asarray(weights, x.dtype), x, (1, axis))
-            x = jnp.moveaxis(x, 0, axis)
-    return x
+    *batch, height, width, channels = x.shape
+    if height == width == 7:
+        return x
+    # One product: there are few pixels, and each pass over the maps costs more.
+    weights = np.kron(_means(height), _means(width))
+    x = x.reshape(*batch, height * width, channels)
+    x = jnp.tensordot(jnp.asarray(weights, x.dtype), x, (1, x.ndim - 2))
+    return jnp.moveaxis(x, 0, -2).reshape(*batch, 7, 7, channels)
+
+
+def _means(length: int) -> np.ndarray:
+    """[7, length], which pixels of a row the seven means are of."""
+    weights = np.zeros((7, length))
+    for i in range(7):
+        first, end = i * length // 7, -(-(i + 1) * length // 7)
+        weights[i, first:end] = 1 / (end - first)
+    return weights
 
 
 _PADDED = Pool(_padded_pool, lambda n: n // 2 + 1)

@@ -142,10 +142,15 @@ def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     return _arrays(to_population(parts), cohorts, 20, pool)
 
 
+def _w2_four(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
+    population = to_population(np.split(rng.permutation(1280), 4))
+    return _arrays(population, np.tile(np.arange(4), (rounds, 1)), 64, 1280)
+
+
 def _two_cnn(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population(np.split(rng.permutation(1000), 4))
+    population = to_population(np.split(rng.permutation(2000), 4))
     cohorts = np.tile(np.arange(4), (rounds, 1))
-    return {**_arrays(population, cohorts, 50, 1000), "epochs": 5}
+    return {**_arrays(population, cohorts, 50, 2000), "epochs": 5}
 
 
 def _compared(threads: int, platform: str) -> list[list[Worker]]:
@@ -255,15 +260,16 @@ SUITES = {
         *("w3", (28, 28, 1), 62, _w3, _compared),
     ),
     "compact_two_cnn": Suite(
-        "four clients with 250 images of 24x24x3 each, batches of 50, five epochs, SGD "
+        "four clients with 500 images of 24x24x3 each, batches of 50, five epochs, SGD "
         f"0.1; TwoCNN, 1,664,970 parameters, no augmentation{_REMOVED}",
         *("two_cnn", (24, 24, 3), 10, _two_cnn, _compacted),
         with_peers=False,
     ),
     "compact_vgg11": Suite(
-        "one client with 640 images of 32x32x3, ten steps of 64, SGD 0.1; VGG-11 "
-        f"without norm, dropout 0.5, 9,750,922 parameters, no augmentation{_REMOVED}",
-        *("w2", (32, 32, 3), 10, _w2_one, _compacted),
+        "four clients with 320 images of 32x32x3 each, batches of 64, one epoch, SGD "
+        "0.1; VGG-11 without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
+        f"{_REMOVED}",
+        *("w2", (32, 32, 3), 10, _w2_four, _compacted),
         with_peers=False,
     ),
     "devices": Suite(
