@@ -25,8 +25,8 @@ AUTOFLIP = {
     "threshold": 0.3,  # share of the weights to prune, in [0, 1)
     "threshold_scope": "global",  # global | per_tensor
     "prune_biases": False,  # biases and norms, too
-    "exempt_layers": (),  # shell patterns such as "fc2/*", never pruned
-    "min_keep": 0.01,  # share of each array that always stays, in [0, 1]
+    "exempt_layers": (),  # shell patterns such as "fc2/*": only with channels read
+    "min_keep": 0.01,  # share of each array kept before channels go, in [0, 1]
     "structured_rule": "keep_ratio",  # keep_ratio | guidance_l1 | off
     "structured_density": 0.1,  # keep_ratio: channels this dense go, at most 1
     "structured_share": 0.0,  # guidance_l1: share of the channels, in [0, 1)
@@ -76,12 +76,12 @@ ALGORITHM_FIELDS = {
     "fedsnip": {
         "threshold": 0.3,  # share of the weights to prune, in [0, 1)
         "threshold_scope": "global",  # global | per_tensor
-        "min_keep": 0.01,  # share of each array that always stays, in [0, 1]
+        "min_keep": 0.01,  # share of each array kept before channels go, in [0, 1]
     },
     "magnitude": {
         "threshold": 0.3,  # share of the weights to prune, in [0, 1)
         "threshold_scope": "global",  # global | per_tensor
-        "min_keep": 0.01,  # share of each array that always stays, in [0, 1]
+        "min_keep": 0.01,  # share of each array kept before channels go, in [0, 1]
         "structured_rule": "off",  # off | keep_ratio
         "structured_density": 0.1,  # keep_ratio: channels this dense go, at most 1
         "warmup_rounds": 0,  # unpruned rounds before, at least 0

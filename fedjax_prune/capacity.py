@@ -1,8 +1,10 @@
 """How many devices and lanes a run takes: what fits, and what is fastest."""
 
+import bisect
 import copy
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +86,36 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
       experiment: of the run.
       lanes: on each device.
     """
+    return _estimate(config, experiment)(lanes)
+
+
+def _estimate(config: Config, experiment: Experiment) -> Callable[[int], int]:
+    """`memory_estimate` by lanes; what does not depend on them is traced once."""
     state, rows = jax.eval_shape(lambda: start(config, experiment))
     row = costs.tree_bytes(rows) // config.data.num_clients
     placement = make_placement(config.devices, config.reduction)
     share = -(-config.data.num_clients // placement.num_blocks) * row
     if config.client_rows == "host":
         share = 0
-    cohort_size, prepare = config.cohort_size, experiment.algorithm.prepare
+    explorers, prepare = 0, experiment.algorithm.prepare
     message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
     if prepare is not None:
-        preparing = prepare.num_clients(config.data.num_clients)
-        cohort_size = max(cohort_size, min(preparing, placement.group_size(lanes)))
+        explorers = prepare.num_clients(config.data.num_clients)
         gathered = jax.eval_shape(prepare.start, state)
         message = max(message, costs.tree_bytes(gathered))
-    block = placement.block_size(cohort_size)
     data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    kept = block if config.reduction == "fixed_order" else 1
     optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
     lane = costs.tree_bytes((state.params, optimiser)) + row + message
     lane += max(_step_bytes(config, experiment), _evaluation_bytes(experiment))
-    fixed = data + costs.tree_bytes(state) + share + block * row + kept * message
-    return fixed + lanes * lane
+    fixed = data + costs.tree_bytes(state) + share
+
+    def bytes_with(lanes: int) -> int:
+        at_once = max(config.cohort_size, min(explorers, placement.group_size(lanes)))
+        block = placement.block_size(at_once)
+        kept = block if config.reduction == "fixed_order" else 1
+        return fixed + block * row + kept * message + lanes * lane
+
+    return bytes_with
 
 
 def _step_bytes(config: Config, experiment: Experiment) -> int:
@@ -162,17 +173,17 @@ def fitting_lanes(
     Raises:
       SettingsError: if not even one lane fits.
     """
-    one = memory_estimate(config, experiment, 1)
-    each = memory_estimate(config, experiment, 2) - one
-    if one > available:
+    need = _estimate(config, experiment)
+    fitting = bisect.bisect_right(range(1, most + 1), available, key=need)
+    if not fitting:
         raise SettingsError(
             [
-                f"a round with one lane needs {one / 1e9:.3g} GB on each device, which "
-                f"has {available / 1e9:.3g} GB: take a smaller client.batch_size, "
-                "model.width or cohort_size"
+                f"a round with one lane needs {need(1) / 1e9:.3g} GB on each device, "
+                f"which has {available / 1e9:.3g} GB: take a smaller "
+                "client.batch_size, model.width or cohort_size"
             ]
         )
-    return min(most, 1 + (available - one) // each)
+    return fitting
 
 
 def _fastest(config: Config, experiment: Experiment, most: int) -> tuple[int, str]:

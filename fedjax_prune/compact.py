@@ -57,7 +57,9 @@ def compact(
     kept = kept_channels(model, masks, image_shape, multiple=multiple)
     groups = model.channel_groups(image_shape)
     smaller = smaller_model(model, {name: len(i) for name, i in kept.items()})
-    return Compacted(smaller, shrink(variables, groups, kept), kept)
+    # One program, where each array alone would compile several.
+    taken = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
+    return Compacted(smaller, taken, kept)
 
 
 def kept_channels(

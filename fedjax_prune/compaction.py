@@ -38,7 +38,8 @@ class CompactRounds:
     """Called like the compiled `Programs.train`.
 
     Attributes:
-      seconds: spent compiling in the last call.
+      seconds: spent compiling the round in the last call; the short programs that rank,
+        cut and put back are compiled in its own time.
     """
 
     def __init__(

@@ -73,9 +73,14 @@ def build(config: Config) -> Experiment:
 
     Raises:
       DataError: if the data set cannot be read.
-      SettingsError: if the examples cannot be split as asked.
+      SettingsError: if the examples cannot be split as asked, or the network cannot
+        read images of that size or lacks the layers that the algorithm names.
     """
     info = DATASETS[config.data.name]
+    try:
+        learning = _learning(config, make_model(config))
+    except ValueError as error:
+        raise SettingsError([f"model, data and algorithm: {error}"]) from error
     if info.by_client:
         train, population, validation = _by_client(config)
         # In random order, so that the first so many are not of the first clients.
@@ -97,35 +102,30 @@ def build(config: Config) -> Experiment:
             population, validation = split(config, train, test, info.num_classes)
         except ValueError as error:
             raise SettingsError([f"data cannot be split: {error}"]) from error
-    return _assemble(config, make_model(config), train, test, population, validation)
-
-
-def _assemble(
-    config: Config,
-    model: Any,
-    train: Dataset,
-    test: Dataset,
-    population: Population,
-    validation: Population,
-) -> Experiment:
-    """Makes tasks, solver and algorithm for a network and its data."""
-    task, solver = task_of(config, model), make_solver(**config.client)
-    fields = dict(config.algorithm)
-    algorithm = ALGORITHMS[fields.pop("name")](
-        task, solver, make_server_tx(**config.server), **fields
-    )
     return Experiment(
         train=train,
         test=test,
         population=population,
         validation=validation,
         held_out=config.data.local_val == "holdout",
-        model=model,
-        task=task,
-        dense_task=task_of(config, model.clone(gates=None)),
-        solver=solver,
-        algorithm=algorithm,
+        **learning,
     )
+
+
+def _learning(config: Config, model: Any) -> dict[str, Any]:
+    """The fields of an experiment that depend on its network."""
+    task, solver = task_of(config, model), make_solver(**config.client)
+    fields = dict(config.algorithm)
+    algorithm = ALGORITHMS[fields.pop("name")](
+        task, solver, make_server_tx(**config.server), **fields
+    )
+    return {
+        "model": model,
+        "task": task,
+        "dense_task": task_of(config, model.clone(gates=None)),
+        "solver": solver,
+        "algorithm": algorithm,
+    }
 
 
 def task_of(config: Config, model: nn.Module) -> Task:
@@ -147,12 +147,7 @@ def task_of(config: Config, model: nn.Module) -> Task:
 
 def with_model(config: Config, experiment: Experiment, model: Any) -> Experiment:
     """The same experiment with another network."""
-    return _assemble(
-        config,
-        model,
-        *(experiment.train, experiment.test),
-        *(experiment.population, experiment.validation),
-    )
+    return experiment._replace(**_learning(config, model))
 
 
 def _by_client(config: Config) -> tuple[Dataset, Population, Population]:

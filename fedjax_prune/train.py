@@ -74,7 +74,8 @@ def run(config: Config, workdir: str | Path) -> int:
     """Trains until `config.rounds` rounds are done, or a signal asks to stop.
 
     Started again with the same configuration it goes on from the newest checkpoint
-    and, on the CPU, ends with the same bits as an unbroken run.
+    and, on the CPU, ends with the same bits as an unbroken run; with `compact_training`
+    but for rounding, because it prefers widths that this process has compiled.
 
     Args:
       config: checked, with the fields of configs/base.py. `lanes` and `devices` are
@@ -154,7 +155,8 @@ def _train(
     """Runs the rounds that are left and returns how many are done.
 
     A round is dispatched before the numbers of the one before are read, so the
-    devices never wait for the host, except where a checkpoint is due.
+    devices never wait for the host, except where a checkpoint is due, where the rows
+    are on the host, and where compacted rounds ask which channels are left.
     """
     programs = compile_programs(experiment, placement)
     key = put_whole(placement, jax.random.key(config.seed))

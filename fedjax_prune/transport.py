@@ -99,7 +99,11 @@ def decode_masks(message: bytes, like: Tree) -> Tree:
     size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     body = np.frombuffer(message, np.uint8, offset=1)
     if message[:1] == BITS:
+        if len(body) != -(-size // 8):
+            raise ValueError(f"message must hold {size} bits, got {8 * len(body)}.")
         flat = np.unpackbits(body)[:size].astype(bool)
+    elif message[:1] != RUNS or not len(body) or body[-1] >= 128:
+        raise ValueError("message must be what encode_masks has written.")
     else:
         lengths = _from_leb128(body)
         flat = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)

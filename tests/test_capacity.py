@@ -18,6 +18,7 @@ from fedjax_prune.placement import (
 )
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_config
+from tests.test_pruned_runs import pruned_config
 from tests.test_train import tiny_config
 
 
@@ -79,6 +80,19 @@ def test_fewer_lanes_are_taken_where_memory_is_short():
     assert capacity.fitting_lanes(config, experiment, 1, need[2]) == 1
     with pytest.raises(SettingsError, match=r"one lane needs .* GB on each device"):
         capacity.fitting_lanes(config, experiment, 64, need[0] - 1)
+
+
+def test_lanes_bring_more_explorers_at_once():
+    """4, 32, 40, 40 rows of explorers: not as many with every lane."""
+    sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
+    config = pruned_config(devices=1, client_rows="host", **sizes)
+    experiment = build(config)
+    need = [capacity.memory_estimate(config, experiment, n) for n in (1, 2, 3, 4)]
+    steps = np.diff(need)
+    assert steps[0] > steps[1] > steps[2] > 0
+    for lanes, available in enumerate(need, start=1):
+        fitting = capacity.fitting_lanes(config, experiment, 64, available)
+        assert fitting == lanes
 
 
 def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):

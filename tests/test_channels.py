@@ -39,7 +39,8 @@ def masked_variables(model, shape, share=0.6, seed=1):
     alive = {g.name: jnp.asarray(rng.random(g.size) > share) for g in groups}
     for group in groups:
         alive[group.name] = alive[group.name].at[group.size // 2].set(True)
-    masks = drop_channels(ones_like(variables["params"]), groups, alive)
+    drop = jax.jit(lambda tree, alive: drop_channels(tree, groups, alive))
+    masks = drop(ones_like(variables["params"]), alive)
     params = jax.tree.map(np.multiply, variables["params"], masks)
     variables = variables | {"params": jax.tree.map(jnp.asarray, params)}
     if "gates" in variables:
@@ -48,7 +49,7 @@ def masked_variables(model, shape, share=0.6, seed=1):
             variables["gates"],
             is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
         )
-        variables["alive"] = drop_channels(gates, groups, alive)
+        variables["alive"] = drop(gates, alive)
     return variables, masks, alive
 
 
@@ -90,15 +91,20 @@ def test_perturbing_what_is_removed_changes_no_logit(name, norm, settings):
     variables, _, alive = masked_variables(model, shape)
     groups = model.channel_groups(shape)
     readers = [g._replace(producers=(), entries=()) for g in groups]
-    untouched = drop_channels(ones_like(variables["params"]), readers, alive)
     writers = [g._replace(consumers=()) for g in groups]
-    silent = drop_channels(ones_like(variables["params"]), writers, alive)
-    params = jax.tree.map(
-        lambda p, read, written: jnp.where(~read & written, 7.0, p),
-        variables["params"],
-        untouched,
-        silent,
-    )
+
+    @jax.jit
+    def perturb(params):
+        untouched = drop_channels(ones_like(params), readers, alive)
+        silent = drop_channels(ones_like(params), writers, alive)
+        return jax.tree.map(
+            lambda p, read, written: jnp.where(~read & written, 7.0, p),
+            params,
+            untouched,
+            silent,
+        )
+
+    params = perturb(variables["params"])
     images = draw((2, *shape))
     expected = predict(model, variables, images)
     found = predict(model, variables | {"params": params}, images)
@@ -123,7 +129,7 @@ def test_what_is_shrunk_comes_back(name):
     assert all(jax.tree.leaves(removed))
     jax.tree.map(np.testing.assert_array_equal, whole(small, tree), tree)
     # Of paths no longer than the slots' own.
-    alone = shrink(variables["params"], groups, kept)
+    alone = smaller(variables["params"])
     first = jax.tree.map(lambda x: x[0], small["rows"]["params"])
     jax.tree.map(np.testing.assert_array_equal, alone, first)
 
@@ -137,13 +143,12 @@ def test_a_gate_ranks_pruned_channels_last():
     assert num_kept(0.5, channels) == 4
     alive = jnp.zeros(channels, bool).at[jnp.array([1, 4, 6])].set(True)
     variables["alive"] = {"conv1": {"gate": {"alive": alive}}}
-    _, sown = model.apply(
-        variables,
-        draw((5, *shape)),
-        train=True,
-        example_mask=jnp.ones(5, bool),
-        mutable=["gate_sums"],
-    )
+    mask = jnp.ones(5, bool)
+    _, sown = jax.jit(
+        lambda v, x: model.apply(
+            v, x, train=True, example_mask=mask, mutable=["gate_sums"]
+        )
+    )(variables, draw((5, *shape)))
     selected = sown["gate_sums"]["conv1"]["gate"]["selected"]
     np.testing.assert_array_equal(selected, 5 * np.asarray(alive, np.float32))
 

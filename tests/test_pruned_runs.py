@@ -1,11 +1,12 @@
 """Whole runs with masks: preparation, files, resuming, compaction, tables."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import autoflip, base
-from fedjax_prune import ledger, train
+from fedjax_prune import experiment, ledger, train
 from fedjax_prune.outcome import TrainingError
 from fedjax_prune.settings import SettingsError, check
 from fedjax_prune.workdir import read_metrics
@@ -100,6 +101,42 @@ def test_a_layer_without_weights_ends_the_run(tmp_path):
     ):
         train.run(pruned_config(fields=fields), tmp_path)
     assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.name": "resnet9"}, "algorithm: ResNet9 needs images of 32x32"),
+        ({"fields": FIELDS | {"exempt_layers": ("fc9/*",)}}, "algorithm: .*fc9"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_data_are_loaded(
+    changes, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiment, "load", None)
+    with pytest.raises(SettingsError, match=message):
+        train.run(pruned_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sparse_server_has_forgotten_before_the_round():
+    """Compacted rounds put back what was there before, so it must be 0 by then."""
+    config = pruned_config(fields=FIELDS | {"server_store": "sparse"})
+    config.algorithm.mask_schedule = "fixed"
+    algorithm = experiment.build(config).algorithm
+    state = jax.tree.map(jnp.ones_like, algorithm.init(jax.random.key(0)))
+    masks = jax.tree.map(
+        lambda x: jnp.arange(x.size).reshape(x.shape) % 3 > 0, state.params
+    )
+    state = state._replace(server=state.server._replace(masks=masks))
+    after = algorithm.masked.remask(state, None, None)
+    momenta = [x for x in jax.tree.leaves(after.server.base) if x.ndim]
+    assert len(momenta) == len(jax.tree.leaves(masks))
+    for mask, param, momentum in zip(
+        jax.tree.leaves(masks), jax.tree.leaves(after.params), momenta, strict=True
+    ):
+        np.testing.assert_array_equal(param, mask)
+        np.testing.assert_array_equal(momentum, mask)
 
 
 def test_compaction_needs_masks():

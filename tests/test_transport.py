@@ -91,6 +91,11 @@ def test_bad_messages():
         decode_values(b"\0\0\0\0", masks)
     with pytest.raises(ValueError, match=r"must hold 3900 entries, got 3"):
         decode_masks(RUNS + bytes([3]), masks)
+    with pytest.raises(ValueError, match=r"must hold 3900 bits, got 3912"):
+        decode_masks(BITS + bytes(489), masks)
+    for message in (b"\2", RUNS, RUNS + bytes([128])):
+        with pytest.raises(ValueError, match="what encode_masks has written"):
+            decode_masks(message, masks)
 
 
 def test_traffic_of_masked_messages_by_hand():

@@ -118,7 +118,8 @@ def autoflip(
       prune_biases: prune biases and norms, too [C].
       exempt_layers: shell patterns of arrays, `conv1/*`, that are not pruned, but for
         weights that read removed channels; their own channels stay.
-      min_keep: share of each array that always stays, in [0, 1] [R].
+      min_keep: share of each array that stays before channels are removed, in
+        [0, 1] [R].
       structured_rule: `keep_ratio`, `guidance_l1` or `off` [R].
       structured_density: theta_s of keep_ratio, at most 1; below 0 is off.
       structured_share: T_s of guidance_l1, in [0, 1).

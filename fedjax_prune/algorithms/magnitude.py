@@ -46,7 +46,8 @@ def magnitude(
       server_tx: applied to the weighted mean of the deltas.
       threshold: share of the weights to prune, in [0, 1).
       threshold_scope: `global` or `per_tensor`.
-      min_keep: share of each array that always stays, in [0, 1].
+      min_keep: share of each array that stays before channels are removed, in
+        [0, 1].
       structured_rule: `off` or `keep_ratio`, as in AutoFLIP.
       structured_density: of keep_ratio.
       warmup_rounds: unpruned rounds before, at least 0.

@@ -205,8 +205,6 @@ def masked(
         inner_rows = rows._replace(client=kept.base)
         after, inner_rows, sums = train(sent, inner_rows, dataset, cohort, *rest)
         old = state.params, state.server.base
-        if server_store == "sparse":
-            old = jax.tree.map(jnp.zeros_like, old)
         params, server = _keep(masks, (after.params, after.server.base), old)
         # A channel that is silent for a while comes back with its old statistics.
         model_state = jax.tree.map(
@@ -230,7 +228,13 @@ def masked(
         return after, inner_rows._replace(client=client), sums
 
     def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
-        return with_masks(state, *masking.refresh(state, rows, cohort))
+        state = with_masks(state, *masking.refresh(state, rows, cohort))
+        if server_store == "dense":
+            return state
+        kept = state.params, state.server.base
+        zeros = jax.tree.map(jnp.zeros_like, kept)
+        params, base = _keep(state.server.masks, kept, zeros)
+        return state._replace(params=params, server=state.server._replace(base=base))
 
     def round(
         state: ServerState,
