@@ -25,7 +25,7 @@ AUTOFLIP = {
     "threshold": 0.3,  # share of the weights to prune, in [0, 1)
     "threshold_scope": "global",  # global | per_tensor
     "prune_biases": False,  # biases and norms, too
-    "exempt_layers": (),  # shell patterns such as "fc2/*": only with channels read
+    "exempt_layers": (),  # patterns, "fc2/*": go only with channels they read
     "min_keep": 0.01,  # share of each array kept before channels go, in [0, 1]
     "structured_rule": "keep_ratio",  # keep_ratio | guidance_l1 | off
     "structured_density": 0.1,  # keep_ratio: channels this dense go, at most 1
@@ -76,7 +76,7 @@ ALGORITHM_FIELDS = {
     "fedsnip": {
         "threshold": 0.3,  # share of the weights to prune, in [0, 1)
         "threshold_scope": "global",  # global | per_tensor
-        "min_keep": 0.01,  # share of each array kept before channels go, in [0, 1]
+        "min_keep": 0.01,  # share of each array that always stays, in [0, 1]
     },
     "magnitude": {
         "threshold": 0.3,  # share of the weights to prune, in [0, 1)

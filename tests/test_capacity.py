@@ -96,7 +96,7 @@ def test_lanes_bring_more_explorers_at_once():
 
 
 def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
-    config = tiny_config(rounds=1, devices=0, **{"model.gated": False})
+    config = tiny_config(rounds=1, devices=0)
     config.lanes = "auto"
     assert train.run(config, tmp_path) == 0
     assert "chosen by images a second (1: " in capsys.readouterr().out

@@ -103,11 +103,12 @@ def test_mapped_over_kernels_equals_one_by_one(strides, padding, channels):
     close(found, value_and_gradients(one_by_one, x, kernels))
 
 
+@pytest.mark.parametrize("num_images", [10, 11])
 @pytest.mark.parametrize("channels", [3, 9])
-def test_images_in_groups_add_up(channels, monkeypatch):
-    """The gradient of a kernel from groups of four, four and three images."""
+def test_images_in_groups_add_up(channels, num_images, monkeypatch):
+    """The gradient of a kernel from groups of 4 and 6, and of 4, 4 and 3 images."""
     monkeypatch.setattr(convolution, "BLOCK", 1)
-    x, kernel = draw((11, 7, 6, channels)), draw((5, 5, channels, 3))
+    x, kernel = draw((num_images, 7, 6, channels)), draw((5, 5, channels, 3))
     found = value_and_gradients(convolve, x, kernel)
     close(found, value_and_gradients(lambda x, k: reference(x, k, 1, 2), x, kernel))
 

@@ -27,7 +27,7 @@ def prepared(config, num_devices=1):
 
 @pytest.mark.parametrize(
     ("schedule", "client_rows"),
-    [("participants", "device"), ("agreement", "host")],
+    [("participants", "device"), ("agreement", "host"), ("fixed", "host")],
 )
 def test_groups_add_up_to_all(schedule, client_rows, monkeypatch):
     """Five explorers at once, and in groups of two, two and one."""
