@@ -12,8 +12,8 @@ from fedjax_prune.algorithms.magnitude import magnitude
 from fedjax_prune.algorithms.prunefl import prunefl
 from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
-from fedjax_prune.client import train_cohort
 from fedjax_prune.compact import gathered_predict
+from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Rules
 from fedjax_prune.convolution import convolve
 from fedjax_prune.costs import keep_ratio_for, macs
 from fedjax_prune.data.augment import make_augment
@@ -22,24 +22,27 @@ from fedjax_prune.data.load import DATASETS, as_dataset, load
 from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
 from fedjax_prune.evaluate import correct_by_client, correct_examples
 from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
+from fedjax_prune.local import train_client
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
-from fedjax_prune.rounds import make_round
+from fedjax_prune.preparation import prepare
+from fedjax_prune.rounds import make_algorithm, make_round
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.transforms import add_control_variates, add_proximal
 from fedjax_prune.types import (
     Batch,
-    ClientProgram,
     ClientState,
     Cohort,
     Dataset,
-    FederatedAlgorithm,
     LocalResult,
+    Mean,
     Population,
     Probe,
+    RoundInputs,
     ServerState,
     Task,
+    Total,
     Variables,
 )
 
@@ -59,11 +62,15 @@ __all__ = [
     "GateSettings",
     "LocalResult",
     "LocalSolver",
+    "Mean",
     "Population",
     "Probe",
     "ResNet32",
+    "RoundInputs",
+    "Rules",
     "ServerState",
     "Task",
+    "Total",
     "Variables",
     "add_control_variates",
     "add_proximal",
@@ -82,6 +89,7 @@ __all__ = [
     "load",
     "macs",
     "magnitude",
+    "make_algorithm",
     "make_augment",
     "make_cohort",
     "make_round",
@@ -89,6 +97,7 @@ __all__ = [
     "make_solver",
     "make_task",
     "partition",
+    "prepare",
     "prunefl",
     "random_pruning",
     "random_steps",
@@ -98,5 +107,5 @@ __all__ = [
     "straight_through",
     "to_population",
     "top_k_mask",
-    "train_cohort",
+    "train_client",
 ]

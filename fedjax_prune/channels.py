@@ -8,56 +8,15 @@ meant as well: momenta, control variates, rows of all clients with a leading axi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.types import Tree
+from fedjax_prune.types import ChannelGroup, Slot, Tree
 
 Path = tuple[str, ...]
-
-
-class Slot(NamedTuple):
-    """Where the channels of a group lie in one array.
-
-    Attributes:
-      path: end of the array's path, such as ("conv1", "kernel").
-      axis: that runs over the channels, counted from the last, which is -1.
-      start: of the group's first channel among those of the axis.
-      repeats: how often the axis runs over its channels, the channel fastest: the
-        pixels of a map that was flattened, 1 elsewhere.
-    """
-
-    path: Path
-    axis: int
-    start: int = 0
-    repeats: int = 1
-
-
-class ChannelGroup(NamedTuple):
-    """Channels that exist or go together.
-
-    A slot may name an array that the model does not have: the norm of a model without.
-
-    Attributes:
-      name: of the group, by which a model is told how many channels are left.
-      size: number of channels.
-      producers: kernels that write them; several where branches are added.
-      entries: what else a channel has: bias, norm, statistics, gate.
-      consumers: kernels and gates that read them.
-    """
-
-    name: str
-    size: int
-    producers: tuple[Slot, ...]
-    entries: tuple[Slot, ...]
-    consumers: tuple[Slot, ...]
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (*self.producers, *self.entries, *self.consumers)
 
 
 def written_by(layer: str, start: int = 0) -> tuple[Slot, tuple[Slot, ...]]:

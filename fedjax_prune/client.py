@@ -14,45 +14,48 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.aggregate import Reduction, weigh
+from fedjax_prune.contract import ClientProgram
 from fedjax_prune.lanes import over_lanes, put_lanes, select_lanes, take_next
-from fedjax_prune.solver import LocalSolver, num_batches
-from fedjax_prune.stopping import Watch
+from fedjax_prune.local import LocalTraining, Progress, pad_to_batches
+from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
-    Batch,
-    ClientProgram,
+    Anchor,
     ClientState,
     Cohort,
-    CohortResult,
-    Collector,
-    Dataset,
-    LocalResult,
+    Message,
     Probe,
-    ServerState,
+    RoundInputs,
     Sums,
     Task,
     Tree,
-    Variables,
 )
 
 
+class CohortResult(NamedTuple):
+    """What the clients of one device leave behind.
+
+    Attributes:
+      messages: as the reduction keeps them.
+      rows: [block_size, ...] new client states; a client whose message has not arrived
+        keeps its old one.
+      sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite` and
+        `arrived`.
+      trips: [] int32, steps that the lanes made side by side, counted where they
+        run.
+    """
+
+    messages: Tree
+    rows: ClientState
+    sums: Sums
+    trips: jax.Array
+
+
 class _Lane(NamedTuple):
-    """The client a lane is running. Leaves carry a leading axis `num_lanes`."""
+    """What a lane is running. Leaves carry a leading axis `num_lanes`."""
 
     position: jax.Array  # [] int32 in the block; block_size = nothing left to do
-    size: jax.Array  # [] int32, examples of the client
-    key: jax.Array  # [] of the client
-    step: jax.Array  # [] int32, local steps done
-    epoch: jax.Array  # [] int32, local epochs done
-    batch: jax.Array  # [] int32, batches done of this epoch
-    order: jax.Array  # [padded size] int32, this epoch's examples
-    variables: Variables
-    row: ClientState
-    shared_state: Tree
-    personal_state: Tree
-    mass: jax.Array  # [] float32
-    mass_state: Tree
-    watch: Watch | tuple[()]  # () without early stopping
-    sums: Sums  # of the steps done
+    client: Progress
 
 
 class _Carry(NamedTuple):
@@ -68,31 +71,32 @@ def train_cohort(
     task: Task,
     solver: LocalSolver,
     program: ClientProgram,
-    state: ServerState,
-    rows: ClientState,
-    dataset: Dataset,
-    cohort: Cohort,
-    key: jax.Array,
-    probe: Probe | None,
-    collector: Collector,
+    inputs: RoundInputs,
+    reduction: Reduction,
 ) -> CohortResult:
     """Trains every client of one device's block from the same parameters.
+
+    A client whose loss or message becomes non-finite is dropped: its message does not
+    arrive and its row stays.
 
     Args:
       task: the model and its loss.
       solver: optimiser, schedule, epochs and batch size.
       program: the algorithm's part.
-      state: its params and model_state are what every client starts from.
-      rows: [block_size, ...] client states.
-      dataset: on the device.
-      cohort: this device's block, on the device.
-      key: of this round. A client's randomness depends on it and on its
-        client_id only, never on its position or lane.
-      probe: measures clients when they have finished.
-      collector: takes in what they send.
+      inputs: of the round, with this device's rows and block of the cohort.
+      reduction: takes in what the clients send.
     """
-    cohort = _pad_to_batches(cohort, solver.batch_size)
-    run = _Run(task, solver, program, state, dataset, cohort, key, probe, collector)
+    state, cohort = inputs.state, inputs.cohort
+    # Every batch is then one slice of the order, the last partial one included.
+    indices = pad_to_batches(cohort.indices, solver.batch_size)
+    anchor = Anchor(state.params, state.model_state, state.round)
+    run = _Run(
+        LocalTraining(task, solver, program, anchor, inputs.dataset),
+        cohort._replace(indices=indices),
+        inputs.key,
+        inputs.probe,
+        reduction,
+    )
 
     def run_until_one_has_finished(carry: _Carry) -> _Carry:
         # A loop of its own: in a conditional, XLA would copy the parameters at every
@@ -107,7 +111,7 @@ def train_cohort(
     carry = jax.lax.while_loop(
         lambda carry: run.is_active(carry.lanes).any(),
         run_until_one_has_finished,
-        run.start(rows),
+        run.start(inputs.rows),
     )
     return CohortResult(carry.messages, carry.rows, carry.sums, carry.trips)
 
@@ -115,15 +119,11 @@ def train_cohort(
 class _Run(NamedTuple):
     """The arguments of one `train_cohort`, and the pieces of its loop."""
 
-    task: Task
-    solver: LocalSolver
-    program: ClientProgram
-    state: ServerState
-    dataset: Dataset
+    training: LocalTraining
     cohort: Cohort
     key: jax.Array
     probe: Probe | None
-    collector: Collector
+    reduction: Reduction
 
     @property
     def block_size(self) -> int:
@@ -133,35 +133,36 @@ class _Run(NamedTuple):
         return lanes.position < self.block_size
 
     def has_finished(self, lanes: _Lane) -> jax.Array:
-        return self.is_active(lanes) & (lanes.epoch == self.solver.epochs)
+        return self.is_active(lanes) & self.training.has_finished(lanes.client)
 
     def start(self, rows: ClientState) -> _Carry:
         """All lanes about to run their first clients; nothing sent, nothing summed."""
         num_lanes = self.cohort.queues.shape[0]
-        everyone = jnp.ones(num_lanes, bool)
         taken, position = take_next(
             self.cohort.queues,
             self.block_size,
             jnp.zeros(num_lanes, jnp.int32),
-            everyone,
+            jnp.ones(num_lanes, bool),
         )
         lanes = self.load(position, rows, {})
-        # Shapes of one client's; the loss alone is cheaper to trace than a step.
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
-        sums = jax.eval_shape(self._loss_sums, one)
-        message, _, _ = jax.eval_shape(self._finish_one, one)
+        sums = jax.eval_shape(self.training.no_sums, one.client)
+        one = one._replace(client=one.client._replace(sums=sums))
+        message, _, _ = jax.eval_shape(self._finish_one, one.client)
         probed = {}
         if self.probe is not None:
             probed = jax.eval_shape(
-                self.probe.measure, one.variables, self.probe.examples
+                self.probe.measure, one.client.variables, self.probe.examples
             )
+        arrived = {"arrived": jax.ShapeDtypeStruct((), jnp.float32)}
+        client = lanes.client._replace(sums=_zeros(sums, num_lanes))
         return _Carry(
             trips=jnp.int32(0),
             taken=taken,
-            lanes=lanes._replace(sums=_zeros(sums, num_lanes)),
-            messages=self.collector.empty(message, self.block_size),
+            lanes=lanes._replace(client=client),
+            messages=self.reduction.empty(message, self.block_size),
             rows=rows,
-            sums=_zeros(sums | probed, self.block_size),
+            sums=_zeros(sums | arrived | probed, self.block_size),
         )
 
     def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
@@ -175,32 +176,12 @@ class _Run(NamedTuple):
 
         def load_one(lane: tuple[jax.Array, Sums]) -> _Lane:
             position, sums = lane
-            client_id, size, order, row = self._at(
+            client_id, size, indices, row = self._at(
                 (self.cohort.client_ids, self.cohort.sizes, self.cohort.indices, rows),
                 position,
             )
-            params, model_state = self.state.params, self.state.model_state
-            mass = jnp.float32(0)
-            mass_tx, stopping = self.solver.mass_tx, self.solver.stopping
-            return _Lane(
-                position=position,
-                size=size,
-                key=jax.random.fold_in(self.key, client_id),
-                step=jnp.int32(0),
-                epoch=jnp.int32(0),
-                batch=jnp.int32(0),
-                order=order,
-                variables=Variables(
-                    params, row.personal, model_state, self.program.alive
-                ),
-                row=row,
-                shared_state=self.solver.shared_tx.init(params),
-                personal_state=self.solver.personal_tx.init(row.personal),
-                mass=mass,
-                mass_state=() if mass_tx is None else mass_tx.init(mass),
-                watch=() if stopping is None else stopping.start(),
-                sums=sums,
-            )
+            key = jax.random.fold_in(self.key, client_id)
+            return _Lane(position, self.training.begin(row, indices, size, key, sums))
 
         return over_lanes(load_one, (position, sums))
 
@@ -212,124 +193,39 @@ class _Run(NamedTuple):
 
     def shuffle(self, lanes: _Lane) -> _Lane:
         """Draws a new order for the lanes that begin an epoch."""
-        begins = self.is_active(lanes) & (lanes.batch == 0)
+        begins = self.is_active(lanes) & (lanes.client.batch == 0)
 
         def draw(lane: _Lane) -> jax.Array:
             indices = self._at(self.cohort.indices, lane.position)
-            key = jax.random.fold_in(jax.random.fold_in(lane.key, 0), lane.epoch)
-            # One number for each place, whatever the padding; padding goes last.
-            numbers = jnp.where(
-                jnp.arange(indices.shape[0]) < lane.size,
-                jax.random.bits(key, indices.shape),
-                jnp.uint32(0xFFFFFFFF),
-            )
-            return jax.lax.sort_key_val(numbers, indices)[1]
+            return self.training.draw_order(lane.client, indices)
 
         order = jax.lax.cond(
             begins.any(),
-            lambda: select_lanes(begins, jax.vmap(draw)(lanes), lanes.order),
-            lambda: lanes.order,
+            lambda: select_lanes(begins, jax.vmap(draw)(lanes), lanes.client.order),
+            lambda: lanes.client.order,
         )
-        return lanes._replace(order=order)
+        return lanes._replace(client=lanes.client._replace(order=order))
 
     def step(self, lanes: _Lane) -> _Lane:
         """One local step of every lane; nothing at all if its queue is finished."""
-        stepped, sums = over_lanes(self.train, lanes)
-        stepped = stepped._replace(sums=jax.tree.map(jnp.add, lanes.sums, sums))
-        return select_lanes(self.is_active(lanes), stepped, lanes)
+        stepped = over_lanes(self.training.step, lanes.client)
+        client = select_lanes(self.is_active(lanes), stepped, lanes.client)
+        return lanes._replace(client=client)
 
-    def train(self, lane: _Lane) -> tuple[_Lane, Sums]:
-        """One local step of one lane, and its sums."""
-        batches = num_batches(lane.size, self.solver.batch_size)
-        batch = self._batch(lane)
-        key = jax.random.fold_in(jax.random.fold_in(lane.key, 1), lane.step)
-        params, personal = lane.variables.params, lane.variables.personal
-
-        def objective(trained: tuple[Tree, Tree]):
-            params, personal = trained
-            variables = lane.variables._replace(params=params, personal=personal)
-            return self.task.loss(variables, batch, key)
-
-        (loss, (model_state, sums)), (params_grad, personal_grad) = jax.value_and_grad(
-            objective, has_aux=True
-        )((params, personal))
-        step_size = self.solver.step_size(lane.epoch, lane.batch, batches)
-        if self.solver.lr_decay != 1:
-            rounds = self.state.round.astype(jnp.float32)
-            step_size *= self.solver.lr_decay**rounds
-        updates, shared_state = self.solver.shared_tx.update(
-            params_grad,
-            lane.shared_state,
-            params,
-            step_size=step_size,
-            key=jax.random.fold_in(key, 0),
-            epoch=lane.epoch,
-            batch=lane.batch,
-            **self.program.extra_args(lane.row),
+    def _finish_one(
+        self, client: Progress
+    ) -> tuple[Message, ClientState, tuple[jax.Array, jax.Array]]:
+        """What a client sends and keeps, and whether it has diverged and arrived."""
+        result = self.training.result(client)
+        message, row = self.training.program.upload(result, client.row)
+        diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
+        floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
+        finite = [jnp.isfinite(x).all() for x in floats]
+        arrived = jnp.stack([~diverged, client.sums["nonfinite"] == 0, *finite]).all()
+        row = jax.tree.map(
+            lambda new, old: jnp.where(arrived, new, old), row, client.row
         )
-        personal_updates, personal_state = self.solver.personal_tx.update(
-            personal_grad, lane.personal_state, personal, step_size=step_size
-        )
-        mass, mass_state = self._advance_mass(lane, step_size)
-        ends_epoch = lane.batch + 1 == batches
-        watch, next_epoch = lane.watch, lane.epoch + 1
-        if self.solver.stopping is not None and isinstance(watch, Watch):
-            watch, stops = self.solver.stopping.after_step(watch, sums, ends_epoch)
-            next_epoch = jnp.where(stops, self.solver.epochs, next_epoch)
-        stepped = lane._replace(
-            step=lane.step + 1,
-            epoch=jnp.where(ends_epoch, next_epoch, lane.epoch),
-            batch=jnp.where(ends_epoch, 0, lane.batch + 1),
-            variables=lane.variables._replace(
-                params=optax.apply_updates(params, updates),
-                personal=optax.apply_updates(personal, personal_updates),
-                model_state=model_state,
-            ),
-            shared_state=shared_state,
-            personal_state=personal_state,
-            mass=mass,
-            mass_state=mass_state,
-            watch=watch,
-        )
-        return stepped, _with_counts(sums, loss)
-
-    def _loss_sums(self, lane: _Lane) -> Sums:
-        loss, (_, sums) = self.task.loss(lane.variables, self._batch(lane), lane.key)
-        return _with_counts(sums, loss)
-
-    def _batch(self, lane: _Lane) -> Batch:
-        batch_size = self.solver.batch_size
-        start = lane.batch * batch_size
-        chosen = jax.lax.dynamic_slice_in_dim(lane.order, start, batch_size)
-        mask = start + jnp.arange(batch_size) < lane.size
-        images, labels = jax.tree.map(
-            lambda x: x.at[chosen].get(mode="clip", wrap_negative_indices=False),
-            (self.dataset.images, self.dataset.labels),
-        )
-        return Batch(images, labels, mask)
-
-    def _advance_mass(
-        self, lane: _Lane, step_size: jax.Array
-    ) -> tuple[jax.Array, Tree]:
-        if self.solver.mass_tx is None:
-            return lane.mass, lane.mass_state
-        update, state = self.solver.mass_tx.update(
-            jnp.float32(1), lane.mass_state, step_size=step_size
-        )
-        return jax.tree.map(jnp.subtract, lane.mass, update), state
-
-    def _finish_one(self, lane: _Lane) -> tuple[Tree, ClientState, jax.Array]:
-        """What a lane's client sends, keeps, and whether it has diverged."""
-        result = LocalResult(
-            delta=jax.tree.map(jnp.subtract, self.state.params, lane.variables.params),
-            personal=lane.variables.personal,
-            model_state=lane.variables.model_state,
-            step_mass=lane.mass,
-            solver_state=lane.shared_state,
-        )
-        weight = lane.size / self.cohort.cohort_examples
-        message, row = self.program.upload(result, lane.row, weight)
-        return message, row, ~jnp.isfinite(optax.tree.norm(result.delta))
+        return weigh(message), row, (diverged, arrived)
 
     def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
         """The probe's sums, computed only when a client it wants has finished."""
@@ -339,42 +235,37 @@ class _Run(NamedTuple):
         wanted = finished & self.probe.wanted[lanes.position]
         return jax.lax.cond(
             wanted.any(),
-            lambda: jax.vmap(measure, (0, None))(lanes.variables, examples),
+            lambda: jax.vmap(measure, (0, None))(lanes.client.variables, examples),
             lambda: zeros,
         )
 
     def flush(self, carry: _Carry) -> _Carry:
         """Takes in what finished clients leave and loads the next ones."""
-        lanes = carry.lanes
+        lanes, sums = carry.lanes, carry.lanes.client.sums
         finished = self.has_finished(lanes)
-        messages, rows, diverged = over_lanes(self._finish_one, lanes)
-        nonfinite = lanes.sums["nonfinite"] + diverged.astype(jnp.float32)
-        probed = {n: x for n, x in carry.sums.items() if n not in lanes.sums}
+        messages, rows, (diverged, arrived) = over_lanes(self._finish_one, lanes.client)
+        nonfinite = sums["nonfinite"] + diverged.astype(jnp.float32)
+        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)}
+        probed = {n: x for n, x in carry.sums.items() if n not in sums | known}
         probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))
         probed = self.measure(lanes, finished, probed)
-        sums = lanes.sums | {"nonfinite": nonfinite} | probed
         position = jnp.where(finished, lanes.position, self.block_size)
-        collected = self.collector.add(carry.messages, messages, finished, position)
-        rows, sums = put_lanes((carry.rows, carry.sums), position, (rows, sums))
+        kept = self.reduction.add(
+            carry.messages, messages, finished & arrived, position
+        )
+        rows, all_sums = put_lanes(
+            (carry.rows, carry.sums), position, (rows, sums | known | probed)
+        )
         taken, position = take_next(
             self.cohort.queues, self.block_size, carry.taken, finished
         )
-        loaded = self.load(position, rows, jax.tree.map(jnp.zeros_like, lanes.sums))
+        loaded = self.load(position, rows, jax.tree.map(jnp.zeros_like, sums))
         lanes = select_lanes(finished, loaded, lanes)
-        return _Carry(carry.trips, taken, lanes, collected, rows, sums)
+        return _Carry(carry.trips, taken, lanes, kept, rows, all_sums)
 
 
-def _pad_to_batches(cohort: Cohort, batch_size: int) -> Cohort:
-    # Every batch is then one slice of the order, the last partial one included.
-    extra = -cohort.indices.shape[1] % batch_size
-    return cohort._replace(indices=jnp.pad(cohort.indices, ((0, 0), (0, extra))))
-
-
-def _with_counts(sums: Sums, loss: jax.Array) -> Sums:
-    return sums | {
-        "steps": jnp.float32(1),
-        "nonfinite": (~jnp.isfinite(loss)).astype(jnp.float32),
-    }
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _zeros(shapes: Tree, count: int) -> Tree:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.channels import ChannelGroup, Slot, alive_channels, map_slots
-from fedjax_prune.types import Tree
+from fedjax_prune.channels import alive_channels, map_slots
+from fedjax_prune.types import ChannelGroup, Slot, Tree
 
 Kept = Mapping[str, Any]
 """Name of a group -> indices of the channels that stay, ascending."""

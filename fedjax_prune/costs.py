@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol, Self
 import jax
 
 from fedjax_prune.gates import GateSettings
-from fedjax_prune.models.blocks import Layer
-from fedjax_prune.types import Tree
+from fedjax_prune.types import Layer, Tree
 
 GRID = 1000
 """Keep ratios are searched in steps of 1 / GRID."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.data.augment import AUGMENTATIONS, as_symbols, make_augment, to_float
 from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.load import DATASETS, load, resize
@@ -25,7 +26,6 @@ from fedjax_prune.types import (
     ClientState,
     Config,
     Dataset,
-    FederatedAlgorithm,
     Population,
     ServerState,
     Task,

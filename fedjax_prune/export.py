@@ -12,7 +12,6 @@ import jax
 from ml_collections import ConfigDict
 
 from fedjax_prune import checkpoint
-from fedjax_prune.algorithms.masked import apply_masks
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, task_of
 from fedjax_prune.placement import ONE_DEVICE
@@ -65,16 +64,13 @@ def export_model(
     config: Config = ConfigDict(read_config(workdir))
     experiment = build(config)
     state, _ = restore(config, experiment, Path(workdir), ONE_DEVICE)
-    variables, left = Variables(state.params, {}, state.model_state), {}
+    variables, left = experiment.algorithm.deliver(state)._replace(alive={}), {}
     masked = experiment.algorithm.masked
-    if masked is not None:
-        masks = masked.final(state)
-        variables = variables._replace(params=apply_masks(masks, state.params))
-        if compact and experiment.task.groups:
-            shape = image_shape_of(config)
-            kept = kept_channels(experiment.model, masks, shape)
-            variables = shrink(variables, experiment.task.groups, kept)
-            left = {name: len(indices) for name, indices in kept.items()}
+    if masked is not None and compact and experiment.task.groups:
+        shape = image_shape_of(config)
+        kept = kept_channels(experiment.model, masked.delivered(state), shape)
+        variables = shrink(variables, experiment.task.groups, kept)
+        left = {name: len(indices) for name, indices in kept.items()}
     checkpoint.save(folder, int(state.round), variables, keep=1)
     described = {"config": json.loads(config.to_json_best_effort()), "left": left}
     (folder / _MODEL).write_text(json.dumps(described, indent=2) + "\n")

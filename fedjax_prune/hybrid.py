@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.channels import ChannelGroup, find_leaf
+from fedjax_prune.channels import find_leaf
 from fedjax_prune.pruning import (
     NORMALIZATIONS,
     SCOPES,
@@ -16,7 +16,7 @@ from fedjax_prune.pruning import (
     structured_masks,
     unstructured_masks,
 )
-from fedjax_prune.types import Tree
+from fedjax_prune.types import ChannelGroup, Tree
 
 STRUCTURED = ("keep_ratio", "guidance_l1", "off")
 

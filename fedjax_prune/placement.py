@@ -4,24 +4,17 @@ Each device trains its own block of the cohort in its own lanes, without a word 
 others; only what the clients send crosses devices, once, at the end of the round.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_prune.lanes import put_lanes, select_lanes
-from fedjax_prune.types import (
-    ClientState,
-    Cohort,
-    CohortResult,
-    Collector,
-    Sums,
-    Tree,
-)
+from fedjax_prune.types import Cohort, RoundInputs, Tree
 
 AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
@@ -169,49 +162,20 @@ def share_work(
     return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
 
 
-def on_devices(
-    placement: Placement, train: Callable[..., CohortResult]
-) -> Callable[..., tuple[Tree, ClientState, Sums]]:
-    """Runs local training on every device and adds up what the clients send.
-
-    Args:
-      placement: the devices and the reduction.
-      train: (collector, state, rows, dataset, cohort, key, examples, wanted) ->
-        CohortResult, called with one device's part of rows, cohort and wanted.
-
-    Returns:
-      A function of the same arguments but the collector, on whole arrays; it returns
-      the sum of the messages, the rows and the sums, with `steps_executed`: the
-      steps of all lanes until the last device has finished.
-    """
-    collector, total_of = _REDUCTIONS[placement.reduction]
-
-    def on_one_device(state, rows, dataset, cohort, key, examples, wanted):
-        result = train(collector, state, rows, dataset, cohort, key, examples, wanted)
-        total = total_of(result.messages, cohort, placement.mesh is not None)
-        # Every lane waits for the slowest device.
-        trips = result.trips
-        if placement.mesh is not None:
-            trips = jax.lax.pmax(trips, AXIS)
-        executed = trips * (cohort.queues.shape[0] * placement.num_devices)
-        return total, result.rows, result.sums, executed
-
-    run = on_one_device
-    if placement.mesh is not None:
-        run = jax.shard_map(
-            on_one_device,
-            mesh=placement.mesh,
-            in_specs=(WHOLE, SPLIT, WHOLE, _COHORT_SPECS, WHOLE, WHOLE, SPLIT),
-            out_specs=(WHOLE, SPLIT, SPLIT, WHOLE),
-            # The loops of different devices have different lengths.
-            check_vma=False,
-        )
-
-    def on_all(*arguments: Tree) -> tuple[Tree, ClientState, Sums]:
-        total, rows, sums, executed = run(*arguments)
-        return total, rows, sums | {"steps_executed": executed}
-
-    return on_all
+def input_specs(inputs: RoundInputs) -> Tree:
+    """How a round's inputs lie on the devices, for `jax.shard_map`."""
+    probe = inputs.probe
+    if probe is not None:
+        probe = dataclasses.replace(probe, examples=WHOLE, wanted=SPLIT)
+    specs: dict[str, Any] = {
+        "state": WHOLE,
+        "rows": SPLIT,
+        "dataset": WHOLE,
+        "cohort": _COHORT_SPECS,
+        "key": WHOLE,
+        "probe": probe,
+    }
+    return RoundInputs(**specs)
 
 
 _COHORT_SPECS = Cohort(
@@ -224,69 +188,3 @@ _COHORT_SPECS = Cohort(
     num_clients=WHOLE,
     num_examples=WHOLE,
 )
-
-
-def _running_sum() -> Collector:
-    def empty(message: Tree, block_size: int) -> Tree:
-        del block_size
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), message)
-
-    def add(
-        total: Tree, messages: Tree, finished: jax.Array, position: jax.Array
-    ) -> Tree:
-        del position
-
-        def add_leaf(total: jax.Array, messages: jax.Array) -> jax.Array:
-            return total + messages.sum(0)
-
-        nothing = jax.tree.map(jnp.zeros_like, messages)
-        return jax.tree.map(add_leaf, total, select_lanes(finished, messages, nothing))
-
-    return Collector(empty, add)
-
-
-def _keep_all() -> Collector:
-    def empty(message: Tree, block_size: int) -> Tree:
-        return jax.tree.map(
-            lambda x: jnp.zeros((block_size, *x.shape), x.dtype), message
-        )
-
-    def add(
-        kept: Tree, messages: Tree, finished: jax.Array, position: jax.Array
-    ) -> Tree:
-        del finished
-        return put_lanes(kept, position, messages)
-
-    return Collector(empty, add)
-
-
-def _sum_over_devices(total: Tree, cohort: Cohort, many: bool) -> Tree:
-    del cohort
-    return jax.lax.psum(total, AXIS) if many else total
-
-
-def _sum_by_client_id(kept: Tree, cohort: Cohort, many: bool) -> Tree:
-    def of_all_devices(x: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
-
-    # Empty places have the largest id, so the clients come first.
-    ids = of_all_devices(cohort.client_ids)
-    order, count = jnp.argsort(ids), (ids < cohort.num_clients).sum(dtype=jnp.int32)
-
-    def sum_leaf(kept: jax.Array) -> jax.Array:
-        messages = of_all_devices(kept)
-        return jax.lax.fori_loop(
-            0,
-            count,
-            lambda i, total: total + messages[order[i]],
-            jnp.zeros(kept.shape[1:], kept.dtype),
-        )
-
-    return jax.tree.map(sum_leaf, kept)
-
-
-_REDUCTIONS = {
-    "all_reduce": (_running_sum(), _sum_over_devices),
-    "fixed_order": (_keep_all(), _sum_by_client_id),
-}
-"""name -> (how a device gathers messages, how the total is made of what it has)."""

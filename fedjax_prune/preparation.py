@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.data.cohort import draw_clients, make_groups
-from fedjax_prune.experiment import Experiment
 from fedjax_prune.outcome import of_clients, require_finite
-from fedjax_prune.placement import Placement, put_cohort, put_whole
+from fedjax_prune.placement import ONE_DEVICE, Placement, put_cohort, put_whole
 from fedjax_prune.store import Store
-from fedjax_prune.types import Config, ServerState
+from fedjax_prune.types import Dataset, Population, RoundInputs, ServerState
 
 PREPARATION = 2**32 - 2
 """Stands for a round in the keys and draws of what comes before the first."""
@@ -38,59 +38,68 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    config: Config,
-    experiment: Experiment,
-    placement: Placement,
+    algorithm: FederatedAlgorithm,
     state: ServerState,
     rows: Store,
+    dataset: Dataset,
+    population: Population,
+    *,
+    seed: int,
+    num_lanes: int = 1,
+    placement: Placement = ONE_DEVICE,
 ) -> Prepared:
-    """Runs the preparation of an algorithm that has one.
+    """Does what an algorithm does before its first round, as AutoFLIP explores.
+
+    Call it once before the rounds, whatever the algorithm: without a preparation the
+    state stays as it is.
 
     Args:
-      config: `lanes` is a number.
-      experiment: of the run.
-      placement: where it runs.
+      algorithm: whose rounds follow.
       state: the first one.
       rows: of all clients; those that take part are replaced.
+      dataset: training examples.
+      population: who holds which of them.
+      seed: of the run, at least 0.
+      num_lanes: clients side by side on each device, at least 1.
+      placement: where it runs.
 
     Raises:
       TrainingError: if a client's loss becomes non-finite.
     """
-    steps = experiment.algorithm.prepare
-    assert steps is not None
-    num_clients = steps.num_clients(config.data.num_clients)
+    steps, solver = algorithm.prepare, algorithm.rules.solver
+    if steps is None:
+        return Prepared(state, {}, 0.0, 0.0)
+    num_clients = steps.num_clients(len(population.sizes))
     groups = make_groups(
-        experiment.population,
-        draw_clients(
-            experiment.population, num_clients, seed=config.seed, round=PREPARATION
-        ),
-        placement.group_size(config.lanes),
-        config.lanes,
-        epochs=config.client.epochs,
-        batch_size=config.client.batch_size,
+        population,
+        draw_clients(population, num_clients, seed=seed, round=PREPARATION),
+        placement.group_size(num_lanes),
+        num_lanes,
+        epochs=solver.epochs,
+        batch_size=solver.batch_size,
         placement=placement,
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), PREPARATION)
-    train, key = put_whole(placement, (experiment.train, key))
+    key = jax.random.fold_in(jax.random.key(seed), PREPARATION)
+    dataset, key = put_whole(placement, (dataset, key))
+
+    def inputs_of(group) -> RoundInputs:
+        taken, cohort = rows.take(group.client_ids), put_cohort(placement, group)
+        return RoundInputs(state, taken, dataset, cohort, key)
+
+    @jax.jit(donate_argnums=(0, 1))
+    def gather(gathered, taken, inputs):
+        return steps.gather(gathered, inputs._replace(rows=taken), placement)
+
+    def split(inputs: RoundInputs):
+        return inputs.rows, inputs._replace(rows=())
+
     began = time.monotonic()
     gathered = jax.jit(steps.start)(state)
-    gather = (
-        jax.jit(
-            lambda *arguments: steps.gather(*arguments, None, placement),
-            donate_argnums=(1, 2),
-        )
-        .lower(
-            *(state, gathered, rows.take(groups[0].client_ids)),
-            *(train, put_cohort(placement, groups[0]), key),
-        )
-        .compile()
-    )
+    run = gather.lower(gathered, *split(inputs_of(groups[0]))).compile()
     started = time.monotonic()
     of_groups = []
     for group in groups:
-        taken = rows.take(group.client_ids)
-        cohort = put_cohort(placement, group)
-        gathered, taken, sums = gather(state, gathered, taken, train, cohort, key)
+        gathered, taken, sums = run(gathered, *split(inputs_of(group)))
         rows.put(group.client_ids, taken)
         of_groups.append(of_clients(jax.device_get(sums), group))
         require_finite(of_groups[-1], 0, group)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_prune import evaluate
 from fedjax_prune.experiment import Experiment
 from fedjax_prune.placement import Placement
+from fedjax_prune.types import RoundInputs
 
 
 class Programs(NamedTuple):
@@ -37,15 +38,15 @@ def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def train_round(state, rows, train, test, cohort, key, wanted):
-        return algorithm.round(
-            state,
-            rows,
-            train,
-            cohort,
-            jax.random.fold_in(key, state.round),
-            evaluate.after_local_probe(task, test, wanted),
-            placement,
+        inputs = RoundInputs(
+            state=state,
+            rows=rows,
+            dataset=train,
+            cohort=cohort,
+            key=jax.random.fold_in(key, state.round),
+            probe=evaluate.after_local_probe(task, test, wanted),
         )
+        return algorithm.round(inputs, placement)
 
     @jax.jit
     def measure(state, personal, ids, train, test, validation):

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.channels import ChannelGroup, drop_channels, find_leaf
+from fedjax_prune.channels import drop_channels, find_leaf
 from fedjax_prune.selection import kth_largest
-from fedjax_prune.types import Tree
+from fedjax_prune.types import ChannelGroup, Tree
 
 KERNELS = ("kernel", "recurrent_kernel", "embedding")
 """Names of prunable arrays; all others only with `biases`."""

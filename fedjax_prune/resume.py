@@ -40,6 +40,8 @@ def restore(
       CheckpointError: if there is none or it cannot be used.
     """
     state, rows = jax.eval_shape(lambda: start(config, experiment))
+    # What is saved has its preparation behind it.
+    state = state._replace(pending=())
     if config.client_rows == "host":
         rows = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), rows)
     state, rows = checkpoint.restore(workdir / "checkpoints", (state, rows))

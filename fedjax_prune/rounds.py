@@ -1,51 +1,41 @@
 """An algorithm, out of what its clients and its server do."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.aggregate import REDUCTIONS, Gathered, receive
 from fedjax_prune.client import train_cohort
-from fedjax_prune.placement import ONE_DEVICE, Placement, on_devices
+from fedjax_prune.contract import (
+    ClientProgram,
+    FederatedAlgorithm,
+    Preparation,
+    Received,
+    Round,
+    Rules,
+)
+from fedjax_prune.placement import (
+    AXIS,
+    ONE_DEVICE,
+    SPLIT,
+    WHOLE,
+    Placement,
+    input_specs,
+)
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    CohortResult,
-    Collector,
-    Dataset,
-    FederatedAlgorithm,
-    Probe,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
     Tree,
+    Unprepared,
     Variables,
 )
-
-
-class Rules(NamedTuple):
-    """What an algorithm's clients and its server do.
-
-    One algorithm can be made of another by replacing or wrapping some of its rules.
-
-    Attributes:
-      solver: local training.
-      init: key -> ServerState.
-      row: key -> ClientState of a client never seen.
-      program: (state, cohort) -> the clients' part of this round; of the cohort it may
-        read the numbers of clients and examples.
-      update: (state, sum of the messages) -> the state after the server's step; the
-        round is counted by `make_round`.
-    """
-
-    solver: LocalSolver
-    init: Callable[[jax.Array], ServerState]
-    row: Callable[[jax.Array], ClientState]
-    program: Callable[[ServerState, Cohort], ClientProgram]
-    update: Callable[[ServerState, Tree], ServerState]
 
 
 def make_algorithm(
@@ -72,57 +62,127 @@ def make_round(
     task: Task,
     solver: LocalSolver,
     program: Callable[[ServerState, Cohort], ClientProgram],
-    update: Callable[[ServerState, Tree], ServerState],
-) -> Callable[..., tuple[ServerState, ClientState, Sums]]:
+    update: Callable[[ServerState, Received], ServerState],
+) -> Round:
     """Makes `FederatedAlgorithm.round`; the arguments are as in Rules."""
+    train = make_training(task, solver, program)
 
     def round(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        probe: Probe | None = None,
-        placement: Placement = ONE_DEVICE,
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
         """Runs one round.
 
         Args:
-          state: before the round.
-          rows: [num_places, ...] of the cohort's clients.
-          dataset: on every device.
-          cohort: made for as many devices as `placement` has.
-          key: of this round. A client's randomness depends on it and on its
-            client_id only, never on its place, lane or device.
-          probe: measures clients when they have finished.
+          inputs: what the round takes.
           placement: where it runs.
 
         Returns:
           The state and the rows after the round and the sums, [num_places, ...], with
-          `steps`, `nonfinite` and the scalar `steps_executed`.
+          `steps`, `nonfinite`, `arrived` and the scalar `steps_executed`. If no
+          message has arrived, the state is as before and the round is counted.
         """
-        dataset, cohort = jax.tree.map(jnp.asarray, (dataset, cohort))
-        measure, examples, wanted = probe or (None, {}, jnp.zeros(len(cohort.sizes)))
-
-        def train(
-            collector: Collector, state, rows, dataset, cohort, key, examples, wanted
-        ) -> CohortResult:
-            return train_cohort(
-                task,
-                solver,
-                program(state, cohort),
-                state,
-                rows,
-                dataset,
-                cohort,
-                key,
-                None if measure is None else Probe(measure, examples, wanted),
-                collector,
-            )
-
-        run = on_devices(placement, train)
-        total, rows, sums = run(state, rows, dataset, cohort, key, examples, wanted)
-        state = update(state, total)._replace(round=state.round + 1)
-        return state, rows, sums
+        state = inputs.state
+        gathered, rows, sums = train(inputs, placement)
+        # A computation of its own: its roundings do not depend on what comes after it.
+        after = jax.lax.cond(
+            gathered.num_clients > 0,
+            lambda: update(state, receive(gathered)),
+            lambda: state,
+        )
+        return after._replace(round=state.round + 1), rows, sums
 
     return round
+
+
+def make_training(
+    task: Task,
+    solver: LocalSolver,
+    program: Callable[[ServerState, Cohort], ClientProgram],
+) -> Callable[[RoundInputs, Placement], tuple[Gathered, ClientState, Sums]]:
+    """Makes a round without the server's step; the arguments are as in Rules.
+
+    Returns:
+      (inputs, placement) -> what the clients have sent, the rows and the sums.
+    """
+
+    def train(
+        inputs: RoundInputs, placement: Placement
+    ) -> tuple[Gathered, ClientState, Sums]:
+        inputs = inputs._replace(
+            dataset=jax.tree.map(jnp.asarray, inputs.dataset),
+            cohort=jax.tree.map(jnp.asarray, inputs.cohort),
+        )
+        reduction, many = REDUCTIONS[placement.reduction], placement.mesh is not None
+
+        def on_one_device(
+            inputs: RoundInputs,
+        ) -> tuple[Gathered, ClientState, Sums, jax.Array]:
+            cohort = inputs.cohort
+            own = program(inputs.state, cohort)
+            result = train_cohort(task, solver, own, inputs, reduction)
+            gathered = reduction.total(result.messages, cohort, many)
+            # Every lane waits for the slowest device.
+            trips = jax.lax.pmax(result.trips, AXIS) if many else result.trips
+            executed = trips * (cohort.queues.shape[0] * placement.num_devices)
+            return gathered, result.rows, result.sums, executed
+
+        run = on_one_device
+        if many:
+            run = jax.shard_map(
+                on_one_device,
+                mesh=placement.mesh,
+                in_specs=(input_specs(inputs),),
+                out_specs=(WHOLE, SPLIT, SPLIT, WHOLE),
+                # The loops of different devices have different lengths.
+                check_vma=False,
+            )
+        gathered, rows, sums, executed = run(inputs)
+        return gathered, rows, sums | {"steps_executed": executed}
+
+    return train
+
+
+def with_preparation(
+    algorithm: FederatedAlgorithm, preparation: Preparation
+) -> FederatedAlgorithm:
+    """The algorithm with a preparation, without which its rounds refuse to run."""
+
+    def init(key: jax.Array) -> ServerState:
+        return algorithm.init(key)._replace(pending=Unprepared())
+
+    def refuse_unprepared(function: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(inputs: RoundInputs, placement: Placement = ONE_DEVICE) -> Any:
+            require_prepared(inputs.state)
+            return function(inputs, placement)
+
+        return checked
+
+    def finish(
+        state: ServerState, gathered: Tree, key: jax.Array
+    ) -> tuple[ServerState, Sums]:
+        state, facts = preparation.finish(state, gathered, key)
+        return state._replace(pending=()), facts
+
+    masked = algorithm.masked
+    if masked is not None:
+        masked = masked._replace(train=refuse_unprepared(masked.train))
+    return algorithm._replace(
+        init=init,
+        round=refuse_unprepared(algorithm.round),
+        prepare=preparation._replace(finish=finish),
+        masked=masked,
+    )
+
+
+def require_prepared(state: ServerState) -> None:
+    """Refuses a state whose algorithm has a preparation that has not been made.
+
+    Raises:
+      ValueError: saying what to call.
+    """
+    if isinstance(state.pending, Unprepared):
+        raise ValueError(
+            "this algorithm has a preparation that comes before its first round: call "
+            "fedjax_prune.prepare(...) once, or state, rows, sums = "
+            "algorithm.prepare.run(inputs), and pass on the state that it returns."
+        )

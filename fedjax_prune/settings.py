@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedjax_prune import hybrid, pruning, stopping, store
 from fedjax_prune.algorithms import ALGORITHMS, exploration, masked, schedules
-from fedjax_prune.algorithms.autoflip import BASES, MASK_SCHEDULES, START_FROM
+from fedjax_prune.algorithms.autoflip import MASK_SCHEDULES, MASKED_BASES, START_FROM
 from fedjax_prune.algorithms.scaffold import (
     CONTROL_DIVISORS,
     CONTROL_INITS,
@@ -237,12 +237,12 @@ RULES: dict[str, Rule] = {
     "algorithm.control_weights": _one_of(CONTROL_WEIGHTS),
     "algorithm.control_init": _one_of(CONTROL_INITS),
     "algorithm.control_divisor": _one_of(CONTROL_DIVISORS),
-    "algorithm.base": _one_of(BASES),
+    "algorithm.base": _one_of(MASKED_BASES),
     "algorithm.explorer_share": _SHARE,
     "algorithm.explore_epochs": _at_least(1),
     "algorithm.explore_patience": _at_least(1),
     "algorithm.explore_monitor": _one_of(stopping.MONITORS),
-    "algorithm.explore_base": _one_of(exploration.BASES),
+    "algorithm.explore_base": _one_of(exploration.EXPLORE_BASES),
     "algorithm.explorer_weighting": _one_of(exploration.WEIGHTINGS),
     "algorithm.start_from": _one_of(START_FROM),
     "algorithm.guidance_norm": _one_of(pruning.NORMALIZATIONS),

@@ -133,7 +133,16 @@ def _prepare(
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):
-        done = preparation.prepare(config, experiment, placement, state, rows)
+        done = preparation.prepare(
+            experiment.algorithm,
+            state,
+            rows,
+            experiment.train,
+            experiment.population,
+            seed=config.seed,
+            num_lanes=config.lanes,
+            placement=placement,
+        )
         require_alive(config, done.sums)
         row = report.round_row(0, done.seconds, done.sums)
         messages = prepare.messages(jax.eval_shape(lambda: state))

@@ -6,6 +6,7 @@ compiled once and has no hidden state.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,25 +126,40 @@ def freeze_pruned() -> optax.GradientTransformationExtraArgs:
     )
 
 
+class FirstEpoch(NamedTuple):
+    """The parameters as they were after one epoch."""
+
+    first_epoch: Tree
+
+
 def remember_first_epoch() -> optax.GradientTransformationExtraArgs:
     """Keeps the parameters as they are after one epoch; gradients pass unchanged.
 
     Returns:
-      A transformation whose state is a copy of the parameters. Its `update` needs
-      `params` and the keywords `epoch` and `batch`, [] int32, of the step.
+      A transformation whose state is a FirstEpoch. Its `update` needs `params` and the
+      keywords `epoch` and `batch`, [] int32, of the step.
     """
 
     def update(updates, state, params=None, *, epoch, batch, **extra_args):
         del extra_args
         not_yet = (epoch == 0) | ((epoch == 1) & (batch == 0))
-        kept = jax.tree.map(lambda p, s: jnp.where(not_yet, p, s), params, state)
-        return updates, kept
+        kept = jax.tree.map(
+            lambda p, s: jnp.where(not_yet, p, s), params, state.first_epoch
+        )
+        return updates, FirstEpoch(kept)
 
     # Optax types `update` without the keywords that it passes on.
     return optax.GradientTransformationExtraArgs(
-        lambda params: params,
+        lambda params: FirstEpoch(params),
         update,  # pyright: ignore[reportArgumentType]
     )
+
+
+class Accumulated(NamedTuple):
+    """Sums of a function of the gradients over the steps of a round."""
+
+    accumulated: Tree  # like the parameters
+    num_accumulated: jax.Array  # [] steps, dtype of the parameters
 
 
 def accumulate(
@@ -155,22 +171,34 @@ def accumulate(
       function: of each array, such as its square.
 
     Returns:
-      A transformation whose state is (sums like the parameters, [] float32 steps).
+      A transformation whose state is an Accumulated.
     """
 
     def init(params):
-        return jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return Accumulated(zeros, jnp.zeros((), jax.tree.leaves(params)[0].dtype))
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         total, count = state
         total = jax.tree.map(lambda t, g: t + function(g), total, updates)
-        return updates, (total, count + 1)
+        return updates, Accumulated(total, count + 1)
 
     return optax.GradientTransformationExtraArgs(
         init,
         update,  # pyright: ignore[reportArgumentType]
     )
+
+
+def mean_accumulated(solver_state: Tree) -> Tree:
+    """The mean over the steps of what `accumulate` has added up.
+
+    Args:
+      solver_state: of a chain with one `accumulate`, after at least one step.
+    """
+    total = optax.tree.get(solver_state, "accumulated")
+    count = optax.tree.get(solver_state, "num_accumulated")
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:

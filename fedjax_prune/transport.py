@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.channels import ChannelGroup, alive_channels
-from fedjax_prune.types import Sums, Tree
+from fedjax_prune.channels import alive_channels
+from fedjax_prune.types import ChannelGroup, Sums, Tree
 
 BITS, RUNS = b"\x00", b"\x01"
 """The first byte of encoded masks."""

@@ -4,6 +4,7 @@ Shapes are named by the glossary: `num_clients` clients in the population,
 `cohort_size` of them in a round, `num_lanes` lanes on each device running them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,6 +103,74 @@ class Variables(NamedTuple):
     alive: Tree = {}  # noqa: RUF012 (never changed)
 
 
+class Slot(NamedTuple):
+    """Where the channels of a group lie in one array.
+
+    Attributes:
+      path: end of the array's path, such as ("conv1", "kernel").
+      axis: that runs over the channels, counted from the last, which is -1.
+      start: of the group's first channel among those of the axis.
+      repeats: how often the axis runs over its channels, the channel fastest: the
+        pixels of a map that was flattened, 1 elsewhere.
+    """
+
+    path: tuple[str, ...]
+    axis: int
+    start: int = 0
+    repeats: int = 1
+
+
+class ChannelGroup(NamedTuple):
+    """Channels that exist or go together.
+
+    A slot may name an array that the model does not have: the norm of a model without.
+
+    Attributes:
+      name: of the group, by which a model is told how many channels are left.
+      size: number of channels.
+      producers: kernels that write them; several where branches are added.
+      entries: what else a channel has: bias, norm, statistics, gate.
+      consumers: kernels and gates that read them.
+    """
+
+    name: str
+    size: int
+    producers: tuple[Slot, ...]
+    entries: tuple[Slot, ...]
+    consumers: tuple[Slot, ...]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (*self.producers, *self.entries, *self.consumers)
+
+
+class Layer(NamedTuple):
+    """What a layer costs, read by `costs` in place of its name.
+
+    A dense layer on a flattened map counts as a convolution by a kernel as large
+    as the map.
+
+    Attributes:
+      name: path of its parameters, joined by "/".
+      in_channels: channels it reads.
+      out_channels: channels it writes.
+      kept_in: channels it reads for one sample, at most `in_channels`.
+      kept_out: channels it writes for one sample, at most `out_channels`.
+      taps: height times width of the kernel.
+      positions: height times width of the output.
+      gated: whether a gate from `in_channels` to `out_channels` belongs to it.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kept_in: int
+    kept_out: int
+    taps: int
+    positions: int
+    gated: bool
+
+
 class Task(NamedTuple):
     """A model and its loss as pure functions.
 
@@ -117,8 +186,8 @@ class Task(NamedTuple):
     init: Callable[[jax.Array], Variables]
     loss: Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Tree, Sums]]]
     predict: Callable[[Variables, jax.Array], jax.Array]
-    groups: tuple[Any, ...] | None = None
-    layers: tuple[Any, ...] = ()
+    groups: tuple[ChannelGroup, ...] | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 class ServerState(NamedTuple):
@@ -129,12 +198,18 @@ class ServerState(NamedTuple):
       params: shared parameters, float32.
       model_state: averaged batch statistics; `{}` if none.
       server: what this algorithm keeps at the server.
+      pending: Unprepared before a preparation that the algorithm needs, else ().
     """
 
     round: jax.Array
     params: Tree
     model_state: Tree
     server: Tree
+    pending: "Unprepared | tuple[()]" = ()
+
+
+class Unprepared(NamedTuple):
+    """Marks a state in its structure, so that a round sees it while it is traced."""
 
 
 class ClientState(NamedTuple):
@@ -149,74 +224,74 @@ class ClientState(NamedTuple):
     client: Tree
 
 
+class Anchor(NamedTuple):
+    """What a client receives and local training starts from.
+
+    Attributes:
+      params: shared parameters, float.
+      model_state: averaged batch statistics; `{}` if none.
+      round: [] int32, finished rounds.
+    """
+
+    params: Tree
+    model_state: Tree
+    round: jax.Array
+
+
 class LocalResult(NamedTuple):
     """What local training leaves behind on one client.
 
     Attributes:
-      delta: anchor minus params, float32, so that it acts as a gradient.
+      delta: anchor minus params, so that it acts as a gradient.
       personal: the client's trained personal parameters.
       model_state: the client's batch statistics.
-      step_mass: [] float32, the sum of the step sizes really taken, momentum
-        included (A_k); 0 if the solver has none.
-      solver_state: the last state of the solver's chain for params.
+      num_examples: [] int32, its training examples (n_k).
+      step_mass: [], dtype of the parameters, the sum of the step sizes really taken,
+        momentum included (A_k); 0 if the solver has none.
+      solver_state: the last state of the solver's chain for params. Read what a
+        transformation has left there by name, with `optax.tree.get`.
+      sums: of the task over all steps, with `steps` and `nonfinite`.
     """
 
     delta: Tree
     personal: Tree
     model_state: Tree
+    num_examples: jax.Array
     step_mass: jax.Array
     solver_state: Tree
-
-
-class ClientProgram(NamedTuple):
-    """What an algorithm adds to local training.
-
-    Attributes:
-      extra_args: row -> keyword arguments of the solver's `shared_tx.update`, beside
-        those that each step has: `step_size`, `key`, `epoch`, `batch`.
-      upload: (result, row, weight) -> (message, row). `weight` is the client's
-        share of the cohort's examples (p_k). Messages are summed over the cohort,
-        so each comes already weighted; the returned row is what the client keeps.
-      alive: `Variables.alive` of all clients.
-    """
-
-    extra_args: Callable[[ClientState], dict[str, Tree]]
-    upload: Callable[[LocalResult, ClientState, jax.Array], tuple[Tree, ClientState]]
-    alive: Tree = {}  # noqa: RUF012 (never changed)
-
-
-class Collector(NamedTuple):
-    """How a device gathers what its clients send.
-
-    Attributes:
-      empty: (one message's shapes, block_size) -> gathered, before the first client.
-      add: (gathered, messages [num_lanes, ...], finished [num_lanes] bool, position
-        [num_lanes] in the block, block_size where nothing has finished) -> gathered.
-    """
-
-    empty: Callable[[Tree, int], Tree]
-    add: Callable[[Tree, Tree, jax.Array, jax.Array], Tree]
-
-
-class CohortResult(NamedTuple):
-    """What the clients of one device leave behind.
-
-    Attributes:
-      messages: as the collector gathered them.
-      rows: [block_size, ...] new client states.
-      sums: of the task and the probe, [block_size, ...], with `steps` and
-        `nonfinite`.
-      trips: [] int32, steps that the lanes made side by side, counted where they
-        run.
-    """
-
-    messages: Tree
-    rows: ClientState
     sums: Sums
-    trips: jax.Array
 
 
-class Probe(NamedTuple):
+class Mean(NamedTuple):
+    """A part of a message that the server averages over the clients that arrive.
+
+    Attributes:
+      values: of one client. Integers are not averaged: the largest is taken.
+      weight: [], this client's weight, at least 0; such as its number of examples.
+    """
+
+    values: Tree
+    weight: jax.Array
+
+
+class Total(NamedTuple):
+    """A part of a message that the server adds up over the clients that arrive.
+
+    Attributes:
+      values: of one client, scaled already by what does not depend on who else
+        arrives, such as SCAFFOLD's 1 / num_clients.
+    """
+
+    values: Tree
+
+
+Message = dict[str, Mean | Total]
+"""What a client sends: named parts. The server receives a tree for each name."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Probe:
     """A measurement of clients after local training, before their params go.
 
     Attributes:
@@ -227,92 +302,29 @@ class Probe(NamedTuple):
         measurement are one program.
     """
 
-    measure: Callable[[Variables, Tree], Sums]
+    measure: Callable[[Variables, Tree], Sums] = dataclasses.field(
+        metadata={"static": True}
+    )
     examples: Tree
     wanted: Any
 
 
-class Preparation(NamedTuple):
-    """What some clients do once, before the first round.
-
-    They may come in groups, so that nothing on a device grows with their number.
+class RoundInputs(NamedTuple):
+    """What a round takes.
 
     Attributes:
-      num_clients: clients in the population -> how many take part.
-      start: state -> what is gathered before the first client.
-      gather: (state, gathered, rows, dataset, cohort, key, probe, placement) ->
-        (gathered, rows, sums) of one group. Its cohort's `cohort_size` and
-        `cohort_examples` are those of all groups together.
-      finish: (state, gathered, key) -> the state, with the same number of finished
-        rounds, and scalars about it.
-      messages: like `FederatedAlgorithm.messages`.
+      state: the server's, before the round.
+      rows: leaves [num_places, ...], what the cohort's clients have kept.
+      dataset: on every device.
+      cohort: made for as many devices as the round's placement has.
+      key: of this round. A client's randomness depends on it and on its client_id
+        only, never on its place, lane or device.
+      probe: measures clients when they have finished; None measures nothing.
     """
 
-    num_clients: Callable[[int], int]
-    start: Callable[[ServerState], Tree]
-    gather: Callable[..., tuple[Tree, ClientState, Sums]]
-    finish: Callable[[ServerState, Tree, jax.Array], tuple[ServerState, Sums]]
-    messages: Callable[[ServerState], tuple[Tree, Tree]]
-
-    def run(
-        self,
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        *rest: Any,
-    ) -> tuple[ServerState, ClientState, Sums]:
-        """All clients in one group, called like `FederatedAlgorithm.round`."""
-        gathered = self.start(state)
-        gathered, rows, sums = self.gather(
-            state, gathered, rows, dataset, cohort, key, *rest
-        )
-        state, facts = self.finish(state, gathered, key)
-        return state, rows, sums | facts
-
-
-class MaskedRound(NamedTuple):
-    """A round in two parts, of an algorithm whose shared parameters are masked.
-
-    Attributes:
-      remask: (state, rows, cohort) -> the state with the masks of this round.
-      train: like `FederatedAlgorithm.round`, under the masks that the state has; its
-        sums are without `facts`.
-      facts: state -> scalars about its masks, which a whole round adds to its sums.
-      final: state after the last round -> masks of the model that is delivered.
-    """
-
-    remask: Callable[[ServerState, ClientState, Cohort], ServerState]
-    train: Callable[..., tuple[ServerState, ClientState, Sums]]
-    facts: Callable[[ServerState], Sums]
-    final: Callable[[ServerState], Tree]
-
-
-class FederatedAlgorithm(NamedTuple):
-    """A federated algorithm as pure functions.
-
-    `rows` is a ClientState whose leaves carry a leading axis `num_places`.
-
-    Attributes:
-      init: key -> ServerState. Given the same key, `row` shares its start.
-      row: key -> ClientState of a client never seen, the same for all of them.
-      round: (state, rows, dataset, cohort, key, probe, placement) -> (state, rows,
-        sums); leaves of sums are per client, [num_places, ...], but for the scalar
-        `steps_executed`. `key` belongs to the round; see `rounds.make_round`.
-      messages: state -> what one client receives and what it sends, as shapes, before
-        any mask.
-      deliver: state -> the shared part of what is evaluated.
-      rules: what the round is made of, for algorithms that are built on this one.
-      prepare: what is done once before the first round; None if nothing is.
-      masked: the two parts of the round if parameters are masked, else None.
-    """
-
-    init: Callable[[jax.Array], ServerState]
-    row: Callable[[jax.Array], ClientState]
-    round: Callable[..., tuple[ServerState, ClientState, Sums]]
-    messages: Callable[[ServerState], tuple[Tree, Tree]]
-    deliver: Callable[[ServerState], Variables]
-    rules: Any
-    prepare: Preparation | None = None
-    masked: MaskedRound | None = None
+    state: ServerState
+    rows: ClientState
+    dataset: Dataset
+    cohort: Cohort
+    key: jax.Array
+    probe: Probe | None = None

@@ -11,6 +11,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.costs import traffic
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
+from fedjax_prune.types import RoundInputs
 from tests import toys
 
 NUM_DIMS = 3
@@ -73,7 +74,9 @@ def compiled_round(algorithm):
     def step(state, rows, dataset, cohort, number):
         taken = store.take(rows, cohort.client_ids)
         key = jax.random.fold_in(jax.random.key(0), number)
-        state, taken, _ = algorithm.round(state, taken, dataset, cohort, key)
+        state, taken, _ = algorithm.round(
+            RoundInputs(state, taken, dataset, cohort, key)
+        )
         return state, store.put(rows, cohort.client_ids, taken)
 
     return step

@@ -16,7 +16,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.task import make_task
-from fedjax_prune.types import Probe, Task
+from fedjax_prune.types import Probe, RoundInputs, Task
 from tests import toys
 
 NUM_DIMS = 10
@@ -71,7 +71,7 @@ def prepare(algorithm, dataset, ids=(0, 1, 2, 3), num_lanes=2):
     cohort = toys.contiguous_cohort(SIZES, list(ids), num_lanes=num_lanes)
     taken = store.take(rows, cohort.client_ids)
     run = jax.jit(algorithm.prepare.run)
-    state, taken, sums = run(state, taken, dataset, cohort, KEY)
+    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, KEY))
     return state, store.put(rows, cohort.client_ids, taken), sums
 
 
@@ -80,7 +80,9 @@ def compiled(algorithm):
     @jax.jit
     def step(state, rows, dataset, cohort, key):
         taken = store.take(rows, cohort.client_ids)
-        state, taken, sums = algorithm.round(state, taken, dataset, cohort, key)
+        state, taken, sums = algorithm.round(
+            RoundInputs(state, taken, dataset, cohort, key)
+        )
         return state, store.put(rows, cohort.client_ids, taken), sums
 
     return step
@@ -206,8 +208,8 @@ def test_what_is_pruned_is_zero_on_the_clients(problem):
             jnp.ones(4, bool),
         )
         cohort = toys.contiguous_cohort(SIZES)
-        _, _, sums = jax.jit(lambda *arguments: algorithm.round(*arguments, probe))(
-            state, rows, dataset, cohort, KEY
+        _, _, sums = jax.jit(algorithm.round)(
+            RoundInputs(state, rows, dataset, cohort, KEY, probe)
         )
     assert (~kernel(state.server.masks)).any()
     np.testing.assert_array_equal(sums["left"], 0)
@@ -222,7 +224,9 @@ def test_silent_channels_keep_their_statistics():
     dataset = jax.device_put(toys.image_dataset(12, (8, 8, 1), 4))
     state, rows = algorithm.init(KEY), store.create(algorithm.row(KEY), 2)
     cohort = toys.contiguous_cohort((6, 6))
-    after, _, _ = jax.jit(algorithm.round)(state, rows, dataset, cohort, KEY)
+    after, _, _ = jax.jit(algorithm.round)(
+        RoundInputs(state, rows, dataset, cohort, KEY)
+    )
     (group,) = (group for group in task.groups if group.name == "conv1")
     alive = np.asarray(alive_channels(after.server.masks, group))
     assert 0 < alive.sum() < alive.size
@@ -349,9 +353,9 @@ def test_gates_count_only_what_is_alive():
     rows = store.create(row, 2)
     cohort = toys.contiguous_cohort((8, 8))
     prepare_run, round_run = jax.jit(algorithm.prepare.run), jax.jit(algorithm.round)
-    state, rows, sums = prepare_run(state, rows, dataset, cohort, KEY)
+    state, rows, sums = prepare_run(RoundInputs(state, rows, dataset, cohort, KEY))
     assert int(sums["mask/channels/conv1"]) == 4
-    state, rows, sums = round_run(state, rows, dataset, cohort, KEY)
+    state, rows, sums = round_run(RoundInputs(state, rows, dataset, cohort, KEY))
     # Of 16 channels 8 are wanted and 4 alive; 8 images on each client.
     selected = np.asarray(sums["selected/conv1"])
     np.testing.assert_array_equal(selected.sum(1), [32, 32])

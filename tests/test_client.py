@@ -12,7 +12,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.cohort import pack_lanes
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
-from fedjax_prune.types import Probe
+from fedjax_prune.types import Probe, RoundInputs
 from tests import toys
 
 SHAPE = (3, 3, 1)
@@ -39,7 +39,7 @@ def build(name):
     def run(state, rows, dataset, cohort, key, measured):
         wanted = jnp.arange(len(cohort.sizes)) < measured
         probe = Probe(lambda v, _: {"bias": v.params["bias"]}, {}, wanted)
-        return algorithm.round(state, rows, dataset, cohort, key, probe)
+        return algorithm.round(RoundInputs(state, rows, dataset, cohort, key, probe))
 
     return algorithm, run
 
@@ -137,7 +137,7 @@ def test_every_epoch_sees_every_example_once(dataset):
     cohort = lanes_of(toys.contiguous_cohort(SIZES), 2)
     rows = store.create(algorithm.row(key), len(SIZES))
     _, _, sums = jax.jit(algorithm.round)(
-        algorithm.init(key), rows, dataset, cohort, key
+        RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
     )
     ends = np.cumsum(SIZES)
     pixels = np.asarray(dataset.images, np.int64).sum(axis=(1, 2, 3))
@@ -176,7 +176,7 @@ def test_batch_statistics_are_averaged_by_size(dataset):
         cohort = toys.contiguous_cohort(sizes)
         rows = store.create(algorithm.row(key), 3)
         state, _, _ = jax.jit(algorithm.round)(
-            algorithm.init(key), rows, dataset, cohort, key
+            RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
         )
         mean = np.asarray(dataset.images[:9], np.float64).mean() / 255
         np.testing.assert_allclose(state.model_state["mean"], mean, rtol=1e-5)

@@ -10,29 +10,9 @@ import pytest
 from fedjax_prune import checkpoint, store
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.costs import traffic
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.solver import make_solver
+from fedjax_prune.types import RoundInputs
 from tests import toys
-
-SHAPE = (3, 3, 1)
-SIZES = (5, 12, 2, 8, 3)
-EXPLORE = {"explore_epochs": 3, "threshold": 0.2}
-FIELDS = {
-    "autoflip": EXPLORE,
-    "random_pruning": EXPLORE,
-    "prunefl": {"max_adjustments": 2, "adjust_every": 2, "byte_time": 1e-3},
-    "fedsnip": {"threshold": 0.2},
-    "magnitude": {"threshold": 0.2},
-    "random_steps": {"ratio": 0.1},
-}
-
-
-@functools.cache
-def build(name):
-    solver = make_solver(epochs=2, batch_size=4, lr=0.5, momentum=0.5)
-    task = toys.linear_task(SHAPE, 3)
-    server_tx = make_server_tx("momentum", lr=0.7)
-    return ALGORITHMS[name](task, solver, server_tx, **FIELDS.get(name, {}))
+from tests.problems import SIZES, begin, build, dataset_of_clients
 
 
 @pytest.fixture(params=sorted(ALGORITHMS))
@@ -42,26 +22,7 @@ def algorithm(request):
 
 @pytest.fixture(scope="module")
 def dataset():
-    return jax.device_put(toys.image_dataset(sum(SIZES), SHAPE, 3))
-
-
-def begin(algorithm):
-    """The state before the first round, what comes before it included."""
-    key = jax.random.key(0)
-    state, rows = algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
-    if algorithm.prepare is None:
-        return state, rows
-    data = toys.image_dataset(sum(SIZES), SHAPE, 3)
-    ids = list(range(algorithm.prepare.num_clients(len(SIZES))))
-    cohort = toys.contiguous_cohort(SIZES, ids, num_lanes=2)
-    taken = store.take(rows, cohort.client_ids)
-    state, taken, _ = compiled_preparation(algorithm)(state, taken, data, cohort, key)
-    return state, store.put(rows, cohort.client_ids, taken)
-
-
-@functools.cache
-def compiled_preparation(algorithm):
-    return jax.jit(algorithm.prepare.run)
+    return dataset_of_clients()
 
 
 @functools.cache
@@ -71,7 +32,9 @@ def compiled_round(algorithm):
     @jax.jit
     def step(state, rows, dataset, cohort, key):
         taken = store.take(rows, cohort.client_ids)
-        state, taken, sums = algorithm.round(state, taken, dataset, cohort, key)
+        state, taken, sums = algorithm.round(
+            RoundInputs(state, taken, dataset, cohort, key)
+        )
         return state, store.put(rows, cohort.client_ids, taken), sums
 
     return step
@@ -129,10 +92,10 @@ def test_runs_eagerly_as_it_does_compiled(dataset):
     algorithm = build("scaffold")
     state, rows = begin(algorithm)
     cohort = toys.contiguous_cohort(SIZES, [0, 2], num_lanes=2)
-    arguments = (state, store.take(rows, cohort.client_ids), dataset, cohort)
-    key = jax.random.key(4)
-    compiled = jax.jit(algorithm.round)(*arguments, key)
-    eager = algorithm.round(*arguments, key)
+    taken = store.take(rows, cohort.client_ids)
+    inputs = RoundInputs(state, taken, dataset, cohort, jax.random.key(4))
+    compiled = jax.jit(algorithm.round)(inputs)
+    eager = algorithm.round(inputs)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), compiled, eager
     )
@@ -145,3 +108,29 @@ def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
     assert min(one) >= 4 * 31
     assert many == tuple(10**6 * x for x in one)
     assert all(isinstance(x, int) for x in many)
+
+
+def test_rounds_refuse_to_run_before_their_preparation(algorithm, dataset):
+    """At once and by name, where it would otherwise be FedAvg without a word."""
+    if algorithm.prepare is None:
+        state, rows = begin(algorithm)
+        assert rounds(algorithm, dataset, state, rows, range(1))[0].pending == ()
+        return
+    key = jax.random.key(0)
+    state, rows = algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
+    with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare\(\.\.\.\) once"):
+        rounds(algorithm, dataset, state, rows, range(1))
+
+
+def test_what_is_delivered_is_masked_by_what_is_said_to_be_delivered(algorithm):
+    state, _ = begin(algorithm)
+    delivered = algorithm.deliver(state).params
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
+    if algorithm.masked is not None:
+        masks = algorithm.masked.delivered(state)
+    jax.tree.map(
+        lambda m, d, p: np.testing.assert_array_equal(d, np.where(m, p, 0)),
+        masks,
+        delivered,
+        state.params,
+    )

@@ -8,7 +8,6 @@ import pytest
 from fedjax_prune import store
 from fedjax_prune.algorithms import autoflip
 from fedjax_prune.data.partition import to_population
-from fedjax_prune.experiment import build as build_experiment
 from fedjax_prune.placement import ONE_DEVICE
 from fedjax_prune.preparation import prepare as prepare_in_groups
 from fedjax_prune.server import make_server_tx
@@ -27,7 +26,6 @@ from tests.test_autoflip import (
     prepare,
     walk,
 )
-from tests.test_pruned_runs import pruned_config
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +108,18 @@ def test_stopped_explorers_make_room():
     algorithm = autoflip(
         task, solver, make_server_tx(), explore_epochs=100, explore_patience=2
     )
-    changes = {"data.num_clients": num_explorers, "client.batch_size": 8}
-    config = pruned_config(lanes=lanes, **changes)
-    experiment = build_experiment(pruned_config())._replace(
-        train=Dataset(images, labels),
-        population=to_population(parts),
-        algorithm=algorithm,
-    )
     rows = store.create_on_host(algorithm.row(KEY), num_explorers)
     rows = store.HostStore(rows, ONE_DEVICE)
     state = algorithm.init(KEY)
-    sums = prepare_in_groups(config, experiment, ONE_DEVICE, state, rows).sums
+    sums = prepare_in_groups(
+        algorithm,
+        state,
+        rows,
+        Dataset(images, labels),
+        to_population(parts),
+        seed=0,
+        num_lanes=lanes,
+    ).sums
     # The lowest loss is seen before step limit + 1; two epochs later it stops.
     np.testing.assert_array_equal(sums["steps"], limits + 3)
     assert num_explorers > ONE_DEVICE.group_size(lanes)

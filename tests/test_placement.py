@@ -19,6 +19,7 @@ from fedjax_prune.placement import make_placement, put_cohort, put_whole, share_
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.task import make_task
+from fedjax_prune.types import RoundInputs
 from tests import toys
 
 SIZES = (5, 12, 1, 8, 3, 9, 2)
@@ -44,7 +45,7 @@ def compiled(model, num_devices, reduction):
 
     @jax.jit
     def step(state, rows, dataset, cohort, key):
-        return chosen.round(state, rows, dataset, cohort, key, None, placement)
+        return chosen.round(RoundInputs(state, rows, dataset, cohort, key), placement)
 
     return placement, step
 

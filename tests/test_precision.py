@@ -14,6 +14,7 @@ from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.store import create
 from fedjax_prune.task import make_task
+from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.small_models import SMALL, draw
 
@@ -53,7 +54,7 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
         key = jax.random.key(0)
         rows = create(algorithm.row(key), 2)
         state, rows, sums = jax.jit(algorithm.round)(
-            algorithm.init(key), rows, dataset, cohort, key
+            RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
         )
         assert {x.dtype for x in jax.tree.leaves((state.params, rows, sums))} <= {
             jnp.dtype("float32"),

@@ -11,6 +11,19 @@ from fedjax_prune.types import Population
 from tests.test_pruned_runs import FIELDS, pruned_config
 
 
+def prepare(config, experiment, where, state, rows):
+    return preparation.prepare(
+        experiment.algorithm,
+        state,
+        rows,
+        experiment.train,
+        experiment.population,
+        seed=config.seed,
+        num_lanes=config.lanes,
+        placement=where,
+    )
+
+
 def prepared(config, num_devices=1):
     """What is left of the state, the rows and the sums, all numpy."""
     experiment = build(config)
@@ -21,7 +34,7 @@ def prepared(config, num_devices=1):
         state, rows = jax.jit(lambda: start(config, experiment))()
     rows = store.STORES[config.client_rows](rows, where)
     state = placement.put_whole(where, state)
-    done = preparation.prepare(config, experiment, where, state, rows)
+    done = prepare(config, experiment, where, state, rows)
     return jax.device_get((done.state, rows.whole())), done.sums
 
 
@@ -89,9 +102,7 @@ def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
         rows = store.HostStore(rows, placement.ONE_DEVICE)
         with monkeypatch.context() as patch:
             patch.setattr(jax.stages.Lowered, "compile", noted)
-            done = preparation.prepare(
-                config, experiment, placement.ONE_DEVICE, state, rows
-            )
+            done = prepare(config, experiment, placement.ONE_DEVICE, state, rows)
         assert len(done.sums["steps"]) == num_clients
         after = [x for x in jax.live_arrays() if id(x) not in before]
         seen.append((plans, sum(x.nbytes for x in after)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_prune.channels import ChannelGroup, Slot, between
+from fedjax_prune.channels import between
 from fedjax_prune.hybrid import MaskRule, check_rule
 from fedjax_prune.pruning import (
     NORMALIZATIONS,
@@ -21,6 +21,7 @@ from fedjax_prune.pruning import (
     structured_masks,
     unstructured_masks,
 )
+from fedjax_prune.types import ChannelGroup, Slot
 
 DEVIATIONS = {
     "conv": {"kernel": jnp.array([[4.0, 0.0], [1.0, 1.0]]), "bias": jnp.array([9.0])},

@@ -42,12 +42,13 @@ def linear_task(image_shape: tuple[int, int, int], num_classes: int) -> Task:
         return Variables(
             {"kernel": kernel, "bias": jnp.zeros(num_classes)},
             {},
-            {"mean": jnp.float32(0)},
+            {"mean": jnp.zeros((), kernel.dtype)},
         )
 
     def predict(variables, images):
-        x = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255
-        return x @ variables.params["kernel"] + variables.params["bias"][None]
+        kernel, bias = variables.params["kernel"], variables.params["bias"]
+        x = images.reshape(images.shape[0], -1).astype(kernel.dtype) / 255
+        return x @ kernel + bias[None]
 
     def loss(variables, batch, key):
         del key
@@ -56,13 +57,13 @@ def linear_task(image_shape: tuple[int, int, int], num_classes: int) -> Task:
             jax.nn.log_softmax(logits), batch.labels[:, None], axis=1
         )[:, 0]
         losses = jnp.where(batch.example_mask, losses, 0.0)
-        count = batch.example_mask.sum(dtype=jnp.float32)
-        pixels = (batch.images.astype(jnp.float32) / 255).mean(axis=(1, 2, 3))
+        count = batch.example_mask.sum(dtype=losses.dtype)
+        pixels = (batch.images.astype(losses.dtype) / 255).mean(axis=(1, 2, 3))
         mean_pixel = jnp.where(batch.example_mask, pixels, 0.0).sum() / count
         correct = batch.example_mask & (logits.argmax(-1) == batch.labels)
         sums = {
             "loss": losses.sum(),
-            "correct": correct.sum(dtype=jnp.float32),
+            "correct": correct.sum(dtype=losses.dtype),
             "count": count,
         }
         return losses.sum() / jnp.maximum(count, 1), ({"mean": mean_pixel}, sums)

@@ -20,36 +20,38 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import optax
 
+from fedjax_prune.aggregate import Gathered
 from fedjax_prune.algorithms import schedules
 from fedjax_prune.algorithms.exploration import (
     Exploration,
-    Explored,
     check_exploration,
     make_exploration,
+    what_explorers_left,
 )
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fedprox import fedprox
 from fedjax_prune.algorithms.masked import masked, with_masks
 from fedjax_prune.algorithms.scaffold import scaffold
+from fedjax_prune.contract import FederatedAlgorithm, Preparation
 from fedjax_prune.hybrid import MaskRule, check_rule
+from fedjax_prune.placement import Placement
 from fedjax_prune.pruning import prunable
+from fedjax_prune.rounds import with_preparation
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
-    FederatedAlgorithm,
-    Preparation,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
     Tree,
 )
 
-BASES: dict[str, Callable[..., FederatedAlgorithm]] = {
+MASKED_BASES: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fedavg": lambda task, solver, server_tx, mu: fedavg(task, solver, server_tx),
     "fedprox": lambda task, solver, server_tx, mu: fedprox(
         task, solver, server_tx, mu=mu
@@ -103,7 +105,7 @@ def autoflip(
       task: the model and its loss.
       solver: local training, in exploration (with other epochs) and in rounds.
       server_tx: applied to the weighted mean of the deltas; the authors' is `damped`.
-      base: a name in BASES, what trains under the masks.
+      base: a name in MASKED_BASES, what trains under the masks.
       mu: of fedprox.
       explorer_share: p_X in (0, 1] of the clients explore [C].
       explore_epochs: of an explorer at most, at least 1 [C].
@@ -143,7 +145,7 @@ def autoflip(
         removed of a model that does not say what they are.
     """
     for name, value, known in (
-        ("base", base, BASES),
+        ("base", base, MASKED_BASES),
         ("start_from", start_from, START_FROM),
         ("mask_schedule", mask_schedule, MASK_SCHEDULES),
         ("agreement_source", agreement_source, schedules.SOURCES),
@@ -153,12 +155,12 @@ def autoflip(
                 f"{name} must be one of {', '.join(known)}, got {value!r}."
             )
     exploration = Exploration(
-        explorer_share,
-        explore_epochs,
-        explore_patience,
-        explore_monitor,
-        explore_base,
-        explorer_weighting,
+        share=explorer_share,
+        epochs=explore_epochs,
+        patience=explore_patience,
+        monitor=explore_monitor,
+        base=explore_base,
+        weighting=explorer_weighting,
     )
     check_exploration(exploration)
     rule = MaskRule(
@@ -168,14 +170,14 @@ def autoflip(
             exempt=exempt_layers,
         ),
         task.groups,
-        guidance_norm,
-        threshold,
-        threshold_scope,
-        min_keep,
-        structured_rule,
-        structured_density,
-        structured_share,
-        structured_residual,
+        normalization=guidance_norm,
+        threshold=threshold,
+        scope=threshold_scope,
+        min_keep=min_keep,
+        structured=structured_rule,
+        density=structured_density,
+        share=structured_share,
+        residual=structured_residual,
     )
     check_rule(rule)
     if mask_every < 0:
@@ -193,16 +195,16 @@ def autoflip(
             schedule = schedules.participants(rule, every, explorer_weighting)
         case _:
             settings = schedules.Agreement(
-                agreement_rate,
-                agreement_power,
-                agreement_change,
-                agreement_source,
-                threshold_start,
-                threshold_ramp,
+                rate=agreement_rate,
+                power=agreement_power,
+                max_change=agreement_change,
+                source=agreement_source,
+                threshold_start=threshold_start,
+                ramp=threshold_ramp,
             )
             schedules.check_agreement(settings, threshold_scope)
             schedule = schedules.agreement(rule, every, settings)
-    below = BASES[base](task, solver, server_tx, mu)
+    below = MASKED_BASES[base](task, solver, server_tx, mu)
     masking = schedule.masking._replace(may=lambda tree: rule.prunable)
     algorithm = masked(task, below, masking, server_store=server_store)
     rounds = algorithm.masked
@@ -212,17 +214,18 @@ def autoflip(
     )
 
     def gather(
-        state: ServerState, explored: Explored, rows: ClientState, *rest: Any
-    ) -> tuple[Explored, ClientState, Sums]:
-        kept = rows.client
-        rows = rows._replace(client=kept.own)
-        explored, rows, sums = explore(state, explored, rows, *rest)
-        return explored, rows._replace(client=kept._replace(own=rows.client)), sums
+        gathered: Gathered, inputs: RoundInputs, placement: Placement
+    ) -> tuple[Gathered, ClientState, Sums]:
+        kept = inputs.rows.client
+        own = inputs.rows._replace(client=kept.own)
+        gathered, rows, sums = explore(gathered, inputs._replace(rows=own), placement)
+        return gathered, rows._replace(client=kept._replace(own=rows.client)), sums
 
     def finish(
-        state: ServerState, explored: Explored, key: jax.Array
+        state: ServerState, gathered: Gathered, key: jax.Array
     ) -> tuple[ServerState, Sums]:
         del key
+        explored = what_explorers_left(gathered)
         if start_from == "explored_mean":
             params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
             state = state._replace(params=params)
@@ -233,8 +236,7 @@ def autoflip(
         sent = (state.params,) * (1 + (start_from == "explored_mean"))
         return state.params, sent
 
-    return algorithm._replace(
-        prepare=Preparation(
-            exploration.num_clients, start, gather, finish, explore_messages
-        )
+    return with_preparation(
+        algorithm,
+        Preparation(exploration.num_clients, start, gather, finish, explore_messages),
     )

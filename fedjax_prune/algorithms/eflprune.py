@@ -15,13 +15,13 @@ import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import Masking, masked
+from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.pruning import lowest_channels
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
     Cohort,
-    FederatedAlgorithm,
     ServerState,
     Task,
     Tree,

@@ -14,28 +14,33 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from fedjax_prune.rounds import make_round
-from fedjax_prune.server import scale
+from fedjax_prune.aggregate import Gathered, join, nothing, receive, weigh
+from fedjax_prune.contract import ClientProgram
+from fedjax_prune.placement import Placement
+from fedjax_prune.rounds import make_training
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.stopping import make_stopping
 from fedjax_prune.transforms import remember_first_epoch
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
     LocalResult,
+    Mean,
+    Message,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
     Tree,
 )
 
-BASES = ("init", "warm")
+EXPLORE_BASES = ("init", "warm")
 WEIGHTINGS = ("uniform", "samples")
 
 
@@ -78,6 +83,11 @@ class Explored(NamedTuple):
     pooled: Tree
 
 
+def what_explorers_left(gathered: Gathered) -> Explored:
+    """The means over all explorers whose messages have arrived."""
+    return Explored(**receive(gathered))
+
+
 def check_exploration(settings: Exploration) -> None:
     """Refuses settings that no exploration can follow.
 
@@ -90,7 +100,7 @@ def check_exploration(settings: Exploration) -> None:
         raise ValueError(f"explore_epochs must be at least 1, got {settings.epochs}.")
     make_stopping(settings.patience, settings.monitor)
     for name, value, known in (
-        ("explore_base", settings.base, BASES),
+        ("explore_base", settings.base, EXPLORE_BASES),
         ("explorer_weighting", settings.weighting, WEIGHTINGS),
     ):
         if value not in known:
@@ -105,7 +115,7 @@ def make_exploration(
     settings: Exploration,
     keep: Callable[[Tree], Tree],
     pool: Callable[[Tree], Tree],
-) -> tuple[Callable[[ServerState], Explored], Callable[..., tuple]]:
+) -> tuple[Callable[[ServerState], Gathered], Callable[..., tuple]]:
     """Makes an exploration.
 
     Args:
@@ -133,42 +143,55 @@ def make_exploration(
         solver = solver.before_descent(remember_first_epoch())
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        del cohort
+
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
-        ) -> tuple[Explored, ClientState]:
+            result: LocalResult, row: ClientState
+        ) -> tuple[Message, ClientState]:
             moved = result.delta
             if is_warm:
-                first = result.solver_state[0]
+                first = optax.tree.get(result.solver_state, "first_epoch")
                 moved = jax.tree.map(
                     lambda d, w, f: d - (w - f), result.delta, state.params, first
                 )
             deviation = jax.tree.map(jnp.square, moved)
-            own = keep(deviation)
-            pooled = scale(pool(own), weight)
-            if settings.weighting == "uniform":
-                weight = 1 / jnp.asarray(cohort.cohort_size, jnp.float32)
-            deviation, delta = scale((deviation, result.delta), weight)
-            return Explored(deviation, delta, pooled), row._replace(client=own)
+            own, weight = keep(deviation), result.num_examples
+            message = _message(
+                deviation,
+                result.delta,
+                pool(own),
+                jnp.ones_like(weight) if settings.weighting == "uniform" else weight,
+                weight,
+            )
+            return message, row._replace(client=own)
 
         return ClientProgram(lambda row: {"anchor": state.params}, upload)
 
-    def update(state: ServerState, total: Explored) -> ServerState:
-        return state._replace(server=jax.tree.map(jnp.add, state.server, total))
+    train = make_training(task, solver, program)
 
-    train = make_round(task, solver, program, update)
-
-    def start(state: ServerState) -> Explored:
-        pooled = jax.eval_shape(lambda: pool(keep(state.params)))
-        return jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            Explored(state.params, state.params, pooled),
+    def start(state: ServerState) -> Gathered:
+        params, pooled = jax.eval_shape(
+            lambda: (state.params, pool(keep(state.params)))
         )
+        one = jnp.int32(1)
+        message = _message(params, params, pooled, one, one)
+        return nothing(jax.eval_shape(weigh, message))
 
     def gather(
-        state: ServerState, explored: Explored, rows: ClientState, *rest: Any
-    ) -> tuple[Explored, ClientState, Sums]:
-        state = state._replace(server=explored)
-        after, rows, sums = train(state, rows, *rest)
-        return after.server, rows, sums
+        gathered: Gathered, inputs: RoundInputs, placement: Placement
+    ) -> tuple[Gathered, ClientState, Sums]:
+        group, rows, sums = train(inputs, placement)
+        return join(gathered, group), rows, sums
 
     return start, gather
+
+
+def _message(
+    deviation: Tree, delta: Tree, pooled: Tree, weight: jax.Array, size: jax.Array
+) -> Message:
+    """What an explorer sends; `weight` counts in the guidance, `size` in the pool."""
+    return {
+        "deviation": Mean(deviation, weight),
+        "delta": Mean(delta, weight),
+        "pooled": Mean(pooled, size),
+    }

@@ -14,32 +14,24 @@ Choices:
   the server optimiser.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.rounds import Rules, make_algorithm
-from fedjax_prune.server import scale, server_step
+from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received, Rules
+from fedjax_prune.rounds import make_algorithm
+from fedjax_prune.server import server_step
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    FederatedAlgorithm,
     LocalResult,
+    Mean,
+    Message,
     ServerState,
     Task,
     Tree,
 )
-
-
-class Message(NamedTuple):
-    """What a client sends: its delta and its batch statistics."""
-
-    delta: Tree
-    model_state: Tree
 
 
 def fedavg(
@@ -72,21 +64,25 @@ def fedavg(
             return {"anchor": state.params}
 
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
+            result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
-            message = Message(result.delta, result.model_state)
-            return scale(message, weight), row._replace(personal=result.personal)
+            message: Message = {
+                "delta": Mean(result.delta, result.num_examples),
+                "model_state": Mean(result.model_state, result.num_examples),
+            }
+            return message, row._replace(personal=result.personal)
 
         return ClientProgram(extra_args, upload)
 
-    def update(state: ServerState, mean: Message) -> ServerState:
+    def update(state: ServerState, received: Received) -> ServerState:
         params, opt_state = server_step(
-            server_tx, state.params, state.server, mean.delta
+            server_tx, state.params, state.server, received["delta"]
         )
-        return ServerState(state.round, params, mean.model_state, opt_state)
+        return state._replace(
+            params=params, model_state=received["model_state"], server=opt_state
+        )
 
     def messages(state: ServerState) -> tuple[Tree, Tree]:
-        down = (state.params, state.model_state)
-        return down, Message(delta=state.params, model_state=state.model_state)
+        return (state.params, state.model_state), (state.params, state.model_state)
 
     return make_algorithm(task, Rules(solver, init, row, program, update), messages)

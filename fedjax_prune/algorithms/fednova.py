@@ -15,34 +15,25 @@ Choices:
   Without momentum a client sends one scalar more than in FedAvg.
 """
 
-from typing import NamedTuple
-
-import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received
 from fedjax_prune.rounds import make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    FederatedAlgorithm,
     LocalResult,
+    Mean,
+    Message,
     ServerState,
     Task,
     Tree,
 )
-
-
-class Message(NamedTuple):
-    """What a client sends: normalised delta, step mass, batch statistics."""
-
-    normalised_delta: Tree
-    step_mass: jax.Array
-    model_state: Tree
 
 
 def fednova(
@@ -67,23 +58,28 @@ def fednova(
         del state, cohort
 
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
+            result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
-            message = Message(
-                scale(result.delta, 1 / result.step_mass),
-                result.step_mass,
-                result.model_state,
-            )
-            return scale(message, weight), row._replace(personal=result.personal)
+            mass, weight = result.step_mass, result.num_examples
+            # Step sizes that underflow to 0 move nothing, so any divisor will do.
+            normalised = scale(result.delta, 1 / jnp.where(mass > 0, mass, 1))
+            message: Message = {
+                "normalised_delta": Mean(normalised, weight),
+                "step_mass": Mean(mass, weight),
+                "model_state": Mean(result.model_state, weight),
+            }
+            return message, row._replace(personal=result.personal)
 
         return ClientProgram(lambda row: {}, upload)
 
-    def update(state: ServerState, mean: Message) -> ServerState:
-        pseudo_gradient = scale(mean.normalised_delta, mean.step_mass)
+    def update(state: ServerState, received: Received) -> ServerState:
+        pseudo_gradient = scale(received["normalised_delta"], received["step_mass"])
         params, opt_state = server_step(
             server_tx, state.params, state.server, pseudo_gradient
         )
-        return ServerState(state.round, params, mean.model_state, opt_state)
+        return state._replace(
+            params=params, model_state=received["model_state"], server=opt_state
+        )
 
     def messages(state: ServerState) -> tuple[Tree, Tree]:
         down = (state.params, state.model_state)

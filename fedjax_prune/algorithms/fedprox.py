@@ -15,9 +15,10 @@ Choices:
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import add_proximal
-from fedjax_prune.types import FederatedAlgorithm, Task
+from fedjax_prune.types import Task
 
 
 def fedprox(

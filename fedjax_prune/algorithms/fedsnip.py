@@ -8,12 +8,11 @@ References:
   gradient is the mean over the batches of one epoch, clients count by their examples.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.aggregate import Gathered, join, nothing, receive, weigh
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import (
     Masking,
@@ -21,23 +20,23 @@ from fedjax_prune.algorithms.masked import (
     masked,
     with_masks,
 )
+from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Preparation
 from fedjax_prune.hybrid import MaskRule, check_rule
+from fedjax_prune.placement import Placement
 from fedjax_prune.pruning import prunable
-from fedjax_prune.rounds import make_round
-from fedjax_prune.server import scale
+from fedjax_prune.rounds import make_training, with_preparation
 from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import accumulate
+from fedjax_prune.transforms import accumulate, mean_accumulated
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    FederatedAlgorithm,
     LocalResult,
-    Preparation,
+    Mean,
+    Message,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
-    Tree,
 )
 
 
@@ -87,38 +86,39 @@ def fedsnip(
         del state, cohort
 
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
-        ) -> tuple[Tree, ClientState]:
-            total, count = result.solver_state[0][0]
-            return scale(total, weight / count), row
+            result: LocalResult, row: ClientState
+        ) -> tuple[Message, ClientState]:
+            gradient = mean_accumulated(result.solver_state)
+            return {"gradient": Mean(gradient, result.num_examples)}, row
 
         return ClientProgram(lambda row: {}, upload)
 
-    def update(state: ServerState, gradient: Tree) -> ServerState:
-        return state._replace(server=jax.tree.map(jnp.add, state.server, gradient))
+    measure = make_training(task, still, program)
 
-    measure = make_round(task, still, program, update)
+    def start(state: ServerState) -> Gathered:
+        message = {"gradient": Mean(state.params, jnp.int32(0))}
+        return nothing(jax.eval_shape(weigh, message))
 
     def gather(
-        state: ServerState, gradient: Tree, *rest: Any
-    ) -> tuple[Tree, ClientState, Sums]:
-        after, rows, sums = measure(state._replace(server=gradient), *rest)
-        return after.server, rows, sums
+        gathered: Gathered, inputs: RoundInputs, placement: Placement
+    ) -> tuple[Gathered, ClientState, Sums]:
+        group, rows, sums = measure(inputs, placement)
+        return join(gathered, group), rows, sums
 
     def finish(
-        state: ServerState, gradient: Tree, key: jax.Array
+        state: ServerState, gathered: Gathered, key: jax.Array
     ) -> tuple[ServerState, Sums]:
         del key
+        gradient = receive(gathered)["gradient"]
         sensitivity = jax.tree.map(lambda g, w: jnp.abs(g * w), gradient, state.params)
         state = with_masks(state, rule.masks(sensitivity), {})
         return state, pruned.facts(state)
 
-    return algorithm._replace(
-        prepare=Preparation(
-            lambda num_clients: num_clients,
-            lambda state: jax.tree.map(jnp.zeros_like, state.params),
-            gather,
-            finish,
-            lambda state: (state.params, state.params),
-        )
+    preparation = Preparation(
+        lambda num_clients: num_clients,
+        start,
+        gather,
+        finish,
+        lambda state: (state.params, state.params),
     )
+    return with_preparation(algorithm, preparation)

@@ -13,7 +13,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,25 @@ from fedjax_prune.channels import (
     drop_channels,
     match_masks,
 )
+from fedjax_prune.contract import (
+    ClientProgram,
+    FederatedAlgorithm,
+    MaskedRound,
+    Received,
+    Rules,
+)
 from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.pruning import prunable
-from fedjax_prune.rounds import Rules, make_round
+from fedjax_prune.rounds import make_round
 from fedjax_prune.transforms import freeze_pruned
 from fedjax_prune.transport import mask_facts
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    Dataset,
-    FederatedAlgorithm,
     LocalResult,
-    MaskedRound,
+    Message,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
@@ -46,7 +52,7 @@ from fedjax_prune.types import (
 STORES = ("dense", "sparse")
 
 
-class Server(NamedTuple):
+class MaskedServer(NamedTuple):
     """What the server keeps.
 
     Attributes:
@@ -64,7 +70,7 @@ class Server(NamedTuple):
     guide: Tree
 
 
-class Row(NamedTuple):
+class MaskedRow(NamedTuple):
     """What a client keeps.
 
     Attributes:
@@ -85,10 +91,10 @@ class Masking(NamedTuple):
       start: parameters -> guide.
       own: parameters -> what is kept of a client.
       refresh: (state, rows, cohort) -> (Hybrid, guide) of this round, before it is
-        trained. `state.server` is a Server.
-      message: (result, weight) -> what a client sends beside the base's message.
-      absorb: (state, sum of these) -> guide after the round.
-      final: the server's part of the state -> masks of the model that is delivered.
+        trained. `state.server` is a MaskedServer.
+      message: result -> parts that a client sends beside those of the base.
+      absorb: (state, received) -> guide after the round.
+      delivered: the server's part of the state -> masks of the delivered model.
       may: parameters or masks -> a bool for each array, whether it may be pruned.
       extra: state -> [] int32, numbers that each client of the round sends beside what
         the mask keeps.
@@ -97,11 +103,11 @@ class Masking(NamedTuple):
     start: Callable[[Tree], Tree]
     own: Callable[[Tree], Tree]
     refresh: Callable[[ServerState, ClientState, Cohort], tuple[Hybrid, Tree]]
-    message: Callable[[LocalResult, jax.Array], Tree] = lambda result, weight: {}
-    absorb: Callable[[ServerState, Tree], Tree] = lambda state, total: (
+    message: Callable[[LocalResult], Message] = lambda result: {}
+    absorb: Callable[[ServerState, Received], Tree] = lambda state, received: (
         state.server.guide
     )
-    final: Callable[[Server], Tree] = lambda server: server.masks
+    delivered: Callable[[MaskedServer], Tree] = lambda server: server.masks
     may: Callable[[Tree], Tree] = prunable
     extra: Callable[[ServerState], jax.Array] = lambda state: jnp.int32(0)
 
@@ -131,9 +137,9 @@ def masked(
         so that a weight that comes back goes on from there, or `sparse`, zeros.
 
     Returns:
-      The algorithm. `ServerState.server` is a Server, `ClientState.client` a Row. Its
-      sums have the scalars of `transport.mask_facts`, `mask/guarded`, `mask/extra` and
-      `mask/sent`, the clients that need the masks.
+      The algorithm. `ServerState.server` is a MaskedServer, `ClientState.client` a
+      MaskedRow. Its sums have the scalars of `transport.mask_facts`, `mask/guarded`,
+      `mask/extra` and `mask/sent`, the clients that need the masks.
 
     Raises:
       ValueError: if `server_store` is unknown.
@@ -142,19 +148,19 @@ def masked(
         raise ValueError(
             f"server_store must be one of {', '.join(STORES)}, got {server_store!r}."
         )
-    below: Rules = base.rules
+    below = base.rules
 
     def init(key: jax.Array) -> ServerState:
         state = below.init(key)
         masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
         zero, guide = jnp.int32(0), masking.start(state.params)
-        server = Server(state.server, masks, zero, zero, guide)
+        server = MaskedServer(state.server, masks, zero, zero, guide)
         return state._replace(server=server)
 
     def row(key: jax.Array) -> ClientState:
         first = below.row(key)
         own = masking.own(below.init(key).params)
-        return first._replace(client=Row(first.client, jnp.int32(0), own))
+        return first._replace(client=MaskedRow(first.client, jnp.int32(0), own))
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         masks = state.server.masks
@@ -164,20 +170,18 @@ def masked(
             return inner.extra_args(row) | {"masks": masks}
 
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
-        ) -> tuple[Tree, ClientState]:
-            message, after = inner.upload(result, row, weight)
+            result: LocalResult, row: ClientState
+        ) -> tuple[Message, ClientState]:
+            message, after = inner.upload(result, row)
             kept = _keep(masks, after.client, row.client)
-            extra = masking.message(result, weight)
-            return (message, extra), after._replace(client=kept)
+            return message | masking.message(result), after._replace(client=kept)
 
         return ClientProgram(extra_args, upload, gate_flags(task, masks))
 
-    def update(state: ServerState, total: tuple[Tree, Tree]) -> ServerState:
-        message, extra = total
-        after = below.update(state._replace(server=state.server.base), message)
+    def update(state: ServerState, received: Received) -> ServerState:
+        after = below.update(state._replace(server=state.server.base), received)
         server = state.server._replace(
-            base=after.server, guide=masking.absorb(state, extra)
+            base=after.server, guide=masking.absorb(state, received)
         )
         return after._replace(server=server)
 
@@ -192,18 +196,16 @@ def masked(
     solver = below.solver.after_descent(freeze_pruned())
     train = make_round(task, solver, program, update)
 
-    def under_masks(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        *rest: Any,
+    def train_masked(
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
+        state, kept = inputs.state, inputs.rows.client
         masks = state.server.masks
         sent = state._replace(params=apply_masks(masks, state.params))
-        kept = rows.client
-        inner_rows = rows._replace(client=kept.base)
-        after, inner_rows, sums = train(sent, inner_rows, dataset, cohort, *rest)
+        inner_rows = inputs.rows._replace(client=kept.base)
+        after, inner_rows, sums = train(
+            inputs._replace(state=sent, rows=inner_rows), placement
+        )
         old = state.params, state.server.base
         params, server = _keep(masks, (after.params, after.server.base), old)
         # A channel that is silent for a while comes back with its old statistics.
@@ -218,12 +220,11 @@ def masked(
             model_state=model_state,
             server=after.server._replace(base=server),
         )
-        here = jnp.asarray(cohort.sizes) > 0
         version = state.server.version
-        outdated = here & (kept.version != version)
-        client = Row(
-            inner_rows.client, jnp.where(here, version, kept.version), kept.own
-        )
+        outdated = (jnp.asarray(inputs.cohort.sizes) > 0) & (kept.version != version)
+        # Of a client that is dropped nobody knows what it still has.
+        known = jnp.where(sums["arrived"] > 0, version, kept.version)
+        client = MaskedRow(inner_rows.client, known, kept.own)
         sums |= {"mask/sent": outdated.sum(dtype=jnp.int32)}
         return after, inner_rows._replace(client=client), sums
 
@@ -237,19 +238,17 @@ def masked(
         return state._replace(params=params, server=state.server._replace(base=base))
 
     def round(
-        state: ServerState,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        *rest: Any,
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
-        state = remask(state, rows, cohort)
-        after, rows, sums = under_masks(state, rows, dataset, cohort, *rest)
+        state = remask(inputs.state, inputs.rows, inputs.cohort)
+        after, rows, sums = train_masked(inputs._replace(state=state), placement)
         return after, rows, sums | facts(state)
 
+    def delivered(state: ServerState) -> Tree:
+        return masking.delivered(state.server)
+
     def deliver(state: ServerState) -> Variables:
-        shared = base.deliver(state)
-        masks = state.server.masks
+        shared, masks = base.deliver(state), delivered(state)
         return shared._replace(
             params=apply_masks(masks, state.params), alive=gate_flags(task, masks)
         )
@@ -264,12 +263,7 @@ def masked(
         deliver=deliver,
         messages=messages,
         rules=Rules(solver, init, row, program, update),
-        masked=MaskedRound(
-            remask,
-            under_masks,
-            facts,
-            lambda state: masking.final(state.server),
-        ),
+        masked=MaskedRound(remask, train_masked, facts, delivered),
     )
 
 

@@ -17,7 +17,6 @@ References:
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +24,21 @@ import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import Masking, masked, with_masks
+from fedjax_prune.contract import FederatedAlgorithm, Preparation, Received
 from fedjax_prune.hybrid import Hybrid
+from fedjax_prune.placement import Placement
 from fedjax_prune.pruning import prunable
-from fedjax_prune.server import make_server_tx, scale
+from fedjax_prune.rounds import with_preparation
+from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import accumulate
+from fedjax_prune.transforms import accumulate, mean_accumulated
 from fedjax_prune.types import (
     ClientState,
     Cohort,
-    Dataset,
-    FederatedAlgorithm,
     LocalResult,
-    Preparation,
+    Mean,
+    Message,
+    RoundInputs,
     ServerState,
     Sums,
     Task,
@@ -132,12 +134,12 @@ def prunefl(
             "adjustments": jnp.int32(0),
         }
 
-    def message(result: LocalResult, weight: jax.Array) -> Tree:
-        total, count = result.solver_state[0][0]
-        return scale(total, weight / count)
+    def message(result: LocalResult) -> Message:
+        squares = mean_accumulated(result.solver_state)
+        return {"squares": Mean(squares, result.num_examples)}
 
-    def absorb(state: ServerState, total: Tree) -> Tree:
-        return state.server.guide | {"squares": total}
+    def absorb(state: ServerState, received: Received) -> Tree:
+        return state.server.guide | {"squares": received["squares"]}
 
     def extra(state: ServerState) -> jax.Array:
         """Squared gradients of all entries, where the next round adjusts."""
@@ -148,30 +150,24 @@ def prunefl(
     masking = Masking(start, lambda params: {}, refresh, message, absorb, extra=extra)
     measured = solver.before_descent(accumulate(jnp.square))
 
-    def under_masks(tx: optax.GradientTransformation) -> FederatedAlgorithm:
+    def on_fedavg(tx: optax.GradientTransformation) -> FederatedAlgorithm:
         base = fedavg(task, measured, tx)
         return masked(task, base, masking, server_store="sparse")
 
     # Alone, a client goes on from where it was: no server step comes between.
-    algorithm, alone = under_masks(server_tx), under_masks(make_server_tx())
+    algorithm, alone = on_fedavg(server_tx), on_fedavg(make_server_tx())
     pruned = algorithm.masked
     assert pruned is not None
 
     def gather(
-        state: ServerState,
-        nothing: Tree,
-        rows: ClientState,
-        dataset: Dataset,
-        cohort: Cohort,
-        key: jax.Array,
-        *rest: Any,
+        nothing: Tree, inputs: RoundInputs, placement: Placement
     ) -> tuple[ServerState, ClientState, Sums]:
         del nothing  # the only client is the only group
 
         def train(state: ServerState, rows: ClientState, number: jax.Array):
-            key_now = jax.random.fold_in(key, number)
+            key = jax.random.fold_in(inputs.key, number)
             state, rows, sums = alone.round(
-                state, rows, dataset, cohort, key_now, *rest
+                inputs._replace(state=state, rows=rows, key=key), placement
             )
             before = _count(state.server.masks)
             # Rounds are not counted here: the schedule of the next stage begins at 0.
@@ -188,24 +184,23 @@ def prunefl(
             sums = {n: sums[n] + now[n] if _adds_up(n) else now[n] for n in now}
             return state, rows, sums, jnp.where(is_small, settled + 1, 0), number + 1
 
-        base = state.server.base
-        lone = state.server._replace(base=alone.init(key).server.base)
+        state, base = inputs.state, inputs.state.server.base
+        lone = state.server._replace(base=alone.init(inputs.key).server.base)
         state = state._replace(server=lone)
-        state, rows, sums, is_small = train(state, rows, jnp.int32(0))
+        state, rows, sums, is_small = train(state, inputs.rows, jnp.int32(0))
         first = (state, rows, sums, is_small.astype(jnp.int32), jnp.int32(1))
         state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
         state = state._replace(server=state.server._replace(base=base))
         return state, rows, sums
 
-    return algorithm._replace(
-        prepare=Preparation(
-            lambda num_clients: 1,
-            lambda state: {},
-            gather,
-            lambda state, alone, key: (alone, pruned.facts(alone)),
-            lambda state: (state.params, state.params),
-        )
+    preparation = Preparation(
+        lambda num_clients: 1,
+        lambda state: {},
+        gather,
+        lambda state, alone, key: (alone, pruned.facts(alone)),
+        lambda state: (state.params, state.params),
     )
+    return with_preparation(algorithm, preparation)
 
 
 def adjust(
@@ -264,7 +259,8 @@ def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.
     """The active entries but the share of smallest magnitude, rounded down."""
     magnitude = jnp.where(mask, jnp.abs(param), jnp.inf).reshape(-1)
     order = jnp.argsort(magnitude, stable=True)
-    place = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size))
+    places = jnp.arange(order.size, dtype=jnp.int32)
+    place = jnp.zeros_like(places).at[order].set(places)
     dropped = jnp.floor(share * mask.sum(dtype=jnp.float32)).astype(jnp.int32)
     return mask & (place.reshape(mask.shape) >= dropped)
 

@@ -19,11 +19,11 @@ import optax
 from fedjax_prune.algorithms.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import with_masks
+from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import zero_random
 from fedjax_prune.types import (
-    FederatedAlgorithm,
     ServerState,
     Sums,
     Task,
@@ -64,7 +64,8 @@ def random_pruning(
         after, _ = guided(state, gathered, key)
         server = after.server
         shuffled = Hybrid(permute(server.masks, key), server.guarded)
-        after = with_masks(state._replace(params=after.params), shuffled, server.guide)
+        unmasked = state._replace(params=after.params, pending=())
+        after = with_masks(unmasked, shuffled, server.guide)
         return after, pruned.facts(after)
 
     return explored._replace(prepare=explored.prepare._replace(finish=finish))

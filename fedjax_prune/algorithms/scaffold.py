@@ -34,18 +34,20 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.rounds import Rules, make_algorithm
+from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received, Rules
+from fedjax_prune.rounds import make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
 from fedjax_prune.transforms import add_control_variates
 from fedjax_prune.types import (
-    ClientProgram,
     ClientState,
     Cohort,
-    FederatedAlgorithm,
     LocalResult,
+    Mean,
+    Message,
     ServerState,
     Task,
+    Total,
     Tree,
 )
 
@@ -54,19 +56,11 @@ CONTROL_INITS = ("zeros", "random_legacy")
 CONTROL_DIVISORS = ("num_clients", "m_legacy")
 
 
-class Server(NamedTuple):
+class ScaffoldServer(NamedTuple):
     """What the server keeps: its optimiser's state and its control (c)."""
 
     opt_state: Tree
     control: Tree
-
-
-class Message(NamedTuple):
-    """What a client sends: delta, change of its control, batch statistics."""
-
-    delta: Tree
-    control_change: Tree
-    model_state: Tree
 
 
 def scaffold(
@@ -89,8 +83,8 @@ def scaffold(
       control_divisor: `num_clients` or `m_legacy`.
 
     Returns:
-      The algorithm. `ServerState.server` is a Server, `ClientState.client` the
-      client's control.
+      The algorithm. `ServerState.server` is a ScaffoldServer, `ClientState.client`
+      the client's control.
 
     Raises:
       ValueError: if an option is unknown, the legacy divisor is asked for with
@@ -121,15 +115,13 @@ def scaffold(
 
     def init(key: jax.Array) -> ServerState:
         state = base.init(key)
-        return state._replace(server=Server(state.server, first_control(key)))
+        return state._replace(server=ScaffoldServer(state.server, first_control(key)))
 
     def row(key: jax.Array) -> ClientState:
         return base.row(key)._replace(client=first_control(key))
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         control = state.server.control
-        # A client's weight in c: times p_k, its share of the cohort, or as it is.
-        share = cohort.cohort_examples / cohort.num_examples
         divisor = (
             cohort.cohort_size if control_divisor == "m_legacy" else cohort.num_clients
         )
@@ -138,37 +130,45 @@ def scaffold(
             return {"server_control": control, "client_control": row.client}
 
         def upload(
-            result: LocalResult, row: ClientState, weight: jax.Array
+            result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
+            mass, num_examples = result.step_mass, result.num_examples
+            # Step sizes that underflow to 0 say nothing of the gradient.
             new_control = jax.tree.map(
-                lambda c_k, c, d: c_k - c + d / result.step_mass,
+                lambda c_k, c, d: jnp.where(mass > 0, c_k - c + d / mass, c_k),
                 row.client,
                 control,
                 result.delta,
             )
             change = jax.tree.map(jnp.subtract, new_control, row.client)
-            control_weight = (
-                weight * share if control_weights == "size" else 1 / divisor
-            )
-            message = Message(
-                scale(result.delta, weight),
-                scale(change, control_weight),
-                scale(result.model_state, weight),
-            )
+            share = jnp.ones_like(mass) / jnp.asarray(divisor).astype(mass.dtype)
+            if control_weights == "size":
+                whole = jnp.asarray(cohort.num_examples).astype(mass.dtype)
+                share = num_examples.astype(mass.dtype) / whole
+            message: Message = {
+                "delta": Mean(result.delta, num_examples),
+                "control_change": Total(scale(change, share)),
+                "model_state": Mean(result.model_state, num_examples),
+            }
             return message, ClientState(result.personal, new_control)
 
         return ClientProgram(extra_args, upload)
 
-    def update(state: ServerState, total: Message) -> ServerState:
+    def update(state: ServerState, received: Received) -> ServerState:
         params, opt_state = server_step(
-            server_tx, state.params, state.server.opt_state, total.delta
+            server_tx, state.params, state.server.opt_state, received["delta"]
         )
-        control = jax.tree.map(jnp.add, state.server.control, total.control_change)
-        server = Server(opt_state, control)
-        return ServerState(state.round, params, total.model_state, server)
+        control = jax.tree.map(
+            jnp.add, state.server.control, received["control_change"]
+        )
+        return state._replace(
+            params=params,
+            model_state=received["model_state"],
+            server=ScaffoldServer(opt_state, control),
+        )
 
     def messages(state: ServerState) -> tuple[Tree, Tree]:
-        down = (state.params, state.server.control, state.model_state)
-        return down, Message(state.params, state.server.control, state.model_state)
+        sent = (state.params, state.server.control, state.model_state)
+        return sent, sent
 
     return make_algorithm(task, Rules(corrected, init, row, program, update), messages)

@@ -19,9 +19,18 @@ import jax.numpy as jnp
 from fedjax_prune import agreement as agreeing
 from fedjax_prune.algorithms.exploration import Explored
 from fedjax_prune.algorithms.masked import Masking, keep_masks
+from fedjax_prune.contract import Received
 from fedjax_prune.hybrid import Hybrid, MaskRule
 from fedjax_prune.pruning import guidance_matrix, unstructured_masks
-from fedjax_prune.types import ClientState, Cohort, LocalResult, ServerState, Tree
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    LocalResult,
+    Mean,
+    Message,
+    ServerState,
+    Tree,
+)
 
 SOURCES = ("votes", "update_sign")
 
@@ -161,7 +170,7 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
         return jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
 
     return Schedule(
-        Masking(start, own, refresh, final=lambda server: server.guide),
+        Masking(start, own, refresh, delivered=lambda server: server.guide),
         lambda deviation: Own(jnp.bool(True), deviation),
         begin,
     )
@@ -215,12 +224,13 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             deviation, rule.prunable, rule.threshold, rule.normalization
         )
 
-    def message(result: LocalResult, weight: jax.Array) -> Tree:
-        return jax.tree.map(lambda d: weight * jnp.sign(d), result.delta)
+    def message(result: LocalResult) -> Message:
+        signs = jax.tree.map(jnp.sign, result.delta)
+        return {"signs": Mean(signs, result.num_examples)}
 
-    def absorb(state: ServerState, total: Tree) -> Tree:
+    def absorb(state: ServerState, received: Received) -> Tree:
         guide = state.server.guide
-        agreed = jax.tree.map(jnp.abs, total)
+        agreed = jax.tree.map(jnp.abs, received["signs"])
         smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
         now = jax.tree.map(jnp.where, state.server.masks, smoothed, guide.agreement)
         return guide._replace(agreement=now)

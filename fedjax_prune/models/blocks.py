@@ -20,36 +20,10 @@ from fedjax_prune.gates import (
 )
 from fedjax_prune.initializers import normal, uniform
 from fedjax_prune.precision import matmul
+from fedjax_prune.types import Layer
 
 NORMS = ("none", "bn", "gn")
 EPSILON = 1e-5
-
-
-class Layer(NamedTuple):
-    """What a layer costs, read by `costs` in place of its name.
-
-    A dense layer on a flattened map counts as a convolution by a kernel as large
-    as the map.
-
-    Attributes:
-      name: path of its parameters, joined by "/".
-      in_channels: channels it reads.
-      out_channels: channels it writes.
-      kept_in: channels it reads for one sample, at most `in_channels`.
-      kept_out: channels it writes for one sample, at most `out_channels`.
-      taps: height times width of the kernel.
-      positions: height times width of the output.
-      gated: whether a gate from `in_channels` to `out_channels` belongs to it.
-    """
-
-    name: str
-    in_channels: int
-    out_channels: int
-    kept_in: int
-    kept_out: int
-    taps: int
-    positions: int
-    gated: bool
 
 
 def conv_layer(

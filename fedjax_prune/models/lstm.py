@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import ChannelGroup
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.initializers import uniform
 from fedjax_prune.models.blocks import (
-    Layer,
     XavierDense,
     check_model,
     dense_layer,
     scaled,
 )
 from fedjax_prune.precision import at_least_float32, matmul
+from fedjax_prune.types import ChannelGroup, Layer
 
 EMBEDDING = 8
 HIDDEN = 256

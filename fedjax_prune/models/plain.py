@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import ChannelGroup, between
+from fedjax_prune.channels import between
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     Initializer,
-    Layer,
     TorchDense,
     check_model,
     conv_layer,
@@ -25,6 +24,7 @@ from fedjax_prune.models.blocks import (
     scaled,
 )
 from fedjax_prune.precision import at_least_float32
+from fedjax_prune.types import ChannelGroup, Layer
 
 
 class Pool(NamedTuple):

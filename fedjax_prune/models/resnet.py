@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import ChannelGroup, between, read_by, written_by
+from fedjax_prune.channels import between, read_by, written_by
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.initializers import normal
 from fedjax_prune.models.blocks import (
     GatedConv,
     Kept,
-    Layer,
     check_model,
     conv_layer,
     dense_layer,
@@ -24,6 +23,7 @@ from fedjax_prune.models.blocks import (
     scaled,
 )
 from fedjax_prune.precision import at_least_float32
+from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (16, 32, 64)
 

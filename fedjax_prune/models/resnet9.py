@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import ChannelGroup, between, read_by, written_by
+from fedjax_prune.channels import between, read_by, written_by
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
-    Layer,
     XavierDense,
     check_model,
     conv_layer,
@@ -23,6 +22,7 @@ from fedjax_prune.models.blocks import (
     xavier,
 )
 from fedjax_prune.precision import at_least_float32
+from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (64, 128, 128, 128, 256, 512, 512, 512)
 POOLED = (False, True, False, False, True, True, False, False)
