@@ -218,6 +218,7 @@ class _Run(NamedTuple):
         """What a client sends and keeps, and whether it has diverged and arrived."""
         result = self.training.result(client)
         message, row = self.training.program.upload(result, client.row)
+        message = weigh(message)
         diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
         finite = [jnp.isfinite(x).all() for x in floats]
@@ -225,7 +226,7 @@ class _Run(NamedTuple):
         row = jax.tree.map(
             lambda new, old: jnp.where(arrived, new, old), row, client.row
         )
-        return weigh(message), row, (diverged, arrived)
+        return message, row, (diverged, arrived)
 
     def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
         """The probe's sums, computed only when a client it wants has finished."""

@@ -56,7 +56,7 @@ class Rules(NamedTuple):
     Attributes:
       solver: local training.
       init: key -> ServerState.
-      row: key -> ClientState of a client never seen.
+      row: key -> the first row of a client, as the program reads it.
       program: (state, cohort) -> the clients' part of this round; of the cohort it may
         read the numbers of clients and examples.
       update: (state, received) -> the state after the server's step. It is not called
@@ -76,6 +76,7 @@ class Preparation(NamedTuple):
     They may come in groups, so that nothing on a device grows with their number.
 
     Attributes:
+      solver: how the clients train in it.
       num_clients: clients in the population -> how many take part.
       start: state -> what is gathered before the first client.
       gather: (gathered, inputs, placement) -> (gathered, rows, sums) of one group. Its
@@ -85,6 +86,7 @@ class Preparation(NamedTuple):
       messages: like `FederatedAlgorithm.messages`.
     """
 
+    solver: LocalSolver
     num_clients: Callable[[int], int]
     start: Callable[[ServerState], Tree]
     gather: Callable[..., tuple[Tree, ClientState, Sums]]

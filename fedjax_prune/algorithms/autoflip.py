@@ -209,7 +209,7 @@ def autoflip(
     algorithm = masked(task, below, masking, server_store=server_store)
     rounds = algorithm.masked
     assert rounds is not None
-    start, explore = make_exploration(
+    explorer, start, explore = make_exploration(
         task, solver, exploration, schedule.keep, schedule.pool
     )
 
@@ -238,5 +238,12 @@ def autoflip(
 
     return with_preparation(
         algorithm,
-        Preparation(exploration.num_clients, start, gather, finish, explore_messages),
+        Preparation(
+            solver=explorer,
+            num_clients=exploration.num_clients,
+            start=start,
+            gather=gather,
+            finish=finish,
+            messages=explore_messages,
+        ),
     )

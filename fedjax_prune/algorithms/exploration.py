@@ -115,7 +115,7 @@ def make_exploration(
     settings: Exploration,
     keep: Callable[[Tree], Tree],
     pool: Callable[[Tree], Tree],
-) -> tuple[Callable[[ServerState], Gathered], Callable[..., tuple]]:
+) -> tuple[LocalSolver, Callable[[ServerState], Gathered], Callable[..., tuple]]:
     """Makes an exploration.
 
     Args:
@@ -127,7 +127,7 @@ def make_exploration(
       pool: what is kept of one explorer -> float32, what is averaged over all.
 
     Returns:
-      `Preparation.start` and `Preparation.gather`; a row's `client` is what is kept.
+      `solver`, `start` and `gather` of a Preparation; a row's `client` is what is kept.
     """
     is_warm = settings.base == "warm"
     first_step_size = solver.step_size
@@ -183,7 +183,7 @@ def make_exploration(
         group, rows, sums = train(inputs, placement)
         return join(gathered, group), rows, sums
 
-    return start, gather
+    return solver, start, gather
 
 
 def _message(

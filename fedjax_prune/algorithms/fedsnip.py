@@ -115,10 +115,11 @@ def fedsnip(
         return state, pruned.facts(state)
 
     preparation = Preparation(
-        lambda num_clients: num_clients,
-        start,
-        gather,
-        finish,
-        lambda state: (state.params, state.params),
+        solver=still,
+        num_clients=lambda num_clients: num_clients,
+        start=start,
+        gather=gather,
+        finish=finish,
+        messages=lambda state: (state.params, state.params),
     )
     return with_preparation(algorithm, preparation)

@@ -262,7 +262,7 @@ def masked(
         round=round,
         deliver=deliver,
         messages=messages,
-        rules=Rules(solver, init, row, program, update),
+        rules=Rules(solver, init, below.row, program, update),
         masked=MaskedRound(remask, train_masked, facts, delivered),
     )
 

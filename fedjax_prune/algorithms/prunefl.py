@@ -194,11 +194,12 @@ def prunefl(
         return state, rows, sums
 
     preparation = Preparation(
-        lambda num_clients: 1,
-        lambda state: {},
-        gather,
-        lambda state, alone, key: (alone, pruned.facts(alone)),
-        lambda state: (state.params, state.params),
+        solver=measured,
+        num_clients=lambda num_clients: 1,
+        start=lambda state: {},
+        gather=gather,
+        finish=lambda state, alone, key: (alone, pruned.facts(alone)),
+        messages=lambda state: (state.params, state.params),
     )
     return with_preparation(algorithm, preparation)
 
