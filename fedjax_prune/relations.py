@@ -148,15 +148,17 @@ RELATIONS = (
         lambda optimizer, name: (
             optimizer in _LINEAR or not ALGORITHMS[name].needs_step_mass
         ),
-        "client.optimizer must be sgd with algorithm.name {1}, got {0!r}: {1} divides "
-        "by the step mass, which only optimisers linear in the gradient have",
+        f"client.optimizer must be {' or '.join(_LINEAR)} with algorithm.name {{1}}, "
+        "got {0!r}: {1} divides by the step mass, which only optimisers linear in the "
+        "gradient have",
     ),
     Relation(
         ("client.optimizer", "algorithm.base"),
         lambda optimizer, base: (
             optimizer in _LINEAR or not ALGORITHMS[base].needs_step_mass
         ),
-        "client.optimizer must be sgd with algorithm.base {1}, got {0!r}",
+        f"client.optimizer must be {' or '.join(_LINEAR)} with algorithm.base {{1}}, "
+        "got {0!r}",
     ),
     Relation(
         ("algorithm.server_store", "algorithm.base"),
@@ -168,6 +170,11 @@ RELATIONS = (
         lambda scope, schedule: scope == "global" or schedule != "agreement",
         "algorithm.threshold_scope must be global with algorithm.mask_schedule {1}, "
         "got {0!r}",
+    ),
+    Relation(
+        ("algorithm.byte_time", "algorithm.mac_time"),
+        lambda byte_time, mac_time: byte_time + mac_time > 0,
+        "algorithm.byte_time must be above 0 if algorithm.mac_time is 0, got {0}",
     ),
     Relation(
         ("algorithm.control_divisor", "algorithm.control_weights"),

@@ -156,5 +156,12 @@ def test_a_base_says_what_its_server_may_keep():
     )
 
 
+def test_time_of_a_weight_is_above_0():
+    fields = {"algorithm.byte_time": 0.0, "algorithm.mac_time": 0.0}
+    assert problems(fields, "prunefl") == [
+        "algorithm.byte_time must be above 0 if algorithm.mac_time is 0, got 0.0"
+    ]
+
+
 def test_adam_suits_the_algorithms_without_step_mass():
     assert problems({"client.optimizer": "adam"}, "fedprox") == []

@@ -10,6 +10,12 @@ keeps, too.
 References:
   AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271; masks enforced after every
   local step and aggregation on the mask as in its authors' code.
+
+Choices:
+  The server keeps what it had where a mask prunes (`server_store`), so that a weight
+  that comes back goes on from its last value. Batch statistics of a removed channel
+  stay as they are until it comes back; the code of AutoFLIP does not aggregate any. A
+  client is sent a mask only where it holds another one.
 """
 
 from collections.abc import Callable

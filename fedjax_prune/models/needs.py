@@ -8,7 +8,11 @@ from fedjax_prune.gates import GateSettings, check_gate_settings
 
 NORMS = ("none", "bn", "gn")
 
-Width = Annotated[float, above(0), "Multiplier of all channels and hidden units."]
+Width = Annotated[
+    float,
+    above(0),
+    "Multiplier of all channels and, for most networks, of hidden units.",
+]
 Norm = Annotated[
     str, one_of(NORMS), "Norm of the convolutions; gn has one group per channel."
 ]
