@@ -112,7 +112,9 @@ class Data(NamedTuple):
     ] = "dirichlet"
     num_clients: Annotated[int, at_least(1), "Clients in the population."] = 10
     alpha: Annotated[
-        float, above(0), "Evenness of dirichlet, dirichlet_in_turn and quantity."
+        float,
+        above(0),
+        "Evenness of dirichlet, dirichlet_in_turn and quantity; small is uneven.",
     ] = 0.1
     min_size: Annotated[
         int, at_least(1), "Examples that dirichlet and quantity give every client."
