@@ -15,13 +15,13 @@ from fedjax_prune.initializers import normal
 from fedjax_prune.models.blocks import (
     GatedConv,
     Kept,
-    check_model,
     conv_layer,
     dense_layer,
     fill_dropped,
     keep_all,
     scaled,
 )
+from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.precision import at_least_float32
 from fedjax_prune.types import ChannelGroup, Layer
 
@@ -134,6 +134,11 @@ class ResNet32(nn.Module):
     blocks_per_stage: int = 5
     dtype: DTypeLike = jnp.float32
     left: Mapping[str, int] = nn.FrozenDict()
+
+    @classmethod
+    def needs(cls) -> Needs:
+        """Images of any size."""
+        return Needs()
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
