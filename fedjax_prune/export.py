@@ -15,9 +15,8 @@ from fedjax_prune import checkpoint
 from fedjax_prune.algorithms.masked import apply_masks
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, task_of
-from fedjax_prune.placement import ONE_DEVICE
 from fedjax_prune.precision import product_precision
-from fedjax_prune.resume import restore
+from fedjax_prune.resume import restore_state
 from fedjax_prune.types import Config, Variables
 from fedjax_prune.workdir import WorkdirError, read_config
 
@@ -64,7 +63,7 @@ def export_model(
         raise WorkdirError(f"{folder} must be a new or an empty folder.")
     config: Config = ConfigDict(read_config(workdir))
     experiment = build(config)
-    state, _ = restore(config, experiment, Path(workdir), ONE_DEVICE)
+    state = restore_state(config, experiment, Path(workdir))
     variables, left = Variables(state.params, {}, state.model_state), {}
     masked = experiment.algorithm.masked
     if masked is not None:
