@@ -91,8 +91,8 @@ def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
 
 def _estimate(config: Config, experiment: Experiment) -> Callable[[int], int]:
     """`memory_estimate` by lanes; what does not depend on them is traced once."""
-    state, rows = jax.eval_shape(lambda: start(config, experiment))
-    row = costs.tree_bytes(rows) // config.data.num_clients
+    state, row = jax.eval_shape(lambda: start(config, experiment))
+    row = costs.tree_bytes(row)
     placement = make_placement(config.devices, config.reduction)
     share = -(-config.data.num_clients // placement.num_blocks) * row
     if config.client_rows == "host":

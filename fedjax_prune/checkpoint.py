@@ -1,9 +1,10 @@
 """Checkpoints of the complete state: saved whole or not at all, restored exactly.
 
-A checkpoint is the folder `directory/ROUND`: the leaves, written by Orbax under
-their paths in the tree, and `manifest.json` with the shapes and dtypes of the
-leaves and the checksums of the files. It is built under a hidden name and renamed
-at the end, so a killed save leaves nothing that could be taken for a checkpoint.
+A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, written by
+Orbax, the rows of all clients in `rows/`, written by their store, and `manifest.json`
+with the shapes and dtypes of the leaves and the checksums of the files. Leaf n of a
+tree is named n. The folder is built under a hidden name and renamed at the end, so a
+killed save leaves nothing that could be taken for a checkpoint.
 """
 
 import json
@@ -15,26 +16,38 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from fedjax_prune.store import Store
 from fedjax_prune.types import Tree
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
+_FORMAT = 2
+"""Of the folder; 1, without a number, held server and rows in one Orbax tree."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names it and says what to do."""
 
 
-def save(directory: str | Path, round: int, tree: Tree, *, keep: int) -> None:
-    """Saves a tree as the checkpoint of a round and deletes the oldest ones.
+def save(
+    directory: str | Path,
+    round: int,
+    state: Tree,
+    *,
+    rows: Store | None = None,
+    keep: int,
+) -> None:
+    """Saves a tree and the rows as the checkpoint of a round, deletes the oldest ones.
 
     A round that is already saved is left as it is.
 
     Args:
       directory: of the checkpoints, made if missing.
       round: finished rounds, at least 0.
-      tree: a pytree of JAX or numpy arrays.
+      state: a pytree of JAX or numpy arrays; it is copied to the host as a whole.
+      rows: of all clients; they are copied in pieces.
       keep: checkpoints that stay, at least 1.
 
     Raises:
@@ -47,12 +60,14 @@ def save(directory: str | Path, round: int, tree: Tree, *, keep: int) -> None:
         unfinished = directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        leaves = {
-            name: np.asarray(leaf)
-            for name, leaf in _by_path(jax.device_get(tree)).items()
+        manifest: dict[str, Any] = {"format": _FORMAT, "state": _signature(state)}
+        _write(unfinished / "state", state)
+        if rows is not None:
+            manifest["rows"] = _signature(rows.shapes)
+            rows.snapshot(unfinished / "rows")
+        manifest["files"] = {
+            part: _checksums(unfinished / part) for part in _parts(rows)
         }
-        _write(unfinished / "leaves", leaves)
-        manifest = {"leaves": _signature(leaves), "files": _checksums(unfinished)}
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         unfinished.rename(directory / str(round))
     for old in rounds(directory)[:-keep]:
@@ -70,66 +85,76 @@ def latest(directory: str | Path) -> int | None:
     return max(rounds(directory), default=None)
 
 
-def restore(directory: str | Path, template: Tree) -> Tree:
+def restore(directory: str | Path, template: Tree, rows: Store | None = None) -> Tree:
     """Restores the newest checkpoint, bit for bit.
 
     Args:
       directory: of the checkpoints.
       template: a tree of arrays or `jax.ShapeDtypeStruct`s, as it was saved.
+      rows: of all clients, replaced by the saved ones; None leaves these unread.
 
     Returns:
       A tree like `template`; leaves are numpy arrays where the template's are and
       JAX arrays elsewhere.
 
     Raises:
-      CheckpointError: if there is no checkpoint, it is damaged, or its tree is
-        another one than the template's.
+      CheckpointError: if there is no checkpoint, it is damaged, it is of another
+        version of this library, or its trees are others than those asked for.
     """
     directory = Path(directory).absolute()
     newest = latest(directory)
     if newest is None:
         raise CheckpointError(f"{directory} has no checkpoint.")
     folder = directory / str(newest)
-    wanted = _by_path(template)
-    _check_tree(folder, _intact_signature(folder), _signature(wanted))
-    buffers = {k: np.empty(v.shape, v.dtype) for k, v in wanted.items() if _size(v)}
-    restored = _read(folder / "leaves", buffers)
-
-    def leaf(path: Any, like: Any) -> Any:
-        # Orbax refuses arrays without entries, so those come from the template.
-        empty = np.empty(like.shape, like.dtype)
-        value = restored.get(jax.tree_util.keystr(path), empty)
-        return value if isinstance(like, np.ndarray) else jax.device_put(value)
-
-    return jax.tree_util.tree_map_with_path(leaf, template)
+    manifest = _intact_manifest(folder, _parts(rows))
+    _check_tree(folder, manifest["state"], _signature(template))
+    if rows is not None:
+        _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
+        rows.restore(folder / "rows")
+    return _read(folder / "state", template)
 
 
-def _write(folder: Path, leaves: dict[str, np.ndarray]) -> None:
-    kept = {name: leaf for name, leaf in leaves.items() if _size(leaf)}
+def _parts(rows: Store | None) -> tuple[str, ...]:
+    """The folders that are written or read."""
+    return ("state",) if rows is None else ("state", "rows")
+
+
+def _write(folder: Path, tree: Tree) -> None:
+    leaves = map(np.asarray, jax.tree.leaves(jax.device_get(tree)))
+    kept = {str(n): leaf for n, leaf in enumerate(leaves) if leaf.size}
+    folder.mkdir()
+    # The handler itself, and no OCDBT: to merge its databases, a Checkpointer looks for
+    # them by a glob of the whole path, so it finds none under a folder like `runs[1]`.
+    # What else it does, to write under another name first, is done in `save`.
+    handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
+    handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
+    handler.close()
+
+
+def _read(folder: Path, template: Tree) -> Tree:
+    likes, tree = jax.tree.flatten(template)
+    # Orbax refuses arrays without entries, so those are made here.
+    values = {str(n): np.empty(x.shape, x.dtype) for n, x in enumerate(likes)}
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder, args=ocp.args.StandardSave(kept))
+        kept = {name: buffer for name, buffer in values.items() if buffer.size}
+        values |= checkpointer.restore(folder, args=ocp.args.StandardRestore(kept))
+    leaves = [
+        value if isinstance(like, np.ndarray) else jax.device_put(value)
+        for value, like in zip(values.values(), likes, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
 
 
-def _read(folder: Path, buffers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder, args=ocp.args.StandardRestore(buffers))
-
-
-def _by_path(tree: Tree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _size(leaf: Any) -> int:
-    return int(np.prod(leaf.shape))
-
-
-def _signature(leaves: dict[str, Any]) -> dict[str, str]:
-    return {k: f"{np.dtype(v.dtype).name}{list(v.shape)}" for k, v in leaves.items()}
+def _signature(tree: Tree) -> dict[str, str]:
+    """The leaves by their paths: shapes and dtypes."""
+    return {
+        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _MANIFEST)
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
     return {str(f.relative_to(folder)): _checksum(f) for f in files}
 
 
@@ -142,21 +167,30 @@ def _checksum(file: Path) -> list[int]:
     return [file.stat().st_size, crc]
 
 
-def _intact_signature(folder: Path) -> dict[str, str]:
+def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     # Checked before Orbax reads: on a broken file its loader threads outlive the
     # error, and a changed byte inside an array is no error to it at all.
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        intact = manifest["files"] == _checksums(folder)
-        signature = manifest["leaves"]
-    except (OSError, ValueError, KeyError, TypeError):
-        intact, signature = False, {}
+        version = manifest.get("format", 1)
+        intact = version != _FORMAT or all(
+            manifest["files"].get(part, {}) == _checksums(folder / part)
+            for part in parts
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest, version, intact = {}, _FORMAT, False
     if not intact:
         raise CheckpointError(
             f"The checkpoint {folder} is damaged. Delete this folder and start again "
             "to go on from the checkpoint before it."
         )
-    return signature
+    if version != _FORMAT:
+        raise CheckpointError(
+            f"The checkpoint {folder} was written by another version of fedjax_prune: "
+            f"its format is {version}, this version reads {_FORMAT}. Use the version "
+            "that has written it, or another workdir."
+        )
+    return manifest
 
 
 def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

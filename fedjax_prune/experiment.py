@@ -1,13 +1,13 @@
 """From a configuration to the parts of a run: data, clients, tasks, algorithm."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune import costs, store
+from fedjax_prune import costs
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.contract import FederatedAlgorithm
 from fedjax_prune.data.augment import AUGMENTATIONS, as_symbols, make_augment, to_float
@@ -224,36 +224,28 @@ def image_shape_of(config: Config) -> tuple[int, int, int]:
 
 
 def start(config: Config, experiment: Experiment) -> tuple[ServerState, ClientState]:
-    """The state before the first round: the server's, and the rows of all clients."""
+    """The state before the first round, and the row of a client never seen."""
     key = init_key(config)
-    num_clients = config.data.num_clients
-    rows = store.create(experiment.algorithm.row(key), num_clients)
-    if config.model.gate_init == "per_client":
-        personal = jax.lax.map(
-            lambda number: _own_personal(config, experiment, number),
-            jnp.arange(num_clients),
-        )
-        rows = rows._replace(personal=personal)
-    return experiment.algorithm.init(key), rows
+    return experiment.algorithm.init(key), experiment.algorithm.row(key)
 
 
-def start_on_host(
+def own_personal(
     config: Config, experiment: Experiment
-) -> tuple[ServerState, ClientState]:
-    """`start` with rows that are numpy arrays; the device holds one of them."""
-    key, algorithm = init_key(config), experiment.algorithm
-    row = jax.jit(algorithm.row)(key)
-    rows = store.create_on_host(row, config.data.num_clients)
-    if config.model.gate_init == "per_client":
-        draw = jax.jit(lambda number: _own_personal(config, experiment, number))
-        for number in range(config.data.num_clients):
-            own_row = jax.tree.map(lambda x, n=number: x[n : n + 1], rows.personal)
-            jax.tree.map(np.copyto, own_row, jax.device_get(draw(number)))
-    return jax.jit(algorithm.init)(key), rows
+) -> Callable[[jax.Array], Tree] | None:
+    """What each client's personal parameters are before the first round.
 
+    Returns:
+      client id [] int32 -> personal parameters, if `model.gate_init` is per_client;
+      else None: all clients start with those of the row that `start` gives.
+    """
+    if config.model.gate_init != "per_client":
+        return None
 
-def _own_personal(config: Config, experiment: Experiment, number: jax.Array) -> Tree:
-    return experiment.task.init(jax.random.fold_in(init_key(config), number)).personal
+    def draw(client_id: jax.Array) -> Tree:
+        key = jax.random.fold_in(init_key(config), client_id)
+        return experiment.task.init(key).personal
+
+    return draw
 
 
 def init_key(config: Config) -> jax.Array:

@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 from fedjax_prune import checkpoint
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, task_of
-from fedjax_prune.placement import ONE_DEVICE
 from fedjax_prune.precision import product_precision
-from fedjax_prune.resume import restore
+from fedjax_prune.resume import restore_state
 from fedjax_prune.types import Config, Variables
 from fedjax_prune.workdir import WorkdirError, read_config
 
@@ -63,7 +62,7 @@ def export_model(
         raise WorkdirError(f"{folder} must be a new or an empty folder.")
     config: Config = ConfigDict(read_config(workdir))
     experiment = build(config)
-    state, _ = restore(config, experiment, Path(workdir), ONE_DEVICE)
+    state = restore_state(config, experiment, Path(workdir))
     variables, left = experiment.algorithm.deliver(state)._replace(alive={}), {}
     masked = experiment.algorithm.masked
     if masked is not None and compact and experiment.task.groups:

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from fedjax_prune import checkpoint
-from fedjax_prune.experiment import Experiment, start, start_on_host
-from fedjax_prune.placement import Placement, put_whole
-from fedjax_prune.store import STORES, Store
-from fedjax_prune.types import Config, ServerState
+from fedjax_prune.experiment import Experiment, own_personal, start
+from fedjax_prune.placement import ONE_DEVICE, Placement, put_whole
+from fedjax_prune.store import Store, make_store
+from fedjax_prune.types import ClientState, Config, ServerState
 
 
 def restore_or_start(
@@ -22,30 +22,54 @@ def restore_or_start(
     """
     finished = checkpoint.latest(workdir / "checkpoints")
     if finished is not None:
-        return *restore(config, experiment, workdir, placement), finished
-    if config.client_rows == "host":
-        state, rows = start_on_host(config, experiment)
-    else:
-        state, rows = jax.jit(lambda: start(config, experiment))()
-    rows = STORES[config.client_rows](rows, placement)
+        kind = config.client_rows
+        return *restore(config, experiment, workdir, placement, kind), finished
+    state, row = jax.jit(lambda: start(config, experiment))()
+    rows = make_store(
+        config.client_rows,
+        row,
+        config.data.num_clients,
+        placement,
+        own_personal(config, experiment),
+    )
     return put_whole(placement, state), rows, None
 
 
 def restore(
-    config: Config, experiment: Experiment, workdir: Path, placement: Placement
+    config: Config,
+    experiment: Experiment,
+    workdir: Path,
+    placement: Placement = ONE_DEVICE,
+    client_rows: str = "host",
 ) -> tuple[ServerState, Store]:
     """The newest checkpoint.
+
+    Args:
+      config: of the run.
+      experiment: of the run.
+      workdir: of the run.
+      placement: where the state and the rows are wanted.
+      client_rows: kind of store. Of rows on the host only those asked for are read,
+        until some are replaced.
 
     Raises:
       CheckpointError: if there is none or it cannot be used.
     """
-    state, rows = jax.eval_shape(lambda: start(config, experiment))
-    # What is saved has its preparation behind it.
-    state = state._replace(pending=())
-    if config.client_rows == "host":
-        rows = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), rows)
-    state, rows = checkpoint.restore(workdir / "checkpoints", (state, rows))
-    return put_whole(placement, state), STORES[config.client_rows](rows, placement)
+    state, row = _saved(config, experiment)
+    row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
+    rows = make_store(client_rows, row, config.data.num_clients, placement)
+    state = checkpoint.restore(workdir / "checkpoints", state, rows)
+    return put_whole(placement, state), rows
+
+
+def restore_state(config: Config, experiment: Experiment, workdir: Path) -> ServerState:
+    """The server's state of the newest checkpoint; rows of clients are not read.
+
+    Raises:
+      CheckpointError: if there is none or it cannot be used.
+    """
+    state, _ = _saved(config, experiment)
+    return checkpoint.restore(workdir / "checkpoints", state)
 
 
 def save(
@@ -54,5 +78,12 @@ def save(
     """Reads the whole state from the devices and saves it as that of a round."""
     with jax.transfer_guard("allow"):
         checkpoint.save(
-            workdir / "checkpoints", finished, (state, rows.whole()), keep=config.keep
+            workdir / "checkpoints", finished, state, rows=rows, keep=config.keep
         )
+
+
+def _saved(config: Config, experiment: Experiment) -> tuple[ServerState, ClientState]:
+    """Shapes of a state and a row, as they are saved."""
+    state, row = jax.eval_shape(lambda: start(config, experiment))
+    # A preparation comes before the first checkpoint.
+    return state._replace(pending=()), row

@@ -300,7 +300,7 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     config: Config = ConfigDict(read_config(workdir))
     with product_precision(config.precision):
         experiment = build(config)
-        state, rows = restore(config, experiment, Path(workdir), ONE_DEVICE)
+        state, rows = restore(config, experiment, Path(workdir))
         ids = np.arange(_num_evaluated(config, config.data.num_clients), dtype=np.int32)
         data = jax.device_put((experiment.train, experiment.test))
         accuracies = compile_programs(experiment, ONE_DEVICE).measure(

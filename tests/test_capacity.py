@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_prune import capacity, programs, store, train
+from fedjax_prune import capacity, programs, train
 from fedjax_prune.costs import tree_bytes
 from fedjax_prune.experiment import build, start
 from fedjax_prune.liveness import peak_bytes
@@ -17,6 +17,7 @@ from fedjax_prune.placement import (
     put_whole,
 )
 from fedjax_prune.settings import SettingsError
+from fedjax_prune.store import make_store
 from fedjax_prune.workdir import read_config
 from tests.test_pruned_runs import pruned_config
 from tests.test_train import tiny_config
@@ -48,9 +49,11 @@ def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
     config = tiny_config(devices=1, **changes)
     experiment = build(config)
     placement = make_placement(1, config.reduction)
-    state, rows = put_whole(placement, start(config, experiment))
+    state, row = put_whole(placement, start(config, experiment))
     cohort = train._cohort(config, experiment.population, placement, 0, 3)
-    taken = store.DeviceStore(rows, placement).take(cohort.client_ids)
+    num_clients = config.data.num_clients
+    rows = make_store("device", row, num_clients, placement)
+    taken = rows.take(cohort.client_ids)
     data = put_whole(placement, (experiment.train, experiment.test))
     key = put_whole(placement, jax.random.key(0))
     wanted = put_split(placement, np.ones(len(cohort.client_ids), bool))
@@ -65,7 +68,7 @@ def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
         - plan.alias_size_in_bytes
     )
     if config.client_rows == "device":
-        planned += tree_bytes(rows)
+        planned += num_clients * tree_bytes(row)
     estimate = capacity.memory_estimate(config, experiment, config.lanes)
     assert 0.75 * planned < estimate < 1.25 * planned
 

@@ -1,5 +1,8 @@
 """Checkpoints come back bit for bit, or say what is wrong with them."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,9 @@ import optax
 import pytest
 
 from fedjax_prune.checkpoint import CheckpointError, latest, restore, rounds, save
+from fedjax_prune.store import make_store
 from fedjax_prune.types import ClientState, ServerState
+from tests.toys import all_rows
 
 
 def make_tree(seed=0, width=3):
@@ -70,7 +75,7 @@ def test_a_saved_round_is_left_as_it_is(tmp_path):
 def test_a_half_written_checkpoint_is_ignored(tmp_path):
     save(tmp_path, 1, make_tree(1), keep=2)
     # What a killed save leaves: files under the unfinished name.
-    (tmp_path / ".unfinished" / "leaves").mkdir(parents=True)
+    (tmp_path / ".unfinished" / "state").mkdir(parents=True)
     (tmp_path / ".unfinished" / "manifest.json").write_text("{}")
     assert latest(tmp_path) == 1
     save(tmp_path, 2, make_tree(2), keep=2)
@@ -91,13 +96,77 @@ def flip(file):
 def test_damage_is_found_and_the_way_out_works(tmp_path, damage, which):
     save(tmp_path, 1, make_tree(1), keep=2)
     save(tmp_path, 2, make_tree(2), keep=2)
-    files = [f for f in (tmp_path / "2" / "leaves").rglob("*") if f.is_file()]
+    files = [f for f in (tmp_path / "2" / "state").rglob("*") if f.is_file()]
     largest = max(files, key=lambda f: f.stat().st_size)
     damage(tmp_path / "2" / which if which != "largest" else largest)
     with pytest.raises(CheckpointError, match=f"{tmp_path}/2 is damaged.*Delete"):
         restore(tmp_path, make_tree())
     (tmp_path / "2").rename(tmp_path / "deleted")
     assert_same(restore(tmp_path, make_tree()), make_tree(1))
+
+
+def make_rows(seed=0, width=3, kind="device"):
+    row = ClientState({"gate": np.full(width, seed, np.float32)}, np.int32(seed))
+    return make_store(kind, row, 5)
+
+
+@pytest.mark.parametrize("kinds", [("device", "host"), ("host", "device")])
+def test_rows_come_back_with_the_state(kinds, tmp_path):
+    save(tmp_path, 1, make_tree(1), rows=make_rows(1, kind=kinds[0]), keep=1)
+    rows = make_rows(0, kind=kinds[1])
+    assert_same(restore(tmp_path, make_tree(0), rows), make_tree(1))
+    jax.tree.map(np.testing.assert_array_equal, *map(all_rows, (rows, make_rows(1))))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.with_name("2.npy").write_bytes(b""),
+        lambda file: shutil.rmtree(file.parent),
+    ],
+)
+def test_damaged_rows_are_found_where_rows_are_read(damage, tmp_path):
+    save(tmp_path, 1, make_tree(1), rows=make_rows(1), keep=1)
+    damage(tmp_path / "1" / "rows" / "0.npy")
+    rows = make_rows()
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/1 is damaged.*Delete"):
+        restore(tmp_path, make_tree(), rows)
+    jax.tree.map(np.testing.assert_array_equal, *map(all_rows, (rows, make_rows())))
+    # Whoever exports a model does not read them.
+    assert_same(restore(tmp_path, make_tree()), make_tree(1))
+
+
+def test_other_rows_are_refused_and_named(tmp_path):
+    save(tmp_path, 1, make_tree(), rows=make_rows(width=3), keep=1)
+    with pytest.raises(
+        CheckpointError, match=r"gate'\]: saved float32\[5, 3\], needed float32\[5, 4\]"
+    ):
+        restore(tmp_path, make_tree(), make_rows(width=4))
+    save(tmp_path, 2, make_tree(), keep=1)
+    with pytest.raises(CheckpointError, match=r"saved nothing, needed float32\[5, 3\]"):
+        restore(tmp_path, make_tree(), make_rows())
+
+
+@pytest.mark.parametrize("name", ["runs[1]", "{x}*", "a?b [!c]", "%20#", "**"])
+def test_any_folder_will_do(name, tmp_path):
+    """Orbax looks for parts of what it saves by a pattern that holds the path."""
+    folder = tmp_path / name / "checkpoints"
+    for round in (1, 2):
+        save(folder, round, make_tree(round), rows=make_rows(round), keep=1)
+    rows = make_rows()
+    assert_same(restore(folder, make_tree(), rows), make_tree(2))
+    jax.tree.map(np.testing.assert_array_equal, *map(all_rows, (rows, make_rows(2))))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "3" / "leaves").mkdir(parents=True)
+    manifest = {"leaves": {".round": "int32[]"}, "files": {}}
+    (tmp_path / "3" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="its format is 1, this version reads 2"):
+        restore(tmp_path, make_tree())
 
 
 def test_another_tree_is_refused_and_named(tmp_path):

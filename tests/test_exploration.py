@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune import store
 from fedjax_prune.algorithms import autoflip
 from fedjax_prune.data.partition import to_population
 from fedjax_prune.placement import ONE_DEVICE
 from fedjax_prune.preparation import prepare as prepare_in_groups
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
+from fedjax_prune.store import make_store
 from fedjax_prune.types import Dataset, Task, Variables
 from tests import toys
 from tests.test_autoflip import (
@@ -108,8 +108,7 @@ def test_stopped_explorers_make_room():
     algorithm = autoflip(
         task, solver, make_server_tx(), explore_epochs=100, explore_patience=2
     )
-    rows = store.create_on_host(algorithm.row(KEY), num_explorers)
-    rows = store.HostStore(rows, ONE_DEVICE)
+    rows = make_store("host", algorithm.row(KEY), num_explorers)
     state = algorithm.init(KEY)
     sums = prepare_in_groups(
         algorithm,
@@ -124,5 +123,5 @@ def test_stopped_explorers_make_room():
     np.testing.assert_array_equal(sums["steps"], limits + 3)
     assert num_explorers > ONE_DEVICE.group_size(lanes)
     assert sums["steps_executed"] / sums["steps"].sum() <= 1.1
-    kept = rows.whole().client.own.tree["fc"]["steps"]
+    kept = toys.all_rows(rows).client.own.tree["fc"]["steps"]
     np.testing.assert_array_equal(kept, (limits + 3.0) ** 2)

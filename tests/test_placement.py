@@ -1,7 +1,6 @@
 """Rounds on one, two and eight devices."""
 
 import functools
-import itertools
 import re
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.cohort import make_cohort
 from fedjax_prune.data.partition import to_population
@@ -18,6 +16,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.placement import make_placement, put_cohort, put_whole, share_work
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
+from fedjax_prune.store import DeviceStore
 from fedjax_prune.task import make_task
 from fedjax_prune.types import RoundInputs
 from tests import toys
@@ -61,10 +60,10 @@ def arguments(model, placement, ids, num_lanes):
     )
     key = jax.random.key(3)
     state = algorithm(model).init(key)
-    rows = store.create(algorithm(model).row(key), len(SIZES))
+    row = algorithm(model).row(key)
     return (
         put_whole(placement, state),
-        store.DeviceStore(rows, placement),
+        DeviceStore(row, len(SIZES), placement),
         cohort.client_ids,
         put_whole(placement, toys.image_dataset(40, (4, 4, 1), 3)),
         put_cohort(placement, cohort),
@@ -78,7 +77,7 @@ def two_rounds(model, num_devices, reduction, num_lanes, ids=(0, 1, 3, 4, 6)):
     for _ in range(2):
         state, taken, sums = step(state, rows.take(places), *others)
         rows.put(places, taken)
-    return jax.device_get((state, rows.whole())), sums
+    return (jax.device_get(state), toys.all_rows(rows, placement)), sums
 
 
 def assert_equal(first, second):
@@ -168,34 +167,6 @@ def test_devices_are_silent_during_local_training():
     for loop in loops:
         for name in reached(loop, set()):
             assert not talk.search(bodies[name]), name
-
-
-def test_rows_come_and_go_on_any_number_of_devices():
-    row = {"x": np.zeros(3, np.float32), "n": np.int32(0), "b": np.bool(False)}
-    rows = store.create_on_host(row, 7)
-    rows["x"] += np.arange(21).reshape(7, 3)
-    rows["n"] += np.arange(7, dtype=np.int32)
-    rows["b"] |= np.arange(7) % 2 == 0
-    ids = np.array([4, 7, 0, 6, 7, 7, 2, 7], np.int32)  # 7 is nobody
-    real = ids < 7
-    changed = jax.jit(
-        lambda x: {"x": 2 * x["x"] + 1, "n": 2 * x["n"] + 1, "b": ~x["b"]}
-    )
-    for name, num_devices in itertools.product(store.STORES, (1, 2, 8)):
-        kept = store.STORES[name](
-            jax.tree.map(np.copy, rows), make_placement(num_devices)
-        )
-        taken = kept.take(ids)
-        kept.put(ids, changed(taken))
-        again = jax.device_get(kept.take(ids))
-        after = jax.device_get(kept.whole())
-        expected = jax.tree.map(np.copy, rows)
-        for name, before in rows.items():
-            new = changed(rows)[name]
-            expected[name][ids[real]] = new[ids[real]]
-            np.testing.assert_array_equal(taken[name][real], before[ids[real]])
-            np.testing.assert_array_equal(after[name], expected[name])
-            np.testing.assert_array_equal(again[name][real], expected[name][ids[real]])
 
 
 def test_shared_work_is_the_whole_work():

@@ -1,14 +1,18 @@
 """What comes before the first round: in groups, so that lanes bound the memory."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
-from fedjax_prune import placement, preparation, store
-from fedjax_prune.experiment import build, start, start_on_host
+from fedjax_prune import placement, preparation
+from fedjax_prune.experiment import build, start
 from fedjax_prune.placement import make_placement
+from fedjax_prune.store import make_store
 from fedjax_prune.types import Population
 from tests.test_pruned_runs import FIELDS, pruned_config
+from tests.toys import all_rows
 
 
 def prepare(config, experiment, where, state, rows):
@@ -28,14 +32,11 @@ def prepared(config, num_devices=1):
     """What is left of the state, the rows and the sums, all numpy."""
     experiment = build(config)
     where = make_placement(num_devices, config.reduction)
-    if config.client_rows == "host":
-        state, rows = start_on_host(config, experiment)
-    else:
-        state, rows = jax.jit(lambda: start(config, experiment))()
-    rows = store.STORES[config.client_rows](rows, where)
+    state, row = jax.jit(partial(start, config, experiment))()
+    rows = make_store(config.client_rows, row, config.data.num_clients, where)
     state = placement.put_whole(where, state)
     done = prepare(config, experiment, where, state, rows)
-    return jax.device_get((done.state, rows.whole())), done.sums
+    return (jax.device_get(done.state), all_rows(rows, where)), done.sums
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,13 @@ def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
             return compiled
 
         before = {id(x) for x in jax.live_arrays()}
-        state, rows = start_on_host(config, experiment)
-        rows = store.HostStore(rows, placement.ONE_DEVICE)
+        state, row = jax.jit(partial(start, config, experiment))()
+        rows = make_store("host", row, num_clients)
         with monkeypatch.context() as patch:
             patch.setattr(jax.stages.Lowered, "compile", noted)
             done = prepare(config, experiment, placement.ONE_DEVICE, state, rows)
         assert len(done.sums["steps"]) == num_clients
         after = [x for x in jax.live_arrays() if id(x) not in before]
         seen.append((plans, sum(x.nbytes for x in after)))
-        del state, rows, done
+        del state, row, rows, done
     assert len(seen[0][0]) == 2 and seen[0] == seen[1]

@@ -12,11 +12,12 @@ import pytest
 from jax._src.array import ArrayImpl
 
 from configs import quickstart
-from fedjax_prune import checkpoint, report, resume, store, train
-from fedjax_prune.experiment import build, start
+from fedjax_prune import checkpoint, report, resume, row_files, store, train
+from fedjax_prune.experiment import build, own_personal, start
 from fedjax_prune.outcome import TrainingError
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import read_metrics
+from tests.toys import all_rows
 
 
 def tiny_config(**changes):
@@ -41,13 +42,15 @@ def tiny_config(**changes):
 
 
 def final_state(config, workdir):
-    template = jax.eval_shape(lambda: start(config, build(config)))
-    return checkpoint.restore(workdir / "checkpoints", template)
+    """The server's state and the rows of all clients, of the newest checkpoint."""
+    state, rows = resume.restore(config, build(config), workdir)
+    return state, all_rows(rows)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
+    # Its checkpoints are found below a folder whose name reads like a pattern.
+    workdir = tmp_path_factory.mktemp("whole") / "runs[1]" / "{x}*"
     config = tiny_config()
     assert train.run(config, workdir) == 0
     return config, workdir
@@ -156,7 +159,8 @@ def test_rows_on_the_host_change_no_bit(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("client_rows", "others"), [("device", {"save"}), ("host", {"save", "whole"})]
+    ("client_rows", "others"),
+    [("device", {"save", "pieces_of_devices"}), ("host", {"save", "_settled"})],
 )
 def test_only_one_function_reads_from_the_device(
     client_rows, others, tmp_path, monkeypatch
@@ -165,7 +169,7 @@ def test_only_one_function_reads_from_the_device(
 
     Beside it reads what saves, and what brings rows to the host where they live there.
     """
-    files = {train.__file__, resume.__file__, store.__file__}
+    files = {m.__file__ for m in (train, resume, row_files, store)}
     value = ArrayImpl._value
     readers = set()
 
@@ -298,8 +302,14 @@ def test_holdout_and_per_client_gates(tmp_path):
     config.model.gate_init = "per_client"
     experiment = build(config)
     assert experiment.population.sizes.sum() < 300
-    _, rows = start(config, experiment)
-    kernel = jax.tree.leaves(rows.personal)[-1]
+    _, row = start(config, experiment)
+    draw = own_personal(config, experiment)
+    rows = [
+        all_rows(store.make_store(kind, row, 5, own_personal=draw))
+        for kind in store.STORES
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *rows)
+    kernel = jax.tree.leaves(rows[0].personal)[-1]
     assert len(kernel) == 5 and len(np.unique(kernel.reshape(5, -1), axis=0)) == 5
     assert train.run(config, tmp_path) == 0
     (row,) = read_metrics(tmp_path)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.types import Cohort, Dataset, Task, Variables
+from fedjax_prune.placement import ONE_DEVICE, Placement
+from fedjax_prune.store import Store
+from fedjax_prune.types import Cohort, Dataset, Task, Tree, Variables
 
 
 def quadratic_task(num_dims: int) -> Task:
@@ -122,3 +124,12 @@ def contiguous_cohort(
         np.int32(len(sizes)),
         sizes.sum(dtype=np.int32),
     )
+
+
+def all_rows(store: Store, placement: Placement = ONE_DEVICE) -> Tree:
+    """The rows of all clients as one cohort, numpy."""
+    leaves = jax.tree.leaves(store.shapes)
+    num_clients = leaves[0].shape[0] if leaves else 1
+    places = np.arange(num_clients + -num_clients % placement.num_blocks)
+    ids = np.minimum(places, num_clients).astype(np.int32)
+    return jax.tree.map(lambda x: np.asarray(x)[:num_clients], store.take(ids))

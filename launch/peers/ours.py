@@ -137,16 +137,12 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     experiment = rebuild(model)
     placement = _placement(data, settings)
     key = jax.random.key(0)
-    state, rows = jax.jit(
-        lambda: (
-            experiment.algorithm.init(key),
-            store.create(experiment.algorithm.row(key), len(data.sizes)),
-        )
-    )()
+    algorithm = experiment.algorithm
+    state, row = jax.jit(lambda: (algorithm.init(key), algorithm.row(key)))()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     worker.check_num_params(work, data, num_params)
     state, key = put_whole(placement, (state, key))
-    rows = store.DeviceStore(rows, placement)
+    rows = store.DeviceStore(row, len(data.sizes), placement)
     examples = put_whole(placement, (experiment.train, experiment.test))
     deal = partial(
         make_cohort,

@@ -1,0 +1,153 @@
+"""The rows of all clients as files: one a leaf, written and read in pieces.
+
+The files are the same wherever the rows live and on any number of devices. Beside the
+rows themselves the host holds one piece at a time.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from fedjax_prune.types import ClientState
+
+PIECE_BYTES = 2**26
+"""Size of a piece, in bytes; a larger row is a piece of its own."""
+
+
+def write(
+    folder: str | Path, shapes: ClientState, leaves: Iterable[Iterable[np.ndarray]]
+) -> None:
+    """Writes each leaf as a file of its own in NumPy's format.
+
+    Args:
+      folder: made here; leaf n of the tree becomes `n.npy`.
+      shapes: leaves `jax.ShapeDtypeStruct` [num_clients, ...].
+      leaves: of each leaf its pieces along the leading axis, in order. What they have
+        beyond `num_clients` is padding and is not written.
+
+    Raises:
+      OSError: if the folder exists or cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    likes = jax.tree.leaves(shapes)
+    for place, (like, pieces) in enumerate(zip(likes, leaves, strict=True)):
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(like.dtype)),
+            "fortran_order": False,
+            "shape": like.shape,
+        }
+        # Not by a mapped file: on a full disk that would end the process.
+        with (folder / f"{place}.npy").open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            missing = like.shape[0]
+            for piece in pieces:
+                real = piece[:missing]
+                np.ascontiguousarray(real).tofile(stream)
+                missing -= len(real)
+
+
+def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:
+    """Opens the files of a snapshot; rows are read when they are asked for.
+
+    Args:
+      folder: as `write` has filled it.
+      shapes: as in `write`.
+
+    Returns:
+      Leaves [num_clients, ...], numpy, which cannot be written.
+
+    Raises:
+      OSError: if a file is missing or cannot be read.
+      ValueError: if a file does not hold the leaf that it should.
+    """
+
+    def open_leaf(place: int, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        file = Path(folder) / f"{place}.npy"
+        saved = np.load(file, mmap_mode="r")
+        # NumPy's format stores a dtype that it does not know, as bfloat16, as bytes.
+        dtype = like.dtype if saved.dtype.kind == "V" else saved.dtype
+        if (saved.shape, dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"{file} must hold {like.dtype}{list(like.shape)}, got "
+                f"{saved.dtype}{list(saved.shape)}."
+            )
+        return np.asarray(saved).view(like.dtype)
+
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(tree, map(open_leaf, range(len(leaves)), leaves))
+
+
+def pieces_of_host(leaf: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts a leaf along its leading axis."""
+    for start, count in _pieces(leaf):
+        yield leaf[start : start + count]
+
+
+def pieces_of_devices(leaf: jax.Array) -> Iterator[np.ndarray]:
+    """Reads a leaf that is split over devices, from one device after another."""
+    for shard in sorted(leaf.addressable_shards, key=lambda x: x.index[0].start or 0):
+        part = shard.data
+        for start, count in _pieces(part):
+            piece = part
+            if count < len(part):
+                piece = jax.lax.dynamic_slice_in_dim(part, start, count)
+            yield jax.device_get(piece)
+
+
+def place(saved: np.ndarray, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+    """Sends each device its part of a leaf.
+
+    Args:
+      saved: [num_clients, ...], as `open_leaves` gives it.
+      shape: of the result, whose leading axis may be longer: it is padded with zeros.
+      sharding: of the result, along the leading axis.
+    """
+    parts = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        first, last, _ = index[0].indices(shape[0])
+        parts.append(_place_part(saved[first:last], last - first, device))
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """How many rows make a piece."""
+    return max(1, PIECE_BYTES // max(1, row_bytes))
+
+
+def _pieces(leaf: np.ndarray | jax.Array) -> Iterator[tuple[int, int]]:
+    """Where each piece begins along the leading axis, and its length."""
+    count = rows_at_once(_row_bytes(leaf))
+    for start in range(0, len(leaf), count):
+        yield start, min(count, len(leaf) - start)
+
+
+def _row_bytes(leaf: np.ndarray | jax.Array) -> int:
+    return leaf.dtype.itemsize * int(np.prod(leaf.shape[1:]))
+
+
+def _place_part(saved: np.ndarray, length: int, device: Any) -> jax.Array:
+    """Sends a device its rows, piece by piece, and pads them to a length."""
+    shape = (length, *saved.shape[1:])
+    if length <= rows_at_once(_row_bytes(saved)):
+        whole = np.zeros(shape, saved.dtype)
+        whole[: len(saved)] = saved
+        return jax.device_put(whole, device)
+    part = jnp.zeros(shape, saved.dtype, device=device)
+    for start, count in _pieces(saved):
+        piece = jax.device_put(np.array(saved[start : start + count]), device)
+        # Waited for, so that no more than one piece is on the host.
+        part = jax.block_until_ready(_fill(part, piece, start))
+    return part
+
+
+@partial(jax.jit, donate_argnums=0)
+def _fill(part: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(part, piece, start, axis=0)
