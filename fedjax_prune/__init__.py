@@ -28,6 +28,7 @@ from fedjax_prune.preparation import prepare
 from fedjax_prune.rounds import make_algorithm, make_round
 from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import LocalSolver, make_solver
+from fedjax_prune.store import make_store
 from fedjax_prune.task import make_task
 from fedjax_prune.transforms import add_control_variates, add_proximal
 from fedjax_prune.types import (
@@ -95,6 +96,7 @@ __all__ = [
     "make_round",
     "make_server_tx",
     "make_solver",
+    "make_store",
     "make_task",
     "partition",
     "prepare",
