@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_prune.data.by_client import SYMBOLS, WINDOW, load_by_client
-from fedjax_prune.data.in_turn import dirichlet_in_turn, pathological
 from fedjax_prune.data.load import DataError, resize
+from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
 from fedjax_prune.types import Dataset
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))

@@ -97,22 +97,34 @@ def _relieve_busiest(lanes: list[list[int]], steps: np.ndarray) -> bool:
     Swaps alone, so that every device keeps as many clients as it has places for.
 
     Returns:
-      Whether there was such a swap; of several the one that evens out most.
+      Whether there was such a swap; of several the one that evens out most, and of
+      equal ones the first client of the busiest lane and the first of the others.
     """
     loads = np.array([steps[lane].sum() for lane in lanes])
     busiest = int(loads.argmax())
     if loads[busiest] * len(lanes) < loads.sum() + len(lanes):
         return False  # no dealing is more even
-    lane_of = np.repeat(np.arange(len(lanes)), [len(lane) for lane in lanes])
-    others = np.array([position for lane in lanes for position in lane])
-    shift = steps[lanes[busiest]][:, None] - steps[others][None]
-    after = np.maximum(loads[busiest] - shift, loads[lane_of][None] + shift)
-    after[shift <= 0] = loads[busiest]
-    i, j = np.unravel_index(after.argmin(), after.shape)
-    if after[i, j] == loads[busiest]:
+    # Clients of equal length are alike: of each lane, the first of every length.
+    lengths = [np.unique(steps[lane], return_index=True) for lane in lanes]
+    own, own_places = lengths[busiest]
+    best = (int(loads[busiest]), 0, 0, 0)
+    for other, (theirs, places) in enumerate(lengths):
+        gap = loads[busiest] - loads[other]
+        if gap == 0 or len(theirs) == 0:
+            continue
+        # Best is half the gap shorter, and one of the two lengths nearest to that.
+        above = np.searchsorted(2 * theirs, 2 * own - gap)
+        for near in (above - 1, above):
+            near = near.clip(0, len(theirs) - 1)
+            shift = own - theirs[near]
+            after = loads[busiest] - np.minimum(shift, gap - shift)
+            places_of_best = np.flatnonzero(after == after.min())
+            first = min(places_of_best, key=lambda k: (own_places[k], places[near[k]]))
+            swap = after[first], own_places[first], other, places[near[first]]
+            best = min(best, tuple(map(int, swap)))
+    after, i, other, j = best
+    if after == loads[busiest]:
         return False
-    other = lane_of[j]
-    j -= np.searchsorted(lane_of, other)
     lanes[busiest][i], lanes[other][j] = lanes[other][j], lanes[busiest][i]
     return True
 
@@ -142,8 +154,8 @@ def make_cohort(
       population's, so that every cohort of the same size has the same shapes.
 
     Raises:
-      ValueError: if a client is unknown or occurs twice, there is none, or another
-        argument is out of range.
+      ValueError: if a client is unknown, occurs twice or has no examples, if there is
+        none, or another argument is out of range.
     """
     return make_groups(
         population,
@@ -199,6 +211,9 @@ def make_groups(
     groups = np.array_split(client_ids, -(-len(client_ids) // most))
     block_size = placement.block_size(len(groups[0]))
     all_sizes = np.asarray(population.sizes, np.int32)
+    if (all_sizes[client_ids] < 1).any():
+        empty_id = client_ids[all_sizes[client_ids].argmin()]
+        raise ValueError(f"client {empty_id} must have at least 1 example, got none.")
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = all_sizes[ids]
