@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import quickstart
 from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
 from fedjax_prune.data.partition import (
     PARTITIONERS,
@@ -19,6 +20,8 @@ from fedjax_prune.data.partition import (
 )
 from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
+from fedjax_prune.experiment import build
+from fedjax_prune.settings import SettingsError
 
 LABELS = np.repeat(np.arange(10), 5000)  # CIFAR-10's class counts
 
@@ -297,3 +300,12 @@ def test_impossible_splits_say_why(name, num_clients, options, message):
     labels = np.repeat(np.arange(5), 10)
     with pytest.raises(ValueError, match=message):
         partition(name, labels, num_clients, seed=0, **options)
+
+
+def test_a_run_says_that_its_examples_cannot_be_split():
+    config = quickstart.get_config()
+    config.data.update(partitioner="pathological", num_clients=1000)
+    with pytest.raises(
+        SettingsError, match=r"data cannot be split: .* some shards are"
+    ):
+        build(config)
