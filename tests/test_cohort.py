@@ -196,6 +196,24 @@ def test_a_client_without_examples_has_no_round():
         make_cohort(population, np.array([2, 1]), 1, **RUN)
 
 
+def test_a_cohort_has_no_examples_beyond_the_data():
+    population = to_population([[0, 5], [7, 8], [4]])
+    few = dict(epochs=1, batch_size=2, num_examples=8)
+    assert make_cohort(population, np.array([0, 2]), 1, **few).cohort_examples == 3
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        make_cohort(population, np.array([2, 1]), 1, **few)
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        sample_cohort(population, 3, 1, seed=0, round=0, **few)
+    cohort = sample_cohort(
+        population, 3, 1, seed=0, round=0, **few | {"num_examples": 9}
+    )
+    assert cohort.cohort_examples == 5
+
+
 def test_bad_sizes():
     population = to_population([np.arange(3), np.arange(3, 5)])
     with pytest.raises(ValueError, match=r"cohort_size must be in \[1, 2\], got 3"):

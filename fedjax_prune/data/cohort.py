@@ -8,6 +8,7 @@ import heapq
 
 import numpy as np
 
+from fedjax_prune.data.partition import check_indices
 from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.types import Cohort, Population
 
@@ -137,6 +138,7 @@ def make_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> Cohort:
     """Makes a cohort of chosen clients.
 
@@ -147,6 +149,7 @@ def make_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
+      num_examples: of the Dataset, which must have all indices; None = not checked.
 
     Returns:
       A Cohort of numpy arrays, in the order given on one device, and in that order
@@ -154,8 +157,8 @@ def make_cohort(
       population's, so that every cohort of the same size has the same shapes.
 
     Raises:
-      ValueError: if a client is unknown, occurs twice or has no examples, if there is
-        none, or another argument is out of range.
+      ValueError: if a client is unknown, occurs twice, has no examples or one that the
+        Dataset has not, if there is none, or another argument is out of range.
     """
     return make_groups(
         population,
@@ -165,6 +168,7 @@ def make_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
+        num_examples=num_examples,
     )[0]
 
 
@@ -177,6 +181,7 @@ def make_groups(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> list[Cohort]:
     """Makes cohorts of chosen clients that are of the same shapes and add up to one.
 
@@ -188,6 +193,7 @@ def make_groups(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the groups; a block for each of its devices.
+      num_examples: as in `make_cohort`.
 
     Returns:
       As `make_cohort`. `cohort_size` and `cohort_examples` are those of all groups
@@ -211,9 +217,9 @@ def make_groups(
     groups = np.array_split(client_ids, -(-len(client_ids) // most))
     block_size = placement.block_size(len(groups[0]))
     all_sizes = np.asarray(population.sizes, np.int32)
-    if (all_sizes[client_ids] < 1).any():
-        empty_id = client_ids[all_sizes[client_ids].argmin()]
-        raise ValueError(f"client {empty_id} must have at least 1 example, got none.")
+    for client in client_ids:
+        own = population.indices[client][: all_sizes[client]]
+        check_indices(int(client), np.asarray(own), num_examples)
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = all_sizes[ids]
@@ -275,6 +281,7 @@ def sample_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -290,6 +297,7 @@ def sample_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
+      num_examples: as in `make_cohort`.
 
     Returns:
       A Cohort of numpy arrays, by ascending client id on each device.
@@ -305,6 +313,7 @@ def sample_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
+        num_examples=num_examples,
     )
 
 

@@ -197,8 +197,16 @@ def to_population(
     """
     if len(parts) == 0:
         raise ValueError("parts must hold at least 1 client, got none.")
-    end = 2**31 if num_examples is None else num_examples
-    rows = [_checked(client, part, end) for client, part in enumerate(parts)]
+    rows = []
+    for client, part in enumerate(parts):
+        try:
+            rows.append(np.asarray(part))
+        except ValueError as error:
+            raise ValueError(
+                f"client {client} must have integers of shape [size], got lists of "
+                "several lengths."
+            ) from error
+        check_indices(client, rows[-1], num_examples)
     sizes = np.array([len(row) for row in rows], np.int32)
     indices = np.zeros((len(rows), sizes.max()), np.int32)
     for row, part in zip(indices, rows, strict=True):
@@ -206,25 +214,32 @@ def to_population(
     return Population(indices, sizes)
 
 
-def _checked(client: int, part: Any, end: int) -> np.ndarray:
-    """A client's indices as an array, all in [0, end)."""
-    wanted = f"client {client} must have integers of shape [size], got"
-    try:
-        indices = np.asarray(part)
-    except ValueError as error:
-        raise ValueError(f"{wanted} lists of several lengths.") from error
+def check_indices(client: int, indices: np.ndarray, num_examples: int | None) -> None:
+    """Refuses a client whose examples cannot be used.
+
+    Args:
+      client: its number, for the message.
+      indices: [size] integers, at least one, in [0, num_examples).
+      num_examples: of the Dataset; None only checks that indices fit into int32.
+
+    Raises:
+      ValueError: if the indices are something else.
+    """
     if indices.shape == (0,):
         raise ValueError(f"client {client} must have at least 1 example, got none.")
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         first = f", first {indices.flat[0]}" if indices.size else ""
-        raise ValueError(f"{wanted} {indices.dtype} of shape {indices.shape}{first}.")
+        raise ValueError(
+            f"client {client} must have integers of shape [size], got "
+            f"{indices.dtype} of shape {indices.shape}{first}."
+        )
+    end = 2**31 if num_examples is None else num_examples
     outside = np.flatnonzero((indices < 0) | (indices >= end))
     if len(outside):
         raise ValueError(
             f"client {client} must have indices in [0, {end}), got "
             f"{indices[outside[0]]} at position {outside[0]}."
         )
-    return indices
 
 
 PARTITIONERS: dict[str, Callable[..., Population]] = {
