@@ -48,6 +48,7 @@ class Small(NamedTuple):
     width: float
     num_clients: int = 20
     cohort_size: int = 5
+    num_test: int = 1_000
 
 
 WORKS = {
@@ -71,8 +72,8 @@ SMALL = {
     "mnist": Small(4_000, 1.0),
     "cifar10": Small(4_000, 1.0),
     "cifar100": Small(4_000, 1.0, cohort_size=1),
-    "femnist": Small(0, 0.5, num_clients=10, cohort_size=3),
-    "shakespeare": Small(20_000, 0.25, num_clients=6, cohort_size=2),
+    "femnist": Small(0, 0.5, num_clients=10, cohort_size=3, num_test=0),
+    "shakespeare": Small(0, 0.25, num_clients=6, cohort_size=2),
 }
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -193,7 +194,7 @@ def _shrink(config: Any, small: Small) -> None:
     config.rounds = 20
     config.lanes = 1
     config.eval.every = 1
-    config.eval.num_examples = 1_000
+    config.eval.num_examples = small.num_test
     config.eval.num_clients = 1
     config.data.num_train = small.num_train
     config.data.num_clients = small.num_clients

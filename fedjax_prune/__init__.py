@@ -18,7 +18,8 @@ from fedjax_prune.convolution import convolve
 from fedjax_prune.costs import keep_ratio_for, macs
 from fedjax_prune.data.augment import make_augment
 from fedjax_prune.data.cohort import make_cohort, sample_cohort
-from fedjax_prune.data.load import DATASETS, as_dataset, load
+from fedjax_prune.data.datasets import DATASETS, DataError
+from fedjax_prune.data.load import as_dataset, load
 from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
 from fedjax_prune.evaluate import correct_by_client, correct_examples
 from fedjax_prune.gates import GateSettings, straight_through, top_k_mask

@@ -10,9 +10,10 @@ import numpy as np
 from fedjax_prune import costs
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.contract import FederatedAlgorithm
-from fedjax_prune.data.augment import AUGMENTATIONS, as_symbols, make_augment, to_float
+from fedjax_prune.data.augment import AUGMENTATIONS, TO_INPUT, make_augment
 from fedjax_prune.data.by_client import load_by_client
-from fedjax_prune.data.load import DATASETS, load, resize
+from fedjax_prune.data.datasets import DATASETS, resolve_count
+from fedjax_prune.data.load import load, resize
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.validation import holdout, matched_test
 from fedjax_prune.gates import GateSettings
@@ -86,7 +87,9 @@ def build(config: Config) -> Experiment:
         # In random order, so that the first so many are not of the first clients.
         rng = np.random.default_rng((config.data.seed, len(train.labels)))
         held_out = rng.permutation(_held_out(validation))
-        held_out = held_out[: config.eval.num_examples or None]
+        count = config.eval.num_examples
+        count = resolve_count(config.data.name, "test", count, len(held_out))
+        held_out = held_out[:count]
         test = Dataset(train.images[held_out], train.labels[held_out])
     else:
         train, test = load(
@@ -138,7 +141,7 @@ def task_of(config: Config, model: nn.Module) -> Task:
     return make_task(
         model,
         image_shape,
-        to_input=as_symbols if info.kind == "text" else to_float,
+        to_input=TO_INPUT[info.kind],
         augment=augment,
         normalize=config.data.normalize,
         lasso_weight=config.model.lasso_weight,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.autoflip import MASKED_BASES
-from fedjax_prune.data.load import DATASETS
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.models import MODELS
 from fedjax_prune.solver import OPTIMIZERS

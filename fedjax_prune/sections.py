@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.costs import FlopsTarget
 from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
-from fedjax_prune.data.load import DATASETS
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS
 from fedjax_prune.fields import (
     FRACTION,

@@ -6,7 +6,7 @@ from absl import logging
 
 from fedjax_prune import console, outcome
 from fedjax_prune.checkpoint import CheckpointError
-from fedjax_prune.data.load import DataError
+from fedjax_prune.data.datasets import DataError
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import WorkdirError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import bench
-from fedjax_prune.data.load import DATASETS
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import partition
 from fedjax_prune.settings import problems
 from launch import benchmark

@@ -12,6 +12,7 @@ from fedjax_prune.data.cohort import (
 from fedjax_prune.data.partition import dirichlet, to_population
 from fedjax_prune.data.validation import class_counts, holdout, matched_test
 from fedjax_prune.placement import make_placement
+from fedjax_prune.types import Population
 
 LABELS = np.repeat(np.arange(10), 5000)
 RUN = dict(epochs=10, batch_size=64)
@@ -49,6 +50,36 @@ def test_pack_lanes_by_hand():
     assert two == [[0, 3], [1, 2]]
     with pytest.raises(ValueError, match=r"block_size must be at least 5 / 2, got 2"):
         pack_lanes(steps, ids, 1, num_devices=2, block_size=2)
+
+
+def test_ten_thousand_equal_clients_are_dealt_evenly():
+    lanes = pack_lanes(np.full(10_001, 10), np.arange(10_001), 2)
+    assert [len(lane) for lane in lanes] == [5001, 5000]
+    assert sorted(lanes[0] + lanes[1]) == list(range(10_001))
+
+
+def busiest_after_best_swap(lanes, steps):
+    """The least that any exchange of two clients leaves on the busiest lane."""
+    loads = [steps[lane].sum() for lane in lanes]
+    own = int(np.argmax(loads))
+    return min(
+        max(loads[own] - steps[i] + steps[j], loads[other] + steps[i] - steps[j])
+        for other in range(len(lanes))
+        if other != own
+        for i in lanes[own]
+        for j in lanes[other]
+    )
+
+
+@pytest.mark.parametrize("longest", [5, 50, 1000])
+def test_no_swap_is_left_that_helps_the_busiest_lane(longest):
+    rng = np.random.default_rng(longest)
+    for _ in range(20):
+        steps = rng.integers(1, longest, 30)
+        lanes = pack_lanes(steps, rng.permutation(30), int(rng.integers(2, 8)))
+        assert sorted(i for lane in lanes for i in lane) == list(range(30))
+        loads = [steps[lane].sum() for lane in lanes]
+        assert busiest_after_best_swap(lanes, steps) >= max(loads)
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -156,6 +187,31 @@ def test_bad_cohorts(ids, message):
     population = to_population([np.arange(3), np.arange(3, 5)])
     with pytest.raises(ValueError, match=message):
         make_cohort(population, np.array(ids, int), 1, **RUN)
+
+
+def test_a_client_without_examples_has_no_round():
+    population = Population(np.zeros((3, 2), np.int32), np.array([2, 0, 1], np.int32))
+    assert make_cohort(population, np.array([0, 2]), 1, **RUN).cohort_examples == 3
+    with pytest.raises(ValueError, match=r"client 1 must have at least 1 example"):
+        make_cohort(population, np.array([2, 1]), 1, **RUN)
+
+
+def test_a_cohort_has_no_examples_beyond_the_data():
+    population = to_population([[0, 5], [7, 8], [4]])
+    few = dict(epochs=1, batch_size=2, num_examples=8)
+    assert make_cohort(population, np.array([0, 2]), 1, **few).cohort_examples == 3
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        make_cohort(population, np.array([2, 1]), 1, **few)
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        sample_cohort(population, 3, 1, seed=0, round=0, **few)
+    cohort = sample_cohort(
+        population, 3, 1, seed=0, round=0, **few | {"num_examples": 9}
+    )
+    assert cohort.cohort_examples == 5
 
 
 def test_bad_sizes():

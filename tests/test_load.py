@@ -12,7 +12,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fedjax_prune.data.load import DATASETS, DataError, as_dataset, load
+from fedjax_prune.data.datasets import DATASETS, DataError
+from fedjax_prune.data.load import as_dataset, load
 
 VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "emnist": "3.1.0"}
 
@@ -125,10 +126,95 @@ def test_reads_both_formats(tmp_path, file_format, name, shards):
 def test_reads_only_the_beginning(tmp_path, file_format):
     splits = make_splits("mnist")
     prepare(tmp_path, "mnist", splits, file_format, 2)
-    train, test = load("mnist", str(tmp_path), num_train=5, num_test=9)
+    train, test = load("mnist", str(tmp_path), num_train=5, num_test=3)
     np.testing.assert_array_equal(train.images, splits["train"][0][:5])
     np.testing.assert_array_equal(train.labels, splits["train"][1][:5])
     np.testing.assert_array_equal(test.images, splits["test"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "said"),
+    [
+        ("mnist", {"num_train": 8}, "num_train (of a run: data.num_train) must be in "),
+        ("mnist", {"num_train": 8}, "in [0, 7], the train examples of mnist, got 8."),
+        (
+            "mnist",
+            {"num_test": 4},
+            "num_test (of a run: eval.num_examples) must be in ",
+        ),
+        ("mnist", {"num_test": 4}, "in [0, 3], the test examples of mnist, got 4."),
+        ("mnist", {"num_train": -1}, "in [0, 7], the train examples of mnist, got -1."),
+        ("digits", {"num_train": 1500}, "in [0, 1442], the train examples of digits,"),
+        ("digits", {"num_test": 356}, "in [0, 355], the test examples of digits, got"),
+    ],
+)
+def test_no_more_examples_than_there_are(tmp_path, name, counts, said):
+    prepare(tmp_path, "mnist", make_splits("mnist"))
+    with pytest.raises(DataError) as caught:
+        load(name, str(tmp_path), **counts)
+    assert said in str(caught.value) and "Remove that folder" not in str(caught.value)
+
+
+CORE = "tensorflow_datasets.core.features."
+HIDDEN = {"type": "evil.Feature", "content": {}}
+
+
+@pytest.mark.parametrize(
+    ("feature", "named"),
+    [
+        ({"pythonClassName": "evil.Feature", "image": {}}, "evil.Feature"),
+        ({"python_class_name": "evil.Feature", "image": {}}, "evil.Feature"),
+        (HIDDEN, "evil.Feature"),
+        ({"jsonFeature": {"json": json.dumps({"x": HIDDEN})}}, "evil.Feature"),
+        ({"pythonClassName": CORE + "audio_feature.Audio"}, "audio_feature.Audio"),
+    ],
+)
+def test_only_known_features_are_read(tmp_path, monkeypatch, feature, named):
+    """A module that lies in the folder is not imported, whatever names it."""
+    folder = prepare(tmp_path, "mnist", make_splits("mnist"))
+    (folder / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    tree = json.loads((folder / "features.json").read_text())
+    known = tree["pythonClassName"]
+    tree["featuresDict"]["features"]["more"] = {"pythonClassName": known} | feature
+    (folder / "features.json").write_text(json.dumps(tree))
+    description = json.loads((folder / "dataset_info.json").read_text())
+    description["moduleName"] = "evil"
+    (folder / "dataset_info.json").write_text(json.dumps(description))
+    with pytest.raises(DataError) as caught:
+        load("mnist", str(tmp_path))
+    assert f"cannot read mnist in {folder}: features.json must name only" in str(
+        caught.value
+    )
+    assert named in str(caught.value) and "evil" not in sys.modules
+
+
+def test_older_folders_are_read(tmp_path, monkeypatch):
+    """Both forms of features.json; the moduleName beside it imports nothing."""
+    splits = make_splits("cifar10")
+    folder = prepare(tmp_path, "cifar10", splits)
+    (folder / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(folder)
+    description = json.loads((folder / "dataset_info.json").read_text())
+    description["moduleName"] = "evil"
+    (folder / "dataset_info.json").write_text(json.dumps(description))
+    # The older form of the file, as before TFDS 4.4.
+    image = {"shape": [32, 32, 3], "dtype": "uint8", "encoding_format": "png"}
+    content = {
+        "image": {"type": CORE + "image_feature.Image", "content": image},
+        "label": {
+            "type": CORE + "class_label_feature.ClassLabel",
+            "content": {"num_classes": 10},
+        },
+    }
+    older = {"type": CORE + "features_dict.FeaturesDict", "content": content}
+    for tree in (None, older):
+        if tree:
+            (folder / "features.json").write_text(json.dumps(tree))
+        train, _ = load("cifar10", str(tmp_path))
+        np.testing.assert_array_equal(train.images, splits["train"][0])
+    assert "evil" not in sys.modules
 
 
 def test_emnist_comes_upright(tmp_path):
@@ -208,7 +294,9 @@ def test_tensorflow_is_not_imported(tmp_path):
     prepare(tmp_path, "mnist", make_splits("mnist"), "tfrecord")
     code = (
         "import sys; from fedjax_prune.data.load import load;"
-        "assert 'tensorflow_datasets' not in sys.modules;"
+        "import fedjax_prune.data.by_client, fedjax_prune.data.partition;"
+        "slow = {'tensorflow_datasets', 'sklearn', 'PIL', 'array_record'};"
+        "assert not slow & set(sys.modules), slow & set(sys.modules);"
         f"print(len(load('mnist', {str(tmp_path)!r})[0].labels));"
         "assert 'tensorflow' not in sys.modules"
     )
@@ -238,6 +326,12 @@ def test_digits_are_a_fixed_stratified_split():
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"one of cifar10, .*digits, .*, got 'cifar'"):
         load("cifar")
+
+
+@pytest.mark.parametrize("name", ["femnist", "shakespeare"])
+def test_sets_by_client_are_not_read_as_others(name):
+    with pytest.raises(ValueError, match=f"{name} has no test set: .* load_by_client"):
+        load(name)
 
 
 def test_as_dataset_keeps_bytes_and_narrows_floats():

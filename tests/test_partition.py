@@ -7,14 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import quickstart
+from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
 from fedjax_prune.data.partition import (
+    PARTITIONERS,
     dirichlet,
     iid,
     partition,
     quantity,
     shards,
+    to_population,
 )
+from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
+from fedjax_prune.experiment import build
+from fedjax_prune.settings import SettingsError
 
 LABELS = np.repeat(np.arange(10), 5000)  # CIFAR-10's class counts
 
@@ -148,11 +155,130 @@ def test_padding_and_one_client():
     assert_covers(population, 20)
 
 
-def test_a_tiny_alpha_still_covers_everything():
-    # Every draw of the shares underflows to NaN or to one client.
-    for alpha in (1e-12, 1e-3):
-        rng = np.random.RandomState(0)
-        assert_covers(dirichlet(LABELS, 3, alpha, rng, min_size=1), len(LABELS))
+@pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-8, 1e-12, 5e-324])
+def test_a_tiny_alpha_is_as_uneven_as_asked(alpha):
+    """Ever fewer classes a client, down to one: never even, and all is handed out."""
+
+    def mean_classes(name, alpha):
+        counts = [
+            class_counts(LABELS, partition(name, LABELS, 10, **options), 10)
+            for seed in range(5)
+            for options in [{"seed": seed, "alpha": alpha, "min_size": 1}]
+        ]
+        return (np.stack(counts) > 0).sum(2).mean()
+
+    population = dirichlet(LABELS, 3, alpha, np.random.RandomState(0), min_size=1)
+    assert_covers(population, len(LABELS))
+    for name in ("dirichlet", "dirichlet_in_turn"):
+        assert 1 <= mean_classes(name, alpha) <= 1.1 < mean_classes(name, 0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1e-2, 1e-4, 1e-8])
+def test_shares_are_numpys_wherever_those_are_numbers(alpha):
+    """The same numbers from the same stream, and the stream is left at one place."""
+    ours, numpys = np.random.RandomState(0), np.random.RandomState(0)
+    largest = []
+    for _ in range(1000):
+        shares = dirichlet_shares(alpha, np.ones(5, bool), ours)
+        expected = numpys.dirichlet(np.full(5, alpha))
+        if np.isfinite(expected).all():
+            np.testing.assert_array_equal(shares, expected)
+        assert abs(shares.sum() - 1) < 1e-12 and shares.min() >= 0
+        largest.append(shares.argmax())
+    assert ours.random_sample() == numpys.random_sample()
+    # Binomial(1000, 0.2): mean 200, standard deviation 12.6.
+    assert abs(np.bincount(largest, minlength=5) - 200).max() < 4 * 12.6
+
+
+def test_shares_of_those_who_take_something():
+    """Where numpy's draw falls on the others whole, theirs is not split evenly."""
+    takes = np.arange(5) > 1
+    for seed in range(20):
+        rng, numpys = np.random.RandomState(seed), np.random.RandomState(seed)
+        uniforms = numpys.random_sample(10)[::2]
+        shares = dirichlet_shares(1e-6, takes, rng)
+        # x = U^(1 / alpha): the largest uniform of those who take has it all.
+        expected = np.where(takes, uniforms, 0).argmax()
+        np.testing.assert_allclose(shares, np.arange(5) == expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        (np.eye(5, dtype=int)[np.arange(50) % 5], r"int64 of shape \(50, 5\)"),
+        (np.arange(50) % 5.0, r"float64 of shape \(50,\)"),
+        (np.arange(50) % 2 == 0, r"bool of shape \(50,\)"),
+    ],
+)
+def test_labels_are_one_class_for_each_example(name, labels, got):
+    with pytest.raises(ValueError, match=r"labels must be integers .*, got " + got):
+        partition(name, labels, 5, seed=0, min_size=1, classes_per_client=1)
+
+
+@pytest.mark.parametrize("split", [pathological, dirichlet_in_turn])
+def test_the_splits_of_papers_check_for_themselves(split):
+    rng = np.random.RandomState(0)
+    with pytest.raises(ValueError, match=r"labels must be integers"):
+        split(np.eye(5, dtype=int), 5, 1, rng)
+    with pytest.raises(ValueError, match=r"num_clients must be at most 5 .* got 6"):
+        split(np.arange(5), 6, 1, rng)
+
+
+@pytest.mark.parametrize(("num_clients", "per_class"), [(50, 5), (5000, 500)])
+def test_pathological_refuses_a_class_too_rare_for_its_shards(num_clients, per_class):
+    labels = np.append(np.repeat(np.arange(9), 600), [9, 9, 9])
+    with pytest.raises(ValueError, match=r"at most the 3 examples of class 9, or some"):
+        partition("pathological", labels, num_clients, seed=0, classes_per_client=1)
+    labels = np.append(labels, np.full(per_class - 3, 9))
+    population = partition(
+        "pathological", labels, num_clients, seed=0, classes_per_client=1
+    )
+    assert len(population.sizes) == num_clients and population.sizes.min() == 1
+
+
+def test_to_population_pads_and_lets_clients_share():
+    parts = [range(3), [4, 2], np.array([2], np.uint64), (7, 7, 7)]
+    population = to_population(parts, num_examples=8)
+    np.testing.assert_array_equal(
+        population.indices, [[0, 1, 2], [4, 2, 0], [2, 0, 0], [7, 7, 7]]
+    )
+    np.testing.assert_array_equal(population.sizes, [3, 2, 1, 3])
+    assert population.indices.dtype == population.sizes.dtype == np.int32
+    last = to_population([[2**31 - 1]])
+    assert last.indices.tolist() == [[2**31 - 1]]
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (range(0), "client 1 must have at least 1 example, got none"),
+        ([], "client 1 must have at least 1 example, got none"),
+        ([0, 1, -1], "client 1 must have indices in [0, 60), got -1 at position 2"),
+        ([0, 60], "client 1 must have indices in [0, 60), got 60 at position 1"),
+        ([2**33], f"client 1 must have indices in [0, 60), got {2**33} at position 0"),
+        ([2.5, 3.0], "got float64 of shape (2,), first 2.5"),
+        (np.arange(60) == 3, "got bool of shape (60,), first False"),
+        ([[5, 6], [7, 8]], "got int64 of shape (2, 2), first 5"),
+        ([2**70], f"got object of shape (1,), first {2**70}"),
+        (7, "got int64 of shape (), first 7"),
+        (["a"], "got <U1 of shape (1,), first a"),
+        ([[], []], "got float64 of shape (2, 0)."),
+        ([[5], [6, 7]], "client 1 must have integers of shape [size], got lists"),
+    ],
+)
+def test_to_population_names_client_and_index(part, said):
+    parts = [range(30), part, range(30, 60)]
+    with pytest.raises(ValueError) as caught:
+        to_population(parts, num_examples=60)
+    assert said in str(caught.value) and "client 1 " in str(caught.value)
+
+
+def test_to_population_without_the_number_of_examples():
+    with pytest.raises(ValueError, match=rf"in \[0, {2**31}\), got {2**33} at"):
+        to_population([range(3), [0, 2**33]])
+    with pytest.raises(ValueError, match=r"at least 1 client, got none"):
+        to_population([])
 
 
 @pytest.mark.parametrize(
@@ -174,3 +300,12 @@ def test_impossible_splits_say_why(name, num_clients, options, message):
     labels = np.repeat(np.arange(5), 10)
     with pytest.raises(ValueError, match=message):
         partition(name, labels, num_clients, seed=0, **options)
+
+
+def test_a_run_says_that_its_examples_cannot_be_split():
+    config = quickstart.get_config()
+    config.data.update(partitioner="pathological", num_clients=1000)
+    with pytest.raises(
+        SettingsError, match=r"data cannot be split: .* some shards are"
+    ):
+        build(config)

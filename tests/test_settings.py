@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.load import DATASETS
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.settings import (
     SettingsError,
     check,

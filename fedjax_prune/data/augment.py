@@ -46,6 +46,13 @@ def as_symbols(text: jax.Array) -> jax.Array:
     return text.astype(jnp.int32)
 
 
+TO_INPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "image": to_float,
+    "text": as_symbols,
+}
+"""kind of a data set -> its stored bytes as a model reads them."""
+
+
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """Pads images by reflection and crops each at a place of its own.
 

@@ -6,12 +6,14 @@ those of all clients together stand for it.
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.data.load import DataError
+from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
+from fedjax_prune.data.load import as_dataset
 from fedjax_prune.data.partition import to_population
 from fedjax_prune.data.validation import holdout
 from fedjax_prune.types import Dataset, Population
@@ -21,6 +23,9 @@ SYMBOLS = (
 )
 """LEAF's 80; what is not among them is read as a space."""
 WINDOW = 80
+
+_SYMBOL_OF = np.full(0x110000, SYMBOLS.index(" "), np.uint8)  # of every code point
+_SYMBOL_OF[[ord(symbol) for symbol in SYMBOLS]] = np.arange(len(SYMBOLS))
 
 
 class ByClient(NamedTuple):
@@ -37,99 +42,180 @@ class ByClient(NamedTuple):
     held_out: Population
 
 
+class Source(NamedTuple):
+    """Where the clients of a data set come from.
+
+    Attributes:
+      read: folder -> each client's examples, in the order of its files.
+      least: examples of a client that leave something to hold out.
+      hold_out: (each client's indices, seed) -> (training examples, held-out ones).
+    """
+
+    read: Callable[[Path], list[Dataset]]
+    least: int
+    hold_out: Callable[[list[np.ndarray], int], tuple[Population, Population]]
+
+
 def load_by_client(
     name: str, folder: str | Path, num_clients: int, *, num_train: int = 0, seed: int
 ) -> ByClient:
     """Reads a data set by client.
 
     Args:
-      name: `shakespeare`: 80 characters and the next one, from every *.txt of the
-        folder, in which a line `NAME:` begins a speech, or from LEAF's json;
-        `femnist`: LEAF's all_data_*.json.
+      name: a key of `SOURCES`. `shakespeare`: 80 characters and the next one, from
+        every *.json of the folder, of LEAF or with each speaker's speeches, or if there
+        is none from every *.txt, as `speeches_by_speaker` reads it. `femnist`: LEAF's
+        all_data_*.json.
       folder: where the files lie.
-      num_clients: how many clients are taken, of those in random order.
-      num_train: stop where so many examples are reached, the last client cut; 0 = all.
+      num_clients: how many clients are taken, of those with enough examples to hold
+        some out, in random order; at least 1.
+      num_train: stop where so many examples are reached, the last client cut; at most
+        those of the clients taken; 0 = all.
       seed: of the order and of what is held out.
 
     Returns:
       The data.
 
     Raises:
-      DataError: if files or clients are missing.
+      ValueError: if the name is unknown or `num_clients` below 1.
+      DataError: if files are missing or damaged, or clients or examples too few.
     """
-    path = Path(folder).expanduser()
-    clients = READERS[name](path)
-    order = np.random.RandomState(seed).permutation(len(clients))
-    chosen, total = [], 0
-    for client in order[:num_clients]:
-        images, labels = clients[client]
-        if num_train:
-            images, labels = images[: num_train - total], labels[: num_train - total]
-        # The last one may be cut to what cannot be split.
-        if len(labels) >= LEAST[name]:
-            chosen.append((images, labels))
-            total += len(labels)
-    if len(chosen) < num_clients:
+    if name not in SOURCES:
+        raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
+    source, path = SOURCES[name], Path(folder).expanduser()
+    clients = [c for c in source.read(path) if len(c.labels) >= source.least]
+    order = np.random.RandomState(seed).permutation(len(clients))[:num_clients]
+    drawn = [clients[client] for client in order]
+    if len(drawn) < num_clients:
         raise DataError(
-            f"{name} in {path} has {len(clients)} clients with enough examples, "
-            f"{len(chosen)} of them within data.num_train = {num_train}: "
-            f"data.num_clients must be at most that, got {num_clients}."
+            f"{name} in {path} has {len(clients)} clients with at least {source.least} "
+            f"examples: data.num_clients must be at most that, got {num_clients}."
         )
-    ends = np.cumsum([len(labels) for _, labels in chosen])
+    total = sum(len(client.labels) for client in drawn)
+    taken = f"the {num_clients} clients taken of {name}"
+    chosen = _first(drawn, resolve_count(taken, "train", num_train, total))
+    # The last one may be cut to what cannot be split.
+    if min(len(client.labels) for client in chosen) < source.least:
+        raise DataError(
+            f"data.num_train = {num_train} leaves some of {taken} fewer than "
+            f"{source.least} examples: raise it or lower data.num_clients."
+        )
+    ends = np.cumsum([len(client.labels) for client in chosen])
+    dataset = Dataset(*map(np.concatenate, zip(*chosen, strict=True)))
     parts = np.split(np.arange(ends[-1]), ends[:-1])
-    dataset = Dataset(
-        np.concatenate([images for images, _ in chosen]),
-        np.concatenate([labels for _, labels in chosen]),
-    )
-    if name == "shakespeare":
-        split = [_windows_apart(part) for part in parts]
-        return ByClient(
-            dataset,
-            to_population([train for train, _ in split]),
-            to_population([test for _, test in split]),
-        )
-    return ByClient(dataset, *holdout(to_population(parts), 0.1, seed))
+    return ByClient(dataset, *source.hold_out(parts, seed))
 
 
-def _windows_apart(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first nine tenths, and those windows whose text begins after theirs."""
-    stop = len(part) * 9 // 10
-    return part[:stop], part[stop + WINDOW - 1 :]
+def _first(clients: list[Dataset], count: int) -> list[Dataset]:
+    """The first `count` examples of all clients together; some clients may get none."""
+    cut = []
+    for images, labels in clients:
+        cut.append(Dataset(images[:count], labels[:count]))
+        count -= len(cut[-1].labels)
+    return cut
 
 
-def _shakespeare(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Windows of every speaker who has enough of them to hold some out."""
+def speeches_by_speaker(text: str) -> dict[str, list[str]]:
+    """Takes a play apart.
+
+    Args:
+      text: a speech begins with a line `NAME:` after a blank line or at the start, and
+        ends before the next; what comes before the first one is left out.
+
+    Returns:
+      Speakers in order of appearance -> their speeches, without empty ones.
+    """
+    text = re.sub(r"(?m)^[ \t]+$", "", text).strip()
+    parts = re.split(r"(?:\A|(?<=\n\n))([^\n:]+):[ \t]*\n", text + "\n")
+    speeches: dict[str, list[str]] = {}
+    for speaker, speech in zip(parts[1::2], parts[2::2], strict=True):
+        if speech.strip():
+            speeches.setdefault(speaker, []).append(speech.strip())
+    return speeches
+
+
+def _shakespeare(folder: Path) -> list[Dataset]:
+    """Windows of all who speak more than twice, and LEAF's, which are made already."""
+    pairs: dict[str, list[Dataset]] = {}
     speeches: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.json")):
-        for user, entry in _read_json(file).items():
-            speeches.setdefault(user, []).extend(_speeches(entry))
-    if not speeches:
+        for user, entry in _users(file):
+            where = f"{file}: user {user}"
+            if isinstance(entry, dict) and "y" in entry:
+                pairs.setdefault(user, []).append(_pairs(entry, where))
+            else:
+                speeches.setdefault(user, []).extend(_speeches(entry, where))
+    if not pairs and not speeches:
         for file in sorted(folder.glob("*.txt")):
-            parts = re.split(r"(?m)^([^\n:]+):\n", file.read_text())
-            for speaker, speech in zip(parts[1::2], parts[2::2], strict=True):
-                speeches.setdefault(speaker, []).append(speech.strip())
-    if not speeches:
+            for speaker, said in speeches_by_speaker(_read(file)).items():
+                speeches.setdefault(speaker, []).extend(said)
+    if not pairs and not speeches:
         raise DataError(
-            f"no *.json of LEAF and no *.txt with lines NAME: in {folder}. Any play as "
-            "plain text will do, such as those of Project Gutenberg."
+            f"no *.json of LEAF and no *.txt in {folder} in which lines NAME: after "
+            "blank lines begin speeches, as in tiny Shakespeare (input.txt of "
+            "github.com/karpathy/char-rnn)."
         )
-    code = np.full(0x110000, SYMBOLS.index(" "), np.uint8)
-    code[[ord(symbol) for symbol in SYMBOLS]] = np.arange(len(SYMBOLS))
-    clients = []
-    for _, texts in sorted(speeches.items()):
-        if len(texts) <= 2:
-            continue
-        text = code[[ord(c) for c in "\n".join(texts)]]
-        if len(text) <= WINDOW:
-            continue
-        windows = np.lib.stride_tricks.sliding_window_view(text, WINDOW + 1)
-        if len(windows) >= LEAST["shakespeare"]:
-            images = np.ascontiguousarray(windows[:, :WINDOW])[:, :, None, None]
-            clients.append((images, windows[:, WINDOW].astype(np.int32)))
+    clients = [
+        _windows("\n".join(said))
+        for _, said in sorted(speeches.items())
+        if len(said) > 2
+    ]
+    for _, files in sorted(pairs.items()):
+        clients.append(Dataset(*map(np.concatenate, zip(*files, strict=True))))
     return clients
 
 
-def _femnist(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+def _windows(text: str) -> Dataset:
+    """Every 81 characters in a row."""
+    if len(text) <= WINDOW:
+        return Dataset(np.zeros((0, WINDOW, 1, 1), np.uint8), np.zeros(0, np.int32))
+    windows = np.lib.stride_tricks.sliding_window_view(_symbols(text), WINDOW + 1)
+    images = np.ascontiguousarray(windows[:, :WINDOW])[:, :, None, None]
+    return Dataset(images, windows[:, WINDOW].astype(np.int32))
+
+
+def _pairs(entry: dict[str, Any], where: str) -> Dataset:
+    """LEAF's `x`, windows of 80 characters, and `y`, the character after each."""
+    texts: Any = entry.get("x")
+    nexts: Any = entry["y"]
+    for field, values, length in (("x", texts, WINDOW), ("y", nexts, 1)):
+        if not isinstance(values, list):
+            raise DataError(f"{where}: {field} must be a list, got {type(values)}.")
+        for index, value in enumerate(values):
+            if not isinstance(value, str) or len(value) != length:
+                raise DataError(
+                    f"{where}: {field} must hold texts of {length} characters, got "
+                    f"{value!r} at index {index}."
+                )
+    if len(texts) != len(nexts):
+        raise DataError(
+            f"{where}: x and y must be equally long, got {len(texts)} and {len(nexts)}."
+        )
+    images = _symbols("".join(texts)).reshape(-1, WINDOW, 1, 1)
+    return Dataset(images, _symbols("".join(nexts)).astype(np.int32))
+
+
+def _speeches(entry: Any, where: str) -> list[str]:
+    """A user's speeches: a list, one text, or a dictionary with either as `raw`."""
+    speeches = entry.get("raw") if isinstance(entry, dict) else entry
+    speeches = [speeches] if isinstance(speeches, str) else speeches
+    if not isinstance(speeches, list) or not all(isinstance(s, str) for s in speeches):
+        raise DataError(
+            f"{where} must have x and y, raw, or a list of speeches, got "
+            f"{str(entry)[:WINDOW]}."
+        )
+    return speeches
+
+
+def _symbols(text: str) -> np.ndarray:
+    """[length] uint8, places in SYMBOLS."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return _SYMBOL_OF[codes]
+
+
+def _femnist(folder: Path) -> list[Dataset]:
     """Images of every writer, white paper, upright."""
     files = sorted(folder.glob("all_data*.json"))
     if not files:
@@ -140,33 +226,66 @@ def _femnist(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         )
     clients = []
     for file in files:
-        for entry in _read_json(file).values():
-            pixels = np.asarray(entry["x"], np.float64)
-            images = np.round(255 * pixels).astype(np.uint8).reshape(-1, 28, 28, 1)
-            clients.append((images, np.asarray(entry["y"], np.int32)))
+        for user, entry in _users(file):
+            try:
+                clients.append(_writer(entry))
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"{error} is missing" if type(error) is KeyError else error
+                raise DataError(f"{file}: user {user}: {reason}") from error
     return clients
 
 
-def _speeches(entry: Any) -> list[str]:
-    """A user's speeches: a list, one text, or a dictionary with either as x or raw."""
-    if isinstance(entry, dict):
-        entry = entry.get("raw", entry.get("x", []))
-    return [entry] if isinstance(entry, str) else list(entry)
+def _writer(entry: dict[str, Any]) -> Dataset:
+    """A writer's `x`, images of 784 numbers in [0, 1], and `y`, their classes."""
+    info = DATASETS["femnist"]
+    pixels, labels = np.asarray(entry["x"], np.float64), np.asarray(entry["y"])
+    count = len(pixels)
+    if count == 0 and len(labels) == 0:
+        return Dataset(
+            np.zeros((0, *info.image_shape), np.uint8), np.zeros(0, np.int32)
+        )
+    if pixels.size != count * np.prod(info.image_shape):
+        raise ValueError(f"x must hold images of 784 numbers, got {pixels.shape}.")
+    images = pixels.reshape(count, *info.image_shape)
+    dataset = as_dataset(images, labels, num_classes=info.num_classes)
+    return dataset._replace(images=np.round(255 * images).astype(np.uint8))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """User -> what LEAF's json says of them."""
+def _users(file: Path) -> Iterator[tuple[str, Any]]:
+    """Users and what json in LEAF's form says of them."""
     try:
-        content = json.loads(file.read_text())
-        return {user: content["user_data"][user] for user in content["users"]}
+        content = json.loads(_read(file))
+        users = [(str(user), content["user_data"][user]) for user in content["users"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is not json of LEAF with users and user_data: {error}"
         ) from error
+    yield from users
 
 
-READERS = {"shakespeare": _shakespeare, "femnist": _femnist}
-"""name -> folder -> each client's images and labels."""
+def _read(file: Path) -> str:
+    """A file's text; a byte order mark and the kind of line ends change nothing."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} must be text in UTF-8: {error}") from error
 
-LEAST = {"shakespeare": 10 * WINDOW - 9, "femnist": 2}
-"""name -> examples of a client that leave something to hold out."""
+
+def _windows_apart(parts: list[np.ndarray], seed: int) -> tuple[Population, Population]:
+    """The first nine tenths, and those windows whose text begins after theirs."""
+    del seed  # nothing is drawn
+    stops = [len(part) * 9 // 10 for part in parts]
+    both = list(zip(parts, stops, strict=True))
+    return (
+        to_population([part[:stop] for part, stop in both]),
+        to_population([part[stop + WINDOW - 1 :] for part, stop in both]),
+    )
+
+
+SOURCES = {
+    "shakespeare": Source(_shakespeare, 10 * WINDOW - 9, _windows_apart),
+    "femnist": Source(
+        _femnist, 2, lambda parts, seed: holdout(to_population(parts), 0.1, seed)
+    ),
+}
+"""name -> where its clients come from."""

@@ -8,6 +8,7 @@ import heapq
 
 import numpy as np
 
+from fedjax_prune.data.partition import check_indices
 from fedjax_prune.placement import ONE_DEVICE, Placement
 from fedjax_prune.types import Cohort, Population
 
@@ -97,22 +98,34 @@ def _relieve_busiest(lanes: list[list[int]], steps: np.ndarray) -> bool:
     Swaps alone, so that every device keeps as many clients as it has places for.
 
     Returns:
-      Whether there was such a swap; of several the one that evens out most.
+      Whether there was such a swap; of several the one that evens out most, and of
+      equal ones the first client of the busiest lane and the first of the others.
     """
     loads = np.array([steps[lane].sum() for lane in lanes])
     busiest = int(loads.argmax())
     if loads[busiest] * len(lanes) < loads.sum() + len(lanes):
         return False  # no dealing is more even
-    lane_of = np.repeat(np.arange(len(lanes)), [len(lane) for lane in lanes])
-    others = np.array([position for lane in lanes for position in lane])
-    shift = steps[lanes[busiest]][:, None] - steps[others][None]
-    after = np.maximum(loads[busiest] - shift, loads[lane_of][None] + shift)
-    after[shift <= 0] = loads[busiest]
-    i, j = np.unravel_index(after.argmin(), after.shape)
-    if after[i, j] == loads[busiest]:
+    # Clients of equal length are alike: of each lane, the first of every length.
+    lengths = [np.unique(steps[lane], return_index=True) for lane in lanes]
+    own, own_places = lengths[busiest]
+    best = (int(loads[busiest]), 0, 0, 0)
+    for other, (theirs, places) in enumerate(lengths):
+        gap = loads[busiest] - loads[other]
+        if gap == 0 or len(theirs) == 0:
+            continue
+        # Best is half the gap shorter, and one of the two lengths nearest to that.
+        above = np.searchsorted(2 * theirs, 2 * own - gap)
+        for near in (above - 1, above):
+            near = near.clip(0, len(theirs) - 1)
+            shift = own - theirs[near]
+            after = loads[busiest] - np.minimum(shift, gap - shift)
+            places_of_best = np.flatnonzero(after == after.min())
+            first = min(places_of_best, key=lambda k: (own_places[k], places[near[k]]))
+            swap = after[first], own_places[first], other, places[near[first]]
+            best = min(best, tuple(map(int, swap)))
+    after, i, other, j = best
+    if after == loads[busiest]:
         return False
-    other = lane_of[j]
-    j -= np.searchsorted(lane_of, other)
     lanes[busiest][i], lanes[other][j] = lanes[other][j], lanes[busiest][i]
     return True
 
@@ -125,6 +138,7 @@ def make_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> Cohort:
     """Makes a cohort of chosen clients.
 
@@ -135,6 +149,7 @@ def make_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
+      num_examples: of the Dataset, which must have all indices; None = not checked.
 
     Returns:
       A Cohort of numpy arrays, in the order given on one device, and in that order
@@ -142,8 +157,8 @@ def make_cohort(
       population's, so that every cohort of the same size has the same shapes.
 
     Raises:
-      ValueError: if a client is unknown or occurs twice, there is none, or another
-        argument is out of range.
+      ValueError: if a client is unknown, occurs twice, has no examples or one that the
+        Dataset has not, if there is none, or another argument is out of range.
     """
     return make_groups(
         population,
@@ -153,6 +168,7 @@ def make_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
+        num_examples=num_examples,
     )[0]
 
 
@@ -165,6 +181,7 @@ def make_groups(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> list[Cohort]:
     """Makes cohorts of chosen clients that are of the same shapes and add up to one.
 
@@ -176,6 +193,7 @@ def make_groups(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the groups; a block for each of its devices.
+      num_examples: as in `make_cohort`.
 
     Returns:
       As `make_cohort`. `cohort_size` and `cohort_examples` are those of all groups
@@ -199,6 +217,9 @@ def make_groups(
     groups = np.array_split(client_ids, -(-len(client_ids) // most))
     block_size = placement.block_size(len(groups[0]))
     all_sizes = np.asarray(population.sizes, np.int32)
+    for client in client_ids:
+        own = population.indices[client][: all_sizes[client]]
+        check_indices(int(client), np.asarray(own), num_examples)
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = all_sizes[ids]
@@ -260,6 +281,7 @@ def sample_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
+    num_examples: int | None = None,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -275,6 +297,7 @@ def sample_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
+      num_examples: as in `make_cohort`.
 
     Returns:
       A Cohort of numpy arrays, by ascending client id on each device.
@@ -290,6 +313,7 @@ def sample_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
+        num_examples=num_examples,
     )
 
 

@@ -1,64 +1,16 @@
-"""Reads labelled images into memory, once, as numpy arrays.
+"""Reads labelled images into memory, once, as numpy arrays."""
 
-TFDS sets are read where they lie, in either of the formats TFDS writes by default
-(`array_record`, `tfrecord`), and TensorFlow is needed for neither. It is needed to
-download and prepare a set, because TFDS encodes images with it.
-"""
-
-import importlib.util
-import itertools
 import os
-import shlex
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.data import prepared
+from fedjax_prune.data.datasets import DATASETS, DataError, DatasetInfo, resolve_count
 from fedjax_prune.types import Dataset
-
-
-class DataError(ValueError):
-    """A data set is not there or cannot be read; the message says what to do."""
-
-
-class DatasetInfo(NamedTuple):
-    """What is known of a data set before it is read.
-
-    Attributes:
-      num_classes: labels are in [0, num_classes).
-      image_shape: (height, width, channels).
-      flip: whether a mirrored image still belongs to its class.
-      tfds_name: its name in TFDS; empty for a set that comes with scikit-learn.
-      transposed: whether TFDS stores height and width exchanged.
-      by_client: whether its examples come with their clients, in a folder.
-      kind: what its examples are, `image` or `text`.
-    """
-
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    flip: bool
-    tfds_name: str
-    transposed: bool = False
-    by_client: bool = False
-    kind: str = "image"
-
-
-DATASETS: dict[str, DatasetInfo] = {
-    "cifar10": DatasetInfo(10, (32, 32, 3), True, "cifar10"),
-    "cifar100": DatasetInfo(100, (32, 32, 3), True, "cifar100"),
-    "mnist": DatasetInfo(10, (28, 28, 1), False, "mnist"),
-    "fashion_mnist": DatasetInfo(10, (28, 28, 1), True, "fashion_mnist"),
-    # The split with equally many examples of each of its 47 classes.
-    "emnist": DatasetInfo(47, (28, 28, 1), False, "emnist/balanced", transposed=True),
-    "digits": DatasetInfo(10, (8, 8, 1), False, ""),
-    "femnist": DatasetInfo(62, (28, 28, 1), False, "", by_client=True),
-    # 80 symbols and the next one.
-    "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True, kind="text"),
-}
 
 
 def load(
@@ -74,37 +26,52 @@ def load(
       name: a key of `DATASETS`.
       data_dir: where TFDS sets lie. Empty: the environment variable
         TFDS_DATA_DIR, or else TFDS's default, `~/tensorflow_datasets`.
-      num_train: the first so many training examples, or as many as there are; 0 = all.
+      num_train: the first so many training examples, at most all; 0 = all.
       num_test: the same of the test examples.
 
     Returns:
       (train, test), images uint8 and upright, labels int32, in stored order.
 
     Raises:
-      ValueError: if `name` is unknown.
-      DataError: if the set is not there and cannot be prepared, or is damaged.
+      ValueError: if `name` is unknown, or that of a set by client.
+      DataError: if the set is not there and cannot be prepared, is damaged, or has
+        fewer examples than asked for.
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
         raise ValueError(f"dataset must be one of {known}, got {name!r}.")
     info = DATASETS[name]
+    if info.by_client:
+        raise ValueError(f"{name} has no test set: it is read by load_by_client.")
     if not info.tfds_name:
         train, test = _digits()
-        return _first(train, num_train), _first(test, num_test)
+        return (
+            _first(train, resolve_count(name, "train", num_train, len(train.labels))),
+            _first(test, resolve_count(name, "test", num_test, len(test.labels))),
+        )
     folder = Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
-    version = _find(info.tfds_name, folder) or _prepare(info.tfds_name, folder)
+    version = prepared.find_version(info.tfds_name, folder)
+    version = version or prepared.prepare(info.tfds_name, folder)
+    counts = {"train": num_train, "test": num_test}
     try:
-        return (
-            _read(version, "train", info, num_train),
-            _read(version, "test", info, num_test),
+        builder = prepared.open_version(version)
+        for split, count in counts.items():
+            stored = builder.info.splits[split].num_examples
+            counts[split] = resolve_count(name, split, count, stored)
+        train, test = (
+            prepared.read_split(builder, split, info.image_shape, count)
+            for split, count in counts.items()
         )
+        return _upright(info, *train), _upright(info, *test)
+    except DataError:
+        raise
     except Exception as error:
         # Damage shows as any error of TFDS, array_record, protobuf or Pillow.
         raise DataError(
             f"cannot read {name} in {version}: {error}. Remove that folder and "
-            f"prepare it again: {_command(info.tfds_name, folder)}"
+            f"prepare it again: {prepared.command(info.tfds_name, folder)}"
         ) from error
 
 
@@ -196,98 +163,12 @@ def _digits() -> tuple[Dataset, Dataset]:
     )
 
 
-def _find(tfds_name: str, folder: Path) -> Path | None:
-    """The newest prepared version; TFDS names a folder so only when it is whole."""
-    versions = [
-        path.parent
-        for path in (folder / tfds_name).glob("*/dataset_info.json")
-        if path.parent.name.replace(".", "").isdecimal()
-    ]
-    return max(
-        versions, key=lambda v: [int(n) for n in v.name.split(".")], default=None
-    )
-
-
-def _command(tfds_name: str, folder: Path) -> str:
-    return (
-        "pip install -e '.[prepare]' && tfds build "
-        f"{tfds_name} --file_format=array_record --data_dir={shlex.quote(str(folder))}"
-    )
-
-
-def _prepare(tfds_name: str, folder: Path) -> Path:
-    """Downloads and prepares a set; TFDS writes aside and renames at the end."""
-    message = (
-        f"{tfds_name} is not prepared in {folder}. On a machine with internet, run: "
-        f"{_command(tfds_name, folder)}"
-    )
-    if importlib.util.find_spec("tensorflow") is None:
-        raise DataError(message)
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(tfds_name, data_dir=folder, file_format="array_record")
-        builder.download_and_prepare()
-    except Exception as error:
-        # No network, no space, no permission: what helps is the same.
-        raise DataError(f"{message} (tried just now: {error})") from error
-    return Path(builder.data_dir)
-
-
 def _first(dataset: Dataset, count: int) -> Dataset:
-    stop = count or len(dataset.labels)
-    return Dataset(dataset.images[:stop], dataset.labels[:stop])
+    return Dataset(dataset.images[:count], dataset.labels[:count])
 
 
-def _read(version: Path, split: str, info: DatasetInfo, most: int) -> Dataset:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(version)
-    stored = builder.info.splits[split]
-    wanted = min(most or stored.num_examples, stored.num_examples)
-    shape = (wanted, *info.image_shape)
-    images = np.zeros(shape, np.uint8)
-    labels = np.zeros(shape[:1], np.int64)
-    count = 0
-    for count, example in enumerate(_examples(builder, split, wanted), start=1):
-        if example["image"].shape != info.image_shape:
-            raise ValueError(
-                f"{split} image {count - 1} must have shape {info.image_shape}, "
-                f"got {example['image'].shape}"
-            )
-        images[count - 1], labels[count - 1] = example["image"], example["label"]
-    if count != wanted:
-        raise ValueError(f"{split} must have {wanted} examples, got {count}")
+def _upright(info: DatasetInfo, images: np.ndarray, labels: np.ndarray) -> Dataset:
+    """Checks what was stored, and exchanges height and width where they are."""
     if info.transposed:
         images = images.transpose(0, 2, 1, 3).copy()
     return as_dataset(images, labels, num_classes=info.num_classes)
-
-
-def _examples(builder: Any, split: str, count: int) -> Iterator[dict[str, Any]]:
-    """The first decoded examples of a split, in stored order, a thousand at a time."""
-    if builder.info.file_format.value == "tfrecord":
-        paths = map(Path, builder.info.splits[split].filepaths)
-        records = itertools.chain.from_iterable(map(_tfrecords, paths))
-        for record in itertools.islice(records, count):
-            yield builder.info.features.deserialize_example_np(record)
-        return
-    source = builder.as_data_source(split)
-    for start in range(0, count, 1000):
-        # Item by item the same takes twice as long.
-        yield from source.__getitems__(range(start, min(start + 1000, count)))
-
-
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Records of a TFRecord file.
-
-    Each is its length (uint64), a checksum (uint32), the data, a checksum. The
-    checksums are not compared: images carry one of their own.
-    """
-    content, start = path.read_bytes(), 0
-    while start < len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        data = content[start + 12 : start + 12 + length]
-        start += 12 + length + 4
-        if start > len(content):
-            raise ValueError(f"{path.name} ends inside a record")
-        yield data

@@ -5,10 +5,12 @@ generator, whose stream is frozen: a seed means the same split for ever.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from fedjax_prune.data.in_turn import dirichlet_in_turn, pathological
+from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
+from fedjax_prune.data.splitting import check_split, dirichlet_shares
 from fedjax_prune.types import Population
 
 
@@ -26,7 +28,7 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> Pop
     Raises:
       ValueError: if there are more clients than examples.
     """
-    _check(labels, num_clients, min_size=1)
+    check_split(labels, num_clients)
     return to_population(np.array_split(rng.permutation(len(labels)), num_clients))
 
 
@@ -65,16 +67,15 @@ def dirichlet(
       ICDE 2022, section IV-A, https://arxiv.org/abs/2102.02079; the cap on full
       clients and the minimum are those of its published code.
     """
-    _check(labels, num_clients, min_size, alpha)
+    check_split(labels, num_clients, min_size=min_size, alpha=alpha)
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(max_draws):
         orders, cuts = [], []
         sizes = np.zeros(num_clients, np.int64)
         for indices in members:
             orders.append(rng.permutation(indices))
-            shares = rng.dirichlet(np.full(num_clients, alpha))
             takes = sizes < len(labels) / num_clients
-            cuts.append(_cut(shares, takes, len(indices)))
+            cuts.append(_cut(dirichlet_shares(alpha, takes, rng), len(indices)))
             sizes += np.diff(cuts[-1], prepend=0, append=len(indices))
         if sizes.min() >= min_size:
             pieces = zip(*map(np.split, orders, cuts), strict=True)
@@ -112,12 +113,11 @@ def quantity(
       Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study,
       ICDE 2022, section IV-C, https://arxiv.org/abs/2102.02079.
     """
-    _check(labels, num_clients, min_size, alpha)
+    check_split(labels, num_clients, min_size=min_size, alpha=alpha)
     order = rng.permutation(len(labels))
     everyone = np.ones(num_clients, bool)
     for _ in range(max_draws):
-        shares = rng.dirichlet(np.full(num_clients, alpha))
-        cuts = _cut(shares, everyone, len(labels))
+        cuts = _cut(dirichlet_shares(alpha, everyone, rng), len(labels))
         if np.diff(cuts, prepend=0, append=len(labels)).min() >= min_size:
             return to_population(np.split(order, cuts))
     raise _too_uneven("quantity", num_clients, alpha, min_size, max_draws)
@@ -152,7 +152,7 @@ def shards(
       Decentralized Data, AISTATS 2017, section 3, https://arxiv.org/abs/1602.05629;
       there shards are equal and may straddle two classes.
     """
-    _check(labels, num_clients, min_size=1)
+    check_split(labels, num_clients)
     classes, counts = np.unique(labels, return_counts=True)
     if not 1 <= classes_per_client <= len(classes):
         raise ValueError(
@@ -176,20 +176,70 @@ def shards(
     return to_population([parts[client] for client in rng.permutation(num_clients)])
 
 
-def to_population(parts: Sequence[np.ndarray]) -> Population:
-    """Pads clients' index lists to the longest.
+def to_population(
+    parts: Sequence[Any], *, num_examples: int | None = None
+) -> Population:
+    """Checks clients' index lists and pads them to the longest.
+
+    Clients may share examples, and a client may hold an example twice.
 
     Args:
-      parts: for each client a non-empty array of indices into a Dataset.
+      parts: for each client its indices into a Dataset, [size] integers, at least one.
+      num_examples: of that Dataset; None only checks that indices fit into int32.
 
     Returns:
       A Population, padded with 0.
+
+    Raises:
+      ValueError: if there is no client, or a client has no examples, an array that is
+        not [size] integers (a mask is none: pass `np.flatnonzero(mask)`), or an index
+        outside [0, num_examples).
     """
-    sizes = np.array([len(part) for part in parts], np.int32)
-    indices = np.zeros((len(parts), sizes.max()), np.int32)
-    for row, part in zip(indices, parts, strict=True):
+    if len(parts) == 0:
+        raise ValueError("parts must hold at least 1 client, got none.")
+    rows = []
+    for client, part in enumerate(parts):
+        try:
+            rows.append(np.asarray(part))
+        except ValueError as error:
+            raise ValueError(
+                f"client {client} must have integers of shape [size], got lists of "
+                "several lengths."
+            ) from error
+        check_indices(client, rows[-1], num_examples)
+    sizes = np.array([len(row) for row in rows], np.int32)
+    indices = np.zeros((len(rows), sizes.max()), np.int32)
+    for row, part in zip(indices, rows, strict=True):
         row[: len(part)] = part
     return Population(indices, sizes)
+
+
+def check_indices(client: int, indices: np.ndarray, num_examples: int | None) -> None:
+    """Refuses a client whose examples cannot be used.
+
+    Args:
+      client: its number, for the message.
+      indices: [size] integers, at least one, in [0, num_examples).
+      num_examples: of the Dataset; None only checks that indices fit into int32.
+
+    Raises:
+      ValueError: if the indices are something else.
+    """
+    if indices.shape == (0,):
+        raise ValueError(f"client {client} must have at least 1 example, got none.")
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        first = f", first {indices.flat[0]}" if indices.size else ""
+        raise ValueError(
+            f"client {client} must have integers of shape [size], got "
+            f"{indices.dtype} of shape {indices.shape}{first}."
+        )
+    end = 2**31 if num_examples is None else num_examples
+    outside = np.flatnonzero((indices < 0) | (indices >= end))
+    if len(outside):
+        raise ValueError(
+            f"client {client} must have indices in [0, {end}), got "
+            f"{indices[outside[0]]} at position {outside[0]}."
+        )
 
 
 PARTITIONERS: dict[str, Callable[..., Population]] = {
@@ -259,29 +309,8 @@ def partition(
     )
 
 
-def _check(
-    labels: np.ndarray, num_clients: int, min_size: int, alpha: float = 1.0
-) -> None:
-    if num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
-    if min_size < 1:
-        raise ValueError(f"min_size must be at least 1, got {min_size}.")
-    # Not `alpha <= 0`, which would let NaN through.
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha must be finite and above 0, got {alpha}.")
-    if num_clients * min_size > len(labels):
-        raise ValueError(
-            f"num_clients must be at most {len(labels) // min_size} for "
-            f"{len(labels)} examples and min_size {min_size}, got {num_clients}."
-        )
-
-
-def _cut(shares: np.ndarray, takes: np.ndarray, length: int) -> np.ndarray:
-    """Where to cut `length` examples into the shares of the clients who take some."""
-    shares = shares * takes
-    if not shares.sum() > 0:
-        # With a tiny alpha all weight may fall on full clients, or underflow to NaN.
-        shares = takes
+def _cut(shares: np.ndarray, length: int) -> np.ndarray:
+    """Where to cut `length` examples into parts in proportion to the shares."""
     return (np.cumsum(shares / shares.sum()) * length).astype(int)[:-1]
 
 

@@ -7,6 +7,8 @@ References:
 
 import numpy as np
 
+from fedjax_prune.data.splitting import check_split, dirichlet_shares
+
 MAX_DRAWS = 1000
 
 
@@ -32,10 +34,12 @@ def pathological(
       Each client's indices.
 
     Raises:
-      ValueError: if there are not enough shards, or no draw gave each client enough
+      ValueError: if an argument is out of range, if there are not enough shards, if a
+        class has fewer examples than shards, or no draw gave each client enough
         classes.
     """
-    classes = np.unique(labels)
+    check_split(labels, num_clients)
+    classes, counts = np.unique(labels, return_counts=True)
     if not 1 <= classes_per_client <= len(classes):
         raise ValueError(
             f"classes_per_client must be in [1, {len(classes)}], "
@@ -46,6 +50,13 @@ def pathological(
         raise ValueError(
             "num_clients * classes_per_client must be a multiple of the "
             f"{len(classes)} classes, got {num_clients} * {classes_per_client}."
+        )
+    if counts.min() < num_shards:
+        raise ValueError(
+            "num_clients * classes_per_client / num_classes must be at most the "
+            f"{counts.min()} examples of class {classes[counts.argmin()]}, or some "
+            f"shards are empty, got {num_clients} * {classes_per_client} / "
+            f"{len(classes)}."
         )
     for _ in range(MAX_DRAWS):
         left = np.full(len(classes), num_shards)
@@ -96,8 +107,9 @@ def dirichlet_in_turn(
       Each client's indices.
 
     Raises:
-      ValueError: if a client ends without examples.
+      ValueError: if an argument is out of range or a client ends without examples.
     """
+    check_split(labels, num_clients, alpha=alpha)
     per_client = len(labels) // num_clients
     pools = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     left = np.array([len(pool) for pool in pools])
@@ -108,7 +120,8 @@ def dirichlet_in_turn(
         shrink = False
         while open_classes.any():
             shares = np.zeros(len(pools))
-            shares[open_classes] = rng.dirichlet([alpha] * int(open_classes.sum()))
+            everyone = np.ones(open_classes.sum(), bool)
+            shares[open_classes] = dirichlet_shares(alpha, everyone, rng)
             wanted = shares * per_client
             if shrink:
                 wanted = wanted * rng.random_sample(len(pools))

@@ -1,0 +1,176 @@
+"""Data sets in folders as TFDS prepares them.
+
+They are read where they lie, in either of the formats TFDS writes by default
+(`array_record`, `tfrecord`), and TensorFlow is needed for neither. It is needed to
+download and prepare a set, because TFDS encodes images with it.
+"""
+
+import importlib.util
+import itertools
+import json
+import shlex
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_prune.data.datasets import DataError
+
+FEATURES = tuple(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "class_label_feature.ClassLabel",
+        "text_feature.Text",
+        "tensor_feature.Tensor",
+        "scalar.Scalar",
+    )
+)
+"""The classes of features that are read; TFDS imports the module of any other."""
+
+
+def find_version(tfds_name: str, folder: Path) -> Path | None:
+    """The newest prepared version; TFDS names a folder so only when it is whole."""
+    versions = [
+        path.parent
+        for path in (folder / tfds_name).glob("*/dataset_info.json")
+        if path.parent.name.replace(".", "").isdecimal()
+    ]
+    return max(
+        versions, key=lambda v: [int(n) for n in v.name.split(".")], default=None
+    )
+
+
+def command(tfds_name: str, folder: Path) -> str:
+    """What prepares a data set in that folder."""
+    return (
+        "pip install -e '.[prepare]' && tfds build "
+        f"{tfds_name} --file_format=array_record --data_dir={shlex.quote(str(folder))}"
+    )
+
+
+def prepare(tfds_name: str, folder: Path) -> Path:
+    """Downloads and prepares a set; TFDS writes aside and renames at the end.
+
+    Raises:
+      DataError: if TensorFlow is missing, or the set cannot be downloaded.
+    """
+    message = (
+        f"{tfds_name} is not prepared in {folder}. On a machine with internet, run: "
+        f"{command(tfds_name, folder)}"
+    )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise DataError(message)
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(tfds_name, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:
+        # No network, no space, no permission: what helps is the same.
+        raise DataError(f"{message} (tried just now: {error})") from error
+    return Path(builder.data_dir)
+
+
+def open_version(version: Path) -> Any:
+    """TFDS's builder of a prepared folder, made from nothing but known features.
+
+    Raises:
+      ValueError: if the folder names another class of features, whose module TFDS
+        would import, even from that folder.
+    """
+    stored = json.loads((version / "features.json").read_text(encoding="utf-8"))
+    for name in _classes(stored):
+        if name not in FEATURES:
+            raise ValueError(
+                f"features.json must name only {', '.join(FEATURES)}, got {name!r}"
+            )
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(version)
+
+
+def _classes(node: Any) -> Iterator[str]:
+    """The classes that a part of features.json names.
+
+    A text with a brace may be json with more of them, as older versions of TFDS wrote
+    it. It is no name of a class, so it is refused like an unknown one.
+    """
+    if isinstance(node, str) and "{" in node:
+        yield node
+    for child in node if isinstance(node, list) else ():
+        yield from _classes(child)
+    for key, child in node.items() if isinstance(node, dict) else ():
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(
+            child, str
+        ):
+            yield child
+        else:
+            yield from _classes(child)
+
+
+def read_split(
+    builder: Any, split: str, image_shape: tuple[int, int, int], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes the first examples of a split.
+
+    Args:
+      builder: as `open_version` returns it.
+      split: its name.
+      image_shape: (height, width, channels), as stored.
+      count: how many examples, at most all of them.
+
+    Returns:
+      images [count, height, width, channels] uint8, and labels [count] int64.
+
+    Raises:
+      ValueError: if there are fewer examples or images of another shape; damaged files
+        are any error of TFDS, array_record, protobuf or Pillow.
+    """
+    shape = (count, *image_shape)
+    images = np.zeros(shape, np.uint8)
+    labels = np.zeros(shape[:1], np.int64)
+    number = 0
+    for number, example in enumerate(_examples(builder, split, count), start=1):
+        if example["image"].shape != image_shape:
+            raise ValueError(
+                f"{split} image {number - 1} must have shape {image_shape}, "
+                f"got {example['image'].shape}"
+            )
+        images[number - 1], labels[number - 1] = example["image"], example["label"]
+    if number != count:
+        raise ValueError(f"{split} must have {count} examples, got {number}")
+    return images, labels
+
+
+def _examples(builder: Any, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """The first decoded examples of a split, in stored order, a thousand at a time."""
+    if builder.info.file_format.value == "tfrecord":
+        paths = map(Path, builder.info.splits[split].filepaths)
+        records = itertools.chain.from_iterable(map(_tfrecords, paths))
+        for record in itertools.islice(records, count):
+            yield builder.info.features.deserialize_example_np(record)
+        return
+    source = builder.as_data_source(split)
+    for start in range(0, count, 1000):
+        # Item by item the same takes twice as long.
+        yield from source.__getitems__(range(start, min(start + 1000, count)))
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """Records of a TFRecord file.
+
+    Each is its length (uint64), a checksum (uint32), the data, a checksum. The
+    checksums are not compared: images carry one of their own.
+    """
+    content, start = path.read_bytes(), 0
+    while start < len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        data = content[start + 12 : start + 12 + length]
+        start += 12 + length + 4
+        if start > len(content):
+            raise ValueError(f"{path.name} ends inside a record")
+        yield data

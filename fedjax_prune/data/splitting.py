@@ -1,0 +1,90 @@
+"""What the splits have in common: checked arguments and shares of a Dirichlet."""
+
+import math
+
+import numpy as np
+
+
+def check_split(
+    labels: np.ndarray, num_clients: int, *, min_size: int = 1, alpha: float = 1.0
+) -> None:
+    """Refuses what no partitioner can split.
+
+    Args:
+      labels: [num_examples] integers.
+      num_clients: at least 1, at most num_examples / min_size.
+      min_size: examples that every client must get, at least 1.
+      alpha: finite and above 0.
+
+    Raises:
+      ValueError: if an argument is something else.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "labels must be integers of shape [num_examples], one class for each "
+            f"example, got {labels.dtype} of shape {labels.shape}."
+        )
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
+    if min_size < 1:
+        raise ValueError(f"min_size must be at least 1, got {min_size}.")
+    # Not `alpha <= 0`, which would let NaN through.
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be finite and above 0, got {alpha}.")
+    if num_clients * min_size > len(labels):
+        raise ValueError(
+            f"num_clients must be at most {len(labels) // min_size} for "
+            f"{len(labels)} examples and min_size {min_size}, got {num_clients}."
+        )
+
+
+def dirichlet_shares(
+    alpha: float, takes: np.ndarray, rng: np.random.RandomState
+) -> np.ndarray:
+    """Draws p ~ Dirichlet(alpha, ..., alpha), for those who take nothing set to zero.
+
+    The draw is NumPy's. With a tiny alpha, NumPy's gamma variables underflow, for all
+    or for all who take something; then they are computed once more as logarithms, from
+    the same random numbers.
+
+    Args:
+      alpha: above 0.
+      takes: [number] bool, at least one of them True.
+      rng: advanced in place, as far as by its own `dirichlet`.
+
+    Returns:
+      [number] float64 in [0, 1], in proportion to p; they sum to 1 where all take
+      something, and never to 0.
+    """
+    before = rng.get_state()
+    shares = np.where(takes, rng.dirichlet(np.full(len(takes), alpha)), 0.0)
+    if 0 < shares.sum() < math.inf:  # what underflows can also become NaN or infinite
+        return shares
+    rng.set_state(before)
+    logs = np.array([_alpha_log_gamma(alpha, rng) for _ in takes])
+    logs[~takes] = -np.inf
+    with np.errstate(over="ignore"):  # the smallest alphas, and then exp(-inf) is right
+        shares = np.exp((logs - logs.max()) / alpha)
+    return shares / shares.sum()
+
+
+def _alpha_log_gamma(alpha: float, rng: np.random.RandomState) -> float:
+    """alpha log(x) of the gamma variable x that `rng.standard_gamma(alpha)` gives.
+
+    It is the rejection sampler of NumPy's legacy generator for an alpha below 1; with
+    a larger one nothing underflows.
+
+    References:
+      Ahrens and Dieter, Computer Methods for Sampling from Gamma, Beta, Poisson and
+      Binomial Distributions, Computing 1974, algorithm GS.
+    """
+    while True:
+        uniform, exponential = rng.random_sample(), -math.log1p(-rng.random_sample())
+        if uniform <= 1 - alpha:
+            log = math.log(uniform or 2.0**-54)
+        else:
+            excess = -math.log((1 - uniform) / alpha)
+            log = math.log(1 - alpha + alpha * excess)
+            exponential += excess
+        if math.exp(log / alpha) <= exponential:
+            return log
