@@ -16,6 +16,7 @@ from fedjax_prune.algorithms.masked import apply_masks
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, task_of
 from fedjax_prune.placement import ONE_DEVICE
+from fedjax_prune.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.precision import product_precision
 from fedjax_prune.resume import restore
 from fedjax_prune.types import Config, Variables
@@ -81,15 +82,20 @@ def export_model(
     return load_model(folder)
 
 
-def load_model(folder: str | Path) -> Exported:
+def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
     """Reads an exported model.
 
     Args:
       folder: as `export_model` has written it.
+      platform: one of `platforms.PLATFORMS`, to lower `predict` ahead of time for
+        another platform than that of the default device.
 
     Raises:
       WorkdirError, CheckpointError: if there is none or it is damaged.
+      ValueError: if the platform is unknown.
     """
+    if platform is not None:
+        check_platform(platform)
     file = Path(folder) / _MODEL
     try:
         found: Mapping[str, Any] = json.loads(file.read_text())
@@ -102,7 +108,10 @@ def load_model(folder: str | Path) -> Exported:
     variables = checkpoint.restore(folder, template)
 
     def predict(images: jax.Array) -> jax.Array:
-        with product_precision(config.precision):
+        with (
+            product_precision(config.precision),
+            tracing_for(platform or traced_platform()),
+        ):
             return task.predict(variables, images)
 
     return Exported(model, variables, predict)

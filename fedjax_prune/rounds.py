@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.client import train_cohort
 from fedjax_prune.placement import ONE_DEVICE, Placement, on_devices
+from fedjax_prune.platforms import tracing_for
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientProgram,
@@ -95,7 +96,7 @@ def make_round(
           key: of this round. A client's randomness depends on it and on its
             client_id only, never on its place, lane or device.
           probe: measures clients when they have finished.
-          placement: where it runs.
+          placement: where it runs; its platform chooses the forms of convolutions.
 
         Returns:
           The state and the rows after the round and the sums, [num_places, ...], with
@@ -120,9 +121,10 @@ def make_round(
                 collector,
             )
 
-        run = on_devices(placement, train)
-        total, rows, sums = run(state, rows, dataset, cohort, key, examples, wanted)
-        state = update(state, total)._replace(round=state.round + 1)
+        with tracing_for(placement.platform):
+            run = on_devices(placement, train)
+            total, rows, sums = run(state, rows, dataset, cohort, key, examples, wanted)
+            state = update(state, total)._replace(round=state.round + 1)
         return state, rows, sums
 
     return round
