@@ -59,6 +59,7 @@ __all__ = [
     "ClientProgram",
     "ClientState",
     "Cohort",
+    "DataError",
     "Dataset",
     "FederatedAlgorithm",
     "GateSettings",

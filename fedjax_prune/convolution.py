@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
+from fedjax_prune.platforms import traced_platform
 from fedjax_prune.precision import matmul
 from fedjax_prune.winograd import Pads, winograd
 
@@ -33,7 +34,9 @@ def convolve(
 ) -> jax.Array:
     """Convolves images with a kernel, in the form that `form_of` gives.
 
-    Meant to be mapped over a leading client axis of `x` and `kernel`.
+    Meant to be mapped over a leading client axis of `x` and `kernel`. In a round or an
+    evaluation the form is that of the placement's platform; outside of them, of the
+    default device's.
 
     Args:
       x: [batch_size, height, width, in_channels] float.
@@ -56,7 +59,7 @@ def convolve(
     if strides < 1:
         raise ValueError(f"strides must be at least 1, got {strides}.")
     pads = _pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    match form_of(x, kernel, strides, pads, jax.default_backend()):
+    match form_of(x, kernel, strides, pads, traced_platform()):
         case "direct":
             return direct(x, kernel, pads)
         case "winograd":
@@ -169,9 +172,9 @@ def _in_turn(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 
 
 def form_of(
-    x: jax.Array, kernel: jax.Array, strides: int, pads: Pads, backend: str
+    x: jax.Array, kernel: jax.Array, strides: int, pads: Pads, platform: str
 ) -> str:
-    """Chooses the form by shape, dtype and backend; a table made by measuring.
+    """Chooses the form by shape, dtype and platform; a table made by measuring.
 
     On one CPU core, in a loop of training steps of one layer, `direct` took 0.2 to 0.5
     of the time of `patches` with 5x5 kernels and many channels, 0.4 to 1.1 with 1 or 3;
@@ -181,21 +184,21 @@ def form_of(
     one up to 64 channels, but in rounds of `launch.benchmark` with 32 to 127
     channels (`w1`, `w2_one`) Winograd took 0.83 and 0.84 of its time; not where there
     are fewer pixels than twice the channels, because every kernel is transformed. On
-    other backends and with other dtypes patches stay.
+    other platforms and with other dtypes patches stay.
 
     Args:
       x: as in `convolve`.
       kernel: as in `convolve`.
       strides: of both axes.
       pads: zeros added (above, below), (left, right).
-      backend: as `jax.default_backend` names it.
+      platform: that the program is for, as `jax.Device.platform` names it.
 
     Returns:
       `direct`, `winograd` or `patches`.
     """
     batch_size, *size, channels = x.shape
     window = kernel.shape[:2]
-    if backend != "cpu" or x.dtype != jnp.float32:
+    if platform != "cpu" or x.dtype != jnp.float32:
         return "patches"
     if strides > 1 or window == (1, 1) or (channels < FEW and math.prod(window) < 25):
         return "patches"

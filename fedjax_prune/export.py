@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from fedjax_prune import checkpoint
 from fedjax_prune.compact import kept_channels, shrink, smaller_model
 from fedjax_prune.experiment import build, image_shape_of, make_model, task_of
+from fedjax_prune.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.precision import product_precision
 from fedjax_prune.resume import restore_state
 from fedjax_prune.types import Config, Variables
@@ -76,15 +77,20 @@ def export_model(
     return load_model(folder)
 
 
-def load_model(folder: str | Path) -> Exported:
+def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
     """Reads an exported model.
 
     Args:
       folder: as `export_model` has written it.
+      platform: one of `platforms.PLATFORMS`, to lower `predict` ahead of time for
+        another platform than that of the default device.
 
     Raises:
       WorkdirError, CheckpointError: if there is none or it is damaged.
+      ValueError: if the platform is unknown.
     """
+    if platform is not None:
+        check_platform(platform)
     file = Path(folder) / _MODEL
     try:
         found: Mapping[str, Any] = json.loads(file.read_text())
@@ -97,7 +103,10 @@ def load_model(folder: str | Path) -> Exported:
     variables = checkpoint.restore(folder, template)
 
     def predict(images: jax.Array) -> jax.Array:
-        with product_precision(config.precision):
+        with (
+            product_precision(config.precision),
+            tracing_for(platform or traced_platform()),
+        ):
             return task.predict(variables, images)
 
     return Exported(model, variables, predict)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.initializers import normal
+from fedjax_prune.platforms import traced_platform
 from fedjax_prune.precision import at_least_float32
 from fedjax_prune.selection import kth_largest
 
@@ -92,7 +93,8 @@ def active_gates(
 def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     """Marks the `k` largest entries along the last axis.
 
-    Logits are ranked, not saliences: float32 sigmoids tie above about 17.
+    Logits are ranked, not saliences: float32 sigmoids tie above about 17. CPUs select
+    without sorting; the platform is that of `convolution.convolve`.
 
     Args:
       logits: [..., channels] float.
@@ -108,7 +110,7 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
     logits = jax.lax.stop_gradient(logits)
-    if jax.default_backend() == "cpu":
+    if traced_platform() == "cpu":
         threshold = kth_largest(logits, k)
         above, ties = logits > threshold, logits == threshold
         missing = k - above.sum(-1, keepdims=True)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_prune.platforms import check_platform, default_platform, tracing_for
 from fedjax_prune.types import Cohort, RoundInputs, Tree
 
 AXIS = "devices"
@@ -32,11 +33,23 @@ class Placement(NamedTuple):
       reduction: one of REDUCTIONS. `all_reduce` adds messages as clients finish,
         then over devices. `fixed_order` keeps them all and adds them by client id,
         the same on any number of devices.
+      target: the platform that programs are lowered for ahead of time; None is that of
+        the devices.
     """
 
     mesh: Mesh | None = None
     num_devices: int = 1
     reduction: str = "all_reduce"
+    target: str | None = None
+
+    @property
+    def platform(self) -> str:
+        """The platform of the programs, which are traced in the forms for it."""
+        if self.target is not None:
+            return self.target
+        if self.mesh is None:
+            return default_platform()
+        return self.mesh.devices.flat[0].platform
 
     @property
     def num_blocks(self) -> int:
@@ -74,7 +87,12 @@ class Placement(NamedTuple):
 ONE_DEVICE = Placement()
 
 
-def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Placement:
+def make_placement(
+    num_devices: int = 1,
+    reduction: str = "all_reduce",
+    *,
+    platform: str | None = None,
+) -> Placement:
     """Places rounds on the first local devices.
 
     XLA compiles a program of one partition by other passes than one of several: it
@@ -84,10 +102,15 @@ def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Place
     Args:
       num_devices: at least 1, at most the number of local devices.
       reduction: one of REDUCTIONS.
+      platform: one of PLATFORMS, to lower programs ahead of time for as many devices
+        of another platform than the local one.
 
     Raises:
-      ValueError: if there are fewer devices, or the reduction is unknown.
+      ValueError: if there are fewer devices, or the reduction or the platform is
+        unknown.
     """
+    if platform is not None:
+        check_platform(platform)
     local = jax.local_devices()
     if not 1 <= num_devices <= len(local):
         raise ValueError(f"devices must be in [1, {len(local)}], got {num_devices}.")
@@ -95,10 +118,10 @@ def make_placement(num_devices: int = 1, reduction: str = "all_reduce") -> Place
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
     if num_devices == 1 and reduction == "all_reduce":
-        return ONE_DEVICE
+        return ONE_DEVICE._replace(target=platform)
     in_mesh = max(num_devices, 2 if reduction == "fixed_order" else 1)
     mesh = Mesh(np.array(local[:in_mesh]), (AXIS,))
-    return Placement(mesh, num_devices, reduction)
+    return Placement(mesh, num_devices, reduction, platform)
 
 
 def put_whole(placement: Placement, tree: Tree) -> Tree:
@@ -145,21 +168,22 @@ def share_work(
     Returns:
       What `function(whole, parts)` would return.
     """
-    if placement.mesh is None:
-        return function(whole, parts)
-    size = jax.tree.leaves(parts)[0].shape[0]
-    missing = -size % placement.num_blocks
-    padded = jax.tree.map(
-        lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), parts
-    )
-    mapped = jax.shard_map(
-        function,
-        mesh=placement.mesh,
-        in_specs=(WHOLE, SPLIT),
-        out_specs=PartitionSpec(*[None] * out_axis, AXIS),
-        check_vma=False,
-    )
-    return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
+    with tracing_for(placement.platform):
+        if placement.mesh is None:
+            return function(whole, parts)
+        size = jax.tree.leaves(parts)[0].shape[0]
+        missing = -size % placement.num_blocks
+        padded = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), parts
+        )
+        mapped = jax.shard_map(
+            function,
+            mesh=placement.mesh,
+            in_specs=(WHOLE, SPLIT),
+            out_specs=PartitionSpec(*[None] * out_axis, AXIS),
+            check_vma=False,
+        )
+        return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
 
 
 def input_specs(inputs: RoundInputs) -> Tree:

@@ -24,6 +24,7 @@ from fedjax_prune.placement import (
     Placement,
     input_specs,
 )
+from fedjax_prune.platforms import tracing_for
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
@@ -74,7 +75,7 @@ def make_round(
 
         Args:
           inputs: what the round takes.
-          placement: where it runs.
+          placement: where it runs; its platform chooses the forms of convolutions.
 
         Returns:
           The state and the rows after the round and the sums, [num_places, ...], with
@@ -136,7 +137,8 @@ def make_training(
                 # The loops of different devices have different lengths.
                 check_vma=False,
             )
-        gathered, rows, sums, executed = run(inputs)
+        with tracing_for(placement.platform):
+            gathered, rows, sums, executed = run(inputs)
         return gathered, rows, sums | {"steps_executed": executed}
 
     return train

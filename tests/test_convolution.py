@@ -137,7 +137,7 @@ def test_form_follows_the_table():
         x = jnp.zeros((4, *size, channels), changes.get("dtype", jnp.float32))
         kernel = jnp.zeros((*window, channels, 4))
         pads = ((1, 1), (1, 1))
-        return form_of(x, kernel, strides, pads, changes.get("backend", "cpu"))
+        return form_of(x, kernel, strides, pads, changes.get("platform", "cpu"))
 
     assert form() == form(channels=128) == "winograd"
     assert form(channels=31) == form(channels=8) == form(window=(5, 5)) == "direct"
@@ -145,7 +145,7 @@ def test_form_follows_the_table():
     assert form(size=(4, 4), window=(5, 5)) == form(channels=7) == "patches"
     assert form(window=(5, 5), channels=1) == "direct"
     assert form(strides=2) == form(window=(1, 1)) == form(channels=129) == "patches"
-    assert form(backend="gpu") == form(backend="tpu") == "patches"
+    assert form(platform="gpu") == form(platform="tpu") == "patches"
     assert form(dtype=jnp.bfloat16) == "patches"
 
 

@@ -21,7 +21,7 @@ from tests.test_train import final_state
 def finished(tmp_path_factory):
     """A run whose masks of the last round are not those of all explorers."""
     workdir = tmp_path_factory.mktemp("run")
-    config = pruned_config(rounds=2)
+    config = pruned_config(rounds=2, **{"model.width": 0.5})
     assert train.run(config, workdir) == 0
     state, _ = final_state(config, workdir)
     return config, workdir, state
@@ -66,3 +66,16 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         export_model(tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_lowered_for_another_platform(finished, tmp_path):
+    """The second convolution reads 8 channels, so a CPU convolves it by `lax`."""
+    _, workdir, _ = finished
+    export_model(workdir, tmp_path, compact=False)
+    images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
+    for platform, words in ((None, True), ("cpu", True), ("tpu", False)):
+        predict = jax.jit(load_model(tmp_path, platform=platform).predict)
+        lowered = jax.export.export(predict, platforms=[platform or "cpu"])(images)
+        assert ("stablehlo.convolution" in lowered.mlir_module()) == words
+    with pytest.raises(ValueError, match="platform must be one of"):
+        load_model(tmp_path, platform="gpus")

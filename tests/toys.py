@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.placement import ONE_DEVICE, Placement
-from fedjax_prune.store import Store
+from fedjax_prune.placement import ONE_DEVICE, Placement, put_split
+from fedjax_prune.store import Store, make_store
 from fedjax_prune.types import Cohort, Dataset, Task, Tree, Variables
 
 
@@ -126,10 +126,27 @@ def contiguous_cohort(
     )
 
 
+def store_of(rows: Tree, placement: Placement = ONE_DEVICE) -> Store:
+    """A store on the devices that holds these rows of all clients."""
+    num_clients = jax.tree.leaves(rows)[0].shape[0]
+    first = jax.tree.map(lambda x: x[0], rows)
+    store = make_store("device", first, num_clients, placement)
+    ids, places = _all_places(num_clients, placement)
+    padded = jax.tree.map(lambda x: np.asarray(x)[places], rows)
+    store.put(ids, put_split(placement, padded))
+    return store
+
+
 def all_rows(store: Store, placement: Placement = ONE_DEVICE) -> Tree:
     """The rows of all clients as one cohort, numpy."""
     leaves = jax.tree.leaves(store.shapes)
     num_clients = leaves[0].shape[0] if leaves else 1
+    ids, _ = _all_places(num_clients, placement)
+    return jax.tree.map(lambda x: np.asarray(x)[:num_clients], store.take(ids))
+
+
+def _all_places(num_clients: int, placement: Placement) -> tuple:
+    """Ids of all clients, padded with nobody, and whose rows stand there."""
     places = np.arange(num_clients + -num_clients % placement.num_blocks)
     ids = np.minimum(places, num_clients).astype(np.int32)
-    return jax.tree.map(lambda x: np.asarray(x)[:num_clients], store.take(ids))
+    return ids, np.minimum(places, num_clients - 1)
