@@ -192,7 +192,7 @@ def test_an_nnx_module_says_how_to_wrap_it():
 
 
 def test_a_wrapped_nnx_module_trains_as_numpy_does():
-    """One step of batch norm, without dropout, and a forward pass of the dense layer."""
+    """One step of batch norm; then batch norm and the dense layer in evaluation."""
     task = make_task(nnx.bridge.to_linen(NNXNet, 3), SHAPE)
     variables = task.init(KEY)
     assert set(variables.params) == {"norm", "fc"}
