@@ -82,6 +82,12 @@ def server_step(
 ) -> tuple[Tree, Tree]:
     """Applies the pseudo-gradient.
 
+    With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k), n = sum_k n_k
+    over the clients of the cohort. FedDP's algorithm 1 prints w <- w + sum_k (n_k / n)
+    w_k, which would add whole models to the old one, and calls n the number of all
+    samples, with which the weights of a smaller cohort would not sum to 1: its w_k are
+    read as changes, and its n as the cohort's total.
+
     Args:
       server_tx: the server optimiser.
       params: before the round.
