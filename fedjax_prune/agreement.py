@@ -54,11 +54,11 @@ def ramped(
       round: t, [] int32, from 1.
 
     Returns:
-      [] float32; `threshold` itself without a ramp.
+      [] float; `threshold` itself without a ramp.
     """
     if ramp == 0:
         return threshold
-    left = jnp.clip(1 - round.astype(jnp.float32) / ramp, 0, 1)
+    left = jnp.clip(1 - round.astype(float) / ramp, 0, 1)
     return threshold - (threshold - first) * left**3
 
 
@@ -71,7 +71,7 @@ def ranks(guidance: Tree, prunable: Tree) -> Tree:
     """
     flat = _flatten(guidance, prunable)
     order = jnp.argsort(flat, descending=True, stable=True)
-    places = jnp.arange(flat.size - 1, -1, -1, dtype=jnp.float32)
+    places = jnp.arange(flat.size - 1, -1, -1, dtype=flat.dtype)
     ranked = jnp.zeros_like(flat).at[order].set(places / max(1, flat.size - 1))
     return _unflatten(ranked, guidance, prunable, 0.0)
 
@@ -93,8 +93,8 @@ def rescore(
       kept: bool, the mask before.
       score: s_j, like `kept`.
       prunable: a bool for each array.
-      threshold: T_t in [0, 1), a number or [] float32; the share is rounded up to whole
-        entries, by float32 if it is an array.
+      threshold: T_t in [0, 1), a number or [] float; the share is rounded up to whole
+        entries, in the dtype of an array.
       max_change: zeta, in [0, 1].
 
     Returns:

@@ -43,7 +43,8 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
     def one_batch(start: jax.Array) -> jax.Array:
         images = jax.lax.dynamic_slice_in_dim(dataset.images, start, batch_size)
         labels = jax.lax.dynamic_slice_in_dim(dataset.labels, start, batch_size)
-        return task.predict(variables, images).argmax(-1) == labels
+        predicted = task.predict(variables, images).argmax(-1)
+        return predicted.astype(labels.dtype) == labels
 
     correct = jax.lax.map(one_batch, starts)
     places = starts[:, None] + jnp.arange(batch_size)[None, :]
@@ -91,13 +92,13 @@ def local_accuracy(correct: jax.Array, validation: Population) -> jax.Array:
       validation: indices into the same examples, one row per client.
 
     Returns:
-      [num_clients] float32.
+      [num_clients] float.
     """
     indices = jnp.asarray(validation.indices)
     real = jnp.arange(indices.shape[1])[None, :] < validation.sizes[:, None]
     correct = jnp.broadcast_to(correct, (indices.shape[0], correct.shape[1]))
     hits = jnp.take_along_axis(correct, indices, axis=1) & real
-    return hits.sum(axis=1) / validation.sizes
+    return hits.sum(axis=1, dtype=jnp.int32) / validation.sizes
 
 
 def holdout_accuracy(
@@ -117,7 +118,7 @@ def holdout_accuracy(
       placement: the devices, each of which takes a part of the clients.
 
     Returns:
-      [num_clients] float32.
+      [num_clients] float.
     """
 
     def on_part(whole: tuple[Variables, Dataset], clients: tuple) -> jax.Array:
@@ -129,7 +130,8 @@ def holdout_accuracy(
             correct = correct_examples(
                 task, variables._replace(personal=personal), held_out
             )
-            return (correct & (jnp.arange(indices.shape[0]) < size)).sum() / size
+            hits = correct & (jnp.arange(indices.shape[0]) < size)
+            return hits.sum(dtype=jnp.int32) / size
 
         return jax.lax.map(one_client, clients)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.initializers import normal
 from fedjax_prune.platforms import traced_platform
-from fedjax_prune.precision import at_least_float32
+from fedjax_prune.precision import at_least_float32, wide
 from fedjax_prune.selection import kth_largest
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
@@ -126,7 +126,9 @@ def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
 
     `hard_ste` and `hard_dense_ste` are worth `mask` and have the gradient of
     `score`, of kept channels only or of all; `scale` is `mask * score` with its
-    own gradient, as in FBS; `hard_nograd` is the mask as a constant.
+    own gradient, as in FBS; `hard_nograd` is the mask as a constant. FedDP says only
+    that gates are trained with the network: the straight-through estimator (Bengio et
+    al., https://arxiv.org/abs/1308.3432) is our choice for the gradient of its top-K.
 
     Args:
       mask: float, 0 or 1.
@@ -167,15 +169,16 @@ def rescaling(rescale: str, k: int, num_channels: int) -> float:
 
 
 def gate_logits(kernel: jax.Array, bias: jax.Array, pooled: jax.Array) -> jax.Array:
-    """Computes z = W s + b in float32 on every backend.
+    """Computes z = W s + b in full precision on every backend.
 
     Args:
-      kernel: [in_channels, channels] float32.
-      bias: [channels] float32.
-      pooled: [batch_size, in_channels] float32, the input's channel means.
+      kernel: [in_channels, channels], at least float32.
+      bias: [channels], dtype of the kernel.
+      pooled: [batch_size, in_channels], dtype of the kernel, the input's channel means.
 
     Returns:
-      [batch_size, channels] float32. At a lower precision other channels win.
+      [batch_size, channels], dtype of the kernel. At a lower precision other channels
+      win.
     """
     product = jnp.dot(pooled, kernel, precision=jax.lax.Precision.HIGHEST)
     return product + bias[None]
@@ -192,15 +195,15 @@ def select(
 
     Args:
       weights: a Gate's `kernel` [in_channels, channels] and `bias` [channels].
-      pooled: [in_channels] float32, means of the convolution's input, 0 where the
-        input's own gate dropped a channel.
+      pooled: [in_channels], dtype of the weights, means of the convolution's input,
+        0 where the input's own gate dropped a channel.
       settings: valid gate settings.
       channels_before: as in Gate.
       alive: [channels] bool, False = pruned; None is all alive.
 
     Returns:
-      indices [min(K, channels)] int32 and the multipliers of these channels, float32,
-      0 for those that are not alive.
+      indices [min(K, channels)] int32 and the multipliers of these channels, 0 for
+      those that are not alive.
     """
     logits = gate_logits(weights["kernel"], weights["bias"], pooled[None])[0]
     if alive is not None:
@@ -221,8 +224,9 @@ class Gate(nn.Module):
     `alive`, as `alive` [channels] bool; without it all are. Its weights are in the
     collection `gates`, drawn from the random stream of that name, so it never changes
     what other modules draw or send. Into `gate_sums` it sows, over the samples in
-    `example_mask`, `lasso` [] float32, the sum of |logits| (FedDP, equation 5), and
-    `selected` [channels] float32, the number of samples that kept each channel.
+    `example_mask`, `lasso` [], the sum of |logits| (FedDP, equation 5), and `selected`
+    [channels], the number of samples that kept each channel. Weights, sums and masks
+    have the input's dtype, but at least float32.
 
     Attributes:
       channels: output channels of the convolution.
@@ -246,10 +250,10 @@ class Gate(nn.Module):
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          (multiplier, mask), each [batch_size, channels] float32: what the
-          features are multiplied by, and 1 for kept channels as a constant.
+          (multiplier, mask), each [batch_size, channels]: what the features are
+          multiplied by, and 1 for kept channels as a constant.
         """
-        kernel, bias = self._weights(x.shape[-1])
+        kernel, bias = self._weights(x.shape[-1], wide(x.dtype))
         logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
         k = num_kept(self.settings.keep_ratio, self.channels_before)
         alive = self.get_variable("alive", "alive")
@@ -267,13 +271,17 @@ class Gate(nn.Module):
         scale = rescaling(self.settings.rescale, k, self.channels_before)
         return multiplier * scale, mask
 
-    def _weights(self, in_channels: int) -> tuple[jax.Array, jax.Array]:
+    def _weights(
+        self, in_channels: int, dtype: jnp.dtype
+    ) -> tuple[jax.Array, jax.Array]:
         shape, stddev = (in_channels, self.channels), math.sqrt(2 / in_channels)
         kernel = self.variable(
-            "gates", "kernel", lambda: normal(self.make_rng("gates"), shape, stddev)
+            "gates",
+            "kernel",
+            lambda: normal(self.make_rng("gates"), shape, stddev, dtype),
         )
         bias = self.variable(
-            "gates", "bias", jnp.full, (self.channels,), self.settings.bias, jnp.float32
+            "gates", "bias", jnp.full, (self.channels,), self.settings.bias, dtype
         )
         return kernel.value, bias.value
 

@@ -1,4 +1,8 @@
-"""What may be rounded to fewer bits, and what stays float32.
+"""What may be rounded to fewer bits, and what is at least float32.
+
+A model's `dtype` is that of its activations. `float`, the default, is JAX's own:
+float32, or float64 where `jax_enable_x64` is set. What is never reduced has this dtype,
+too, but at least float32.
 
 Reduced: the operands of convolutions and dense layers and, with bfloat16, the
 activations between them. Never reduced: parameters, their gradients and optimiser
@@ -11,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 class Precision(NamedTuple):
@@ -45,7 +50,13 @@ def product_precision(name: str) -> AbstractContextManager:
 
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Widens a reduced array; float32 and float64 pass."""
-    return x.astype(_at_least_float32(x.dtype))
+    return x.astype(wide(x.dtype))
+
+
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of what is never reduced in a model with activations of `dtype`."""
+    exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.float64
+    return jnp.dtype(jnp.float64 if exact else jnp.float32)
 
 
 @jax.custom_vjp
@@ -86,8 +97,4 @@ matmul.defvjp(_forward, _backward)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(a, b, preferred_element_type=_at_least_float32(a.dtype))
-
-
-def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+    return jnp.dot(a, b, preferred_element_type=wide(a.dtype))

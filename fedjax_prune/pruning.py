@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.channels import drop_channels, find_leaf
+from fedjax_prune.precision import wide
 from fedjax_prune.selection import kth_largest
 from fedjax_prune.types import ChannelGroup, Tree
 
@@ -79,7 +80,7 @@ def guidance_matrix(deviations: Tree, *, normalization: str = "minmax") -> Tree:
         [R]: D, so that arrays compete.
 
     Returns:
-      G, float32, like `deviations`.
+      G, like `deviations`, dtypes included.
     """
     return jax.tree.map(NORMALIZATIONS[normalization], deviations)
 
@@ -269,13 +270,13 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
       group: of channels.
 
     Returns:
-      [size] float32; of several branches the largest.
+      [size], at least float32; of several branches the largest.
     """
     means = []
     for slot in group.producers:
         leaf = find_leaf(tree, slot.path)
         assert leaf is not None, f"{group.name} is written by no {slot.path}"
-        by_channel = jnp.moveaxis(leaf.astype(jnp.float32), slot.axis, 0)
+        by_channel = jnp.moveaxis(leaf.astype(wide(leaf.dtype)), slot.axis, 0)
         part = by_channel.reshape(by_channel.shape[0], -1).mean(1)
         means.append(part[slot.start : slot.start + group.size])
     return jnp.stack(means).max(0)
@@ -305,8 +306,8 @@ def _rank(deviation: jax.Array) -> jax.Array:
     ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
     first = jax.lax.cummax(jnp.where(starts, places, 0))
     last = jax.lax.cummin(jnp.where(ends, places, flat.size), reverse=True)
-    middle = first.astype(jnp.float32) / 2 + last.astype(jnp.float32) / 2
-    ranks = jnp.zeros(flat.shape, jnp.float32).at[order].set(middle)
+    middle = first.astype(flat.dtype) / 2 + last.astype(flat.dtype) / 2
+    ranks = jnp.zeros_like(flat).at[order].set(middle)
     return (ranks / max(1, flat.size - 1)).reshape(deviation.shape)
 
 

@@ -3,9 +3,11 @@
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedjax_prune.fields import DECAY, above, checked, one_of
+from fedjax_prune.precision import wide
 from fedjax_prune.types import Tree
 
 SERVER_OPTIMIZERS = {
@@ -41,6 +43,19 @@ def make_server_tx(
     Returns:
       The transformation; fields that the optimiser does not have are ignored.
 
+      `adam` and `yogi` have the form of Optax, not the one that Reddi et al. print.
+      With g the pseudo-gradient and t = 1, 2, ... the server's steps,
+
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2                            adam
+        v <- v - (1 - b2) sign(v - g^2) g^2                 yogi
+        params <- params - lr m' / (sqrt(v') + eps),
+        m' = m / (1 - b1^t),  v' = v / (1 - b2^t).
+
+      The paper's algorithm 2 steps by m / (sqrt(v) + eps) without that correction of
+      the bias and starts v at eps^2 or more. Here m and v start at 0 with `adam` and at
+      1e-6 with `yogi`.
+
     Raises:
       ValueError: if a value is out of its range or the name unknown.
 
@@ -59,6 +74,12 @@ def server_step(
 ) -> tuple[Tree, Tree]:
     """Applies the pseudo-gradient.
 
+    With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k), n = sum_k n_k
+    over the clients of the cohort. FedDP's algorithm 1 prints w <- w + sum_k (n_k / n)
+    w_k, which would add whole models to the old one, and calls n the number of all
+    samples, with which the weights of a smaller cohort would not sum to 1: its w_k are
+    read as changes, and its n as the cohort's total.
+
     Args:
       server_tx: the server optimiser.
       params: before the round.
@@ -73,5 +94,10 @@ def server_step(
 
 
 def scale(tree: Tree, factor: jax.Array) -> Tree:
-    """The tree times a scalar: a client's weighted part of a sum."""
-    return jax.tree.map(lambda x: factor * x, tree)
+    """The tree times a scalar: a client's weighted part of a sum.
+
+    Args:
+      tree: float arrays.
+      factor: [] float, rounded to the dtype of each array.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(factor, wide(x.dtype)) * x, tree)

@@ -1,4 +1,4 @@
-"""How one client walks: optimiser, step sizes, epochs and batches."""
+"""The local solver of a client: optimiser, step sizes, epochs and batches."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,14 @@ import optax
 from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked, one_of
 from fedjax_prune.stopping import EarlyStopping
 from fedjax_prune.transforms import descend
+from fedjax_prune.types import Tree
 
 StepSize = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(epoch, batch in the epoch, batches per epoch) -> step size, all scalars."""
+"""(epoch, batch in the epoch, batches per epoch) -> step size, all scalars.
+
+The step size is of JAX's default float dtype, so float64 where `jax_enable_x64` is set;
+`descend` rounds it to the dtype of each gradient.
+"""
 
 
 class LocalSolver(NamedTuple):
@@ -69,6 +74,33 @@ def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
         )
 
 
+def per_step_mass(tree: Tree, step_mass: jax.Array) -> Tree:
+    """Divides by the step mass; zeros if there is none.
+
+    The step mass is 0 where all step sizes of a round underflow, as with a small
+    `lr_decay` after many rounds. The client has then not moved: its mean gradient is
+    unknown and is taken as 0 in place of 0 / 0.
+
+    Args:
+      tree: what a client has moved, float.
+      step_mass: A_k, [] float, at least 0.
+
+    Returns:
+      Like `tree`, dtypes included.
+
+    Examples:
+      >>> per_step_mass({"w": jnp.float32(3)}, jnp.float32(2))["w"].item()
+      1.5
+      >>> per_step_mass({"w": jnp.float32(0)}, jnp.float32(0))["w"].item()
+      0.0
+    """
+    has_moved = step_mass > 0
+    divisor = jnp.where(has_moved, step_mass, 1)
+    return jax.tree.map(
+        lambda x: jnp.where(has_moved, x / divisor.astype(x.dtype), 0), tree
+    )
+
+
 def _chain(
     *transformations: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
@@ -89,21 +121,21 @@ def _adam(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]
 
 def _constant(lr: float, lr_min: float, epochs: int) -> StepSize:
     del lr_min, epochs
-    return lambda epoch, batch, batches: jnp.float32(lr)
+    return lambda epoch, batch, batches: jnp.asarray(lr, float)
 
 
 def _cosine_epoch(lr: float, lr_min: float, epochs: int) -> StepSize:
     def step_size(epoch, batch, batches):
         del batch, batches
-        return _cosine(lr, lr_min, epoch.astype(jnp.float32) / epochs)
+        return _cosine(lr, lr_min, epoch.astype(float) / epochs)
 
     return step_size
 
 
 def _cosine_step(lr: float, lr_min: float, epochs: int) -> StepSize:
     def step_size(epoch, batch, batches):
-        within = batch.astype(jnp.float32) / batches.astype(jnp.float32)
-        return _cosine(lr, lr_min, (epoch.astype(jnp.float32) + within) / epochs)
+        within = batch.astype(float) / batches.astype(float)
+        return _cosine(lr, lr_min, (epoch.astype(float) + within) / epochs)
 
     return step_size
 

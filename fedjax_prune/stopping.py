@@ -21,11 +21,11 @@ Monitor = Annotated[
 
 
 class Watch(NamedTuple):
-    """What early stopping has seen of a client. All are scalars."""
+    """What early stopping has seen of a client: scalars of JAX's default dtypes."""
 
-    loss: jax.Array  # float32, sum of this epoch
-    count: jax.Array  # float32, its examples
-    best: jax.Array  # float32, lowest monitored loss
+    loss: jax.Array  # float, sum of this epoch
+    count: jax.Array  # float, its examples
+    best: jax.Array  # float, lowest monitored loss
     waited: jax.Array  # int32, epochs since then
 
 
@@ -45,8 +45,8 @@ class EarlyStopping(NamedTuple):
 
     def start(self) -> Watch:
         """Nothing seen."""
-        zero = jnp.float32(0)
-        return Watch(zero, zero, jnp.float32(jnp.inf), jnp.int32(0))
+        zero = jnp.zeros((), float)
+        return Watch(zero, zero, jnp.full_like(zero, jnp.inf), jnp.int32(0))
 
     def after_step(
         self, watch: Watch, sums: Sums, ends_epoch: jax.Array
@@ -61,10 +61,13 @@ class EarlyStopping(NamedTuple):
         Returns:
           The watch and whether the client has had enough, [] bool.
         """
-        loss, count = watch.loss + sums["loss"], watch.count + sums["count"]
+        step_loss, step_count = (
+            sums[name].astype(watch.best.dtype) for name in ("loss", "count")
+        )
+        loss, count = watch.loss + step_loss, watch.count + step_count
         monitored = loss / count
         if self.monitor == "last_batch":
-            monitored = sums["loss"] / sums["count"]
+            monitored = step_loss / step_count
         waited = jnp.where(monitored < watch.best, 0, watch.waited + 1)
         zero, best = jnp.zeros_like(loss), jnp.minimum(monitored, watch.best)
         after = Watch(zero, zero, best, waited)

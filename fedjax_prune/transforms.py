@@ -89,13 +89,13 @@ def descend() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation without state. Its `update` needs the keyword `step_size`,
-      a float32 scalar: it depends on the client's own number of batches, so no
-      step counter could give it.
+      a float scalar: it depends on the client's own number of batches, so no step
+      counter could give it. It is rounded to the dtype of each gradient.
     """
 
     def update(updates, state, params=None, *, step_size, **extra_args):
         del params, extra_args
-        return jax.tree.map(lambda g: -step_size * g, updates), state
+        return jax.tree.map(lambda g: -step_size.astype(g.dtype) * g, updates), state
 
     # Optax types `update` without the keywords that it passes on.
     return optax.GradientTransformationExtraArgs(
@@ -218,7 +218,7 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
         keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))
 
         def zero(update, param, count, key):
-            numbers = jax.random.bits(key, (update.size,))
+            numbers = jax.random.bits(key, (update.size,), jnp.uint32)
             # Equal numbers are told apart by their place, so that exactly count go.
             place = jnp.argsort(numbers)[:count]
             gone = jnp.zeros(update.size, bool).at[place].set(True)

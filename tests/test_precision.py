@@ -73,24 +73,22 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-@jax.numpy_dtype_promotion("standard")  # fresh parameters are float32
+@jax.numpy_dtype_promotion("standard")  # Flax's norms start in float32
 def test_lanes_agree_in_float64_after_ten_steps(name):
     """Every model gated, with batch norm and dropout, three unequal clients."""
     model, shape = SMALL[name]
-    model = model.clone(
-        gates=GateSettings(0.5), norm="bn", dropout=0.5, dtype=jnp.float64
-    )
-    task = make_task(model, shape, lasso_weight=1e-3)
+    model = model.clone(gates=GateSettings(0.5), norm="bn", dropout=0.5)
     solver = make_solver(epochs=2, batch_size=2, lr=0.05, momentum=0.9)
-    algorithm = ALGORITHMS["fedavg"](task, solver, make_server_tx())
     dataset = toys.image_dataset(17, shape, 4)
     key = jax.random.key(0)
     with jax.enable_x64(True):
-        wide = lambda tree: jax.tree.map(  # noqa: E731
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
-        )
-        state = wide(jax.jit(algorithm.init)(key))
-        rows = wide(create(jax.jit(algorithm.row)(key), 3))
+        task = make_task(model, shape, lasso_weight=1e-3)
+        algorithm = ALGORITHMS["fedavg"](task, solver, make_server_tx())
+        state = jax.jit(algorithm.init)(key)
+        rows = create(jax.jit(algorithm.row)(key), 3)
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {
+            jnp.dtype("float64")
+        }
         run = jax.jit(algorithm.round)
         one, three = (
             run(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.solver import make_solver, num_batches
+from fedjax_prune.solver import make_solver, num_batches, per_step_mass
 
 
 def step_sizes(solver, num_epochs, batches):
@@ -24,10 +24,10 @@ def test_cosine_over_epochs_has_the_published_values():
     solver = make_solver(epochs=10, batch_size=64, lr=0.1)
     sizes = step_sizes(solver, 10, 2)
     published = [
-        *(0.1, 0.097553, 0.090451, 0.079389, 0.065451),
-        *(0.05, 0.034549, 0.020611, 0.009549, 0.002447),
+        [0.1, 0.097553, 0.090451, 0.079389, 0.065451],
+        [0.05, 0.034549, 0.020611, 0.009549, 0.002447],
     ]
-    np.testing.assert_allclose(sizes[:, 0], published, atol=5e-7)
+    np.testing.assert_allclose(sizes[:, 0], np.ravel(published), atol=5e-7)
     np.testing.assert_array_equal(sizes[:, 0], sizes[:, 1])
     # lr (E + 1) / 2
     np.testing.assert_allclose(sizes[:, 0].sum(), 0.55, rtol=1e-6)
@@ -48,9 +48,8 @@ def test_constant_schedule_is_constant():
 
 
 def test_num_batches_keeps_the_partial_batch():
-    assert [int(num_batches(jnp.int32(n), 64)) for n in (1, 64, 65, 476)] == [
-        *(1, 1, 2, 8),
-    ]
+    found = [int(num_batches(jnp.int32(n), 64)) for n in (1, 64, 65, 476)]
+    assert found == [1, 1, 2, 8]
 
 
 def test_mass_of_momentum_equals_the_closed_form():
@@ -67,6 +66,16 @@ def test_mass_of_momentum_equals_the_closed_form():
     beta, tau = 0.9, 7
     expected = 0.1 * (tau - beta * (1 - beta**tau) / (1 - beta)) / (1 - beta)
     np.testing.assert_allclose(mass, expected, rtol=1e-5)
+
+
+def test_without_step_mass_nothing_has_moved():
+    """Step sizes of 0.5^124 and less are 0 in float32: 0 / 0 counts as 0."""
+    moved = {"w": jnp.array([3.0, -1.0])}
+    found = jax.jit(per_step_mass)(moved, jnp.float32(0.5))
+    np.testing.assert_array_equal(found["w"], [6.0, -2.0])
+    still = {"w": jnp.zeros(2)}
+    found = jax.jit(per_step_mass)(still, jnp.float32(0))
+    np.testing.assert_array_equal(found["w"], [0.0, 0.0])
 
 
 def test_weight_decay_is_coupled():

@@ -15,7 +15,6 @@ Choices:
   Without momentum a client sends one scalar more than in FedAvg.
 """
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -23,7 +22,7 @@ from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received
 from fedjax_prune.rounds import make_algorithm
 from fedjax_prune.server import scale, server_step
-from fedjax_prune.solver import LocalSolver, require_step_mass
+from fedjax_prune.solver import LocalSolver, per_step_mass, require_step_mass
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -61,8 +60,7 @@ def fednova(
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             mass, weight = result.step_mass, result.num_examples
-            # Step sizes that underflow to 0 move nothing, so any divisor will do.
-            normalised = scale(result.delta, 1 / jnp.where(mass > 0, mass, 1))
+            normalised = per_step_mass(result.delta, mass)
             message: Message = {
                 "normalised_delta": Mean(normalised, weight),
                 "step_mass": Mean(mass, weight),

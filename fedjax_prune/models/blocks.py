@@ -18,7 +18,7 @@ from fedjax_prune.gates import (
     select,
 )
 from fedjax_prune.initializers import normal, uniform
-from fedjax_prune.precision import matmul
+from fedjax_prune.precision import matmul, wide
 from fedjax_prune.types import Layer
 
 EPSILON = 1e-5
@@ -64,7 +64,7 @@ class Kept(NamedTuple):
     """The kept channels of one sample's features.
 
     Attributes:
-      values: [height, width, num_kept] float32.
+      values: [height, width, num_kept] float.
       indices: [num_kept] int32, which channels they are.
     """
 
@@ -136,20 +136,24 @@ def _pixels(windows: jax.Array) -> list[list[jax.Array]]:
     return [[windows[..., y, :, x, :] for x in (0, 1)] for y in (0, 1)]
 
 
-Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-"""(key, shape of a kernel) -> its first weights, float32."""
+Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
+"""(key, shape of a kernel, dtype) -> its first weights."""
 
 
-def he_fan_out(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def he_fan_out(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+) -> jax.Array:
     """Normal with variance 2 / fan-out, as in the authors' code of FedDP."""
     fan_out = math.prod(shape[:-2]) * shape[-1]
-    return normal(key, shape, math.sqrt(2 / fan_out))
+    return normal(key, shape, math.sqrt(2 / fan_out), dtype)
 
 
-def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def xavier(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+) -> jax.Array:
     """Normal with variance 2 / (fan-in + fan-out), as in AutoFLIP's code."""
     fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
-    return normal(key, shape, math.sqrt(2 / fans))
+    return normal(key, shape, math.sqrt(2 / fans), dtype)
 
 
 class TorchDense(nn.Module):
@@ -164,14 +168,16 @@ class TorchDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch_size, in_features] float to [batch_size, features]."""
-        kernel, bias = self.weights(x.shape[-1])
+        kernel, bias = self.weights(x.shape[-1], wide(x.dtype))
         return matmul(x, kernel) + bias[None].astype(x.dtype)
 
-    def weights(self, in_features: int) -> tuple[jax.Array, jax.Array]:
+    def weights(
+        self, in_features: int, dtype: jnp.dtype
+    ) -> tuple[jax.Array, jax.Array]:
         """The kernel [in_features, features] and the bias [features]."""
-        bound = 1 / math.sqrt(in_features)
-        kernel = self.param("kernel", uniform, (in_features, self.features), bound)
-        return kernel, self.param("bias", uniform, (self.features,), bound)
+        bound, shape = 1 / math.sqrt(in_features), (in_features, self.features)
+        kernel = self.param("kernel", uniform, shape, bound, dtype)
+        return kernel, self.param("bias", uniform, (self.features,), bound, dtype)
 
     def gathered(self, kept: Kept) -> jax.Array:
         """Maps the kept channels of one flattened map to [features]."""
@@ -185,9 +191,13 @@ class TorchDense(nn.Module):
 class XavierDense(TorchDense):
     """A dense layer whose weights start as `xavier` draws them, and biases at 0."""
 
-    def weights(self, in_features: int) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", xavier, (in_features, self.features))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+    def weights(
+        self, in_features: int, dtype: jnp.dtype
+    ) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", xavier, (in_features, self.features), dtype)
+        return kernel, self.param(
+            "bias", nn.initializers.zeros, (self.features,), dtype
+        )
 
 
 class GatedConv(nn.Module):
@@ -195,8 +205,11 @@ class GatedConv(nn.Module):
 
     The mask comes after the norm, which would map a zero to a constant, and after
     the ReLU, which would keep gradients from the gates of dropped channels. It also
-    comes after a max-pool: a multiplier that is not negative gives the same either way,
-    and there are fewer pixels.
+    comes after a max-pool, where there are fewer pixels. A multiplier that is not
+    negative gives the same either way, with one exception: in the mode `hard_dense_ste`
+    the gate of a dropped channel has a gradient, which is here that of the maximum, so
+    of what the channel would have sent. Before the pool the four pixels of a window
+    would all be 0 and share the gradient, so it would be that of their mean.
 
     Attributes:
       channels: output channels.
@@ -207,7 +220,7 @@ class GatedConv(nn.Module):
       use_bias: add a bias before the norm.
       use_relu: apply ReLU before the mask.
       padding: pixels of zeros on each side.
-      dtype: of the features.
+      dtype: of the features; parameters are at least float32.
       kernel_size: height and width of the kernel.
       kernel_init: of its weights.
       channels_before: output channels before some were removed, from which the
@@ -222,7 +235,7 @@ class GatedConv(nn.Module):
     use_bias: bool = True
     use_relu: bool = True
     padding: int = 1
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
     kernel_size: int = 3
     kernel_init: Initializer = he_fan_out
     channels_before: int = 0
@@ -235,25 +248,33 @@ class GatedConv(nn.Module):
         """Runs a batch through all channels and masks the dropped ones.
 
         Args:
-          x: [batch_size, height, width, in_channels] float32.
+          x: [batch_size, height, width, in_channels] float.
           train: normalise by the batch's statistics over the real samples.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
           The features [batch_size, new_height, new_width, channels] and the 0/1
-          mask [batch_size, channels] float32 of kept channels.
+          mask [batch_size, channels] of kept channels, at least float32.
         """
+        weights_dtype = wide(self.dtype)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, weights_dtype)
         y = convolve(
             x.astype(self.dtype), kernel, strides=self.strides, padding=self.padding
         )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+            bias = self.param(
+                "bias", nn.initializers.zeros, (self.channels,), weights_dtype
+            )
             y = y + bias[None, None, None].astype(y.dtype)
         if self.norm == "bn":
             y = nn.BatchNorm(
-                not train, momentum=0.9, epsilon=EPSILON, dtype=y.dtype, name="norm"
+                not train,
+                momentum=0.9,
+                epsilon=EPSILON,
+                dtype=y.dtype,
+                param_dtype=weights_dtype,
+                name="norm",
             )(y, mask=example_mask[:, None, None, None])
         elif self.norm == "gn":
             y = nn.GroupNorm(
@@ -262,6 +283,7 @@ class GatedConv(nn.Module):
                 epsilon=EPSILON,
                 use_fast_variance=False,
                 dtype=y.dtype,
+                param_dtype=weights_dtype,
                 name="norm",
             )(y)
         if self.use_relu:
@@ -270,9 +292,9 @@ class GatedConv(nn.Module):
         before = self.channels_before or self.channels
         settings = active_gates(self.gates, before)
         if settings is None:
-            return y, jnp.ones((x.shape[0], self.channels), jnp.float32)
+            return y, jnp.ones((x.shape[0], self.channels), weights_dtype)
         gate = Gate(self.channels, settings, before, name="gate")
-        multiplier, mask = gate(x, example_mask)
+        multiplier, mask = gate(x.astype(weights_dtype), example_mask)
         return y * multiplier[:, None, None].astype(y.dtype), mask
 
     def gathered(self, kept: Kept) -> Kept:
@@ -285,7 +307,8 @@ class GatedConv(nn.Module):
         indices, multiplier = self._select(kept, kernel.shape[2])
         kernel = kernel[:, :, kept.indices][..., indices]
         side = (self.padding, self.padding)
-        y = by_patches(kept.values[None], kernel, self.strides, (side, side))[0]
+        x = kept.values.astype(kernel.dtype)
+        y = by_patches(x[None], kernel, self.strides, (side, side))[0]
         if self.use_bias:
             y = y + weights["bias"][indices][None, None]
         if self.norm != "none":
@@ -301,9 +324,9 @@ class GatedConv(nn.Module):
         if settings is None:
             return (
                 jnp.arange(self.channels, dtype=jnp.int32),
-                jnp.ones((self.channels,), jnp.float32),
+                jnp.ones((self.channels,), wide(self.dtype)),
             )
-        pooled = kept.values.mean((0, 1), keepdims=True)
+        pooled = kept.values.astype(wide(self.dtype)).mean((0, 1), keepdims=True)
         pooled = fill_dropped(Kept(pooled, kept.indices), in_channels)[0, 0]
         alive = self.variables.get("alive", {}).get("gate", {}).get("alive")
         weights = self.variables["gates"]["gate"]

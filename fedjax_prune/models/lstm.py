@@ -15,7 +15,7 @@ from fedjax_prune.models.blocks import (
     scaled,
 )
 from fedjax_prune.models.needs import Needs, check_model
-from fedjax_prune.precision import at_least_float32, matmul
+from fedjax_prune.precision import at_least_float32, matmul, wide
 from fedjax_prune.types import ChannelGroup, Layer
 
 EMBEDDING = 8
@@ -38,9 +38,13 @@ class LSTM(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch_size, length, in_features] to [batch_size, length, hidden]."""
         size, bound = 4 * self.hidden, 1 / math.sqrt(self.hidden)
-        kernel = self.param("kernel", uniform, (x.shape[-1], size), bound)
-        recurrent = self.param("recurrent_kernel", uniform, (self.hidden, size), bound)
-        bias = self.param("bias", uniform, (size,), bound)
+
+        def draw(name: str, *shape: int) -> jax.Array:
+            return self.param(name, uniform, shape, bound, wide(x.dtype))
+
+        kernel = draw("kernel", x.shape[-1], size)
+        recurrent = draw("recurrent_kernel", self.hidden, size)
+        bias = draw("bias", size)
         inputs = matmul(x, kernel) + bias[None, None].astype(x.dtype)
 
         def step(
@@ -70,7 +74,8 @@ class NextCharLSTM(nn.Module):
       norm: `none`.
       gates: None.
       dropout: rate before the dense layer.
-      dtype: of the activations; parameters and the last layer are at least float32.
+      dtype: of the activations; parameters and the last layer have it, too, but at
+        least float32. `float` is JAX's default.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP, after LEAF,
@@ -82,7 +87,7 @@ class NextCharLSTM(nn.Module):
     norm: str = "none"
     gates: GateSettings | None = None
     dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
 
     @classmethod
     def needs(cls) -> Needs:
@@ -109,12 +114,15 @@ class NextCharLSTM(nn.Module):
           example_mask: unused, as nothing is averaged over the batch.
 
         Returns:
-          [batch_size, num_classes] float32.
+          [batch_size, num_classes], at least float32.
         """
         del example_mask
         hidden = scaled(self.width, HIDDEN)
         table = self.param(
-            "embedding", nn.initializers.normal(1.0), (self.num_classes, EMBEDDING)
+            "embedding",
+            nn.initializers.normal(1.0),
+            (self.num_classes, EMBEDDING),
+            wide(self.dtype),
         )
         x = table.at[images[:, :, 0, 0]].get(mode="clip").astype(self.dtype)
         x = LSTM(hidden, name="lstm1")(x)

@@ -6,7 +6,6 @@ from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fedjax_prune.channels import between
@@ -94,7 +93,7 @@ class PlainNetwork(nn.Module):
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before dense layers.
       dtype: of the activations; parameters, norm statistics, gates and the last layer
-        are at least float32.
+        have it, too, but at least float32. `float` is JAX's default.
       left: channels that were not removed, by name of their group; {} for all.
     """
 
@@ -103,7 +102,7 @@ class PlainNetwork(nn.Module):
     norm: str = "none"
     gates: GateSettings | None = None
     dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
     left: Mapping[str, int] = nn.FrozenDict()
 
     plan: ClassVar[Plan]
@@ -151,12 +150,12 @@ class PlainNetwork(nn.Module):
         """Computes logits, every channel computed and the dropped ones masked.
 
         Args:
-          images: [batch_size, height, width, channels] float32.
+          images: [batch_size, height, width, channels] float.
           train: drop units (random stream `dropout`) and use batch statistics.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          [batch_size, num_classes] float32.
+          [batch_size, num_classes], at least float32.
 
         Raises:
           ValueError: if the images have a size that the network cannot take.
@@ -194,7 +193,12 @@ class PlainNetwork(nn.Module):
         for (name, out, before, gates), size in zip(self._convs(), sizes, strict=False):
             layers.append(
                 conv_layer(
-                    *(name, channels, out, kept, gates, size),
+                    name,
+                    channels,
+                    out,
+                    kept_in=kept,
+                    gates=gates,
+                    size=size,
                     kernel_size=self.plan.kernel_size,
                     channels_before=before,
                 )

@@ -22,7 +22,7 @@ from fedjax_prune.models.blocks import (
     scaled,
 )
 from fedjax_prune.models.needs import Needs, check_model
-from fedjax_prune.precision import at_least_float32
+from fedjax_prune.precision import at_least_float32, wide
 from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (16, 32, 64)
@@ -50,7 +50,7 @@ class Block(nn.Module):
     strides: int
     inner: int
     channels_before: int
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
 
     def setup(self) -> None:
         use_bias = self.norm == "none"
@@ -76,8 +76,8 @@ class Block(nn.Module):
         """Runs a batch.
 
         Args:
-          x: [batch_size, height, width, in_channels] float32.
-          kept_before: [batch_size, in_channels] float32, 1 for the channels that
+          x: [batch_size, height, width, in_channels] float.
+          kept_before: [batch_size, in_channels] float, 1 for the channels that
             the previous block's gate kept.
           train: normalise by the batch's statistics over the real samples.
           example_mask: [batch_size] bool, False = padding.
@@ -118,7 +118,7 @@ class ResNet32(nn.Module):
       dropout: rate before the dense layer.
       blocks_per_stage: 5 for the 32 layers, 6 n + 2 of them for n.
       dtype: of the activations; parameters, norm statistics, gates and the last layer
-        are at least float32.
+        have it, too, but at least float32. `float` is JAX's default.
       left: channels that were not removed, by name of their group; {} for all.
 
     References:
@@ -132,7 +132,7 @@ class ResNet32(nn.Module):
     gates: GateSettings | None = None
     dropout: float = 0.0
     blocks_per_stage: int = 5
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
     left: Mapping[str, int] = nn.FrozenDict()
 
     @classmethod
@@ -170,7 +170,9 @@ class ResNet32(nn.Module):
             for name, stage, strides in self._blocks()
         ]
         self.drop = nn.Dropout(self.dropout)
-        self.fc = nn.Dense(self.num_classes, kernel_init=_he_normal)
+        self.fc = nn.Dense(
+            self.num_classes, param_dtype=wide(self.dtype), kernel_init=_he_normal
+        )
 
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
@@ -178,12 +180,12 @@ class ResNet32(nn.Module):
         """Computes logits, every channel computed and the dropped ones masked.
 
         Args:
-          images: [batch_size, height, width, channels] float32.
+          images: [batch_size, height, width, channels] float.
           train: drop units (random stream `dropout`) and use batch statistics.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          [batch_size, num_classes] float32.
+          [batch_size, num_classes], at least float32.
         """
         x, mask = self.stem(images, train=train, example_mask=example_mask)
         for block in self.blocks:
@@ -284,9 +286,8 @@ class ResNet32(nn.Module):
         ]
 
 
-def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: object) -> jax.Array:
-    del dtype
-    return normal(key, shape, math.sqrt(2 / shape[0]))
+def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    return normal(key, shape, math.sqrt(2 / shape[0]), dtype)
 
 
 def _is_literal(gates: GateSettings | None) -> bool:

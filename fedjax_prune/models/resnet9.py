@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fedjax_prune.channels import between, read_by, written_by
@@ -46,7 +45,7 @@ class ResNet9(nn.Module):
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before the dense layer.
       dtype: of the activations; parameters, norm statistics, gates and the last layer
-        are at least float32.
+        have it, too, but at least float32. `float` is JAX's default.
       left: channels that were not removed, by name of their group; {} for all.
 
     References:
@@ -58,7 +57,7 @@ class ResNet9(nn.Module):
     norm: str = "bn"
     gates: GateSettings | None = None
     dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = float
     left: Mapping[str, int] = nn.FrozenDict()
 
     @classmethod
@@ -95,12 +94,12 @@ class ResNet9(nn.Module):
         """Computes logits, every channel computed and the dropped ones masked.
 
         Args:
-          images: [batch_size, 32, 32, channels] float32.
+          images: [batch_size, 32, 32, channels] float.
           train: drop units (random stream `dropout`) and use batch statistics.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          [batch_size, num_classes] float32.
+          [batch_size, num_classes], at least float32.
 
         Raises:
           ValueError: if the images are not of 32x32.
@@ -144,7 +143,13 @@ class ResNet9(nn.Module):
             size = (height, width)
             layers.append(
                 conv_layer(
-                    *(name, channels, out, kept, gates, size), channels_before=before
+                    name,
+                    channels,
+                    out,
+                    kept_in=kept,
+                    gates=gates,
+                    size=size,
+                    channels_before=before,
                 )
             )
             channels, kept = out, layers[-1].kept_out
