@@ -135,15 +135,15 @@ def _row_bytes(leaf: np.ndarray | jax.Array) -> int:
 
 def _place_part(saved: np.ndarray, length: int, device: Any) -> jax.Array:
     """Sends a device its rows, piece by piece, and pads them to a length."""
+    # Each piece is waited for, so that no more than one is on the host.
     shape = (length, *saved.shape[1:])
     if length <= rows_at_once(_row_bytes(saved)):
         whole = np.zeros(shape, saved.dtype)
         whole[: len(saved)] = saved
-        return jax.device_put(whole, device)
+        return jax.block_until_ready(jax.device_put(whole, device))
     part = jnp.zeros(shape, saved.dtype, device=device)
     for start, count in _pieces(saved):
         piece = jax.device_put(np.array(saved[start : start + count]), device)
-        # Waited for, so that no more than one piece is on the host.
         part = jax.block_until_ready(_fill(part, piece, start))
     return part
 
