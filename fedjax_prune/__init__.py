@@ -1,5 +1,7 @@
 """Federated learning with model pruning, simulated at accelerator scale."""
 
+from typing import TYPE_CHECKING, Any
+
 from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.autoflip import autoflip
@@ -18,13 +20,15 @@ from fedjax_prune.convolution import convolve
 from fedjax_prune.costs import keep_ratio_for, macs
 from fedjax_prune.data.augment import make_augment
 from fedjax_prune.data.cohort import make_cohort, sample_cohort
-from fedjax_prune.data.load import DATASETS, as_dataset, load
+from fedjax_prune.data.load import DATASETS, DataError, as_dataset, load
 from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
 from fedjax_prune.evaluate import correct_by_client, correct_examples
 from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
+from fedjax_prune.outcome import TrainingError
 from fedjax_prune.rounds import make_round
 from fedjax_prune.server import make_server_tx
+from fedjax_prune.settings import SettingsError
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.transforms import add_control_variates, add_proximal
@@ -42,6 +46,12 @@ from fedjax_prune.types import (
     Task,
     Variables,
 )
+from fedjax_prune.workdir import WorkdirError
+
+if TYPE_CHECKING:
+    from fedjax_prune.checkpoint import CheckpointError
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ALGORITHMS",
@@ -51,9 +61,11 @@ __all__ = [
     "PARTITIONERS",
     "VGG11",
     "Batch",
+    "CheckpointError",
     "ClientProgram",
     "ClientState",
     "Cohort",
+    "DataError",
     "Dataset",
     "FederatedAlgorithm",
     "GateSettings",
@@ -63,8 +75,11 @@ __all__ = [
     "Probe",
     "ResNet32",
     "ServerState",
+    "SettingsError",
     "Task",
+    "TrainingError",
     "Variables",
+    "WorkdirError",
     "add_control_variates",
     "add_proximal",
     "as_dataset",
@@ -100,3 +115,12 @@ __all__ = [
     "top_k_mask",
     "train_cohort",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Orbax takes half a second to import, and only runs use it.
+    if name == "CheckpointError":
+        from fedjax_prune.checkpoint import CheckpointError
+
+        return CheckpointError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
