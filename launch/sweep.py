@@ -116,7 +116,7 @@ def _train(
         *overrides,
         *run.overrides,
     ]
-    print(f"{run.folder}: {' '.join(command[1:])}", flush=True)
+    print(f"{run.folder}: python {' '.join(command[1:])}", flush=True)
     (workdir / run.folder).parent.mkdir(parents=True, exist_ok=True)
     own = free.get()
     environment = dict(os.environ)
