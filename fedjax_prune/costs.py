@@ -6,16 +6,21 @@ image; FLOPs are twice as many.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, Self
+from typing import Annotated, NamedTuple, Protocol, Self
 
 import jax
 
+from fedjax_prune.fields import SHARE, checked
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import Layer
 from fedjax_prune.types import Tree
 
 GRID = 1000
 """Keep ratios are searched in steps of 1 / GRID."""
+
+FlopsTarget = Annotated[
+    float, SHARE, "Kept MACs over those of the plain network, gates not included."
+]
 
 
 class PrunableModel(Protocol):
@@ -81,8 +86,9 @@ def params_used(model: PrunableModel, image_shape: tuple[int, int, int]) -> floa
     return sum(map(_weights_kept, layers)) / sum(map(_weights, layers))
 
 
+@checked
 def keep_ratio_for(
-    model: PrunableModel, image_shape: tuple[int, int, int], flops_target: float
+    model: PrunableModel, image_shape: tuple[int, int, int], flops_target: FlopsTarget
 ) -> float:
     """Finds the keep ratio that leaves a given share of the MACs.
 
@@ -90,7 +96,6 @@ def keep_ratio_for(
       model: its own keep ratio is ignored, its other gate settings count; a model
         without gates is given the default ones.
       image_shape: (height, width, channels).
-      flops_target: kept MACs over dense MACs, gates not included, in (0, 1].
 
     Returns:
       The keep ratio, a multiple of 0.001, whose share is nearest; of equally near
@@ -99,8 +104,6 @@ def keep_ratio_for(
     Raises:
       ValueError: if `flops_target` is out of range.
     """
-    if not 0 < flops_target <= 1:
-        raise ValueError(f"flops_target must be in (0, 1], got {flops_target}.")
 
     def error(keep_ratio: float) -> float:
         settings = model.gates or GateSettings(keep_ratio)

@@ -138,7 +138,7 @@ def task_of(config: Config, model: nn.Module) -> Task:
     return make_task(
         model,
         image_shape,
-        to_input=as_symbols if config.data.name == "shakespeare" else to_float,
+        to_input=as_symbols if info.kind == "text" else to_float,
         augment=augment,
         normalize=config.data.normalize,
         lasso_weight=config.model.lasso_weight,

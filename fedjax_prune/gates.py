@@ -13,12 +13,13 @@ References:
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.initializers import normal
 from fedjax_prune.precision import at_least_float32
 from fedjax_prune.selection import kth_largest
@@ -32,24 +33,34 @@ class GateSettings(NamedTuple):
     """How the convolutions of a model are gated.
 
     Attributes:
-      keep_ratio: rho, share of the channels kept, in (0, 1].
-      mode: what a kept channel is multiplied by and where gradients flow, one of
-        MODES: see `straight_through`.
-      rescale: one of RESCALES: kept channels are multiplied by 1, rho^-1/2
-        (keeps the second moment of the features) or 1/rho, with rho = K/C.
-      bias: initial bias of the logits.
-      first: gate the first convolution too (VGG and CNN; a ResNet's never is).
-      resnet: one of RESNET_GATINGS: both convolutions of a block are gated
-        (`branch`), only the first (`inner`), or both and the first also reads
-        only what the previous block's gate kept (`literal`).
+      keep_ratio: rho.
+      mode: see `straight_through`.
+      rescale: kept channels are multiplied by 1, rho^-1/2 (keeps the second moment of
+        the features) or 1/rho, with rho = K/C.
+      bias: of the logits.
+      first: a ResNet's first convolution never is gated.
+      resnet: both convolutions of a block are gated (`branch`), only the first
+        (`inner`), or both and the first also reads only what the previous block's
+        gate kept (`literal`).
     """
 
-    keep_ratio: float
-    mode: str = "hard_ste"
-    rescale: str = "none"
-    bias: float = 1.0
-    first: bool = True
-    resnet: str = "branch"
+    keep_ratio: Annotated[float, SHARE, "Share of the channels kept."]
+    mode: Annotated[
+        str,
+        one_of(MODES),
+        "What a kept channel is multiplied by and where gradients flow.",
+    ] = "hard_ste"
+    rescale: Annotated[
+        str, one_of(RESCALES), "Kept channels times 1, the root of 1/rho, or 1/rho."
+    ] = "none"
+    bias: Annotated[float, FINITE, "First bias of the gates."] = 1.0
+    first: Annotated[bool, "Whether the first convolution is gated, too."] = True
+    resnet: Annotated[
+        str, one_of(RESNET_GATINGS), "Which convolutions of a residual block are gated."
+    ] = "branch"
+
+
+_FIELDS = fields_of(GateSettings)
 
 
 def check_gate_settings(settings: GateSettings) -> None:
@@ -58,17 +69,7 @@ def check_gate_settings(settings: GateSettings) -> None:
     Raises:
       ValueError: if a number is out of range or a name is unknown.
     """
-    if not 0 < settings.keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be in (0, 1], got {settings.keep_ratio}.")
-    if not math.isfinite(settings.bias):
-        raise ValueError(f"bias must be finite, got {settings.bias}.")
-    for name, value, known in (
-        ("mode", settings.mode, MODES),
-        ("rescale", settings.rescale, RESCALES),
-        ("resnet", settings.resnet, RESNET_GATINGS),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}.")
+    check_fields(_FIELDS, settings._asdict())
 
 
 def num_kept(keep_ratio: float, num_channels: int) -> int:

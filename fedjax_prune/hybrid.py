@@ -1,14 +1,14 @@
 """Masks of single weights and whole channels by one rule: AutoFLIP, steps 8 to 17."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_prune.channels import ChannelGroup, find_leaf
+from fedjax_prune.fields import DECAY, FRACTION, at_most, one_of
 from fedjax_prune.pruning import (
-    NORMALIZATIONS,
     SCOPES,
     guard,
     guidance_matrix,
@@ -19,6 +19,28 @@ from fedjax_prune.pruning import (
 from fedjax_prune.types import Tree
 
 STRUCTURED = ("keep_ratio", "guidance_l1", "off")
+
+Threshold = Annotated[float, DECAY, "Share of the weights to prune, T_p."]
+ThresholdScope = Annotated[
+    str,
+    one_of(SCOPES),
+    "Whether weights are ranked in the whole network [C] or in each array [R].",
+]
+MinKeep = Annotated[
+    float,
+    FRACTION,
+    "Share of each array that stays before channels are removed, whatever its scores "
+    "[R].",
+]
+StructuredDensity = Annotated[
+    float,
+    at_most(1),
+    "theta_s of keep_ratio: channels of which at most that share is kept go; below 0 "
+    "none go [R].",
+]
+StructuredResidual = Annotated[
+    bool, "Whether channels that are added may go where all branches agree."
+]
 
 
 class Hybrid(NamedTuple):
@@ -36,30 +58,32 @@ class Hybrid(NamedTuple):
 class MaskRule(NamedTuple):
     """All that makes masks of deviations, AutoFLIP's steps 8 to 17.
 
+    Its values are fields of the algorithms that have a rule, and checked there.
+
     Attributes:
       prunable: a bool for each array.
       groups: of the model.
       normalization: of `guidance_matrix`.
-      threshold: T_p of `unstructured_masks`, like the next two.
+      threshold: of `unstructured_masks`, like the scope.
       scope: of the threshold.
       min_keep: of the guard.
-      structured: one of STRUCTURED: `keep_ratio`, by `structured_masks`;
-        `guidance_l1`, by `lowest_channels`; `off`.
-      density: theta_s of `keep_ratio`.
+      structured: `keep_ratio`, by `structured_masks`; `guidance_l1`, by
+        `lowest_channels`; `off`.
+      density: of `keep_ratio`.
       share: T_s of `guidance_l1`.
-      residual: whether channels that are added may go.
+      residual: of both.
     """
 
     prunable: Tree
     groups: Sequence[ChannelGroup] | None
     normalization: str = "minmax"
-    threshold: float = 0.3
-    scope: str = "global"
-    min_keep: float = 0.01
+    threshold: Threshold = 0.3
+    scope: ThresholdScope = "global"
+    min_keep: MinKeep = 0.01
     structured: str = "keep_ratio"
-    density: float = 0.1
+    density: StructuredDensity = 0.1
     share: float = 0.0
-    residual: bool = False
+    residual: StructuredResidual = False
 
     def masks(self, deviations: Tree) -> Hybrid:
         """The masks that deviations call for."""
@@ -98,29 +122,12 @@ class MaskRule(NamedTuple):
 
 
 def check_rule(rule: MaskRule) -> None:
-    """Refuses a rule that makes no masks.
+    """Refuses a rule that the model does not allow.
 
     Raises:
-      ValueError: if a number is out of range, a name unknown, or channels are to be
-        removed of a model that does not say what they are.
+      ValueError: if channels are to be removed of a model that does not say what they
+        are.
     """
-    for name, value, known in (
-        ("guidance_norm", rule.normalization, NORMALIZATIONS),
-        ("threshold_scope", rule.scope, SCOPES),
-        ("structured_rule", rule.structured, STRUCTURED),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"{name} must be one of {', '.join(known)}, got {value!r}."
-            )
-    for name, value, holds, allowed in (
-        ("threshold", rule.threshold, 0 <= rule.threshold < 1, "in [0, 1)"),
-        ("min_keep", rule.min_keep, 0 <= rule.min_keep <= 1, "in [0, 1]"),
-        ("structured_density", rule.density, rule.density <= 1, "at most 1"),
-        ("structured_share", rule.share, 0 <= rule.share < 1, "in [0, 1)"),
-    ):
-        if not holds:
-            raise ValueError(f"{name} must be {allowed}, got {value}.")
     if rule.groups is None and rule.structured != "off":
         raise ValueError(
             f"structured_rule must be off for a model without channel_groups, "

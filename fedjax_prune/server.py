@@ -1,51 +1,12 @@
 """The server's step: an optax optimiser on the pseudo-gradient."""
 
+from typing import Annotated
+
 import jax
 import optax
 
+from fedjax_prune.fields import DECAY, above, checked, one_of
 from fedjax_prune.types import Tree
-
-
-def make_server_tx(
-    optimizer: str = "sgd",
-    *,
-    lr: float = 1.0,
-    momentum: float = 0.9,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    eps: float = 1e-3,
-) -> optax.GradientTransformation:
-    """Makes the server optimiser.
-
-    Args:
-      optimizer: a name in SERVER_OPTIMIZERS.
-      lr: server step size, above 0; 1 with `sgd` is plain averaging.
-      momentum: of `momentum` and `damped`, in [0, 1).
-      b1: of `adam` and `yogi`, in [0, 1).
-      b2: of `adam` and `yogi`, in [0, 1).
-      eps: of `adam` and `yogi`, above 0.
-
-    Returns:
-      The transformation; fields that the optimiser does not have are ignored.
-
-    Raises:
-      ValueError: if a value is out of its range or the name unknown.
-
-    References:
-      Reddi et al., Adaptive Federated Optimization, ICLR 2021,
-      https://arxiv.org/abs/2003.00295.
-    """
-    for name, value in (("lr", lr), ("eps", eps)):
-        if value <= 0:
-            raise ValueError(f"{name} must be above 0, got {value}.")
-    for name, value in (("momentum", momentum), ("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}.")
-    if optimizer not in SERVER_OPTIMIZERS:
-        known = ", ".join(SERVER_OPTIMIZERS)
-        raise ValueError(f"server optimizer must be one of {known}, got {optimizer!r}.")
-    return SERVER_OPTIMIZERS[optimizer](lr, momentum, b1, b2, eps)
-
 
 SERVER_OPTIMIZERS = {
     "sgd": lambda lr, momentum, b1, b2, eps: optax.sgd(lr),
@@ -57,6 +18,37 @@ SERVER_OPTIMIZERS = {
     "adam": lambda lr, momentum, b1, b2, eps: optax.adam(lr, b1, b2, eps),
     "yogi": lambda lr, momentum, b1, b2, eps: optax.yogi(lr, b1, b2, eps),
 }
+
+
+@checked
+def make_server_tx(
+    optimizer: Annotated[
+        str, one_of(SERVER_OPTIMIZERS), "Optimiser of the server."
+    ] = "sgd",
+    *,
+    lr: Annotated[
+        float, above(0), "Server step size; 1 with sgd is plain averaging."
+    ] = 1.0,
+    momentum: Annotated[float, DECAY, "Momentum of momentum and damped."] = 0.9,
+    b1: Annotated[float, DECAY, "Decay of the first moment of adam and yogi."] = 0.9,
+    b2: Annotated[float, DECAY, "Decay of the second moment of adam and yogi."] = 0.99,
+    eps: Annotated[
+        float, above(0), "What adam and yogi add to the root of the second moment."
+    ] = 1e-3,
+) -> optax.GradientTransformation:
+    """Makes the server optimiser.
+
+    Returns:
+      The transformation; fields that the optimiser does not have are ignored.
+
+    Raises:
+      ValueError: if a value is out of its range or the name unknown.
+
+    References:
+      Reddi et al., Adaptive Federated Optimization, ICLR 2021,
+      https://arxiv.org/abs/2003.00295.
+    """
+    return SERVER_OPTIMIZERS[optimizer](lr, momentum, b1, b2, eps)
 
 
 def server_step(

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked, one_of
 from fedjax_prune.stopping import EarlyStopping
 from fedjax_prune.transforms import descend
 
@@ -47,74 +48,6 @@ class LocalSolver(NamedTuple):
     def after_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
         """The same solver with `tx` applied last, to the steps of `params`."""
         return self._replace(shared_tx=_chain(self.shared_tx, tx))
-
-
-def make_solver(
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    optimizer: str = "sgd",
-    lr_schedule: str = "cosine_epoch",
-    lr_min: float = 0.0,
-    lr_decay: float = 1.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-) -> LocalSolver:
-    """Makes a solver. Optimiser states start at zero in every round.
-
-    Args:
-      epochs: local epochs a round, at least 1.
-      batch_size: examples a step, at least 1.
-      lr: first step size of a round, above 0.
-      optimizer: a name in OPTIMIZERS.
-      lr_schedule: a name in SCHEDULES.
-      lr_min: where the cosine schedules end, in [0, lr].
-      lr_decay: factor from round to round, in (0, 1].
-      momentum: of SGD, in [0, 1).
-      weight_decay: coupled (added to the gradient), at least 0; for params and
-        personal alike.
-
-    Returns:
-      The solver.
-
-    Raises:
-      ValueError: if a value is out of its range or a name unknown.
-
-    References:
-      FedDP, section 5, https://arxiv.org/abs/2106.06921v2: SGD, batch 64, ten
-      local epochs, cosine decay within the round, weight decay 5e-4.
-    """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    if lr <= 0:
-        raise ValueError(f"lr must be above 0, got {lr}.")
-    if not 0 <= lr_min <= lr:
-        raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
-    if not 0 < lr_decay <= 1:
-        raise ValueError(f"lr_decay must be in (0, 1], got {lr_decay}.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}.")
-    for kind, name, known in (
-        ("optimizer", optimizer, OPTIMIZERS),
-        ("lr_schedule", lr_schedule, SCHEDULES),
-    ):
-        if name not in known:
-            raise ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}.")
-    descent_tx, is_linear = OPTIMIZERS[optimizer](momentum)
-    decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
-    return LocalSolver(
-        shared_tx=decayed_tx,
-        personal_tx=decayed_tx,
-        mass_tx=descent_tx if is_linear else None,
-        step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
-        epochs=epochs,
-        batch_size=batch_size,
-        lr_decay=lr_decay,
-    )
 
 
 def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
@@ -188,3 +121,58 @@ SCHEDULES = {
     "constant": _constant,
 }
 """name -> (lr, lr_min, epochs) -> StepSize; each starts anew in every round."""
+
+
+@checked
+def make_solver(
+    *,
+    epochs: Annotated[int, at_least(1), "Local epochs a round."] = 10,
+    batch_size: Annotated[
+        int, at_least(1), "Examples a step; the last batch may have fewer."
+    ] = 64,
+    lr: Annotated[float, above(0), "First step size of every round."] = 0.1,
+    optimizer: Annotated[
+        str, one_of(OPTIMIZERS), "Optimiser of the clients; it starts anew each round."
+    ] = "sgd",
+    lr_schedule: Annotated[
+        str, one_of(SCHEDULES), "Step sizes within a round."
+    ] = "cosine_epoch",
+    lr_min: Annotated[
+        float, at_least(0), "Where the cosine schedules end, at most lr."
+    ] = 0.0,
+    lr_decay: Annotated[
+        float, SHARE, "What all step sizes are multiplied by from round to round."
+    ] = 1.0,
+    momentum: Annotated[float, DECAY, "Momentum of sgd."] = 0.0,
+    weight_decay: Annotated[
+        float, at_least(0), "Weight decay, added to the gradient (coupled)."
+    ] = 0.0,
+) -> LocalSolver:
+    """Makes a solver. Optimiser states start at zero in every round.
+
+    Weight decay acts on `params` and `personal` alike.
+
+    Returns:
+      The solver.
+
+    Raises:
+      ValueError: if a value is out of its range, a name unknown, `lr_min` above `lr`,
+        or the optimiser has no momentum and some is given.
+
+    References:
+      FedDP, section 5, https://arxiv.org/abs/2106.06921v2: SGD, batch 64, ten
+      local epochs, cosine decay within the round, weight decay 5e-4.
+    """
+    if lr_min > lr:
+        raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
+    descent_tx, is_linear = OPTIMIZERS[optimizer](momentum)
+    decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
+    return LocalSolver(
+        shared_tx=decayed_tx,
+        personal_tx=decayed_tx,
+        mass_tx=descent_tx if is_linear else None,
+        step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr_decay=lr_decay,
+    )

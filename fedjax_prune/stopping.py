@@ -1,13 +1,23 @@
 """Early stopping: a client ends its local training when its loss no longer falls."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.fields import at_least, checked, one_of
 from fedjax_prune.types import Sums
 
 MONITORS = ("epoch", "last_batch")
+
+Patience = Annotated[
+    int, at_least(1), "Epochs in a row without a lower loss before a client stops [C]."
+]
+Monitor = Annotated[
+    str,
+    one_of(MONITORS),
+    "Whose mean training loss is watched, the epoch's [R] or its last batch's [C].",
+]
 
 
 class Watch(NamedTuple):
@@ -23,16 +33,15 @@ class EarlyStopping(NamedTuple):
     """When a client ends its local training before its last epoch.
 
     Attributes:
-      patience: epochs in a row without a loss below the best so far, at least 1.
-      monitor: one of MONITORS: the mean training loss of the `epoch`, or that of its
-        `last_batch`.
+      patience: epochs in a row without a loss below the best so far.
+      monitor: whose mean training loss that is, of the `epoch` or its `last_batch`.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP, which looks at the last batch.
     """
 
-    patience: int
-    monitor: str = "epoch"
+    patience: Patience
+    monitor: Monitor = "epoch"
 
     def start(self) -> Watch:
         """Nothing seen."""
@@ -64,16 +73,11 @@ class EarlyStopping(NamedTuple):
         return watch, ends_epoch & (waited >= self.patience)
 
 
-def make_stopping(patience: int, monitor: str = "epoch") -> EarlyStopping:
+@checked
+def make_stopping(patience: Patience, monitor: Monitor = "epoch") -> EarlyStopping:
     """Makes an early stopping rule.
 
     Raises:
-      ValueError: if the patience is below 1 or the monitor unknown.
+      ValueError: if the patience is out of its range or the monitor unknown.
     """
-    if patience < 1:
-        raise ValueError(f"patience must be at least 1, got {patience}.")
-    if monitor not in MONITORS:
-        raise ValueError(
-            f"monitor must be one of {', '.join(MONITORS)}, got {monitor!r}."
-        )
     return EarlyStopping(patience, monitor)

@@ -1,7 +1,7 @@
 """From a Flax model to the pure functions that federated learning needs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -10,13 +10,19 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.data.augment import normalise, to_float
+from fedjax_prune.fields import at_least, checked
 from fedjax_prune.precision import at_least_float32
 from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 """(key, images float32) -> images of the same shape."""
 
+LassoWeight = Annotated[
+    float, at_least(0), "Weight of the L1 norm of the gates' logits, FedDP's lambda."
+]
 
+
+@checked
 def make_task(
     model: nn.Module,
     image_shape: tuple[int, int, int],
@@ -24,7 +30,7 @@ def make_task(
     to_input: Callable[[jax.Array], jax.Array] = to_float,
     augment: Augment | None = None,
     normalize: str = "none",
-    lasso_weight: float = 0.0,
+    lasso_weight: LassoWeight = 0.0,
 ) -> Task:
     """Makes an image classification task.
 
@@ -42,7 +48,6 @@ def make_task(
       to_input: makes stored uint8 examples what the model reads.
       augment: applied to training images only; None leaves them as they are.
       normalize: `none` or `cifar10`, applied after the augmentation.
-      lasso_weight: FedDP's lambda, at least 0.
 
     Returns:
       The Task. The sums of its loss are `loss`, `correct`, `count`, each a
@@ -50,10 +55,8 @@ def make_task(
       for every gate.
 
     Raises:
-      ValueError: if `lasso_weight` is negative.
+      ValueError: if `lasso_weight` is out of its range.
     """
-    if lasso_weight < 0:
-        raise ValueError(f"lasso_weight must be at least 0, got {lasso_weight}.")
 
     @jax.jit
     def init(key: jax.Array) -> Variables:

@@ -6,36 +6,37 @@ compiled once and has no hidden state.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.fields import at_least, checked
 from fedjax_prune.types import Tree
 
+Mu = Annotated[float, at_least(0), "Weight of the proximal term; 0 is FedAvg."]
 
-def add_proximal(mu: float) -> optax.GradientTransformationExtraArgs:
+
+@checked
+def add_proximal(mu: Mu) -> optax.GradientTransformationExtraArgs:
     """Pulls every local step towards the parameters the round started from.
 
     Adds `mu * (params - anchor)` to the gradient: the gradient of the penalty
     `mu / 2 * ||params - anchor||^2`. With `mu == 0` the gradient is unchanged.
-
-    Args:
-      mu: penalty weight, at least 0.
 
     Returns:
       A transformation without state. Its `update` needs `params` and the keyword
       `anchor`, a tree like `params`.
 
     Raises:
-      ValueError: if `mu` is negative, or if `update` is called without `params`.
+      ValueError: if `mu` is out of its range, or if `update` is called without
+        `params`.
 
     References:
       Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020,
       section 3.2, https://arxiv.org/abs/1812.06127.
     """
-    if mu < 0:
-        raise ValueError(f"mu must be at least 0, got {mu}.")
 
     def update(updates, state, params=None, *, anchor, **extra_args):
         del extra_args

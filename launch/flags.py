@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from fedjax_prune import console, settings
+from fedjax_prune.algorithms import ALGORITHMS
 
 from . import config_file, usage
 
@@ -80,7 +81,7 @@ def load_config(
             config = _apply(config, argument)
         except settings.SettingsError as error:
             found += error.problems
-    found += settings.problems(config, _every_field(config))
+    found += settings.problems(config)
     if found:
         raise settings.SettingsError(found)
     return config.lock()
@@ -93,42 +94,19 @@ def _apply(config: Any, argument: str) -> Any:
         every = ["--config", "--workdir", *(f"--config.{name}" for name in known)]
         message = settings.unknown(argument.partition("=")[0], every)
         raise settings.SettingsError([message.replace("a field", "an argument")])
-    if field == "algorithm.name" and text in base.ALGORITHM_FIELDS:
+    if field == "algorithm.name" and text in ALGORITHMS:
         if text != config.algorithm.name:
-            config.algorithm = base.algorithm(text)
+            config.algorithm = ConfigDict(settings.default_config(text)["algorithm"])
         return config
     if field not in known:
         raise settings.SettingsError([settings.unknown(field, known)])
-    if field in settings.OF_MANY_TYPES:
-        config[field] = int(text) if text.isdecimal() else text
-        return config
-    values = flags.FlagValues()
-    argv = ["", argument]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except flags.Error as error:
-        section, _, name = field.rpartition(".")
-        kind = (config[section] if section else config).get_type(name)
-        raise settings.SettingsError(
-            [f"{field} must be {settings.TYPES[kind][1]}, got {text!r}"]
-        ) from error
-    return values["config"].value
+    if "=" not in argument:
+        text = "false" if argument.lstrip("-").startswith("no") else "true"
+    config.update_from_flattened_dict({field: settings.read(config, field, text)})
+    return config
 
 
 def _is_switch(argument: str) -> bool:
     """Whether the field is true or false, so that its name alone sets it."""
-    every = settings.flatten(base.get_config())
+    every = settings.flatten(settings.default_config())
     return isinstance(every.get(_OVERRIDE.sub("", argument)), bool)
-
-
-def _every_field(config: Any) -> Any:
-    """The base configuration with the section of this one's algorithm."""
-    every = base.get_config()
-    name = config.get("algorithm", {}).get("name")
-    if name in base.ALGORITHM_FIELDS:
-        every.algorithm = base.algorithm(name)
-    elif "algorithm" in config:
-        # Its name is reported as unknown; the other fields cannot be judged.
-        every.algorithm = config.algorithm
-    return every

@@ -1,5 +1,8 @@
 """The federated algorithms, by name."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from fedjax_prune.algorithms.autoflip import autoflip
 from fedjax_prune.algorithms.eflprune import eflprune
 from fedjax_prune.algorithms.fedavg import fedavg
@@ -10,18 +13,39 @@ from fedjax_prune.algorithms.magnitude import magnitude
 from fedjax_prune.algorithms.prunefl import prunefl
 from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
+from fedjax_prune.types import FederatedAlgorithm
+
+
+class Algorithm(NamedTuple):
+    """A builder, and what its algorithm needs and has. It is called like the builder.
+
+    Attributes:
+      build: (task, solver, server_tx, **fields) -> FederatedAlgorithm; its signature
+        declares its fields, as `fields.fields_of` reads them.
+      needs_step_mass: whether it divides by the step mass, which only client optimisers
+        linear in the gradient have.
+      has_masks: whether it prunes parameters of the shared model.
+    """
+
+    build: Callable[..., FederatedAlgorithm]
+    needs_step_mass: bool = False
+    has_masks: bool = False
+
+    def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
+        return self.build(*args, **fields)
+
 
 ALGORITHMS = {
-    "fedavg": fedavg,
-    "fednova": fednova,
-    "fedprox": fedprox,
-    "scaffold": scaffold,
-    "autoflip": autoflip,
-    "random_pruning": random_pruning,
-    "random_steps": random_steps,
-    "prunefl": prunefl,
-    "eflprune": eflprune,
-    "fedsnip": fedsnip,
-    "magnitude": magnitude,
+    "fedavg": Algorithm(fedavg),
+    "fedprox": Algorithm(fedprox),
+    "fednova": Algorithm(fednova, needs_step_mass=True),
+    "scaffold": Algorithm(scaffold, needs_step_mass=True),
+    "autoflip": Algorithm(autoflip, has_masks=True),
+    "random_pruning": Algorithm(random_pruning, has_masks=True),
+    "random_steps": Algorithm(random_steps),
+    "prunefl": Algorithm(prunefl, has_masks=True),
+    "eflprune": Algorithm(eflprune, has_masks=True),
+    "fedsnip": Algorithm(fedsnip, has_masks=True),
+    "magnitude": Algorithm(magnitude, has_masks=True),
 }
-"""name -> builder(task, solver, server_tx, **fields) -> FederatedAlgorithm."""
+"""name -> its builder, and what it needs of other settings."""

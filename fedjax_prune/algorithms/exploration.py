@@ -9,8 +9,15 @@ grows with lanes, not with explorers.
 References:
   AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
   deviations [P]; all clients, 150 epochs at most, patience 40, the last epoch's
-  parameters [C]. Independent copies and w^0 as the point of reference are [R]: the
-  authors' code hands one model from client to client.
+  parameters [C].
+
+Choices:
+  Every explorer starts from its own copy of w^0; the authors' code hands one model from
+  client to client, so that only the last one's deviations count. Deviations are
+  measured from w^0, in the code from where the explorer is after one epoch (`warm`).
+  Early stopping watches the mean loss of an epoch, in the code that of its last batch.
+  Step sizes are the first of a round, for a schedule would be that of the round's
+  epochs. Explorers count the same, whatever their examples.
 """
 
 from collections.abc import Callable
@@ -40,16 +47,16 @@ WEIGHTINGS = ("uniform", "samples")
 
 
 class Exploration(NamedTuple):
-    """Settings of an exploration.
+    """Settings of an exploration, fields of `autoflip` and checked there.
 
     Attributes:
-      share: p_X of the clients explore, in (0, 1].
-      epochs: at most so many, at least 1.
-      patience: epochs without a lower loss before an explorer stops, at least 1.
-      monitor: the loss of an `epoch` [R] or of its `last_batch` [C].
-      base: deviations are measured from `init` (w^0) [R] or, `warm`, from where the
-        explorer is after one epoch more [C].
-      weighting: explorers count the same, `uniform` [C], or by their `samples`.
+      share: of the clients that explore.
+      epochs: at most so many.
+      patience: epochs without a lower loss before an explorer stops.
+      monitor: whose loss that is, of an `epoch` or its `last_batch`.
+      base: deviations are measured from `init` (w^0) or, `warm`, from where the
+        explorer is after one epoch more.
+      weighting: explorers count the same, `uniform`, or by their `samples`.
     """
 
     share: float = 1.0
@@ -78,27 +85,6 @@ class Explored(NamedTuple):
     pooled: Tree
 
 
-def check_exploration(settings: Exploration) -> None:
-    """Refuses settings that no exploration can follow.
-
-    Raises:
-      ValueError: if a number is out of range or a name unknown.
-    """
-    if not 0 < settings.share <= 1:
-        raise ValueError(f"explorer_share must be in (0, 1], got {settings.share}.")
-    if settings.epochs < 1:
-        raise ValueError(f"explore_epochs must be at least 1, got {settings.epochs}.")
-    make_stopping(settings.patience, settings.monitor)
-    for name, value, known in (
-        ("explore_base", settings.base, BASES),
-        ("explorer_weighting", settings.weighting, WEIGHTINGS),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"{name} must be one of {', '.join(known)}, got {value!r}."
-            )
-
-
 def make_exploration(
     task: Task,
     solver: LocalSolver,
@@ -112,7 +98,7 @@ def make_exploration(
       task: the model and its loss.
       solver: local training as in a round, at its first step size; epochs and stopping
         are those of settings.
-      settings: checked.
+      settings: in their ranges.
       keep: deviation of one explorer -> what is kept of it.
       pool: what is kept of one explorer -> float32, what is averaged over all.
 

@@ -15,17 +15,19 @@ Choices:
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.fields import checked
 from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import add_proximal
+from fedjax_prune.transforms import Mu, add_proximal
 from fedjax_prune.types import FederatedAlgorithm, Task
 
 
+@checked
 def fedprox(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    mu: float = 0.01,
+    mu: Mu = 0.01,
 ) -> FederatedAlgorithm:
     """Builds FedProx.
 
@@ -33,12 +35,11 @@ def fedprox(
       task: the model and its loss.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
-      mu: penalty weight, at least 0; 0 is FedAvg.
 
     Returns:
       The algorithm.
 
     Raises:
-      ValueError: if `mu` is negative.
+      ValueError: if `mu` is out of its range.
     """
     return fedavg(task, solver.before_descent(add_proximal(mu)), server_tx)

@@ -4,8 +4,15 @@
 
 References:
   Lee, Ajanthan, Torr, SNIP: Single-shot Network Pruning based on Connection
-  Sensitivity, ICLR 2019, equation 4, https://arxiv.org/abs/1810.02340. A client's
-  gradient is the mean over the batches of one epoch, clients count by their examples.
+  Sensitivity, ICLR 2019, equation 4, https://arxiv.org/abs/1810.02340.
+
+Choices:
+  The paper takes the gradient of one batch. Here all clients send the mean of their
+  gradients over the batches of one epoch at w^0, weighted by their examples, and |g w|
+  is taken of the mean of all. Only kernels and embeddings are pruned, ranked in the
+  whole network as in the paper or array by array (`threshold_scope`). A hundredth of
+  each array always stays (`min_keep`), so that no layer is emptied. Rounds are
+  FedAvg's.
 """
 
 from typing import Any
@@ -21,7 +28,14 @@ from fedjax_prune.algorithms.masked import (
     masked,
     with_masks,
 )
-from fedjax_prune.hybrid import MaskRule, check_rule
+from fedjax_prune.fields import checked
+from fedjax_prune.hybrid import (
+    MaskRule,
+    MinKeep,
+    Threshold,
+    ThresholdScope,
+    check_rule,
+)
 from fedjax_prune.pruning import prunable
 from fedjax_prune.rounds import make_round
 from fedjax_prune.server import scale
@@ -41,14 +55,15 @@ from fedjax_prune.types import (
 )
 
 
+@checked
 def fedsnip(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    threshold: float = 0.3,
-    threshold_scope: str = "global",
-    min_keep: float = 0.01,
+    threshold: Threshold = 0.3,
+    threshold_scope: ThresholdScope = "global",
+    min_keep: MinKeep = 0.01,
 ) -> FederatedAlgorithm:
     """Builds FedSNIP on FedAvg.
 
@@ -56,9 +71,6 @@ def fedsnip(
       task: the model and its loss.
       solver: local training; the gradient is taken on its batches.
       server_tx: applied to the weighted mean of the deltas.
-      threshold: share of the weights to prune, in [0, 1).
-      threshold_scope: `global` or `per_tensor`.
-      min_keep: share of each array that always stays, in [0, 1].
 
     Returns:
       The algorithm. It takes the gradients of all clients in `prepare`.

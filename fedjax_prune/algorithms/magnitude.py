@@ -5,7 +5,16 @@ The mask is made of |w| before the first round, or after a few unpruned ones.
 References:
   Han et al., Learning both Weights and Connections for Efficient Neural Networks,
   NeurIPS 2015, section 3, https://arxiv.org/abs/1506.02626.
+
+Choices:
+  The paper prunes a trained network, in turn with more training. Here the mask is made
+  once: of |w^0|, or after `warmup_rounds` rounds without pruning. Only kernels and
+  embeddings are pruned, ranked in the whole network or array by array
+  (`threshold_scope`). Channels of which the mask leaves almost nothing can be removed,
+  by AutoFLIP's rule `keep_ratio`; its other rule is not offered. Rounds are FedAvg's.
 """
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +22,16 @@ import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import Masking, masked
-from fedjax_prune.hybrid import Hybrid, MaskRule, check_rule
+from fedjax_prune.fields import at_least, checked, one_of
+from fedjax_prune.hybrid import (
+    Hybrid,
+    MaskRule,
+    MinKeep,
+    StructuredDensity,
+    Threshold,
+    ThresholdScope,
+    check_rule,
+)
 from fedjax_prune.pruning import prunable
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.types import (
@@ -26,17 +44,22 @@ from fedjax_prune.types import (
 )
 
 
+@checked
 def magnitude(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    threshold: float = 0.3,
-    threshold_scope: str = "global",
-    min_keep: float = 0.01,
-    structured_rule: str = "off",
-    structured_density: float = 0.1,
-    warmup_rounds: int = 0,
+    threshold: Threshold = 0.3,
+    threshold_scope: ThresholdScope = "global",
+    min_keep: MinKeep = 0.01,
+    structured_rule: Annotated[
+        str, one_of(("off", "keep_ratio")), "Which channels are removed, too."
+    ] = "off",
+    structured_density: StructuredDensity = 0.1,
+    warmup_rounds: Annotated[
+        int, at_least(0), "Rounds without pruning before the mask is made."
+    ] = 0,
 ) -> FederatedAlgorithm:
     """Builds magnitude pruning on FedAvg.
 
@@ -44,13 +67,6 @@ def magnitude(
       task: the model and its loss.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
-      threshold: share of the weights to prune, in [0, 1).
-      threshold_scope: `global` or `per_tensor`.
-      min_keep: share of each array that stays before channels are removed, in
-        [0, 1].
-      structured_rule: `off` or `keep_ratio`, as in AutoFLIP.
-      structured_density: of keep_ratio.
-      warmup_rounds: unpruned rounds before, at least 0.
 
     Returns:
       The algorithm.
@@ -58,12 +74,6 @@ def magnitude(
     Raises:
       ValueError: if a number is out of range or a name unknown.
     """
-    if warmup_rounds < 0:
-        raise ValueError(f"warmup_rounds must be at least 0, got {warmup_rounds}.")
-    if structured_rule not in ("off", "keep_ratio"):
-        raise ValueError(
-            f"structured_rule must be off or keep_ratio, got {structured_rule!r}."
-        )
     rule = MaskRule(
         prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),
         task.groups,

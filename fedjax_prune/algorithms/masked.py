@@ -10,10 +10,16 @@ keeps, too.
 References:
   AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271; masks enforced after every
   local step and aggregation on the mask as in its authors' code.
+
+Choices:
+  The server keeps what it had where a mask prunes (`server_store`), so that a weight
+  that comes back goes on from its last value. Batch statistics of a removed channel
+  stay as they are until it comes back; the code of AutoFLIP does not aggregate any. A
+  client is sent a mask only where it holds another one.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +29,7 @@ from fedjax_prune.channels import (
     drop_channels,
     match_masks,
 )
+from fedjax_prune.fields import checked, one_of
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.pruning import prunable
 from fedjax_prune.rounds import Rules, make_round
@@ -44,6 +51,12 @@ from fedjax_prune.types import (
 )
 
 STORES = ("dense", "sparse")
+
+ServerStore = Annotated[
+    str,
+    one_of(STORES),
+    "What the server keeps where the mask prunes, the value that it had or 0.",
+]
 
 
 class Server(NamedTuple):
@@ -114,12 +127,13 @@ def keep_masks(
     return Hybrid(state.server.masks, state.server.guarded), state.server.guide
 
 
+@checked
 def masked(
     task: Task,
     base: FederatedAlgorithm,
     masking: Masking,
     *,
-    server_store: str = "dense",
+    server_store: ServerStore = "dense",
 ) -> FederatedAlgorithm:
     """Puts an algorithm under masks.
 
@@ -127,8 +141,8 @@ def masked(
       task: the model and its loss.
       base: the algorithm below.
       masking: makes the masks.
-      server_store: what the server keeps where the mask prunes: `dense`, what it had,
-        so that a weight that comes back goes on from there, or `sparse`, zeros.
+      server_store: `dense`, so that a weight that comes back goes on from where it
+        was, or `sparse`, so that it starts at 0.
 
     Returns:
       The algorithm. `ServerState.server` is a Server, `ClientState.client` a Row. Its
@@ -138,10 +152,6 @@ def masked(
     Raises:
       ValueError: if `server_store` is unknown.
     """
-    if server_store not in STORES:
-        raise ValueError(
-            f"server_store must be one of {', '.join(STORES)}, got {server_store!r}."
-        )
     below: Rules = base.rules
 
     def init(key: jax.Array) -> ServerState:

@@ -11,13 +11,21 @@ exceeds Gamma = (sum of kept g^2) / (c + sum of kept t).
 
 References:
   Jiang et al., Model Pruning Enables Efficient Federated Learning on Edge Devices, IEEE
-  TNNLS 2022, https://arxiv.org/abs/1909.12326. Times are relative here: t_j of a weight
-  is `byte_time` for its transfer and `mac_time` for each place where it is used; c is
-  `constant_time`. Squared gradients are means over the local steps of a round.
+  TNNLS 2022, https://arxiv.org/abs/1909.12326.
+
+Choices:
+  Times are relative, not measured: t_j of a weight is `byte_time` for each of its four
+  bytes and `mac_time` for each place where it is used; c is `constant_time`. Squared
+  gradients are means over the local steps of a round, weighted by examples. In the
+  first stage the client trains for a round between adjustments and goes on from its own
+  parameters, without the server's optimiser. Of the active weights of each array that
+  can be pruned the largest stay, rounded up; biases and norms always stay. Regrown
+  weights start at 0, and the mask is enforced after every local step. Rounds are
+  FedAvg's.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +33,7 @@ import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import Masking, masked, with_masks
+from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.pruning import prunable
 from fedjax_prune.server import make_server_tx, scale
@@ -47,18 +56,32 @@ SETTLED, CHANGE = 5, 0.1
 """The first stage ends after so many adjustments that change the size by less."""
 
 
+@checked
 def prunefl(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    adjust_every: int = 50,
-    prune_share: float = 0.3,
-    share_decay: float = 1.0,
-    max_adjustments: int = 50,
-    constant_time: float = 1.0,
-    byte_time: float = 1e-6,
-    mac_time: float = 1e-9,
+    adjust_every: Annotated[int, at_least(1), "Rounds between adjustments."] = 50,
+    prune_share: Annotated[
+        float,
+        DECAY,
+        "Share of the active weights of each array that is dropped, by magnitude, "
+        "before candidates are added.",
+    ] = 0.3,
+    share_decay: Annotated[
+        float, SHARE, "What that share is multiplied by after each adjustment."
+    ] = 1.0,
+    max_adjustments: Annotated[
+        int, at_least(1), "Adjustments of the first stage at most."
+    ] = 50,
+    constant_time: Annotated[
+        float, above(0), "Time of a round whatever its mask, c."
+    ] = 1.0,
+    byte_time: Annotated[float, at_least(0), "Time to send a byte."] = 1e-6,
+    mac_time: Annotated[
+        float, at_least(0), "Time of a multiply-accumulate of one image."
+    ] = 1e-9,
 ) -> FederatedAlgorithm:
     """Builds PruneFL on FedAvg.
 
@@ -66,33 +89,17 @@ def prunefl(
       task: the model and its loss.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
-      adjust_every: rounds between adjustments, at least 1.
-      prune_share: of the active weights of each array, dropped by magnitude before
-        candidates are added, in [0, 1).
-      share_decay: what it is multiplied by after each adjustment, in (0, 1].
-      max_adjustments: of the first stage, at least 1.
-      constant_time: c, of a round whatever its mask, above 0.
-      byte_time: to send a byte, at least 0.
-      mac_time: for a multiply-accumulate of one image, at least 0.
 
     Returns:
       The algorithm. Its first stage is `prepare`, with one client.
 
     Raises:
-      ValueError: if a number is out of range.
+      ValueError: if a number is out of range, or both times of a weight are 0.
     """
-    for name, value, holds, allowed in (
-        ("adjust_every", adjust_every, adjust_every >= 1, "at least 1"),
-        ("prune_share", prune_share, 0 <= prune_share < 1, "in [0, 1)"),
-        ("share_decay", share_decay, 0 < share_decay <= 1, "in (0, 1]"),
-        ("max_adjustments", max_adjustments, max_adjustments >= 1, "at least 1"),
-        ("constant_time", constant_time, constant_time > 0, "above 0"),
-        ("byte_time", byte_time, byte_time >= 0, "at least 0"),
-        ("mac_time", mac_time, mac_time >= 0, "at least 0"),
-        ("byte_time", byte_time, byte_time + mac_time > 0, "above 0 if mac_time is 0"),
-    ):
-        if not holds:
-            raise ValueError(f"{name} must be {allowed}, got {value}.")
+    if byte_time + mac_time == 0:
+        raise ValueError(
+            f"byte_time must be above 0 if mac_time is 0, got {byte_time}."
+        )
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     may = prunable(shapes)
     uses = {layer.name: layer.positions for layer in task.layers}

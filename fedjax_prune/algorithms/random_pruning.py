@@ -6,12 +6,19 @@ code of AutoFLIP: after every local step a new random set of entries is set to 0
 nothing stays pruned.
 
 References:
-  https://github.com/ChristianInterno/AutoFLIP, whose budget shrinks from array to
-  array.
+  https://github.com/ChristianInterno/AutoFLIP.
+
+Choices:
+  `random_pruning` repeats the exploration of the AutoFLIP that it is compared with and
+  shuffles the mask of every array, so that both prune as much of each; whole channels
+  go only by chance. It begins where that AutoFLIP begins. `random_steps` keeps the
+  code's budget, which shrinks from array to array, so that the last ones are hardly
+  touched; biases and norms are set to 0, too, and the mean of the clients is not
+  pruned.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
@@ -19,6 +26,7 @@ import optax
 from fedjax_prune.algorithms.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.masked import with_masks
+from fedjax_prune.fields import DECAY, checked, fields_of, like, one_of
 from fedjax_prune.hybrid import Hybrid
 from fedjax_prune.solver import LocalSolver
 from fedjax_prune.transforms import zero_random
@@ -30,7 +38,13 @@ from fedjax_prune.types import (
     Tree,
 )
 
+_FIXED = fields_of(autoflip)["mask_schedule"]._replace(
+    rule=one_of(("fixed",)), default="fixed", words="When masks are made, once."
+)
 
+
+@checked
+@like(autoflip, mask_schedule=_FIXED)
 def random_pruning(
     task: Task,
     solver: LocalSolver,
@@ -43,7 +57,7 @@ def random_pruning(
       task: the model and its loss.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
-      fields: of the AutoFLIP that it is compared with; its mask schedule is `fixed`.
+      fields: of the AutoFLIP that it is compared with.
 
     Returns:
       The algorithm. Its exploration is AutoFLIP's, and its masks have the same number
@@ -87,12 +101,17 @@ def permute(masks: Tree, key: jax.Array) -> Tree:
     )
 
 
+@checked
 def random_steps(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    ratio: float = 0.45,
+    ratio: Annotated[
+        float,
+        DECAY,
+        "Share of all entries set to 0 after a local step; see `shrinking_counts`.",
+    ] = 0.45,
 ) -> FederatedAlgorithm:
     """Builds FedAvg with random zeros after every local step.
 
@@ -100,7 +119,6 @@ def random_steps(
       task: the model and its loss.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
-      ratio: of all entries, in [0, 1); see `shrinking_counts`.
 
     Returns:
       The algorithm.
@@ -108,8 +126,6 @@ def random_steps(
     Raises:
       ValueError: if the ratio is out of range.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must be in [0, 1), got {ratio}.")
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     counts = shrinking_counts(shapes, ratio)
     return fedavg(task, solver.after_descent(zero_random(counts)), server_tx)

@@ -27,13 +27,14 @@ Choices:
   invisible with full participation and divergent without.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.fields import checked, one_of
 from fedjax_prune.rounds import Rules, make_algorithm
 from fedjax_prune.server import scale, server_step
 from fedjax_prune.solver import LocalSolver, require_step_mass
@@ -69,14 +70,28 @@ class Message(NamedTuple):
     model_state: Tree
 
 
+@checked
 def scaffold(
     task: Task,
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    control_weights: str = "uniform",
-    control_init: str = "zeros",
-    control_divisor: str = "num_clients",
+    control_weights: Annotated[
+        str,
+        one_of(CONTROL_WEIGHTS),
+        "Weight of a client's control in c, the same for all or by its examples.",
+    ] = "uniform",
+    control_init: Annotated[
+        str,
+        one_of(CONTROL_INITS),
+        "First controls; random_legacy repeats a fault of older code.",
+    ] = "zeros",
+    control_divisor: Annotated[
+        str,
+        one_of(CONTROL_DIVISORS),
+        "What the changes of controls are divided by; m_legacy, the cohort's size, "
+        "repeats a fault of older code.",
+    ] = "num_clients",
 ) -> FederatedAlgorithm:
     """Builds SCAFFOLD; on a gated task, FedDP.
 
@@ -84,9 +99,6 @@ def scaffold(
       task: the model and its loss.
       solver: local training with an optimiser linear in the gradient.
       server_tx: applied to the mean of the deltas, weighted by size.
-      control_weights: `uniform` or `size`, each control's weight in c.
-      control_init: `zeros` or `random_legacy`.
-      control_divisor: `num_clients` or `m_legacy`.
 
     Returns:
       The algorithm. `ServerState.server` is a Server, `ClientState.client` the
@@ -97,14 +109,6 @@ def scaffold(
         weights by size, or the solver has no step mass.
     """
     require_step_mass(solver, "scaffold")
-    for name, value, known in (
-        ("control_weights", control_weights, CONTROL_WEIGHTS),
-        ("control_init", control_init, CONTROL_INITS),
-        ("control_divisor", control_divisor, CONTROL_DIVISORS),
-    ):
-        if value not in known:
-            names = ", ".join(known)
-            raise ValueError(f"{name} must be one of {names}, got {value!r}.")
     if control_weights == "size" and control_divisor == "m_legacy":
         raise ValueError(
             "control_divisor must be num_clients with control_weights = size, "

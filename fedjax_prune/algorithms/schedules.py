@@ -7,7 +7,14 @@
 References:
   AutoFLIP, https://arxiv.org/abs/2405.10271: version 3 has masks "updated each FL
   round" [P]; its code takes the guidance of the round's participants [C]; versions 4
-  and 5 name client agreement [P], whose formulas are reconstructions [R].
+  and 5 name client agreement [P].
+
+Choices:
+  The formulas of agreement are reconstructions [R]: a score is the rank of the guidance
+  times a power of the smoothed share of clients that vote for a weight. Masks stay
+  where none of a round's clients explored. `participants` delivers the model under the
+  mask of all explorers, `agreement` that under its last mask. Agreement from the signs
+  of live updates starts at 1, and weights that are pruned keep theirs.
 """
 
 from collections.abc import Callable
@@ -55,14 +62,14 @@ class Schedule(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Settings of the schedule `agreement`.
+    """Settings of the schedule `agreement`, fields of `autoflip` and checked there.
 
     Attributes:
-      rate: rho, of the smoothing, in (0, 1].
-      power: gamma, of the agreement in the score, at least 0.
-      max_change: zeta, share of the entries that an update may change, in [0, 1].
+      rate: rho, of the smoothing.
+      power: gamma, of the agreement in the score.
+      max_change: zeta, share of the entries that an update may change.
       source: `votes`, stored at the exploration, or `update_sign`, of live training.
-      threshold_start: T_init of the ramp, in [0, 1).
+      threshold_start: T_init of the ramp.
       ramp: rounds until the threshold is reached; 0 for no ramp.
     """
 
@@ -80,39 +87,6 @@ class _Guide(NamedTuple):
     rank: Tree  # float32, q
     agreement: Tree  # float32, A
     kept: Tree  # bool, before guard and channels
-
-
-def check_agreement(settings: Agreement, scope: str) -> None:
-    """Refuses settings that no agreement can follow.
-
-    Args:
-      settings: of the schedule.
-      scope: of the threshold.
-
-    Raises:
-      ValueError: if a number is out of range, a name unknown, or the scope not global.
-    """
-    if settings.source not in SOURCES:
-        raise ValueError(
-            f"agreement_source must be one of {', '.join(SOURCES)}, got "
-            f"{settings.source!r}."
-        )
-    first = settings.threshold_start
-    for name, value, holds, allowed in (
-        ("agreement_rate", settings.rate, 0 < settings.rate <= 1, "in (0, 1]"),
-        ("agreement_power", settings.power, settings.power >= 0, "at least 0"),
-        (
-            "agreement_change",
-            settings.max_change,
-            0 <= settings.max_change <= 1,
-            "in [0, 1]",
-        ),
-        ("threshold_start", first, 0 <= first < 1, "in [0, 1)"),
-        ("threshold_ramp", settings.ramp, settings.ramp >= 0, "at least 0"),
-        ("threshold_scope", scope, scope == "global", "global with agreement"),
-    ):
-        if not holds:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def fixed(rule: MaskRule) -> Schedule:
@@ -173,7 +147,7 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
     Args:
       rule: makes masks.
       every: rounds between masks, at least 1.
-      settings: checked.
+      settings: in their ranges.
     """
     by_votes = settings.source == "votes"
 

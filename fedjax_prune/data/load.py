@@ -35,6 +35,7 @@ class DatasetInfo(NamedTuple):
       tfds_name: its name in TFDS; empty for a set that comes with scikit-learn.
       transposed: whether TFDS stores height and width exchanged.
       by_client: whether its examples come with their clients, in a folder.
+      kind: what its examples are, `image` or `text`.
     """
 
     num_classes: int
@@ -43,6 +44,7 @@ class DatasetInfo(NamedTuple):
     tfds_name: str
     transposed: bool = False
     by_client: bool = False
+    kind: str = "image"
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -55,7 +57,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "digits": DatasetInfo(10, (8, 8, 1), False, ""),
     "femnist": DatasetInfo(62, (28, 28, 1), False, "", by_client=True),
     # 80 symbols and the next one.
-    "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True),
+    "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True, kind="text"),
 }
 
 

@@ -205,7 +205,7 @@ PARTITIONERS: dict[str, Callable[..., Population]] = {
     ),
 }
 
-_OPTIONS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "iid": (),
     "dirichlet": ("alpha", "min_size"),
     "quantity": ("alpha", "min_size"),
@@ -213,6 +213,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "pathological": ("classes_per_client",),
     "dirichlet_in_turn": ("alpha",),
 }
+"""name -> the options of `partition` that it takes."""
 
 
 def partition(
@@ -254,7 +255,7 @@ def partition(
         np.asarray(labels),
         num_clients,
         rng=np.random.RandomState(seed),
-        **{option: options[option] for option in _OPTIONS[name]},
+        **{option: options[option] for option in OPTIONS[name]},
     )
 
 

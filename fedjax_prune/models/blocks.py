@@ -14,14 +14,12 @@ from fedjax_prune.gates import (
     Gate,
     GateSettings,
     active_gates,
-    check_gate_settings,
     num_kept,
     select,
 )
 from fedjax_prune.initializers import normal, uniform
 from fedjax_prune.precision import matmul
 
-NORMS = ("none", "bn", "gn")
 EPSILON = 1e-5
 
 
@@ -109,30 +107,6 @@ def fill_dropped(kept: Kept, num_channels: int) -> jax.Array:
     """Puts zeros where channels were dropped: [height, width, num_channels]."""
     shape = (*kept.values.shape[:-1], num_channels)
     return jnp.zeros(shape, kept.values.dtype).at[..., kept.indices].set(kept.values)
-
-
-def check_model(
-    num_classes: int,
-    width: float,
-    norm: str,
-    gates: GateSettings | None,
-    dropout: float,
-) -> None:
-    """Refuses attributes that no model can have.
-
-    Raises:
-      ValueError: if a number is out of range or a name is unknown.
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    if not 0 < width < math.inf:
-        raise ValueError(f"width must be positive and finite, got {width}.")
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}, got {norm!r}.")
-    if gates is not None:
-        check_gate_settings(gates)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
 
 
 def scaled(width: float, channels: int) -> int:

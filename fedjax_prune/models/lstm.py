@@ -13,10 +13,10 @@ from fedjax_prune.initializers import uniform
 from fedjax_prune.models.blocks import (
     Layer,
     XavierDense,
-    check_model,
     dense_layer,
     scaled,
 )
+from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.precision import at_least_float32, matmul
 
 EMBEDDING = 8
@@ -84,6 +84,11 @@ class NextCharLSTM(nn.Module):
     gates: GateSettings | None = None
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def needs(cls) -> Needs:
+        """Text; gates and norms are for convolutions."""
+        return Needs(kind="text", norms=("none",), gates=False)
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fedjax_prune.channels import ChannelGroup, between
+from fedjax_prune.fields import Rule
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     Initializer,
     Layer,
     TorchDense,
-    check_model,
     conv_layer,
     dense_layer,
     he_fan_out,
@@ -24,6 +24,7 @@ from fedjax_prune.models.blocks import (
     max_pool,
     scaled,
 )
+from fedjax_prune.models.needs import Needs, check_model, check_size
 from fedjax_prune.precision import at_least_float32
 
 
@@ -106,6 +107,15 @@ class PlainNetwork(nn.Module):
     left: Mapping[str, int] = nn.FrozenDict()
 
     plan: ClassVar[Plan]
+
+    @classmethod
+    def needs(cls) -> Needs:
+        """Images whose sides suit the plan."""
+        least, multiple = cls.plan.least, cls.plan.multiple
+        text = f"of at least {least}x{least}"
+        if multiple > 1:
+            text = f"whose height and width are multiples of {multiple}"
+        return Needs(sides=Rule(lambda n: n >= least and n % multiple == 0, text))
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -242,15 +252,4 @@ class PlainNetwork(nn.Module):
         return [(f"fc{i}", n) for i, n in enumerate([*units, self.num_classes], 1)]
 
     def _check_size(self, image_shape: tuple[int, ...]) -> None:
-        (height, width, _), plan = image_shape, self.plan
-        if (
-            min(height, width) < plan.least
-            or height % plan.multiple
-            or (width % plan.multiple)
-        ):
-            what = f"of at least {plan.least}x{plan.least}"
-            if plan.multiple > 1:
-                what = f"whose height and width are multiples of {plan.multiple}"
-            raise ValueError(
-                f"{type(self).__name__} needs images {what}, got {height}x{width}."
-            )
+        check_size(type(self).__name__, self.needs(), image_shape)

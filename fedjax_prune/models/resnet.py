@@ -16,13 +16,13 @@ from fedjax_prune.models.blocks import (
     GatedConv,
     Kept,
     Layer,
-    check_model,
     conv_layer,
     dense_layer,
     fill_dropped,
     keep_all,
     scaled,
 )
+from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.precision import at_least_float32
 
 CHANNELS = (16, 32, 64)
@@ -134,6 +134,11 @@ class ResNet32(nn.Module):
     blocks_per_stage: int = 5
     dtype: DTypeLike = jnp.float32
     left: Mapping[str, int] = nn.FrozenDict()
+
+    @classmethod
+    def needs(cls) -> Needs:
+        """Images of any size."""
+        return Needs()
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fedjax_prune.channels import ChannelGroup, between, read_by, written_by
+from fedjax_prune.fields import Rule
 from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     Layer,
     XavierDense,
-    check_model,
     conv_layer,
     dense_layer,
     fill_dropped,
@@ -22,6 +22,7 @@ from fedjax_prune.models.blocks import (
     scaled,
     xavier,
 )
+from fedjax_prune.models.needs import Needs, check_model, check_size
 from fedjax_prune.precision import at_least_float32
 
 CHANNELS = (64, 128, 128, 128, 256, 512, 512, 512)
@@ -59,6 +60,11 @@ class ResNet9(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     left: Mapping[str, int] = nn.FrozenDict()
+
+    @classmethod
+    def needs(cls) -> Needs:
+        """Images of 32x32."""
+        return Needs(sides=Rule(lambda n: n == 32, "of 32x32"))
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
@@ -184,6 +190,4 @@ class ResNet9(nn.Module):
 
 
 def _check_size(image_shape: tuple[int, ...]) -> None:
-    height, width, _ = image_shape
-    if (height, width) != (32, 32):
-        raise ValueError(f"ResNet9 needs images of 32x32, got {height}x{width}.")
+    check_size(ResNet9.__name__, ResNet9.needs(), image_shape)

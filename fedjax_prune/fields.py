@@ -1,0 +1,218 @@
+"""How a configuration field is declared: its default, its rule and its words, once.
+
+A function declares its fields in its signature, a record in its annotations:
+
+    @checked
+    def fedprox(..., *, mu: Annotated[float, at_least(0), "Weight of ..."] = 0.01):
+
+The errors of builders, `settings` and `--help` read this declaration.
+"""
+
+import ast
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Rule(NamedTuple):
+    """What a value must be.
+
+    Attributes:
+      holds: whether a value is so; a field asks it about values of its type only.
+      text: the words after "must be".
+    """
+
+    holds: Callable[[Any], bool]
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def at_least(low: float) -> Rule:
+    """Numbers from `low` on, finite."""
+    return Rule(lambda v: low <= v < math.inf, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    """Numbers above `low`, finite."""
+    return Rule(lambda v: low < v < math.inf, f"above {low}")
+
+
+def at_most(high: float) -> Rule:
+    """Numbers up to `high`."""
+    return Rule(lambda v: v <= high, f"at most {high}")
+
+
+def one_of(known: Collection[str]) -> Rule:
+    """The names of a table or a list."""
+    return Rule(lambda v: v in known, f"one of {', '.join(known)}")
+
+
+FRACTION = Rule(lambda v: 0 <= v <= 1, "in [0, 1]")
+SHARE = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
+DECAY = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
+FINITE = Rule(lambda v: -math.inf < v < math.inf, "finite")
+SEED = Rule(lambda v: 0 <= v < 2**32, "in [0, 2^32)")
+ANY = Rule(lambda v: True, "")
+
+TYPES: dict[Any, Rule] = {
+    bool: Rule(lambda v: isinstance(v, bool), "true or false"),
+    int: Rule(lambda v: _is_number(v, Integral), "a whole number"),
+    float: Rule(lambda v: _is_number(v, Real), "a number"),
+    str: Rule(lambda v: isinstance(v, str), "a string"),
+    Sequence[str]: Rule(
+        lambda v: isinstance(v, list | tuple) and all(isinstance(x, str) for x in v),
+        "a list of strings",
+    ),
+}
+"""Annotated type -> what a value must be before its rule is asked."""
+
+BITS = {int: 31, float: 128}
+"""Annotated type -> numbers below 2 to this power fit what devices compute with."""
+
+
+class Field(NamedTuple):
+    """A configuration field.
+
+    Attributes:
+      type: a key of TYPES, or a union, of whose types only the rule knows.
+      rule: what a value of that type must be.
+      words: what the field is, one sentence.
+      default: `inspect.Parameter.empty` if it must be given.
+    """
+
+    type: Any
+    rule: Rule
+    words: str
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def text(self) -> str:
+        """What its values must be."""
+        return self.rule.text or TYPES[self.type].text
+
+    def mistyped(self, value: Any) -> str:
+        """The type that a value must be of and is not; empty if it is."""
+        of_type = TYPES.get(self.type, ANY)
+        return "" if of_type.holds(value) else of_type.text
+
+    def unmet(self, value: Any) -> str:
+        """What a value must be and is not; empty if it is all that it must be."""
+        if mistyped := self.mistyped(value):
+            return mistyped
+        if not self.rule.holds(value):
+            return self.rule.text
+        bits = BITS.get(self.type)
+        if bits is not None and self.rule is not SEED and not value < 2**bits:
+            return f"{self.rule.text} and below 2^{bits}"
+        return ""
+
+    def read(self, text: str) -> Any:
+        """The value that a text on the command line stands for; the text if none.
+
+        True and false are `true` and `false` or 1 and 0. A list is written as in
+        Python, or with commas alone: `fc1/*,fc2/*`.
+        """
+        if self.type is str:
+            return text
+        if self.type is bool:
+            return _SWITCHES.get(text.lower(), text)
+        try:
+            return (
+                self.type(text) if self.type in (int, float) else ast.literal_eval(text)
+            )
+        except (ValueError, SyntaxError):
+            if self.type == Sequence[str]:
+                return tuple(part for part in text.split(",") if part)
+            return text
+
+
+_SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
+    """The fields that a function or a record declares.
+
+    Args:
+      declared: parameters or attributes annotated as `Annotated[type, rule, words]`
+        or `Annotated[type, words]` are fields.
+
+    Returns:
+      name -> Field.
+    """
+    fields = {}
+    for name, parameter in inspect.signature(declared).parameters.items():
+        if get_origin(parameter.annotation) is Annotated:
+            kind, *rules, words = get_args(parameter.annotation)
+            rule = rules[0] if rules else ANY
+            fields[name] = Field(kind, rule, words, parameter.default)
+    return fields
+
+
+def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
+    """Refuses a bad value; names that are no fields pass.
+
+    Raises:
+      ValueError: with field, what it must be and its value.
+    """
+    for name, value in values.items():
+        if name in fields and (unmet := fields[name].unmet(value)):
+            raise ValueError(f"{name} must be {unmet}, got {value!r}.")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which refuses bad values of its fields before it runs.
+
+    Raises:
+      ValueError: when called, as `check_fields`.
+    """
+    signature, fields = inspect.signature(function), fields_of(function)
+
+    @functools.wraps(function)
+    def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_fields(fields, signature.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return check_and_call
+
+
+def like(
+    declared: Callable[..., Any], **changed: Field
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Gives a function that takes `**fields` the fields of another one.
+
+    Args:
+      declared: the other function.
+      changed: fields that differ from its.
+    """
+
+    def take_over(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+        taken = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[field.type, field.rule, field.words],
+                default=field.default,
+            )
+            for name, field in (fields_of(declared) | changed).items()
+        ]
+        function.__dict__["__signature__"] = signature.replace(
+            parameters=[*own, *taken]
+        )
+        return function
+
+    return take_over
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """A whole number is a number, too; True and False are neither."""
+    return isinstance(value, kind) and not isinstance(value, bool)

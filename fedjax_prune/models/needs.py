@@ -1,0 +1,72 @@
+"""What a model needs: attributes in their ranges, and data of its kind and size."""
+
+from collections.abc import Collection
+from typing import Annotated, NamedTuple
+
+from fedjax_prune.fields import ANY, DECAY, Rule, above, at_least, checked, one_of
+from fedjax_prune.gates import GateSettings, check_gate_settings
+
+NORMS = ("none", "bn", "gn")
+
+Width = Annotated[
+    float,
+    above(0),
+    "Multiplier of all channels and, for most networks, of hidden units.",
+]
+Norm = Annotated[
+    str, one_of(NORMS), "Norm of the convolutions; gn has one group per channel."
+]
+Dropout = Annotated[
+    float, DECAY, "Rate before dense layers; each network says before which."
+]
+
+
+class Needs(NamedTuple):
+    """What a model class needs of data and settings, as its `needs()` says.
+
+    Attributes:
+      kind: of the examples that it reads, `image` or `text`, as in `DatasetInfo`.
+      sides: what height and width of its images must be; the text follows "images".
+      norms: those it can have.
+      gates: whether its convolutions can be gated.
+    """
+
+    kind: str = "image"
+    sides: Rule = ANY
+    norms: Collection[str] = NORMS
+    gates: bool = True
+
+
+@checked
+def check_model(
+    num_classes: Annotated[int, at_least(1), "Logits of an example."],
+    width: Width,
+    norm: Norm,
+    gates: GateSettings | None,
+    dropout: Dropout,
+) -> None:
+    """Refuses attributes that no model can have.
+
+    Raises:
+      ValueError: if a number is out of range or a name is unknown.
+    """
+    if gates is not None:
+        check_gate_settings(gates)
+
+
+def check_size(model: str, needs: Needs, image_shape: tuple[int, ...]) -> None:
+    """Refuses images that a model cannot read.
+
+    Args:
+      model: its name, for the message.
+      needs: of its class.
+      image_shape: (height, width, channels).
+
+    Raises:
+      ValueError: if a side is not as needed.
+    """
+    height, width, _ = image_shape
+    if not (needs.sides.holds(height) and needs.sides.holds(width)):
+        raise ValueError(
+            f"{model} needs images {needs.sides.text}, got {height}x{width}."
+        )
