@@ -17,7 +17,6 @@ from fedjax_prune.algorithms import ALGORITHMS
 
 from . import config_file, usage
 
-base = config_file.load_module(config_file.BUNDLED / "base.py")
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 
 

@@ -39,20 +39,9 @@ def show(full: bool) -> None:
 
 
 def _field_lines(config: Any) -> Iterator[str]:
-    for name, default, rule, words in _describe(config):
+    for name, default, rule, words in settings.describe(config):
         yield f"  {name}={_written(default)}"
-        text = "; ".join(part for part in (words, rule) if part)
-        if text:
-            yield f"      {text}"
-
-
-def _describe(config: Any) -> list[tuple[str, Any, str, str]]:
-    """(name, default, what the rule asks for, words) of every field."""
-    rules = settings.RULES
-    return [
-        (name, value, rules[name].text if name in rules else "", "")
-        for name, value in settings.flatten(config).items()
-    ]
+        yield f"      {words} It must be {rule}."
 
 
 def _default(value: Any) -> str:
