@@ -23,7 +23,7 @@ References:
 
 from typing import Any, NamedTuple
 
-from configs import base
+from . import base
 
 
 class Work(NamedTuple):

@@ -11,7 +11,7 @@ augmentation.
 
 from typing import Any
 
-from configs import base
+from . import base
 
 WORKS = ("w1", "w2", "w3")
 

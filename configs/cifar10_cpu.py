@@ -10,7 +10,7 @@ images, half-way and at the end.
 
 from typing import Any, NamedTuple
 
-from configs import feddp
+from . import feddp
 
 
 class Size(NamedTuple):

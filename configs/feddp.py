@@ -22,7 +22,7 @@ References:
 
 from typing import Any, NamedTuple
 
-from configs import base
+from . import base
 
 
 class Method(NamedTuple):

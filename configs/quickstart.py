@@ -8,7 +8,7 @@ every round, half of the multiplications pruned.
 
 from typing import Any
 
-from configs import base
+from . import base
 
 
 def get_config() -> Any:

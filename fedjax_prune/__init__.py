@@ -1,5 +1,7 @@
 """Federated learning with model pruning, simulated at accelerator scale."""
 
+from typing import TYPE_CHECKING, Any
+
 from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.autoflip import autoflip
@@ -25,9 +27,11 @@ from fedjax_prune.evaluate import correct_by_client, correct_examples
 from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
 from fedjax_prune.local import train_client
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
+from fedjax_prune.outcome import TrainingError
 from fedjax_prune.preparation import prepare
 from fedjax_prune.rounds import make_algorithm, make_round
 from fedjax_prune.server import make_server_tx
+from fedjax_prune.settings import SettingsError
 from fedjax_prune.solver import LocalSolver, make_solver
 from fedjax_prune.store import make_store
 from fedjax_prune.task import make_task
@@ -47,6 +51,12 @@ from fedjax_prune.types import (
     Total,
     Variables,
 )
+from fedjax_prune.workdir import WorkdirError
+
+if TYPE_CHECKING:
+    from fedjax_prune.checkpoint import CheckpointError
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ALGORITHMS",
@@ -56,6 +66,7 @@ __all__ = [
     "PARTITIONERS",
     "VGG11",
     "Batch",
+    "CheckpointError",
     "ClientProgram",
     "ClientState",
     "Cohort",
@@ -72,9 +83,12 @@ __all__ = [
     "RoundInputs",
     "Rules",
     "ServerState",
+    "SettingsError",
     "Task",
     "Total",
+    "TrainingError",
     "Variables",
+    "WorkdirError",
     "add_control_variates",
     "add_proximal",
     "as_dataset",
@@ -113,3 +127,12 @@ __all__ = [
     "top_k_mask",
     "train_client",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Orbax takes half a second to import, and only runs use it.
+    if name == "CheckpointError":
+        from fedjax_prune.checkpoint import CheckpointError
+
+        return CheckpointError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,19 @@
 """What a run prints: a table before, a line of progress during, a table after.
 
 On a terminal the progress is one live bar; elsewhere (a file, a pipe, a CI log) it is
-one plain line per round. All of it fits 80 columns.
+one plain line per round. All of it fits 80 columns. When nobody reads the output any
+more (`| head`), the run is asked to stop as by Ctrl-C, so that it saves its checkpoint.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +33,14 @@ def print_error(messages: str | Iterable[str]) -> None:
     """Prints one `error: ...` per message to the standard error stream."""
     for message in [messages] if isinstance(messages, str) else messages:
         text = message.replace("\n", "\n       ")
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        _print(f"error: {text}", sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Sends what is written to a stream from now on to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class RoundProgress:
@@ -62,14 +73,31 @@ class RoundProgress:
             return
         width = len(str(self._rounds))
         left = self._seconds_left(round)
-        print(
-            f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left",
-            flush=True,
-        )
+        _print(f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left")
 
     def _seconds_left(self, round: int) -> float:
         done = max(round - self._first_round, 1)
         return (time.monotonic() - self._start) / done * (self._rounds - round)
+
+
+class _Bar(Progress):
+    """Leaves two columns free.
+
+    A terminal shows Ctrl-C as ^C; in a full line that would begin a new one, and the
+    bar would be drawn a second time.
+    """
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield _Narrower(self.make_tasks_table(self.tasks))
+
+
+class _Narrower(NamedTuple):
+    table: Table
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        return console.render(self.table, options.update_width(options.max_width - 2))
 
 
 @contextmanager
@@ -93,7 +121,7 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, expand=True) as bar:
+    with _Bar(*columns, console=console, expand=True) as bar:
         yield RoundProgress(rounds, first_round, bar)
 
 
@@ -102,11 +130,19 @@ def working(text: str) -> Iterator[None]:
     """Says what goes on while the block lasts, where no share of it is known."""
     console = Console()
     if not console.is_terminal:
-        print(f"{text} ...", flush=True)
+        _print(f"{text} ...")
         yield
         return
     with console.status(text):
         yield
+
+
+def _print(text: str, stream: TextIO | None = None) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        discard(stream or sys.stdout)
+        signal.raise_signal(signal.SIGINT)
 
 
 def _print_table(title: str, facts: Mapping[str, str]) -> None:

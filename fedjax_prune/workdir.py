@@ -1,45 +1,88 @@
 """The folder of one run: its lock, `config.json`, `metrics.jsonl`, event files."""
 
-import fcntl
+import errno
 import json
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from fedjax_prune.settings import SettingsError, flatten
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
 CHANGEABLE = ("rounds", "eval.", "save_every", "keep")
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
+
+
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What a file system answers that has no locks."""
 
 
 class WorkdirError(RuntimeError):
     """A workdir that cannot be used; the message names it and the reason."""
 
 
+def local_folder(path: str | Path) -> Path:
+    """A folder of this machine as an absolute path; it need not exist.
+
+    Args:
+      path: may begin with `~`, the user's home directory.
+
+    Raises:
+      WorkdirError: if the path is an address such as `gs://bucket/run`, or there is
+        no home directory.
+    """
+    # A Path of `gs://bucket` has one slash left.
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise WorkdirError(
+            f"{path} is not a folder of this machine. Object storage is not supported: "
+            "name a local folder."
+        )
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise WorkdirError(
+            f"{path} cannot be found: this user has no home directory."
+        ) from error
+
+
 @contextmanager
 def open_workdir(path: str | Path) -> Iterator[Path]:
     """Makes the folder if needed and holds it for this process alone.
 
-    The lock is gone when the process is, however it ended. If the body left
-    nothing in a folder made here, the folder is removed again.
+    The lock is gone when the process is, however it ended; a file system without
+    locks is warned of. If the body left nothing in a folder made here, the folder is
+    removed again.
 
     Args:
-      path: of the folder.
+      path: of the folder; `~` stands for the home directory.
 
     Yields:
       The folder.
 
     Raises:
-      WorkdirError: if the folder cannot be made or written, or another process
-        holds it.
+      WorkdirError: if the folder is not one of this machine, cannot be made or
+        written, or another process holds it; on Windows always.
     """
-    folder = Path(path).absolute()
+    if fcntl is None:
+        raise WorkdirError(
+            "This system has no POSIX file locks: runs need Linux or macOS, or the "
+            "Windows Subsystem for Linux (WSL)."
+        )
+    folder = local_folder(path)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +155,7 @@ class MetricsLog(NamedTuple):
     """Writes rows of metrics to `metrics.jsonl` and to TensorBoard event files."""
 
     file: TextIO
-    events: SummaryWriter
+    events: "SummaryWriter"
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row and flushes it.
@@ -141,6 +184,9 @@ def open_metrics(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog]
     Yields:
       The log, closed at the end of the block.
     """
+    # Slow to import, and only a run needs it.
+    from tensorboardX import SummaryWriter
+
     file = Path(path) / "metrics.jsonl"
     kept = [line for line, row in _rows(file) if row["round"] <= finished_rounds]
     _replace(file, "".join(kept))
@@ -163,6 +209,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _lock(file: Path) -> TextIO:
+    assert fcntl is not None  # `open_workdir` refuses
     while True:
         stream = file.open("a+")
         try:
@@ -174,6 +221,15 @@ def _lock(file: Path) -> TextIO:
             raise WorkdirError(
                 f"The workdir {file.parent} is in use by the process {holder}."
             ) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                stream.close()
+                raise
+            warnings.warn(
+                f"The file system of {file.parent} has no locks: nothing keeps a "
+                "second process from this workdir.",
+                stacklevel=2,
+            )
         # The holder before us may have removed the file we opened.
         if file.exists() and os.path.samestat(file.stat(), os.fstat(stream.fileno())):
             stream.truncate(0)

@@ -1,24 +1,52 @@
-"""What a user can mend is told in one line, without a traceback."""
+"""How a launcher ends: what a user can mend is told in a line, without a traceback."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable
 
 from absl import logging
 
-from fedjax_prune import console, outcome
+from fedjax_prune import console
 from fedjax_prune.checkpoint import CheckpointError
 from fedjax_prune.data.datasets import DataError
+from fedjax_prune.outcome import TrainingError
 from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import WorkdirError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it."""
 
 
 def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; prints its errors and returns 1 if it has some."""
+    _open_standard_streams()
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except SettingsError as error:
         console.print_error(error.problems)
-    except (CheckpointError, DataError, WorkdirError, outcome.TrainingError) as error:
+    except (CheckpointError, DataError, WorkdirError, TrainingError) as error:
         console.print_error(str(error))
+    except BrokenPipeError:
+        console.discard(sys.stdout)
+    except KeyboardInterrupt:
+        console.print_error("stopped")
+        return INTERRUPTED
     return 1
+
+
+def _open_standard_streams() -> None:
+    """Gives a closed standard stream to the null device.
+
+    The next file that is opened would get its number, and what native code logs.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

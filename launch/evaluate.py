@@ -1,15 +1,23 @@
 """Evaluates the newest checkpoint of a workdir.
 
-python -m launch.evaluate --workdir=DIR
+python -m fedjax_prune evaluate --workdir=DIR
+
+It prints the accuracies of the shared model on the test set and on the data of each
+client, all clients counted. In a checkout `python -m launch.evaluate` is the same.
+For example:
+
+    python -m fedjax_prune evaluate --workdir=runs/quickstart
 """
 
 from absl import app, flags
 
 from fedjax_prune import console, train
 from fedjax_prune.settings import SettingsError
-from launch import runtime
-from launch.errors import exit_code
-from launch.flags import parse
+from fedjax_prune.workdir import local_folder
+
+from . import runtime
+from .errors import exit_code
+from .flags import parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
 
@@ -24,8 +32,9 @@ def main(argv: list[str]) -> int:
             found.append("--workdir must name the folder of a run, got ''")
         if found:
             raise SettingsError(found)
+        folder = local_folder(workdir)
         runtime.prepare()
-        results = train.evaluate_workdir(workdir)
+        results = train.evaluate_workdir(folder)
         console.print_summary({k: _shown(v) for k, v in results.items()})
         return 0
 

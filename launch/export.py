@@ -1,8 +1,11 @@
 """Writes the trained shared model of a run, without the channels that were pruned.
 
-python -m launch.export --workdir=DIR --output=FOLDER [--nocompact]
+python -m fedjax_prune export --workdir=DIR --output=FOLDER [--nocompact]
 
-`fedjax_prune.export.load_model(FOLDER)` reads it.
+`fedjax_prune.export.load_model(FOLDER)` reads it. In a checkout
+`python -m launch.export` is the same. For example:
+
+    python -m fedjax_prune export --workdir=runs/quickstart --output=model
 """
 
 from absl import app, flags
@@ -10,9 +13,11 @@ from absl import app, flags
 from fedjax_prune import console, costs
 from fedjax_prune.export import export_model
 from fedjax_prune.settings import SettingsError
-from launch import runtime
-from launch.errors import exit_code
-from launch.flags import parse
+from fedjax_prune.workdir import local_folder
+
+from . import runtime
+from .errors import exit_code
+from .flags import parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
 _OUTPUT = flags.DEFINE_string("output", None, "new folder for the model")
@@ -31,8 +36,9 @@ def main(argv: list[str]) -> int:
             found.append("--output must name a new folder, got ''")
         if found:
             raise SettingsError(found)
+        folder, target = local_folder(workdir), local_folder(output)
         runtime.prepare()
-        exported = export_model(workdir, output, compact=_COMPACT.value)
+        exported = export_model(folder, target, compact=_COMPACT.value)
         num_params = costs.tree_bytes(exported.variables.params) // 4
         left = getattr(exported.model, "left", {}).items()
         console.print_summary(

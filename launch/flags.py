@@ -4,11 +4,9 @@ The flag library stops at the first mistake, so the config file is loaded first 
 every override is then parsed on its own.
 """
 
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -17,11 +15,15 @@ from ml_collections import ConfigDict
 from fedjax_prune import console, settings
 from fedjax_prune.algorithms import ALGORITHMS
 
+from . import config_file, usage
+
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parses the defined flags and leaves everything else; for `absl.app.run`.
+
+    Ends the process after `--help`, and after a flag that cannot be parsed.
 
     Args:
       argv: the program and its arguments.
@@ -30,18 +32,23 @@ def parse(argv: Sequence[str]) -> list[str]:
       The program, what is neither a flag nor an override, the overrides as
       `--config.field=value`.
     """
+    asked = usage.HELP & set(argv)
     plain, overrides = [], []
-    waiting = iter(argv)
+    waiting = (argument for argument in argv if argument not in asked)
     for argument in waiting:
         is_override = _OVERRIDE.match(argument)
         if is_override and "=" not in argument and not _is_switch(argument):
             argument += f"={next(waiting, '')}"
         (overrides if is_override else plain).append(argument)
     try:
-        return [*flags.FLAGS(plain, known_only=True), *overrides]
-    except flags.Error as error:
+        rest = flags.FLAGS(plain, known_only=True)
+        if asked:
+            usage.show("--helpfull" in asked)
+            sys.exit(0)
+    except (flags.Error, settings.SettingsError) as error:
         console.print_error(str(error))
         sys.exit(1)
+    return [*rest, *overrides]
 
 
 def load_config(
@@ -50,7 +57,8 @@ def load_config(
     """Loads a config file, applies the overrides and checks the result.
 
     Args:
-      path: of a Python file with `get_config`; what follows a colon is its argument.
+      path: of a Python file with `get_config`, or the name of a bundled one; what
+        follows a colon is its argument.
       arguments: what `parse` left; `--config.algorithm.name` brings that algorithm's
         fields with their defaults.
       found: mistakes that the caller knows of, reported with the others.
@@ -62,7 +70,7 @@ def load_config(
       SettingsError: with every mistake in the arguments and the configuration.
     """
     try:
-        config = _load_file(path)
+        config = config_file.load(path)
     except settings.SettingsError as error:
         raise settings.SettingsError([*found, *error.problems]) from error
     found = list(found)
@@ -76,22 +84,6 @@ def load_config(
     if found:
         raise settings.SettingsError(found)
     return config.lock()
-
-
-def _load_file(path: str | None) -> Any:
-    file, _, text = (path or "").partition(":")
-    if not file.endswith(".py") or not Path(file).is_file():
-        raise settings.SettingsError(
-            [f"--config must be a file such as configs/quickstart.py, got {file!r}"]
-        )
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(*[text] * bool(text))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise settings.SettingsError([f"--config={path}: {error}"]) from error
 
 
 def _apply(config: Any, argument: str) -> Any:

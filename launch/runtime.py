@@ -1,6 +1,8 @@
-"""Sets JAX up for a process, before it is first used."""
+"""Sets a process up before JAX is first used."""
 
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -16,7 +18,8 @@ def prepare() -> None:
     devices of their own use all of them all the time. Where clients are few and
     unequal, one device waits long for another; XLA would end the process after a
     minute. Settings of the user's own, `JAX_NUM_CPU_DEVICES`,
-    `JAX_COMPILATION_CACHE_DIR` or `XLA_FLAGS`, come first.
+    `JAX_COMPILATION_CACHE_DIR`, `JAX_LOGGING_LEVEL`, `TF_CPP_MIN_LOG_LEVEL` or
+    `XLA_FLAGS`, come first.
     """
     waits = ("terminate_timeout", "warn_stuck_timeout")
     flags = [f"--xla_cpu_collective_call_{wait}_seconds={PATIENCE}" for wait in waits]
@@ -26,8 +29,57 @@ def prepare() -> None:
         "JAX_NUM_CPU_DEVICES" not in os.environ
         and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     ):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", len(cores()))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "fedjax_prune" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        _keep_compiled_programs()
+    # JAX itself sets the second one to 1.
+    if (
+        "JAX_LOGGING_LEVEL" not in os.environ
+        and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1"
+    ):
+        _silence_alarms()
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use; all where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cache_folder() -> Path:
+    """The library's folder in the user's cache.
+
+    Raises:
+      RuntimeError: if the user has no home directory.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fedjax_prune"
+
+
+def _keep_compiled_programs() -> None:
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        # JAX would warn of every single program that it cannot write.
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"compiled programs are not kept for the next run: {error}. "
+            "JAX_COMPILATION_CACHE_DIR names another folder.",
+            stacklevel=2,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _silence_alarms() -> None:
+    """Keeps XLA from logging an error ("Very slow compile?") after two minutes.
+
+    It has no flag of its own for that. Real errors of XLA reach Python as exceptions.
+    """
+    jax.config.update("jax_logging_level", "CRITICAL")
+    # Only XLA's level is meant: JAX says that a GPU is not used, for example.
+    for name in ("jax", "jaxlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,12 +1,16 @@
-"""Trains one config file with several config strings and prints one table.
+"""Trains one configuration with several strings and prints one table.
 
-python -m launch.sweep --config=configs/cifar10_cpu.py --workdir=runs/table \
-    --settings="fedavg,10 feddp,10" [--seeds=0,1,2] [--jobs=2] [--config.field=value]
+python -m fedjax_prune sweep --config=CONFIG --workdir=DIR --settings="STRING ..." \\
+    [--seeds=0,1,2] [--jobs=2] [--config.FIELD=VALUE ...]
 
 Every setting is a run of its own in WORKDIR/SETTING, with its output in
 WORKDIR/SETTING.log; with seeds in WORKDIR/SETTING/seedN. Runs with masks get a table of
 what they save, means over the seeds. Stopped and started again, finished runs are only
-reported and the others go on from their checkpoints.
+reported and the others go on from their checkpoints. In a checkout
+`python -m launch.sweep` is the same. For example:
+
+    python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table \\
+        --settings="fedavg,10 feddp,10"
 """
 
 import os
@@ -21,10 +25,15 @@ from absl import app, flags
 
 from fedjax_prune import console, ledger, report
 from fedjax_prune.settings import SettingsError
-from launch.errors import exit_code
-from launch.flags import load_config, parse
+from fedjax_prune.workdir import local_folder
 
-_CONFIG = flags.DEFINE_string("config", None, "config file that takes a string")
+from . import runtime
+from .errors import exit_code
+from .flags import load_config, parse
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "file or bundled name that takes a string"
+)
 _SETTINGS = flags.DEFINE_string("settings", "", "config strings, separated by spaces")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs")
 _SEEDS = flags.DEFINE_list("seeds", [], "one run of each setting for each config.seed")
@@ -46,15 +55,15 @@ def main(argv: list[str]) -> int:
 
     def run() -> int:
         settings = _SETTINGS.value.split()
-        workdir = Path(_WORKDIR.value or "")
         missing = [] if _WORKDIR.value else ["--workdir must name a folder, got ''"]
         if not settings:
             missing += ["--settings must name at least one config string, got ''"]
         for setting in settings or [""]:
-            path = f"{_CONFIG.value}:{setting}" if setting else _CONFIG.value
+            path = f"{_CONFIG.value or ''}:{setting}" if setting else _CONFIG.value
             load_config(path, argv[1:], missing)
         if bad := [seed for seed in _SEEDS.value if not seed.isdecimal()]:
             raise SettingsError([f"--seeds must be whole numbers, got {bad[0]!r}"])
+        workdir = local_folder(_WORKDIR.value or "")
         workdir.mkdir(parents=True, exist_ok=True)
         runs = [
             Run(setting, f"{setting}/seed{seed}", (f"--config.seed={seed}",))
@@ -89,7 +98,7 @@ def _table(workdir: Path, runs: list[Run]) -> str:
 
 def _shares_of_cores(jobs: int) -> "Queue[list[int]]":
     """Deals the cores to jobs: runs that share cores hinder each other."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = runtime.cores()
     free: Queue[list[int]] = Queue()
     for job in range(jobs):
         free.put(cores[job::jobs] or cores)
@@ -101,23 +110,29 @@ def _train(
 ) -> int:
     """Trains in a process of its own and returns its exit code."""
     command = [
-        *(sys.executable, "-m", "launch.train"),
+        *(sys.executable, "-m", "fedjax_prune", "train"),
         f"--config={_CONFIG.value}:{run.setting}",
         f"--workdir={workdir / run.folder}",
         *overrides,
         *run.overrides,
     ]
-    print(f"{run.folder}: {' '.join(command[1:])}", flush=True)
+    print(f"{run.folder}: python {' '.join(command[1:])}", flush=True)
     (workdir / run.folder).parent.mkdir(parents=True, exist_ok=True)
     own = free.get()
+    environment = dict(os.environ)
     try:
+        if hasattr(os, "sched_setaffinity"):
+            # Of this thread; the process that it starts inherits it.
+            os.sched_setaffinity(0, own)
+        else:
+            environment.setdefault("JAX_NUM_CPU_DEVICES", str(len(own)))
         with (workdir / f"{run.folder}.log").open("a") as log:
             return subprocess.run(
                 command,
+                env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, own),
             ).returncode
     finally:
         free.put(own)

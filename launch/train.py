@@ -1,16 +1,25 @@
 """Trains from a config file, or goes on where the same command was stopped.
 
-python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.field=value]
+python -m fedjax_prune train --config=CONFIG --workdir=DIR [--config.FIELD=VALUE ...]
+
+CONFIG is a Python file or the name of a bundled configuration; `CONFIG:STRING` gives it
+a string. In a checkout `python -m launch.train` is the same. For example:
+
+    python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
+    python -m fedjax_prune train --config=cifar10_cpu:feddp,10 --workdir=runs/feddp \\
+        --config.rounds=30
 """
 
 from absl import app, flags
 
 from fedjax_prune import train
-from launch import runtime
-from launch.errors import exit_code
-from launch.flags import load_config, parse
+from fedjax_prune.workdir import local_folder
 
-_CONFIG = flags.DEFINE_string("config", None, "config file, or FILE:STRING")
+from . import runtime
+from .errors import exit_code
+from .flags import load_config, parse
+
+_CONFIG = flags.DEFINE_string("config", None, "file or bundled name, :STRING after it")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, made if missing")
 
 
@@ -21,8 +30,9 @@ def main(argv: list[str]) -> int:
         workdir = _WORKDIR.value or ""
         missing = [] if workdir else ["--workdir must name a folder, got ''"]
         config = load_config(_CONFIG.value, argv[1:], missing)
+        folder = local_folder(workdir)
         runtime.prepare()
-        return train.run(config, workdir)
+        return train.run(config, folder)
 
     return exit_code(run)
 

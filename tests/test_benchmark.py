@@ -15,11 +15,11 @@ from configs import bench
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import partition
 from fedjax_prune.settings import problems
-from launch import benchmark
-from launch.peers import limits, ours, suites, worker
-from launch.peers.process import Process, WorkerError
-from launch.peers.suites import SUITES, Worker, make_arrays
-from launch.peers.table import make_rows, print_table
+from launch import runtime
+from launch.benchmark import limits, ours, suites, turns, worker
+from launch.benchmark.process import Process, WorkerError
+from launch.benchmark.suites import SUITES, Worker, make_arrays
+from launch.benchmark.table import make_rows, print_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -236,14 +236,17 @@ def test_a_worker_that_fails_is_told_with_its_last_words(data_file, tmp_path):
     told = r"limits has failed:\n(.*\n)*.*FileNotFoundError.*data.npzx"
     with (
         pytest.raises(WorkerError, match=told),
-        Process(benchmark.LIMITS, arguments, tmp_path, {}, tmp_path / "log") as process,
+        Process(turns.LIMITS, arguments, tmp_path, {}, tmp_path / "log") as process,
     ):
         process.run_round()
 
 
-def test_peers_live_in_the_users_cache(monkeypatch):
+def test_what_is_kept_lies_in_the_users_cache(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert benchmark.default_peers_dir() == Path("/cache/fedjax_prune/peers")
+    assert runtime.cache_folder() == Path("/cache/fedjax_prune")
+
+
+def test_peers_are_exact_on_the_cpu():
     assert suites.peer("pfl_sim", "cpu").precision == "float32"
 
 
@@ -262,7 +265,7 @@ def test_mistakes_are_told_one_line_each(tmp_path):
         f"error: --suite must be among {', '.join(SUITES)}, got 'w9'",
         "error: --peers must be among torch_loop, pfl_sim, flower_sim, fedjax_sim, "
         "got 'ray'",
-        f"error: --threads must be in [1, {len(os.sched_getaffinity(0))}], got 0",
+        f"error: --threads must be in [1, {len(runtime.cores())}], got 0",
         f"error: --output must be a file in a folder, got '{output}'",
     ]
     assert not output.parent.exists()

@@ -1,8 +1,13 @@
 """What is printed, away from a terminal and on one."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from fedjax_prune import console
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_tables_show_every_fact_within_80_columns(capsys):
@@ -44,6 +49,49 @@ def test_on_a_terminal_the_bar_ends_with_the_last_round(capsys, monkeypatch):
     assert "round 3/3" in last
     assert "loss 0.500 acc  75.0%     10 img/s" in last
     assert len(last.rstrip()) <= 80
+
+
+def test_the_bar_leaves_room_for_an_echoed_ctrl_c(capsys, monkeypatch):
+    """In a full line ^C begins a new one, and the bar is drawn twice."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    with console.progress(3, 1) as bar:
+        bar.advance(2, 1.0, 0.25, 10.0)
+    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    frames = [frame for frame in re.split(r"[\r\n]", out) if frame]
+    assert any("round 2/3" in frame for frame in frames)
+    assert {len(frame) for frame in frames} == {80 - len("^C")}
+
+
+UNREAD = """
+import signal, sys
+from fedjax_prune import console
+stopped = []
+signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+with console.progress(9, 0) as bar:
+    for round in range(1, 10):
+        bar.advance(round, 1.0, 0.5, 9.0)
+        if stopped:
+            break
+        sys.stdin.readline()
+console.print_summary({"rounds": "5"})
+print("stopped after", round, file=sys.stderr)
+"""
+
+
+def test_a_run_whose_output_nobody_reads_is_asked_to_stop():
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", UNREAD]
+    with subprocess.Popen(
+        command, text=True, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout.readline().startswith("round 1/9")
+        process.stdout.close()
+        process.stdin.write("\n\n")
+        process.stdin.close()
+        assert process.stderr.read() == "stopped after 2\n"
+        assert process.wait() == 0
 
 
 def test_times_are_short():

@@ -294,19 +294,3 @@ def test_all_mistakes_of_a_command_line_are_told_at_once():
         "client.batch_size must be at least 1, got 0",
         "data.name must be",
     ]
-
-
-@pytest.mark.parametrize(
-    ("path", "part"),
-    [
-        (None, "--config must be a file such as configs/quickstart.py, got ''"),
-        ("configs/none.py", "got 'configs/none.py'"),
-        ("configs/feddp.py:x", "METHOD,MODEL,CLIENTS, got 'x'"),
-        ("configs/quickstart.py:x", "takes 0 positional arguments"),
-        ("launch/train.sh", "got 'launch/train.sh'"),
-    ],
-)
-def test_a_config_file_that_cannot_be_used(path, part):
-    with pytest.raises(SettingsError) as error:
-        load_config(path, [])
-    assert part in str(error.value)

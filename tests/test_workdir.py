@@ -1,10 +1,14 @@
 """The lock, the agreed configuration and the log of metrics."""
 
+import errno
+import fcntl
 import json
 import math
 import os
+import pwd
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +19,7 @@ from fedjax_prune.settings import SettingsError
 from fedjax_prune.workdir import (
     WorkdirError,
     agree_config,
+    local_folder,
     open_metrics,
     open_workdir,
     read_config,
@@ -75,6 +80,87 @@ def test_a_path_that_cannot_be_written(tmp_path, path):
     ):
         pass
     assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.warns(UserWarning, match=f"file system of {tmp_path} has no locks"),
+        open_workdir(tmp_path) as folder,
+    ):
+        (folder / "kept").touch()
+    assert [f.name for f in tmp_path.iterdir()] == ["kept"]
+
+
+def test_another_failure_of_the_lock_is_told(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(WorkdirError, match="cannot be written: Input/output error"),
+        open_workdir(tmp_path / "new"),
+    ):
+        pass
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+from fedjax_prune.workdir import open_workdir
+try:
+    with open_workdir(sys.argv[1]):
+        pass
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_windows_is_refused_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "new")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == (
+        "WorkdirError This system has no POSIX file locks: runs need Linux or macOS, "
+        "or the Windows Subsystem for Linux (WSL).\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_directory_has_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_folder("~/runs") == tmp_path / "runs"
+    with open_workdir("~/runs") as folder:
+        assert folder == tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert local_folder("runs[1]") == tmp_path / "runs[1]"
+
+
+def test_a_user_without_a_home_directory(monkeypatch):
+    def getpwuid(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    with pytest.raises(WorkdirError, match=r"~/runs cannot be found: .* no home"):
+        local_folder("~/runs")
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b/r", Path("gs://b/r")])
+def test_object_storage_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(WorkdirError, match=r"[gs][s3]:/.* is not a folder of this mach"),
+        open_workdir(path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_config_is_written_and_read(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from launch.peers.suites import PEERS, Worker
+from .suites import PEERS, Worker
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 1200
@@ -44,7 +44,11 @@ class Process:
         """
         self.worker = worker
         self._log = log
-        program = (_python(worker, peers_dir), "-m", f"launch.peers.{worker.module}")
+        program = (
+            _python(worker, peers_dir),
+            "-m",
+            f"launch.benchmark.{worker.module}",
+        )
         # Several workers share one accelerator.
         defaults = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         with log.open("w") as stderr:

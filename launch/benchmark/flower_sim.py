@@ -1,6 +1,6 @@
 """Federated averaging with Flower's simulation on Ray.
 
-python -m launch.peers.flower_sim --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.flower_sim --work=w1 --data=FILE.npz --threads=2
 
 Every thread is a Ray actor that trains one client at a time.
 """
@@ -36,7 +36,7 @@ from flwr.serverapp.strategy import FedAvgM
 from flwr.simulation import run_simulation
 from torch import nn
 
-from launch.peers import torch_loop, torch_models, worker
+from . import torch_loop, torch_models, worker
 
 client_app = ClientApp()
 
@@ -205,6 +205,6 @@ def main() -> None:
 if __name__ == "__main__":
     # Ray sends what is defined in __main__ by value: the cache of the actors would be
     # a new one for every client.
-    from launch.peers import flower_sim
+    from . import flower_sim
 
     flower_sim.main()

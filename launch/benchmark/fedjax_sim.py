@@ -1,6 +1,6 @@
 """Federated averaging with FedJAX, on a JAX old enough for it.
 
-python -m launch.peers.fedjax_sim --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.fedjax_sim --work=w1 --data=FILE.npz --threads=2
 
 Its batches are always full: it fills a client's last one with examples drawn again.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from fedjax.algorithms import fed_avg
 
-from launch.peers import worker
+from . import worker
 
 
 def _dropout(x: jax.Array, rate: float) -> jax.Array:

@@ -1,6 +1,6 @@
 """Federated averaging with pfl-research, after its CIFAR-10 benchmark.
 
-python -m launch.peers.pfl_sim --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.pfl_sim --work=w1 --data=FILE.npz --threads=2
 
 As there, a client's batches keep one order: pfl splits a data set once and keeps it.
 """
@@ -21,7 +21,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch import nn
 from torch.nn import functional
 
-from launch.peers import torch_models, worker
+from . import torch_models, worker
 
 
 class _Model(nn.Module):

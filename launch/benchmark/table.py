@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.peers.suites import Worker
+from .suites import Worker
 
 
 class Row(NamedTuple):

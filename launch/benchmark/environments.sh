@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for each peer, or for those named, in DIR/NAME:
-#   bash launch/peers/environments.sh DIR [torch] [pfl] [flower] [fedjax]
+#   bash launch/benchmark/environments.sh DIR [torch] [pfl] [flower] [fedjax]
 # PYTHON names the interpreter to use, Python 3.11 or 3.12.
 set -euo pipefail
 

@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 
-from launch.peers.worker import VGG_DENSE, VGG_LAYERS, Data, check_num_params
+from .worker import VGG_DENSE, VGG_LAYERS, Data, check_num_params
 
 
 class _Input(nn.Module):

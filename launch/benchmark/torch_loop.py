@@ -1,6 +1,6 @@
 """Federated averaging as a plain PyTorch loop over the clients.
 
-python -m launch.peers.torch_loop --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.torch_loop --work=w1 --data=FILE.npz --threads=2
 """
 # pyright: reportMissingImports=false
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from launch.peers import torch_models, worker
+from . import torch_models, worker
 
 
 def train_client(

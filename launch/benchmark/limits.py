@@ -1,6 +1,6 @@
 """What the machine can do at most, measured between the rounds of the others.
 
-python -m launch.peers.limits --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.limits --work=w1 --data=FILE.npz --threads=2
 
 The rate of the largest matrix product and of copying, of one device with all threads.
 """
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from fedjax_prune import costs
 from fedjax_prune.precision import PRECISIONS, product_precision
-from launch.peers import worker
+
+from . import worker
 
 SIZE = 2048
 """Rows and columns of the matrices that are multiplied."""

@@ -25,7 +25,7 @@ class Worker(NamedTuple):
 
     Attributes:
       name: in the table.
-      module: in launch/peers.
+      module: in launch/benchmark.
       options: its own, besides those that all workers have.
       reference: name of the worker that its time is divided by.
       precision: of its matrix products.

@@ -1,6 +1,6 @@
 """This library, measured by what a user waits for in every round.
 
-python -m launch.peers.ours --work=w1 --data=FILE.npz --threads=2
+python -m launch.benchmark.ours --work=w1 --data=FILE.npz --threads=2
 
 A round is the compiled one of launch.train. Its time has everything in it: dealing the
 clients to lanes, sending them to the devices, training and reading the sums back.
@@ -38,8 +38,9 @@ from fedjax_prune.server import make_server_tx
 from fedjax_prune.solver import make_solver
 from fedjax_prune.task import make_task
 from fedjax_prune.types import Dataset, Population
-from launch import runtime
-from launch.peers import worker
+
+from .. import runtime
+from . import worker
 
 FLOPS_TARGET = 0.5
 """Share of the multiplications that a gated model keeps."""
