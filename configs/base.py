@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from fedjax_prune import settings
+from fedjax_prune.runs import settings
 
 
 def algorithm(name: str) -> ConfigDict:

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.algorithms.autoflip import autoflip
+from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.eflprune import eflprune
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fednova import fednova
@@ -14,28 +13,30 @@ from fedjax_prune.algorithms.magnitude import magnitude
 from fedjax_prune.algorithms.prunefl import prunefl
 from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
-from fedjax_prune.compact import gathered_predict
-from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Rules
-from fedjax_prune.convolution import convolve
-from fedjax_prune.costs import keep_ratio_for, macs
 from fedjax_prune.data.augment import make_augment
-from fedjax_prune.data.cohort import make_cohort, sample_cohort
 from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.data.load import as_dataset, load
 from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
-from fedjax_prune.evaluate import correct_by_client, correct_examples
-from fedjax_prune.gates import GateSettings, straight_through, top_k_mask
-from fedjax_prune.local import train_client
+from fedjax_prune.engine import store
+from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Rules
+from fedjax_prune.engine.dealing import make_cohort, sample_cohort
+from fedjax_prune.engine.evaluate import correct_by_client, correct_examples
+from fedjax_prune.engine.local import train_client
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.preparation import prepare
+from fedjax_prune.engine.rounds import make_algorithm, make_round
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import LocalSolver, make_solver
+from fedjax_prune.engine.store import make_store
+from fedjax_prune.engine.transforms import add_control_variates, add_proximal
 from fedjax_prune.models import CNN, MODELS, VGG11, ResNet32
-from fedjax_prune.outcome import TrainingError
-from fedjax_prune.preparation import prepare
-from fedjax_prune.rounds import make_algorithm, make_round
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.settings import SettingsError
-from fedjax_prune.solver import LocalSolver, make_solver
-from fedjax_prune.store import make_store
-from fedjax_prune.task import make_task
-from fedjax_prune.transforms import add_control_variates, add_proximal
+from fedjax_prune.models.convolution import convolve
+from fedjax_prune.models.costs import keep_ratio_for, macs
+from fedjax_prune.models.gates import GateSettings, straight_through, top_k_mask
+from fedjax_prune.models.task import make_task
+from fedjax_prune.pruning.smaller import gathered_predict
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import (
     Batch,
     ClientState,
@@ -51,10 +52,9 @@ from fedjax_prune.types import (
     Total,
     Variables,
 )
-from fedjax_prune.workdir import WorkdirError
 
 if TYPE_CHECKING:
-    from fedjax_prune.checkpoint import CheckpointError
+    from fedjax_prune.runs.checkpoint import CheckpointError
 
 __version__ = "0.1.0"
 
@@ -132,7 +132,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Orbax takes half a second to import, and only runs use it.
     if name == "CheckpointError":
-        from fedjax_prune.checkpoint import CheckpointError
+        from fedjax_prune.runs.checkpoint import CheckpointError
 
         return CheckpointError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedjax_prune.settings import SettingsError
+from fedjax_prune.runs.settings import SettingsError
 
 BUNDLED = Path(__file__).parent.parent / "configs"
 """The library's own configurations: beside the launchers, installed or not."""

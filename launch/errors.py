@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from absl import logging
 
-from fedjax_prune import console
-from fedjax_prune.checkpoint import CheckpointError
 from fedjax_prune.data.datasets import DataError
-from fedjax_prune.outcome import TrainingError
-from fedjax_prune.settings import SettingsError
-from fedjax_prune.workdir import WorkdirError
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.runs import console
+from fedjax_prune.runs.checkpoint import CheckpointError
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import WorkdirError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""

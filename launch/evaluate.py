@@ -11,9 +11,9 @@ For example:
 
 from absl import app, flags
 
-from fedjax_prune import console, train
-from fedjax_prune.settings import SettingsError
-from fedjax_prune.workdir import local_folder
+from fedjax_prune.runs import console, train
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code

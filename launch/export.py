@@ -2,7 +2,7 @@
 
 python -m fedjax_prune export --workdir=DIR --output=FOLDER [--nocompact]
 
-`fedjax_prune.export.load_model(FOLDER)` reads it. In a checkout
+`fedjax_prune.runs.export.load_model(FOLDER)` reads it. In a checkout
 `python -m launch.export` is the same. For example:
 
     python -m fedjax_prune export --workdir=runs/quickstart --output=model
@@ -10,10 +10,11 @@ python -m fedjax_prune export --workdir=DIR --output=FOLDER [--nocompact]
 
 from absl import app, flags
 
-from fedjax_prune import console, costs
-from fedjax_prune.export import export_model
-from fedjax_prune.settings import SettingsError
-from fedjax_prune.workdir import local_folder
+from fedjax_prune.models import costs
+from fedjax_prune.runs import console
+from fedjax_prune.runs.export import export_model
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code

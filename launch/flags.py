@@ -12,8 +12,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedjax_prune import console, settings
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.runs import console, settings
 
 from . import config_file, usage
 

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from fedjax_prune import console, ledger, report
-from fedjax_prune.settings import SettingsError
-from fedjax_prune.workdir import local_folder
+from fedjax_prune.runs import console, ledger, report
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code

@@ -12,8 +12,8 @@ a string. In a checkout `python -m launch.train` is the same. For example:
 
 from absl import app, flags
 
-from fedjax_prune import train
-from fedjax_prune.workdir import local_folder
+from fedjax_prune.runs import train
+from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from fedjax_prune import settings
+from fedjax_prune.runs import settings
 
 from . import config_file
 

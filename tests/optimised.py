@@ -11,16 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune import checkpoint, store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.cohort import make_cohort
 from fedjax_prune.data.partition import to_population
-from fedjax_prune.gates import GateSettings
+from fedjax_prune.engine import store
+from fedjax_prune.engine.dealing import make_cohort
+from fedjax_prune.engine.devices import make_placement, put_cohort, put_whole
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import CNN
-from fedjax_prune.placement import make_placement, put_cohort, put_whole
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.solver import make_solver
-from fedjax_prune.task import make_task
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.task import make_task
+from fedjax_prune.runs import checkpoint
 from fedjax_prune.types import RoundInputs
 from tests import toys
 

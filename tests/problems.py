@@ -4,11 +4,11 @@ import functools
 
 import jax
 
-from fedjax_prune import store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.contract import FederatedAlgorithm
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.solver import make_solver
+from fedjax_prune.engine import store
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import ClientState, Dataset, RoundInputs, ServerState
 from tests import toys
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.placement import ONE_DEVICE, Placement, put_split
-from fedjax_prune.store import Store, make_store
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_split
+from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.types import Cohort, Dataset, Task, Tree, Variables
 
 

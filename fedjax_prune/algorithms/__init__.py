@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fedjax_prune.algorithms.autoflip import autoflip
+from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.eflprune import eflprune
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fednova import fednova
@@ -13,7 +13,7 @@ from fedjax_prune.algorithms.magnitude import magnitude
 from fedjax_prune.algorithms.prunefl import prunefl
 from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
-from fedjax_prune.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm
 
 
 class Algorithm(NamedTuple):

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import Masking, masked
-from fedjax_prune.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import DECAY, checked
-from fedjax_prune.hybrid import Hybrid, StructuredResidual
-from fedjax_prune.pruning import lowest_channels
-from fedjax_prune.solver import LocalSolver
+from fedjax_prune.pruning.mask_rule import Hybrid, StructuredResidual
+from fedjax_prune.pruning.masked_round import Masking, masked
+from fedjax_prune.pruning.masks import lowest_channels
 from fedjax_prune.types import (
     ClientState,
     Cohort,

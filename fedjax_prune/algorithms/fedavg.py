@@ -18,10 +18,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received, Rules
-from fedjax_prune.rounds import make_algorithm
-from fedjax_prune.server import server_step
-from fedjax_prune.solver import LocalSolver
+from fedjax_prune.engine.contract import (
+    ClientProgram,
+    FederatedAlgorithm,
+    Received,
+    Rules,
+)
+from fedjax_prune.engine.rounds import make_algorithm
+from fedjax_prune.engine.server import server_step
+from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
     Cohort,

@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received
-from fedjax_prune.rounds import make_algorithm
-from fedjax_prune.server import scale, server_step
-from fedjax_prune.solver import LocalSolver, per_step_mass, require_step_mass
+from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Received
+from fedjax_prune.engine.rounds import make_algorithm
+from fedjax_prune.engine.server import scale, server_step
+from fedjax_prune.engine.solver import LocalSolver, per_step_mass, require_step_mass
 from fedjax_prune.types import (
     ClientState,
     Cohort,

@@ -15,10 +15,10 @@ Choices:
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.transforms import Mu, add_proximal
 from fedjax_prune.fields import checked
-from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import Mu, add_proximal
 from fedjax_prune.types import Task
 
 

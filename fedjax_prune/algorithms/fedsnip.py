@@ -19,28 +19,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.aggregate import Gathered, join, nothing, receive, weigh
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import (
-    Masking,
-    keep_masks,
-    masked,
-    with_masks,
-)
-from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Preparation
+from fedjax_prune.engine.aggregate import Gathered, join, nothing, receive, weigh
+from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Preparation
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.rounds import make_training, with_preparation
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import checked
-from fedjax_prune.hybrid import (
+from fedjax_prune.pruning.mask_rule import (
     MaskRule,
     MinKeep,
     Threshold,
     ThresholdScope,
     check_rule,
 )
-from fedjax_prune.placement import Placement
-from fedjax_prune.pruning import prunable
-from fedjax_prune.rounds import make_training, with_preparation
-from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import accumulate, mean_accumulated
+from fedjax_prune.pruning.masked_round import (
+    Masking,
+    keep_masks,
+    masked,
+    with_masks,
+)
+from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     ClientState,
     Cohort,

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import Masking, masked
-from fedjax_prune.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import at_least, checked, one_of
-from fedjax_prune.hybrid import (
+from fedjax_prune.pruning.mask_rule import (
     Hybrid,
     MaskRule,
     MinKeep,
@@ -33,8 +33,8 @@ from fedjax_prune.hybrid import (
     ThresholdScope,
     check_rule,
 )
-from fedjax_prune.pruning import prunable
-from fedjax_prune.solver import LocalSolver
+from fedjax_prune.pruning.masked_round import Masking, masked
+from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     ClientState,
     Cohort,

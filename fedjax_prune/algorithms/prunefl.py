@@ -32,16 +32,16 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import Masking, masked, with_masks
-from fedjax_prune.contract import FederatedAlgorithm, Preparation, Received
+from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation, Received
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.rounds import with_preparation
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked
-from fedjax_prune.hybrid import Hybrid
-from fedjax_prune.placement import Placement
-from fedjax_prune.pruning import prunable
-from fedjax_prune.rounds import with_preparation
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import accumulate, mean_accumulated
+from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.masked_round import Masking, masked, with_masks
+from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     ClientState,
     Cohort,

@@ -23,14 +23,14 @@ from typing import Annotated, Any
 import jax
 import optax
 
-from fedjax_prune.algorithms.autoflip import autoflip
+from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.algorithms.masked import with_masks
-from fedjax_prune.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.transforms import zero_random
 from fedjax_prune.fields import DECAY, checked, fields_of, like, one_of
-from fedjax_prune.hybrid import Hybrid
-from fedjax_prune.solver import LocalSolver
-from fedjax_prune.transforms import zero_random
+from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.masked_round import with_masks
 from fedjax_prune.types import (
     ServerState,
     Sums,

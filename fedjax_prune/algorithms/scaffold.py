@@ -34,12 +34,17 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
-from fedjax_prune.contract import ClientProgram, FederatedAlgorithm, Received, Rules
+from fedjax_prune.engine.contract import (
+    ClientProgram,
+    FederatedAlgorithm,
+    Received,
+    Rules,
+)
+from fedjax_prune.engine.rounds import make_algorithm
+from fedjax_prune.engine.server import scale, server_step
+from fedjax_prune.engine.solver import LocalSolver, require_step_mass
+from fedjax_prune.engine.transforms import add_control_variates
 from fedjax_prune.fields import checked, one_of
-from fedjax_prune.rounds import make_algorithm
-from fedjax_prune.server import scale, server_step
-from fedjax_prune.solver import LocalSolver, require_step_mass
-from fedjax_prune.transforms import add_control_variates
 from fedjax_prune.types import (
     ClientState,
     Cohort,

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.convolution import by_patches, convolve
-from fedjax_prune.gates import (
+from fedjax_prune.models.convolution import by_patches, convolve
+from fedjax_prune.models.gates import (
     Gate,
     GateSettings,
     active_gates,
     num_kept,
     select,
 )
-from fedjax_prune.initializers import normal, uniform
-from fedjax_prune.precision import matmul, wide
+from fedjax_prune.models.initializers import normal, uniform
+from fedjax_prune.models.precision import matmul, wide
 from fedjax_prune.types import Layer
 
 EPSILON = 1e-5

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.gates import GateSettings
-from fedjax_prune.initializers import uniform
 from fedjax_prune.models.blocks import (
     XavierDense,
     dense_layer,
     scaled,
 )
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.initializers import uniform
 from fedjax_prune.models.needs import Needs, check_model
-from fedjax_prune.precision import at_least_float32, matmul, wide
+from fedjax_prune.models.precision import at_least_float32, matmul, wide
 from fedjax_prune.types import ChannelGroup, Layer
 
 EMBEDDING = 8

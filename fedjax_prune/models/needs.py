@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Annotated, NamedTuple
 
 from fedjax_prune.fields import ANY, DECAY, Rule, above, at_least, checked, one_of
-from fedjax_prune.gates import GateSettings, check_gate_settings
+from fedjax_prune.models.gates import GateSettings, check_gate_settings
 
 NORMS = ("none", "bn", "gn")
 

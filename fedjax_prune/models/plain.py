@@ -8,9 +8,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import between
 from fedjax_prune.fields import Rule
-from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     Initializer,
@@ -22,8 +20,10 @@ from fedjax_prune.models.blocks import (
     max_pool,
     scaled,
 )
+from fedjax_prune.models.channels import between
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.needs import Needs, check_model, check_size
-from fedjax_prune.precision import at_least_float32
+from fedjax_prune.models.precision import at_least_float32
 from fedjax_prune.types import ChannelGroup, Layer
 
 

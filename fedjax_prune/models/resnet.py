@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import between, read_by, written_by
-from fedjax_prune.gates import GateSettings
-from fedjax_prune.initializers import normal
 from fedjax_prune.models.blocks import (
     GatedConv,
     Kept,
@@ -21,8 +18,11 @@ from fedjax_prune.models.blocks import (
     keep_all,
     scaled,
 )
+from fedjax_prune.models.channels import between, read_by, written_by
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.needs import Needs, check_model
-from fedjax_prune.precision import at_least_float32, wide
+from fedjax_prune.models.precision import at_least_float32, wide
 from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (16, 32, 64)

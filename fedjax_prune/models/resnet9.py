@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from fedjax_prune.channels import between, read_by, written_by
 from fedjax_prune.fields import Rule
-from fedjax_prune.gates import GateSettings
 from fedjax_prune.models.blocks import (
     GatedConv,
     XavierDense,
@@ -20,8 +18,10 @@ from fedjax_prune.models.blocks import (
     scaled,
     xavier,
 )
+from fedjax_prune.models.channels import between, read_by, written_by
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.needs import Needs, check_model, check_size
-from fedjax_prune.precision import at_least_float32
+from fedjax_prune.models.precision import at_least_float32
 from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (64, 128, 128, 128, 256, 512, 512, 512)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from fedjax_prune import console, settings
+from fedjax_prune.runs import console, settings
 
 from .. import runtime
 from ..errors import exit_code

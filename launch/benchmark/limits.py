@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune import costs
-from fedjax_prune.precision import PRECISIONS, product_precision
+from fedjax_prune.models import costs
+from fedjax_prune.models.precision import PRECISIONS, product_precision
 
 from . import worker
 

@@ -15,16 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_prune import costs, store
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.capacity import LEAST_GAIN, MOST_LANES
-from fedjax_prune.compact import round_up, smaller_model
-from fedjax_prune.compaction import MULTIPLE, CompactRounds
-from fedjax_prune.data.cohort import make_cohort
-from fedjax_prune.experiment import Experiment
-from fedjax_prune.gates import GateSettings
-from fedjax_prune.models import VGG11, DropoutCNN, TwoCNN
-from fedjax_prune.placement import (
+from fedjax_prune.engine import store
+from fedjax_prune.engine.dealing import make_cohort
+from fedjax_prune.engine.devices import (
     REDUCTIONS,
     Placement,
     make_placement,
@@ -32,11 +26,17 @@ from fedjax_prune.placement import (
     put_split,
     put_whole,
 )
-from fedjax_prune.precision import PRECISIONS, product_precision
-from fedjax_prune.programs import compile_programs
-from fedjax_prune.server import make_server_tx
-from fedjax_prune.solver import make_solver
-from fedjax_prune.task import make_task
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models import VGG11, DropoutCNN, TwoCNN, costs
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.precision import PRECISIONS, product_precision
+from fedjax_prune.models.task import make_task
+from fedjax_prune.pruning.smaller import round_up, smaller_model
+from fedjax_prune.runs.capacity import LEAST_GAIN, MOST_LANES
+from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
+from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.programs import compile_programs
 from fedjax_prune.types import Dataset, Population
 
 from .. import runtime

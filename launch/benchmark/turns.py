@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune import console
+from fedjax_prune.runs import console
 
 from . import limits, ours
 from .process import Process, WorkerError

@@ -1,0 +1,1 @@
+"""AutoFLIP: exploration, guidance, masks and their schedules."""

@@ -1,0 +1,146 @@
+"""Client agreement: masks that follow what many clients, again and again, hold up.
+
+A weight's score is the rank of its guidance times a power of the smoothed share of
+clients that vote for it; each update may change few entries. That clients score masks
+by agreement is from the paper's fourth version [P], the formulas are reconstructions
+[R].
+
+References:
+  Internò et al., Pruning Federated Models through Loss Landscape Analysis and Client
+  Agreement Scoring, 2026, https://arxiv.org/abs/2405.10271v5.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.pruning.masks import guidance_matrix, unstructured_masks
+from fedjax_prune.types import Tree
+
+
+def votes(
+    deviations: Tree, prunable: Tree, threshold: float, normalization: str
+) -> Tree:
+    """What one client would keep: guidance above its own quantile.
+
+    Args:
+      deviations: of this client alone.
+      prunable: a bool for each array.
+      threshold: T_p, in [0, 1).
+      normalization: of the guidance.
+
+    Returns:
+      bool, like `deviations`.
+    """
+    guidance = guidance_matrix(deviations, normalization=normalization)
+    return unstructured_masks(guidance, prunable, threshold)
+
+
+def smooth(agreement: Tree, now: Tree, rate: float) -> Tree:
+    """A^t = (1 - rate) A^{t-1} + rate a^t."""
+    return jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, agreement, now)
+
+
+def ramped(
+    threshold: float, first: float, ramp: int, round: jax.Array
+) -> float | jax.Array:
+    """T_t, a cubic ramp from `first` to `threshold` over `ramp` rounds.
+
+    Args:
+      threshold: T_p.
+      first: T_init.
+      ramp: rounds until T_p is reached; 0 is T_p at once.
+      round: t, [] int32, from 1.
+
+    Returns:
+      [] float; `threshold` itself without a ramp.
+    """
+    if ramp == 0:
+        return threshold
+    left = jnp.clip(1 - round.astype(float) / ramp, 0, 1)
+    return threshold - (threshold - first) * left**3
+
+
+def ranks(guidance: Tree, prunable: Tree) -> Tree:
+    """q_j, the rank of each entry among all prunable ones, in [0, 1].
+
+    Returns:
+      Like `guidance`; 0 where nothing may be pruned. Of equal entries the first has the
+      highest rank, so that it is kept first.
+    """
+    flat = _flatten(guidance, prunable)
+    order = jnp.argsort(flat, descending=True, stable=True)
+    places = jnp.arange(flat.size - 1, -1, -1, dtype=flat.dtype)
+    ranked = jnp.zeros_like(flat).at[order].set(places / max(1, flat.size - 1))
+    return _unflatten(ranked, guidance, prunable, 0.0)
+
+
+def rescore(
+    kept: Tree,
+    score: Tree,
+    prunable: Tree,
+    threshold: float | jax.Array,
+    max_change: float,
+) -> Tree:
+    """Moves a mask towards the entries of highest score, by few changes.
+
+    Wanted is the 1 - threshold share of highest score, of equal ones the first. At most
+    `max_change` of the entries change: first those that alter the number of kept ones,
+    then swaps of the best that is wanted for the worst that is not, in equal numbers.
+
+    Args:
+      kept: bool, the mask before.
+      score: s_j, like `kept`.
+      prunable: a bool for each array.
+      threshold: T_t in [0, 1), a number or [] float; the share is rounded up to whole
+        entries, in the dtype of an array.
+      max_change: zeta, in [0, 1].
+
+    Returns:
+      The mask after, True where nothing may be pruned.
+    """
+    before, scores = _flatten(kept, prunable), _flatten(score, prunable)
+    size = scores.size
+    # A product like 0.3 * 200 may lie just above the whole number that is meant.
+    if isinstance(threshold, float):
+        num_kept = jnp.int32(size - math.ceil(threshold * size - 1e-6))
+    else:
+        num_kept = size - jnp.ceil(threshold * size - 1e-3).astype(jnp.int32)
+    wanted = _place(-scores, jnp.ones(size, bool)) < num_kept
+    enter, leave = wanted & ~before, before & ~wanted
+    num_enter, num_leave = (x.sum(dtype=jnp.int32) for x in (enter, leave))
+    budget = jnp.int32(int(max_change * size))
+    net = jnp.minimum(jnp.abs(num_leave - num_enter), budget)
+    swaps = jnp.minimum(jnp.minimum(num_enter, num_leave), (budget - net) // 2)
+    enters = enter & (
+        _place(-scores, enter) < swaps + jnp.where(num_enter > num_leave, net, 0)
+    )
+    leaves = leave & (
+        _place(scores, leave) < swaps + jnp.where(num_leave > num_enter, net, 0)
+    )
+    return _unflatten((before | enters) & ~leaves, kept, prunable, True)
+
+
+def _place(values: jax.Array, among: jax.Array) -> jax.Array:
+    """The place of each entry in ascending order; those not among them come last."""
+    order = jnp.argsort(jnp.where(among, values, jnp.inf), stable=True)
+    places = jnp.arange(values.size, dtype=jnp.int32)
+    return jnp.zeros_like(places).at[order].set(places)
+
+
+def _flatten(tree: Tree, prunable: Tree) -> jax.Array:
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(prunable), strict=True)
+    return jnp.concatenate([leaf.reshape(-1) for leaf, flag in leaves if flag])
+
+
+def _unflatten(flat: jax.Array, like: Tree, prunable: Tree, other: float) -> Tree:
+    leaves, treedef = jax.tree.flatten(like)
+    result, start = [], 0
+    for leaf, flag in zip(leaves, jax.tree.leaves(prunable), strict=True):
+        if flag:
+            result.append(flat[start : start + leaf.size].reshape(leaf.shape))
+            start += leaf.size
+        else:
+            result.append(jnp.full(leaf.shape, other, flat.dtype))
+    return treedef.unflatten(result)

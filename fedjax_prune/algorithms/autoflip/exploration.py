@@ -1,0 +1,183 @@
+"""Federated loss exploration: how far each weight moves when clients train alone.
+
+    delta_{i,j} = (w_{i,j}^exp - w^0_j)^2,     D_j = mean over explorers
+
+Explorers are independent: each starts from w^0, and none sees another's parameters.
+They run one after another in lanes, and in groups of so many for each lane, so memory
+grows with lanes, not with explorers.
+
+References:
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
+  deviations [P]; all clients, 150 epochs at most, patience 40, the last epoch's
+  parameters [C].
+
+Choices:
+  Every explorer starts from its own copy of w^0; the authors' code hands one model from
+  client to client, so that only the last one's deviations count. Deviations are
+  measured from w^0, in the code from where the explorer is after one epoch (`warm`).
+  Early stopping watches the mean loss of an epoch, in the code that of its last batch.
+  Step sizes are the first of a round, for a schedule would be that of the round's
+  epochs. Explorers count the same, whatever their examples.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.engine.aggregate import Gathered, join, nothing, receive, weigh
+from fedjax_prune.engine.contract import ClientProgram
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.rounds import make_training
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.stopping import make_stopping
+from fedjax_prune.engine.transforms import remember_first_epoch
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    LocalResult,
+    Mean,
+    Message,
+    RoundInputs,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
+
+EXPLORE_BASES = ("init", "warm")
+WEIGHTINGS = ("uniform", "samples")
+
+
+class Exploration(NamedTuple):
+    """Settings of an exploration, fields of `autoflip` and checked there.
+
+    Attributes:
+      share: of the clients that explore.
+      epochs: at most so many.
+      patience: epochs without a lower loss before an explorer stops.
+      monitor: whose loss that is, of an `epoch` or its `last_batch`.
+      base: deviations are measured from `init` (w^0) or, `warm`, from where the
+        explorer is after one epoch more.
+      weighting: explorers count the same, `uniform`, or by their `samples`.
+    """
+
+    share: float = 1.0
+    epochs: int = 150
+    patience: int = 40
+    monitor: str = "epoch"
+    base: str = "init"
+    weighting: str = "uniform"
+
+    def num_clients(self, num_clients: int) -> int:
+        """How many of the clients explore: the nearest integer, at least one."""
+        return max(1, int(self.share * num_clients + 0.5))
+
+
+class Explored(NamedTuple):
+    """What explorers leave behind.
+
+    Attributes:
+      deviation: D, their weighted mean squared deviation.
+      delta: w^0 minus the weighted mean of their parameters.
+      pooled: the mean, weighted by examples, of what their schedule pools.
+    """
+
+    deviation: Tree
+    delta: Tree
+    pooled: Tree
+
+
+def what_explorers_left(gathered: Gathered) -> Explored:
+    """The means over all explorers whose messages have arrived."""
+    return Explored(**receive(gathered))
+
+
+def make_exploration(
+    task: Task,
+    solver: LocalSolver,
+    settings: Exploration,
+    keep: Callable[[Tree], Tree],
+    pool: Callable[[Tree], Tree],
+) -> tuple[LocalSolver, Callable[[ServerState], Gathered], Callable[..., tuple]]:
+    """Makes an exploration.
+
+    Args:
+      task: the model and its loss.
+      solver: local training as in a round, at its first step size; epochs and stopping
+        are those of settings.
+      settings: in their ranges.
+      keep: deviation of one explorer -> what is kept of it.
+      pool: what is kept of one explorer -> float32, what is averaged over all.
+
+    Returns:
+      `solver`, `start` and `gather` of a Preparation; a row's `client` is what is kept.
+    """
+    is_warm = settings.base == "warm"
+    first_step_size = solver.step_size
+    solver = solver._replace(
+        # A schedule would be that of the round's epochs.
+        step_size=lambda epoch, batch, batches: first_step_size(
+            jnp.zeros_like(epoch), jnp.zeros_like(batch), batches
+        ),
+        epochs=settings.epochs + is_warm,
+        stopping=make_stopping(settings.patience, settings.monitor),
+    )
+    if is_warm:
+        solver = solver.before_descent(remember_first_epoch())
+
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        del cohort
+
+        def upload(
+            result: LocalResult, row: ClientState
+        ) -> tuple[Message, ClientState]:
+            moved = result.delta
+            if is_warm:
+                first = optax.tree.get(result.solver_state, "first_epoch")
+                moved = jax.tree.map(
+                    lambda d, w, f: d - (w - f), result.delta, state.params, first
+                )
+            deviation = jax.tree.map(jnp.square, moved)
+            own, weight = keep(deviation), result.num_examples
+            message = _message(
+                deviation,
+                result.delta,
+                pool(own),
+                jnp.ones_like(weight) if settings.weighting == "uniform" else weight,
+                weight,
+            )
+            return message, row._replace(client=own)
+
+        return ClientProgram(lambda row: {"anchor": state.params}, upload)
+
+    train = make_training(task, solver, program)
+
+    def start(state: ServerState) -> Gathered:
+        params, pooled = jax.eval_shape(
+            lambda: (state.params, pool(keep(state.params)))
+        )
+        one = jnp.int32(1)
+        message = _message(params, params, pooled, one, one)
+        return nothing(jax.eval_shape(weigh, message))
+
+    def gather(
+        gathered: Gathered, inputs: RoundInputs, placement: Placement
+    ) -> tuple[Gathered, ClientState, Sums]:
+        group, rows, sums = train(inputs, placement)
+        return join(gathered, group), rows, sums
+
+    return solver, start, gather
+
+
+def _message(
+    deviation: Tree, delta: Tree, pooled: Tree, weight: jax.Array, size: jax.Array
+) -> Message:
+    """What an explorer sends; `weight` counts in the guidance, `size` in the pool."""
+    return {
+        "deviation": Mean(deviation, weight),
+        "delta": Mean(delta, weight),
+        "pooled": Mean(pooled, size),
+    }

@@ -1,0 +1,265 @@
+"""When AutoFLIP makes masks, and of whose deviations.
+
+  fixed         once, from all explorers
+  participants  every few rounds, from the explorers among the round's clients
+  agreement     every few rounds, from guidance and the smoothed agreement of clients
+
+References:
+  AutoFLIP, https://arxiv.org/abs/2405.10271: version 3 has masks "updated each FL
+  round" [P]; its code takes the guidance of the round's participants [C]; versions 4
+  and 5 name client agreement [P].
+
+Choices:
+  The formulas of agreement are reconstructions [R]: a score is the rank of the guidance
+  times a power of the smoothed share of clients that vote for a weight. Masks stay
+  where none of a round's clients explored. `participants` delivers the model under the
+  mask of all explorers, `agreement` that under its last mask. Agreement from the signs
+  of live updates starts at 1, and weights that are pruned keep theirs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.algorithms.autoflip import agreement as agreeing
+from fedjax_prune.algorithms.autoflip.exploration import Explored
+from fedjax_prune.engine.contract import Received
+from fedjax_prune.pruning.mask_rule import Hybrid, MaskRule
+from fedjax_prune.pruning.masked_round import Masking, keep_masks
+from fedjax_prune.pruning.masks import guidance_matrix, unstructured_masks
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    LocalResult,
+    Mean,
+    Message,
+    ServerState,
+    Tree,
+)
+
+SOURCES = ("votes", "update_sign")
+
+
+class Own(NamedTuple):
+    """What is kept of a client.
+
+    Attributes:
+      explored: [] bool, whether it was an explorer.
+      tree: its deviation, or its votes; zeros before.
+    """
+
+    explored: jax.Array
+    tree: Tree
+
+
+class Schedule(NamedTuple):
+    """A mask schedule.
+
+    Attributes:
+      masking: for the rounds.
+      keep: deviation of an explorer -> what is kept of it.
+      begin: explored -> (Hybrid, guide) after the exploration.
+      pool: what is kept of an explorer -> float32, `Explored.pooled` of it alone.
+    """
+
+    masking: Masking
+    keep: Callable[[Tree], Tree]
+    begin: Callable[[Explored], tuple[Hybrid, Tree]]
+    pool: Callable[[Tree], Tree] = lambda own: {}
+
+
+class Agreement(NamedTuple):
+    """Settings of the schedule `agreement`, fields of `autoflip` and checked there.
+
+    Attributes:
+      rate: rho, of the smoothing.
+      power: gamma, of the agreement in the score.
+      max_change: zeta, share of the entries that an update may change.
+      source: `votes`, stored at the exploration, or `update_sign`, of live training.
+      threshold_start: T_init of the ramp.
+      ramp: rounds until the threshold is reached; 0 for no ramp.
+    """
+
+    rate: float = 0.1
+    power: float = 1.0
+    max_change: float = 0.05
+    source: str = "votes"
+    threshold_start: float = 0.0
+    ramp: int = 0
+
+
+class _Guide(NamedTuple):
+    """What agreement keeps at the server, each like the parameters."""
+
+    rank: Tree  # float32, q
+    agreement: Tree  # float32, A
+    kept: Tree  # bool, before guard and channels
+
+
+def fixed(rule: MaskRule) -> Schedule:
+    """One mask for all rounds."""
+    return Schedule(
+        Masking(lambda params: {}, lambda params: {}, keep_masks),
+        lambda deviation: {},
+        lambda explored: (rule.masks(explored.deviation), {}),
+    )
+
+
+def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
+    """Masks from the deviations of each round's clients.
+
+    Where none of them explored, the masks stay. Delivered is the model under the mask
+    of all explorers, which the guide keeps.
+
+    Args:
+      rule: makes masks.
+      every: rounds between masks, at least 1.
+      weighting: of explorers, `uniform` or `samples`.
+    """
+
+    def refresh(
+        state: ServerState, rows: ClientState, cohort: Cohort
+    ) -> tuple[Hybrid, Tree]:
+        own, server = rows.client.own, state.server
+        shares = _shares(own, cohort, by_size=weighting == "samples")
+        deviation = _weighted_mean(own.tree, shares, cohort)
+        any_explored = shares.sum() > 0
+        hybrid = jax.lax.cond(
+            any_explored & (state.round % every == 0),
+            lambda: rule.masks(deviation),
+            lambda: Hybrid(server.masks, server.guarded),
+        )
+        return hybrid, server.guide
+
+    def own(params: Tree) -> Own:
+        return Own(jnp.bool(False), jax.tree.map(jnp.zeros_like, params))
+
+    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
+        hybrid = rule.masks(explored.deviation)
+        return hybrid, hybrid.masks
+
+    def start(params: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+
+    return Schedule(
+        Masking(start, own, refresh, delivered=lambda server: server.guide),
+        lambda deviation: Own(jnp.bool(True), deviation),
+        begin,
+    )
+
+
+def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
+    """Masks from guidance and from how many clients, over time, hold weights up.
+
+    Args:
+      rule: makes masks.
+      every: rounds between masks, at least 1.
+      settings: in their ranges.
+    """
+    by_votes = settings.source == "votes"
+
+    def refresh(
+        state: ServerState, rows: ClientState, cohort: Cohort
+    ) -> tuple[Hybrid, Tree]:
+        server = state.server
+        guide, number = server.guide, state.round + 1
+        if by_votes:
+            own = rows.client.own
+            shares = _shares(own, cohort, by_size=True)
+            agreed = _weighted_mean(own.tree, shares, cohort)
+            any_explored = shares.sum() > 0
+            smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
+            now = _choose(any_explored, smoothed, guide.agreement)
+            guide = guide._replace(agreement=now)
+
+        def renew() -> tuple[Hybrid, Tree]:
+            score = jax.tree.map(
+                lambda q, a: q * a**settings.power, guide.rank, guide.agreement
+            )
+            threshold = agreeing.ramped(
+                rule.threshold, settings.threshold_start, settings.ramp, number
+            )
+            kept = agreeing.rescore(
+                guide.kept, score, rule.prunable, threshold, settings.max_change
+            )
+            return rule.complete(kept, score), kept
+
+        hybrid, kept = jax.lax.cond(
+            number % every == 0,
+            renew,
+            lambda: (Hybrid(server.masks, server.guarded), guide.kept),
+        )
+        return hybrid, guide._replace(kept=kept)
+
+    def vote(deviation: Tree) -> Tree:
+        return agreeing.votes(
+            deviation, rule.prunable, rule.threshold, rule.normalization
+        )
+
+    def message(result: LocalResult) -> Message:
+        signs = jax.tree.map(jnp.sign, result.delta)
+        return {"signs": Mean(signs, result.num_examples)}
+
+    def absorb(state: ServerState, received: Received) -> Tree:
+        guide = state.server.guide
+        agreed = jax.tree.map(jnp.abs, received["signs"])
+        smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
+        now = jax.tree.map(jnp.where, state.server.masks, smoothed, guide.agreement)
+        return guide._replace(agreement=now)
+
+    def start(params: Tree) -> _Guide:
+        ones = jax.tree.map(jnp.ones_like, params)
+        kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+        return _Guide(jax.tree.map(jnp.zeros_like, params), ones, kept)
+
+    def own(params: Tree) -> Own:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
+        return Own(jnp.bool(False), nothing)
+
+    def pool(own: Own) -> Tree:
+        return jax.tree.map(lambda vote: vote.astype(jnp.float32), own.tree)
+
+    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
+        guidance = guidance_matrix(explored.deviation, normalization=rule.normalization)
+        first = settings.threshold_start if settings.ramp else rule.threshold
+        kept = unstructured_masks(guidance, rule.prunable, first, scope=rule.scope)
+        agreed = explored.pooled
+        if not by_votes:
+            agreed = jax.tree.map(jnp.ones_like, guidance)
+        rank = agreeing.ranks(guidance, rule.prunable)
+        return rule.complete(kept, guidance), _Guide(rank, agreed, kept)
+
+    if by_votes:
+        masking = Masking(start, own, refresh)
+        return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin, pool)
+    masking = Masking(start, lambda params: {}, refresh, message, absorb)
+    return Schedule(masking, lambda deviation: {}, begin)
+
+
+def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
+    return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
+
+
+def _shares(own: Own, cohort: Cohort, *, by_size: bool) -> jax.Array:
+    """[num_places] float32, each explorer's share among those of the cohort."""
+    sizes = jnp.asarray(cohort.sizes)
+    weights = sizes if by_size else jnp.minimum(sizes, 1)
+    weights = jnp.where(own.explored & (sizes > 0), weights, 0).astype(jnp.float32)
+    return weights / jnp.maximum(weights.sum(), 1)
+
+
+def _weighted_mean(tree: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
+    """Sums rows times their shares, by client id: the same bits wherever they lie."""
+    order = jnp.argsort(jnp.asarray(cohort.client_ids))
+
+    def sum_leaf(rows: jax.Array) -> jax.Array:
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            row = rows[order[i]].astype(jnp.float32)
+            return total + jnp.where(shares[order[i]] > 0, shares[order[i]] * row, 0)
+
+        zeros = jnp.zeros(rows.shape[1:], jnp.float32)
+        return jax.lax.fori_loop(0, rows.shape[0], add, zeros)
+
+    return jax.tree.map(sum_leaf, tree)

@@ -1,0 +1,1 @@
+"""How a round runs; knows no algorithm and no mask."""

@@ -1,0 +1,206 @@
+"""What the messages of clients become: means and totals over those that arrive.
+
+Messages are added up as clients finish, each mean times its client's weight. When all
+are in, a mean is divided by the weight that has arrived. So a client that is dropped
+changes nothing except that it is missing, and no algorithm knows of it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.engine.contract import Received
+from fedjax_prune.engine.devices import AXIS
+from fedjax_prune.engine.lanes import put_lanes
+from fedjax_prune.engine.local import float_dtype
+from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
+
+
+class Gathered(NamedTuple):
+    """What has arrived so far.
+
+    Attributes:
+      parts: like a message: values times weights, added up, and the weights' sum.
+      num_clients: [] int32, clients whose messages are in it.
+    """
+
+    parts: Message
+    num_clients: jax.Array
+
+
+class Reduction(NamedTuple):
+    """How a device gathers messages, and how the total is made of what all have.
+
+    Attributes:
+      empty: (shapes of one weighted message, block_size) -> kept, before the first.
+      add: (kept, weighted messages [num_lanes, ...], arrived [num_lanes] bool, position
+        [num_lanes] in the block, block_size where nothing has finished) -> kept.
+      total: (kept, this device's block of the cohort, whether there are several
+        devices) -> Gathered, the same on all of them.
+    """
+
+    empty: Callable[[Message, int], Tree]
+    add: Callable[[Tree, Message, jax.Array, jax.Array], Tree]
+    total: Callable[[Tree, Cohort, bool], Gathered]
+
+
+def weigh(message: Message) -> Message:
+    """One client's message, its means times their weight; integers stay as they are."""
+
+    def weigh_part(part: Mean | Total) -> Mean | Total:
+        if isinstance(part, Total):
+            return part
+        weight = jnp.asarray(part.weight).astype(float_dtype(part.values))
+        values = jax.tree.map(
+            lambda x: x if _is_integer(x) else weight.astype(x.dtype) * x, part.values
+        )
+        return Mean(values, weight)
+
+    return {name: weigh_part(part) for name, part in message.items()}
+
+
+def nothing(message: Message) -> Gathered:
+    """What is gathered before the first client.
+
+    Args:
+      message: weighted, arrays or their shapes.
+    """
+
+    def zeros(x: Any) -> jax.Array:
+        return jnp.zeros(x.shape, x.dtype)
+
+    parts = _by_part(zeros, lambda x: jnp.full(x.shape, _least(x), x.dtype), message)
+    return Gathered(parts, jnp.int32(0))
+
+
+def join(first: Gathered, second: Gathered) -> Gathered:
+    """What two groups of clients have sent together."""
+    parts = _by_part(jnp.add, jnp.maximum, first.parts, second.parts)
+    return Gathered(parts, first.num_clients + second.num_clients)
+
+
+def receive(gathered: Gathered) -> Received:
+    """The means and totals of what has arrived; zeros where no weight has."""
+
+    def of_part(part: Mean | Total) -> Tree:
+        if isinstance(part, Total):
+            return part.values
+        weight = jnp.where(part.weight > 0, part.weight, 1)
+        return jax.tree.map(
+            lambda x: x if _is_integer(x) else x / weight.astype(x.dtype), part.values
+        )
+
+    return {name: of_part(part) for name, part in gathered.parts.items()}
+
+
+def _running_sum() -> Reduction:
+    def add(
+        kept: Gathered, messages: Message, arrived: jax.Array, position: jax.Array
+    ) -> Gathered:
+        del position
+        messages = _arrived_only(messages, arrived)
+        parts = _by_part(
+            lambda total, x: total + x.sum(0),
+            lambda most, x: jnp.maximum(most, x.max(0)),
+            kept.parts,
+            messages,
+        )
+        return Gathered(parts, kept.num_clients + arrived.sum(dtype=jnp.int32))
+
+    def total(kept: Gathered, cohort: Cohort, many: bool) -> Gathered:
+        del cohort
+        if not many:
+            return kept
+        parts = _by_part(
+            lambda x: jax.lax.psum(x, AXIS),
+            lambda x: jax.lax.pmax(x, AXIS),
+            kept.parts,
+        )
+        return Gathered(parts, jax.lax.psum(kept.num_clients, AXIS))
+
+    return Reduction(lambda message, block_size: nothing(message), add, total)
+
+
+def _fixed_order() -> Reduction:
+    """Keeps every message and adds them by client id."""
+
+    def empty(message: Message, block_size: int) -> tuple[Message, jax.Array]:
+        kept = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (block_size, *x.shape)),
+            nothing(message).parts,
+        )
+        return kept, jnp.zeros(block_size, bool)
+
+    def add(
+        kept: tuple[Message, jax.Array],
+        messages: Message,
+        arrived: jax.Array,
+        position: jax.Array,
+    ) -> tuple[Message, jax.Array]:
+        return put_lanes(kept, position, (_arrived_only(messages, arrived), arrived))
+
+    def total(kept: tuple[Message, jax.Array], cohort: Cohort, many: bool) -> Gathered:
+        def of_all_devices(x: jax.Array) -> jax.Array:
+            return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
+
+        # Empty places have the largest id, so the clients come first.
+        ids = of_all_devices(cohort.client_ids)
+        order, count = jnp.argsort(ids), (ids < cohort.num_clients).sum(dtype=jnp.int32)
+        messages, arrived = kept
+        first = nothing(jax.tree.map(lambda x: x[0], messages))
+
+        def fold(join_two: Callable) -> Callable:
+            def fold_leaf(start: jax.Array, x: jax.Array) -> jax.Array:
+                x = of_all_devices(x)
+                return jax.lax.fori_loop(
+                    0, count, lambda i, total: join_two(total, x[order[i]]), start
+                )
+
+            return fold_leaf
+
+        parts = _by_part(fold(jnp.add), fold(jnp.maximum), first.parts, messages)
+        return Gathered(parts, of_all_devices(arrived).sum(dtype=jnp.int32))
+
+    return Reduction(empty, add, total)
+
+
+REDUCTIONS = {"all_reduce": _running_sum(), "fixed_order": _fixed_order()}
+"""name -> Reduction; the names are those of `placement.REDUCTIONS`."""
+
+
+def _by_part(
+    add: Callable[..., jax.Array], most: Callable[..., jax.Array], *messages: Message
+) -> Message:
+    """Maps over the arrays of messages: `most` over the integers of means."""
+
+    def of_means(*leaves: Any) -> jax.Array:
+        return (most if _is_integer(leaves[0]) else add)(*leaves)
+
+    def map_part(*parts: Any) -> Any:
+        if isinstance(parts[0], Total):
+            return jax.tree.map(add, *parts)
+        values = jax.tree.map(of_means, *(part.values for part in parts))
+        return Mean(values, add(*(part.weight for part in parts)))
+
+    return {name: map_part(*(m[name] for m in messages)) for name in messages[0]}
+
+
+def _arrived_only(messages: Message, arrived: jax.Array) -> Message:
+    """Messages of all lanes, [num_lanes, ...], neutral where none has arrived."""
+    neutral = nothing(jax.tree.map(lambda x: x[0], messages)).parts
+
+    def select(x: jax.Array, other: jax.Array) -> jax.Array:
+        flags = arrived.reshape(arrived.shape + (1,) * (x.ndim - 1))
+        return jnp.where(flags, x, other[None])
+
+    return jax.tree.map(select, messages, neutral)
+
+
+def _is_integer(x: Any) -> bool:
+    return not jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _least(x: Any) -> int | bool:
+    return False if x.dtype == jnp.bool else int(jnp.iinfo(x.dtype).min)

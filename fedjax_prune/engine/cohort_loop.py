@@ -1,0 +1,273 @@
+"""Local training of a cohort: clients run one after another in parallel lanes.
+
+Clients differ in size by a factor of a hundred, so padding all of them to the
+largest would waste most of a round. Here a lane runs its queue of clients back to
+back inside one loop whose trip count is data: when a lane's client has finished,
+what it sends is added to the cohort's total and the lane loads its next client.
+Lanes are the vmapped axis; nothing is compiled per client. Everything here happens on
+one device, with its own lanes and its own block of the cohort.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.engine.aggregate import Reduction, weigh
+from fedjax_prune.engine.contract import ClientProgram
+from fedjax_prune.engine.lanes import over_lanes, put_lanes, select_lanes, take_next
+from fedjax_prune.engine.local import LocalTraining, Progress, pad_to_batches
+from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.types import (
+    Anchor,
+    ClientState,
+    Cohort,
+    Message,
+    Probe,
+    RoundInputs,
+    Sums,
+    Task,
+    Tree,
+)
+
+
+class CohortResult(NamedTuple):
+    """What the clients of one device leave behind.
+
+    Attributes:
+      messages: as the reduction keeps them.
+      rows: [block_size, ...] new client states; a client whose message has not arrived
+        keeps its old one.
+      sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite` and
+        `arrived`.
+      trips: [] int32, steps that the lanes made side by side, counted where they
+        run.
+    """
+
+    messages: Tree
+    rows: ClientState
+    sums: Sums
+    trips: jax.Array
+
+
+class _Lane(NamedTuple):
+    """What a lane is running. Leaves carry a leading axis `num_lanes`."""
+
+    position: jax.Array  # [] int32 in the block; block_size = nothing left to do
+    client: Progress
+
+
+class _Carry(NamedTuple):
+    trips: jax.Array
+    taken: jax.Array  # [num_lanes] int32, clients taken from each queue
+    lanes: _Lane
+    messages: Tree
+    rows: ClientState
+    sums: Sums
+
+
+def train_cohort(
+    task: Task,
+    solver: LocalSolver,
+    program: ClientProgram,
+    inputs: RoundInputs,
+    reduction: Reduction,
+) -> CohortResult:
+    """Trains every client of one device's block from the same parameters.
+
+    A client whose loss or message becomes non-finite is dropped: its message does not
+    arrive and its row stays.
+
+    Args:
+      task: the model and its loss.
+      solver: optimiser, schedule, epochs and batch size.
+      program: the algorithm's part.
+      inputs: of the round, with this device's rows and block of the cohort.
+      reduction: takes in what the clients send.
+    """
+    state, cohort = inputs.state, inputs.cohort
+    # Every batch is then one slice of the order, the last partial one included.
+    indices = pad_to_batches(cohort.indices, solver.batch_size)
+    anchor = Anchor(state.params, state.model_state, state.round)
+    run = _Run(
+        LocalTraining(task, solver, program, anchor, inputs.dataset),
+        cohort._replace(indices=indices),
+        inputs.key,
+        inputs.probe,
+        reduction,
+    )
+
+    def run_until_one_has_finished(carry: _Carry) -> _Carry:
+        # A loop of its own: in a conditional, XLA would copy the parameters at every
+        # step at which no client finishes.
+        trips, lanes = jax.lax.while_loop(
+            lambda inner: ~run.has_finished(inner[1]).any(),
+            lambda inner: (inner[0] + 1, run.step(run.shuffle(inner[1]))),
+            (carry.trips, carry.lanes),
+        )
+        return run.flush(carry._replace(trips=trips, lanes=lanes))
+
+    carry = jax.lax.while_loop(
+        lambda carry: run.is_active(carry.lanes).any(),
+        run_until_one_has_finished,
+        run.start(inputs.rows),
+    )
+    return CohortResult(carry.messages, carry.rows, carry.sums, carry.trips)
+
+
+class _Run(NamedTuple):
+    """The arguments of one `train_cohort`, and the pieces of its loop."""
+
+    training: LocalTraining
+    cohort: Cohort
+    key: jax.Array
+    probe: Probe | None
+    reduction: Reduction
+
+    @property
+    def block_size(self) -> int:
+        return self.cohort.sizes.shape[0]
+
+    def is_active(self, lanes: _Lane) -> jax.Array:
+        return lanes.position < self.block_size
+
+    def has_finished(self, lanes: _Lane) -> jax.Array:
+        return self.is_active(lanes) & self.training.has_finished(lanes.client)
+
+    def start(self, rows: ClientState) -> _Carry:
+        """All lanes about to run their first clients; nothing sent, nothing summed."""
+        num_lanes = self.cohort.queues.shape[0]
+        taken, position = take_next(
+            self.cohort.queues,
+            self.block_size,
+            jnp.zeros(num_lanes, jnp.int32),
+            jnp.ones(num_lanes, bool),
+        )
+        lanes = self.load(position, rows, {})
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
+        sums = jax.eval_shape(self.training.no_sums, one.client)
+        one = one._replace(client=one.client._replace(sums=sums))
+        message, _, _ = jax.eval_shape(self._finish_one, one.client)
+        probed = {}
+        if self.probe is not None:
+            probed = jax.eval_shape(
+                self.probe.measure, one.client.variables, self.probe.examples
+            )
+        arrived = {"arrived": jax.ShapeDtypeStruct((), jnp.float32)}
+        client = lanes.client._replace(sums=_zeros(sums, num_lanes))
+        return _Carry(
+            trips=jnp.int32(0),
+            taken=taken,
+            lanes=lanes._replace(client=client),
+            messages=self.reduction.empty(message, self.block_size),
+            rows=rows,
+            sums=_zeros(sums | arrived | probed, self.block_size),
+        )
+
+    def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
+        """Lanes about to run the clients at these positions of the block.
+
+        Args:
+          position: [num_lanes] int32.
+          rows: [block_size, ...].
+          sums: what the lanes' sums begin with.
+        """
+
+        def load_one(lane: tuple[jax.Array, Sums]) -> _Lane:
+            position, sums = lane
+            client_id, size, indices, row = self._at(
+                (self.cohort.client_ids, self.cohort.sizes, self.cohort.indices, rows),
+                position,
+            )
+            key = jax.random.fold_in(self.key, client_id)
+            return _Lane(position, self.training.begin(row, indices, size, key, sums))
+
+        return over_lanes(load_one, (position, sums))
+
+    def _at(self, tree: Tree, position: jax.Array) -> Tree:
+        # Beyond the block, where only idle lanes look, this reads its last place.
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, position, keepdims=False), tree
+        )
+
+    def shuffle(self, lanes: _Lane) -> _Lane:
+        """Draws a new order for the lanes that begin an epoch."""
+        begins = self.is_active(lanes) & (lanes.client.batch == 0)
+
+        def draw(lane: _Lane) -> jax.Array:
+            indices = self._at(self.cohort.indices, lane.position)
+            return self.training.draw_order(lane.client, indices)
+
+        order = jax.lax.cond(
+            begins.any(),
+            lambda: select_lanes(begins, jax.vmap(draw)(lanes), lanes.client.order),
+            lambda: lanes.client.order,
+        )
+        return lanes._replace(client=lanes.client._replace(order=order))
+
+    def step(self, lanes: _Lane) -> _Lane:
+        """One local step of every lane; nothing at all if its queue is finished."""
+        stepped = over_lanes(self.training.step, lanes.client)
+        client = select_lanes(self.is_active(lanes), stepped, lanes.client)
+        return lanes._replace(client=client)
+
+    def _finish_one(
+        self, client: Progress
+    ) -> tuple[Message, ClientState, tuple[jax.Array, jax.Array]]:
+        """What a client sends and keeps, and whether it has diverged and arrived."""
+        result = self.training.result(client)
+        message, row = self.training.program.upload(result, client.row)
+        message = weigh(message)
+        diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
+        floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
+        finite = [jnp.isfinite(x).all() for x in floats]
+        arrived = jnp.stack([~diverged, client.sums["nonfinite"] == 0, *finite]).all()
+        row = jax.tree.map(
+            lambda new, old: jnp.where(arrived, new, old), row, client.row
+        )
+        return message, row, (diverged, arrived)
+
+    def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
+        """The probe's sums, computed only when a client it wants has finished."""
+        if self.probe is None:
+            return {}
+        measure, examples = self.probe.measure, self.probe.examples
+        wanted = finished & self.probe.wanted[lanes.position]
+        return jax.lax.cond(
+            wanted.any(),
+            lambda: jax.vmap(measure, (0, None))(lanes.client.variables, examples),
+            lambda: zeros,
+        )
+
+    def flush(self, carry: _Carry) -> _Carry:
+        """Takes in what finished clients leave and loads the next ones."""
+        lanes, sums = carry.lanes, carry.lanes.client.sums
+        finished = self.has_finished(lanes)
+        messages, rows, (diverged, arrived) = over_lanes(self._finish_one, lanes.client)
+        nonfinite = sums["nonfinite"] + diverged.astype(jnp.float32)
+        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)}
+        probed = {n: x for n, x in carry.sums.items() if n not in sums | known}
+        probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))
+        probed = self.measure(lanes, finished, probed)
+        position = jnp.where(finished, lanes.position, self.block_size)
+        kept = self.reduction.add(
+            carry.messages, messages, finished & arrived, position
+        )
+        rows, all_sums = put_lanes(
+            (carry.rows, carry.sums), position, (rows, sums | known | probed)
+        )
+        taken, position = take_next(
+            self.cohort.queues, self.block_size, carry.taken, finished
+        )
+        loaded = self.load(position, rows, jax.tree.map(jnp.zeros_like, sums))
+        lanes = select_lanes(finished, loaded, lanes)
+        return _Carry(carry.trips, taken, lanes, kept, rows, all_sums)
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _zeros(shapes: Tree, count: int) -> Tree:
+    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)

@@ -1,0 +1,214 @@
+"""Where a round's lanes run, and in which order their messages are added.
+
+Each device trains its own block of the cohort in its own lanes, without a word to the
+others; only what the clients send crosses devices, once, at the end of the round.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_prune.models.platforms import check_platform, default_platform, tracing_for
+from fedjax_prune.types import Cohort, RoundInputs, Tree
+
+AXIS = "devices"
+SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+REDUCTIONS = ("all_reduce", "fixed_order")
+GROUP, ALONE = 16, 4
+"""Clients of a group for each of several lanes, and for a lone one."""
+
+
+class Placement(NamedTuple):
+    """Where a round runs.
+
+    Attributes:
+      mesh: the devices, on one axis; None is the one default device.
+      num_devices: how many of them train, the first; the others stand idle.
+      reduction: one of REDUCTIONS. `all_reduce` adds messages as clients finish,
+        then over devices. `fixed_order` keeps them all and adds them by client id,
+        the same on any number of devices.
+      target: the platform that programs are lowered for ahead of time; None is that of
+        the devices.
+    """
+
+    mesh: Mesh | None = None
+    num_devices: int = 1
+    reduction: str = "all_reduce"
+    target: str | None = None
+
+    @property
+    def platform(self) -> str:
+        """The platform of the programs, which are traced in the forms for it."""
+        if self.target is not None:
+            return self.target
+        if self.mesh is None:
+            return default_platform()
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def num_blocks(self) -> int:
+        """Into how many parts split arrays are cut, one for each device of the mesh."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def block_size(self, cohort_size: int) -> int:
+        """How many clients of a cohort each device has places for.
+
+        A quarter more than its share: where the longest clients meet on one device,
+        the others take more of the short ones. On the Dirichlet splits of FedDP no
+        lane then waits longer than without a bound. For the fixed order all of them:
+        then every device compiles the same program on any number of devices.
+        """
+        if self.reduction == "fixed_order":
+            return cohort_size
+        return min(cohort_size, math.ceil(1.25 * cohort_size / self.num_devices))
+
+    def group_size(self, num_lanes: int) -> int:
+        """How many clients come at once where all come in groups.
+
+        Enough that lanes wait little for the last clients of a group; a lone lane waits
+        for nobody. In a fixed order the groups, too, are the same on any number of
+        devices.
+
+        Args:
+          num_lanes: on each device.
+        """
+        if self.reduction == "fixed_order":
+            return GROUP * num_lanes
+        all_lanes = num_lanes * self.num_devices
+        return ALONE if all_lanes == 1 else GROUP * all_lanes
+
+
+ONE_DEVICE = Placement()
+
+
+def make_placement(
+    num_devices: int = 1,
+    reduction: str = "all_reduce",
+    *,
+    platform: str | None = None,
+) -> Placement:
+    """Places rounds on the first local devices.
+
+    XLA compiles a program of one partition by other passes than one of several: it
+    fuses, and so rounds, otherwise. For the same bits on any number of devices, a
+    fixed order has a second device in the mesh even where one does the work.
+
+    Args:
+      num_devices: at least 1, at most the number of local devices.
+      reduction: one of REDUCTIONS.
+      platform: one of PLATFORMS, to lower programs ahead of time for as many devices
+        of another platform than the local one.
+
+    Raises:
+      ValueError: if there are fewer devices, or the reduction or the platform is
+        unknown.
+    """
+    if platform is not None:
+        check_platform(platform)
+    local = jax.local_devices()
+    if not 1 <= num_devices <= len(local):
+        raise ValueError(f"devices must be in [1, {len(local)}], got {num_devices}.")
+    if reduction not in REDUCTIONS:
+        known = ", ".join(REDUCTIONS)
+        raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
+    if num_devices == 1 and reduction == "all_reduce":
+        return ONE_DEVICE._replace(target=platform)
+    in_mesh = max(num_devices, 2 if reduction == "fixed_order" else 1)
+    mesh = Mesh(np.array(local[:in_mesh]), (AXIS,))
+    return Placement(mesh, num_devices, reduction, platform)
+
+
+def put_whole(placement: Placement, tree: Tree) -> Tree:
+    """Copies a tree to every device."""
+    if placement.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(placement.mesh, WHOLE))
+
+
+def put_split(placement: Placement, tree: Tree) -> Tree:
+    """Sends each device its part of the leading axis."""
+    if placement.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(placement.mesh, SPLIT))
+
+
+def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
+    """Sends each device its block of a cohort."""
+    mesh = placement.mesh
+    if mesh is None:
+        return jax.device_put(cohort)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _COHORT_SPECS)
+    return jax.device_put(cohort, shardings)
+
+
+def share_work(
+    placement: Placement,
+    function: Callable[[Tree, Tree], jax.Array],
+    whole: Tree,
+    parts: Tree,
+    *,
+    out_axis: int = 0,
+) -> jax.Array:
+    """Runs a function on every device's part of some arrays.
+
+    Args:
+      placement: the devices.
+      function: (whole, part of parts) -> array; what it computes for one index of
+        the leading axis of `parts` must not depend on the others.
+      whole: given to every device.
+      parts: leaves [size, ...], cut along the leading axis.
+      out_axis: where that axis is in the result.
+
+    Returns:
+      What `function(whole, parts)` would return.
+    """
+    with tracing_for(placement.platform):
+        if placement.mesh is None:
+            return function(whole, parts)
+        size = jax.tree.leaves(parts)[0].shape[0]
+        missing = -size % placement.num_blocks
+        padded = jax.tree.map(
+            lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), parts
+        )
+        mapped = jax.shard_map(
+            function,
+            mesh=placement.mesh,
+            in_specs=(WHOLE, SPLIT),
+            out_specs=PartitionSpec(*[None] * out_axis, AXIS),
+            check_vma=False,
+        )
+        return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
+
+
+def input_specs(inputs: RoundInputs) -> Tree:
+    """How a round's inputs lie on the devices, for `jax.shard_map`."""
+    probe = inputs.probe
+    if probe is not None:
+        probe = dataclasses.replace(probe, examples=WHOLE, wanted=SPLIT)
+    specs: dict[str, Any] = {
+        "state": WHOLE,
+        "rows": SPLIT,
+        "dataset": WHOLE,
+        "cohort": _COHORT_SPECS,
+        "key": WHOLE,
+        "probe": probe,
+    }
+    return RoundInputs(**specs)
+
+
+_COHORT_SPECS = Cohort(
+    client_ids=SPLIT,
+    sizes=SPLIT,
+    indices=SPLIT,
+    queues=SPLIT,
+    cohort_size=WHOLE,
+    cohort_examples=WHOLE,
+    num_clients=WHOLE,
+    num_examples=WHOLE,
+)

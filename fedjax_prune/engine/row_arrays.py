@@ -1,0 +1,144 @@
+"""Rows of all clients as one tree of arrays: how those of some come out and go back.
+
+Pure functions, on one device or on several of which each has an equal part.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.types import ClientState, Tree
+
+
+@partial(jax.jit, static_argnums=1)
+def create(row: ClientState, num_clients: int) -> ClientState:
+    """Gives every client the same first row.
+
+    Args:
+      row: of a client never seen.
+      num_clients: clients in the population, at least 1.
+
+    Returns:
+      Rows, every leaf with a leading axis `num_clients`.
+    """
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), row)
+
+
+def take(
+    rows: ClientState, client_ids: jax.Array, placement: Placement = ONE_DEVICE
+) -> ClientState:
+    """The rows of some clients.
+
+    Args:
+      rows: of all clients; on several devices each has an equal part.
+      client_ids: [num_places] int32, each device's block; an id outside the
+        population gives a row that means nothing.
+      placement: of the rows.
+
+    Returns:
+      Leaves [num_places, ...], each device with those of its block.
+    """
+
+    def take_own(rows: ClientState, ids: jax.Array) -> ClientState:
+        wanted = jax.lax.all_gather(ids, AXIS, tiled=True)
+
+        def fetch(x: jax.Array) -> jax.Array:
+            # Every device adds what it has to zeros, and keeps its block of the sum.
+            place, here = _own(x, wanted)
+            found = jnp.where(_spread(here, x), x[place], jnp.zeros((), x.dtype))
+            # Flags do not add up.
+            summed = found.astype(jnp.int8) if x.dtype == jnp.bool else found
+            return jax.lax.psum_scatter(summed, AXIS, tiled=True).astype(x.dtype)
+
+        return jax.tree.map(fetch, rows)
+
+    if placement.mesh is None:
+        return _pick(rows, client_ids)
+    return _mapped(take_own, placement, 2)(rows, client_ids)
+
+
+def put(
+    rows: ClientState,
+    client_ids: jax.Array,
+    cohort_rows: ClientState,
+    placement: Placement = ONE_DEVICE,
+) -> ClientState:
+    """Rows with those of some clients replaced; all others keep their bits.
+
+    Args:
+      rows: as in `take`.
+      client_ids: [num_places] int32; ids outside the population are left out.
+      cohort_rows: leaves [num_places, ...].
+      placement: of all three.
+
+    Returns:
+      The rows.
+    """
+
+    def put_own(
+        rows: ClientState, ids: jax.Array, cohort_rows: ClientState
+    ) -> ClientState:
+        written = jax.lax.all_gather(ids, AXIS, tiled=True)
+
+        def store(x: jax.Array, new: jax.Array) -> jax.Array:
+            place, here = _own(x, written)
+            place = jnp.where(here, place, x.shape[0])
+            return x.at[place].set(
+                jax.lax.all_gather(new, AXIS, tiled=True), mode="drop"
+            )
+
+        return jax.tree.map(store, rows, cohort_rows)
+
+    if placement.mesh is None:
+        return jax.tree.map(
+            lambda x, new: x.at[client_ids].set(
+                new, mode="drop", wrap_negative_indices=False
+            ),
+            rows,
+            cohort_rows,
+        )
+    return _mapped(put_own, placement, 3)(rows, client_ids, cohort_rows)
+
+
+def take_whole(rows: Tree, client_ids: jax.Array, placement: Placement) -> Tree:
+    """`take` of any tree of rows, with all that is taken on every device."""
+    picked = _pick(rows, client_ids)
+    if placement.mesh is None:
+        return picked
+    return jax.lax.with_sharding_constraint(
+        picked, NamedSharding(placement.mesh, WHOLE)
+    )
+
+
+def _pick(rows: Tree, client_ids: jax.Array) -> Tree:
+    return jax.tree.map(
+        lambda x: x.at[client_ids].get(mode="clip", wrap_negative_indices=False), rows
+    )
+
+
+def _mapped(
+    function: Callable[..., ClientState], placement: Placement, num_arguments: int
+) -> Callable[..., ClientState]:
+    assert placement.mesh is not None
+    return jax.shard_map(
+        function,
+        mesh=placement.mesh,
+        in_specs=(SPLIT,) * num_arguments,
+        out_specs=SPLIT,
+        check_vma=False,
+    )
+
+
+def _own(x: jax.Array, client_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Places of clients in this device's part, and whether they are in it."""
+    place = client_ids - jax.lax.axis_index(AXIS) * x.shape[0]
+    here = (place >= 0) & (place < x.shape[0])
+    return jnp.where(here, place, 0), here
+
+
+def _spread(flags: jax.Array, x: jax.Array) -> jax.Array:
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,103 @@
+"""The server's step: an optax optimiser on the pseudo-gradient."""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.fields import DECAY, above, checked, one_of
+from fedjax_prune.models.precision import wide
+from fedjax_prune.types import Tree
+
+SERVER_OPTIMIZERS = {
+    "sgd": lambda lr, momentum, b1, b2, eps: optax.sgd(lr),
+    "momentum": lambda lr, momentum, b1, b2, eps: optax.sgd(lr, momentum),
+    # v = momentum v + (1 - momentum) g, as in AutoFLIP's code.
+    "damped": lambda lr, momentum, b1, b2, eps: optax.chain(
+        optax.ema(momentum, debias=False), optax.sgd(lr)
+    ),
+    "adam": lambda lr, momentum, b1, b2, eps: optax.adam(lr, b1, b2, eps),
+    "yogi": lambda lr, momentum, b1, b2, eps: optax.yogi(lr, b1, b2, eps),
+}
+
+
+@checked
+def make_server_tx(
+    optimizer: Annotated[
+        str, one_of(SERVER_OPTIMIZERS), "Optimiser of the server."
+    ] = "sgd",
+    *,
+    lr: Annotated[
+        float, above(0), "Server step size; 1 with sgd is plain averaging."
+    ] = 1.0,
+    momentum: Annotated[float, DECAY, "Momentum of momentum and damped."] = 0.9,
+    b1: Annotated[float, DECAY, "Decay of the first moment of adam and yogi."] = 0.9,
+    b2: Annotated[float, DECAY, "Decay of the second moment of adam and yogi."] = 0.99,
+    eps: Annotated[
+        float, above(0), "What adam and yogi add to the root of the second moment."
+    ] = 1e-3,
+) -> optax.GradientTransformation:
+    """Makes the server optimiser.
+
+    Returns:
+      The transformation; fields that the optimiser does not have are ignored.
+
+      `adam` and `yogi` have the form of Optax, not the one that Reddi et al. print.
+      With g the pseudo-gradient and t = 1, 2, ... the server's steps,
+
+        m <- b1 m + (1 - b1) g
+        v <- b2 v + (1 - b2) g^2                            adam
+        v <- v - (1 - b2) sign(v - g^2) g^2                 yogi
+        params <- params - lr m' / (sqrt(v') + eps),
+        m' = m / (1 - b1^t),  v' = v / (1 - b2^t).
+
+      The paper's algorithm 2 steps by m / (sqrt(v) + eps) without that correction of
+      the bias and starts v at eps^2 or more. Here m and v start at 0 with `adam` and at
+      1e-6 with `yogi`.
+
+    Raises:
+      ValueError: if a value is out of its range or the name unknown.
+
+    References:
+      Reddi et al., Adaptive Federated Optimization, ICLR 2021,
+      https://arxiv.org/abs/2003.00295.
+    """
+    return SERVER_OPTIMIZERS[optimizer](lr, momentum, b1, b2, eps)
+
+
+def server_step(
+    server_tx: optax.GradientTransformation,
+    params: Tree,
+    opt_state: Tree,
+    pseudo_gradient: Tree,
+) -> tuple[Tree, Tree]:
+    """Applies the pseudo-gradient.
+
+    With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k), n = sum_k n_k
+    over the clients of the cohort. FedDP's algorithm 1 prints w <- w + sum_k (n_k / n)
+    w_k, which would add whole models to the old one, and calls n the number of all
+    samples, with which the weights of a smaller cohort would not sum to 1: its w_k are
+    read as changes, and its n as the cohort's total.
+
+    Args:
+      server_tx: the server optimiser.
+      params: before the round.
+      opt_state: of `server_tx`.
+      pseudo_gradient: mean of the deltas, a tree like `params`.
+
+    Returns:
+      The new params and optimiser state.
+    """
+    updates, opt_state = server_tx.update(pseudo_gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def scale(tree: Tree, factor: jax.Array) -> Tree:
+    """The tree times a scalar: a client's weighted part of a sum.
+
+    Args:
+      tree: float arrays.
+      factor: [] float, rounded to the dtype of each array.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(factor, wide(x.dtype)) * x, tree)

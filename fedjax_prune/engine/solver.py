@@ -1,0 +1,210 @@
+"""The local solver of a client: optimiser, step sizes, epochs and batches."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.engine.stopping import EarlyStopping
+from fedjax_prune.engine.transforms import descend
+from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked, one_of
+from fedjax_prune.types import Tree
+
+StepSize = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(epoch, batch in the epoch, batches per epoch) -> step size, all scalars.
+
+The step size is of JAX's default float dtype, so float64 where `jax_enable_x64` is set;
+`descend` rounds it to the dtype of each gradient.
+"""
+
+
+class LocalSolver(NamedTuple):
+    """Local training, but for the model and for what an algorithm adds.
+
+    Attributes:
+      shared_tx: the chain for `params`; algorithms put their corrections first.
+      personal_tx: the same optimiser without corrections, for `personal`.
+      mass_tx: its part that is linear in the gradient, without weight decay: the
+        displacement of a scalar with gradient 1 under it is the step mass. None
+        if the optimiser is not linear, so that no step mass exists.
+      step_size: the schedule within a round.
+      epochs: local epochs a round, at least 1.
+      batch_size: examples a step, at least 1; the last batch may have fewer.
+      lr_decay: what the step sizes of each round are multiplied by in the next.
+      stopping: early stopping; None for all epochs.
+    """
+
+    shared_tx: optax.GradientTransformationExtraArgs
+    personal_tx: optax.GradientTransformationExtraArgs
+    mass_tx: optax.GradientTransformationExtraArgs | None
+    step_size: StepSize
+    epochs: int
+    batch_size: int
+    lr_decay: float = 1.0
+    stopping: EarlyStopping | None = None
+
+    def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
+        """The same solver with `tx` applied to the gradients of `params` first."""
+        return self._replace(shared_tx=_chain(tx, self.shared_tx))
+
+    def after_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
+        """The same solver with `tx` applied last, to the steps of `params`."""
+        return self._replace(shared_tx=_chain(self.shared_tx, tx))
+
+
+def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
+    """Batches per epoch of a client with `size` examples, the last one partial."""
+    # Python's division would round negative numbers, too.
+    return jax.lax.div(size + (batch_size - 1), jnp.asarray(batch_size, size.dtype))
+
+
+def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
+    """Refuses a solver without step mass.
+
+    Raises:
+      ValueError: if the client optimiser is not linear in the gradient.
+    """
+    if solver.mass_tx is None:
+        raise ValueError(
+            f"{algorithm} divides by the step mass, which only client optimisers "
+            "linear in the gradient have: client.optimizer must be sgd."
+        )
+
+
+def per_step_mass(tree: Tree, step_mass: jax.Array) -> Tree:
+    """Divides by the step mass; zeros if there is none.
+
+    The step mass is 0 where all step sizes of a round underflow, as with a small
+    `lr_decay` after many rounds. The client has then not moved: its mean gradient is
+    unknown and is taken as 0 in place of 0 / 0.
+
+    Args:
+      tree: what a client has moved, float.
+      step_mass: A_k, [] float, at least 0.
+
+    Returns:
+      Like `tree`, dtypes included.
+
+    Examples:
+      >>> per_step_mass({"w": jnp.float32(3)}, jnp.float32(2))["w"].item()
+      1.5
+      >>> per_step_mass({"w": jnp.float32(0)}, jnp.float32(0))["w"].item()
+      0.0
+    """
+    has_moved = step_mass > 0
+    divisor = jnp.where(has_moved, step_mass, 1)
+    return jax.tree.map(
+        lambda x: jnp.where(has_moved, x / divisor.astype(x.dtype), 0), tree
+    )
+
+
+def _chain(
+    *transformations: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(optax.chain(*transformations))
+
+
+def _sgd(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
+    if momentum == 0:
+        return descend(), True
+    return _chain(optax.trace(momentum), descend()), True
+
+
+def _adam(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
+    if momentum != 0:
+        raise ValueError(f"momentum must be 0 with adam, got {momentum}.")
+    return _chain(optax.scale_by_adam(), descend()), False
+
+
+def _constant(lr: float, lr_min: float, epochs: int) -> StepSize:
+    del lr_min, epochs
+    return lambda epoch, batch, batches: jnp.asarray(lr, float)
+
+
+def _cosine_epoch(lr: float, lr_min: float, epochs: int) -> StepSize:
+    def step_size(epoch, batch, batches):
+        del batch, batches
+        return _cosine(lr, lr_min, epoch.astype(float) / epochs)
+
+    return step_size
+
+
+def _cosine_step(lr: float, lr_min: float, epochs: int) -> StepSize:
+    def step_size(epoch, batch, batches):
+        within = batch.astype(float) / batches.astype(float)
+        return _cosine(lr, lr_min, (epoch.astype(float) + within) / epochs)
+
+    return step_size
+
+
+def _cosine(lr: float, lr_min: float, progress: jax.Array) -> jax.Array:
+    return lr_min + (lr - lr_min) * (1 + jnp.cos(math.pi * progress)) / 2
+
+
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
+"""name -> momentum -> (transformation, whether it is linear in the gradient)."""
+
+SCHEDULES = {
+    "cosine_epoch": _cosine_epoch,
+    "cosine_step": _cosine_step,
+    "constant": _constant,
+}
+"""name -> (lr, lr_min, epochs) -> StepSize; each starts anew in every round."""
+
+
+@checked
+def make_solver(
+    *,
+    epochs: Annotated[int, at_least(1), "Local epochs a round."] = 10,
+    batch_size: Annotated[
+        int, at_least(1), "Examples a step; the last batch may have fewer."
+    ] = 64,
+    lr: Annotated[float, above(0), "First step size of every round."] = 0.1,
+    optimizer: Annotated[
+        str, one_of(OPTIMIZERS), "Optimiser of the clients; it starts anew each round."
+    ] = "sgd",
+    lr_schedule: Annotated[
+        str, one_of(SCHEDULES), "Step sizes within a round."
+    ] = "cosine_epoch",
+    lr_min: Annotated[
+        float, at_least(0), "Where the cosine schedules end, at most lr."
+    ] = 0.0,
+    lr_decay: Annotated[
+        float, SHARE, "What all step sizes are multiplied by from round to round."
+    ] = 1.0,
+    momentum: Annotated[float, DECAY, "Momentum of sgd."] = 0.0,
+    weight_decay: Annotated[
+        float, at_least(0), "Weight decay, added to the gradient (coupled)."
+    ] = 0.0,
+) -> LocalSolver:
+    """Makes a solver. Optimiser states start at zero in every round.
+
+    Weight decay acts on `params` and `personal` alike.
+
+    Returns:
+      The solver.
+
+    Raises:
+      ValueError: if a value is out of its range, a name unknown, `lr_min` above `lr`,
+        or the optimiser has no momentum and some is given.
+
+    References:
+      FedDP, section 5, https://arxiv.org/abs/2106.06921v2: SGD, batch 64, ten
+      local epochs, cosine decay within the round, weight decay 5e-4.
+    """
+    if lr_min > lr:
+        raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
+    descent_tx, is_linear = OPTIMIZERS[optimizer](momentum)
+    decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
+    return LocalSolver(
+        shared_tx=decayed_tx,
+        personal_tx=decayed_tx,
+        mass_tx=descent_tx if is_linear else None,
+        step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
+        epochs=epochs,
+        batch_size=batch_size,
+        lr_decay=lr_decay,
+    )

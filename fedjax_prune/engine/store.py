@@ -1,0 +1,262 @@
+"""Where the rows of all clients live: shared out over the devices, or on the host.
+
+The rounds see only the cohort's rows, so an algorithm does not know how many clients
+there are or where their rows are, and neither do its compiled shapes. A store alone
+holds the rows of all clients: it is made from one row, and it writes and reads a
+snapshot in pieces.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from fedjax_prune.engine import row_files
+from fedjax_prune.engine.devices import (
+    ONE_DEVICE,
+    SPLIT,
+    Placement,
+    put_split,
+    put_whole,
+)
+from fedjax_prune.engine.row_arrays import create, put, take, take_whole
+from fedjax_prune.types import ClientState, Tree
+
+
+class Store(Protocol):
+    """The rows of all clients."""
+
+    @property
+    def shapes(self) -> ClientState:
+        """Leaves `jax.ShapeDtypeStruct` [num_clients, ...]."""
+        ...
+
+    def take(self, client_ids: np.ndarray) -> ClientState:
+        """The rows of a cohort's places, each device with those of its block.
+
+        Args:
+          client_ids: [num_places] int32; an id outside the population gives a row
+            that means nothing.
+        """
+        ...
+
+    def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
+        """Replaces the rows of a cohort's places; ids outside are left out.
+
+        Args:
+          client_ids: [num_places] int32.
+          rows: leaves [num_places, ...], as `take` gives them.
+        """
+        ...
+
+    def personal(self, client_ids: np.ndarray) -> Tree:
+        """The personal parameters of some clients, all of them on every device."""
+        ...
+
+    def snapshot(self, folder: str | Path) -> None:
+        """Writes all rows, each leaf as a file of its own in NumPy's format.
+
+        The files are the same for every kind of store and any number of devices. The
+        host holds no more than `row_files.PIECE_BYTES` beside the store, or one row
+        of a leaf if that is larger.
+
+        Args:
+          folder: made here; leaf n of the tree becomes `n.npy`, [num_clients, ...].
+
+        Raises:
+          OSError: if the folder exists or cannot be written.
+        """
+        ...
+
+    def restore(self, folder: str | Path) -> None:
+        """Replaces all rows by those of a snapshot, in pieces as `snapshot`.
+
+        Args:
+          folder: written by `snapshot` of any kind of store.
+
+        Raises:
+          OSError: if a file is missing or cannot be read.
+          ValueError: if a file does not hold the leaf that it should.
+        """
+        ...
+
+
+class DeviceStore:
+    """Rows of all clients on the devices, each with an equal part of them."""
+
+    def __init__(
+        self, row: ClientState, num_clients: int, placement: Placement = ONE_DEVICE
+    ):
+        """Gives every client the same first row.
+
+        Args:
+          row: of a client never seen.
+          num_clients: clients in the population, at least 1.
+          placement: of the rounds.
+        """
+        self.shapes, self._placement = _shapes(row, num_clients), placement
+        sharding = None
+        if placement.mesh is not None:
+            sharding = NamedSharding(placement.mesh, SPLIT)
+        # Padded at the end, so that the parts are equal.
+        length = num_clients + -num_clients % placement.num_blocks
+        fill = jax.jit(create, static_argnums=1, out_shardings=sharding)
+        self._rows: ClientState = fill(put_whole(placement, row), length)
+
+    def take(self, client_ids: np.ndarray) -> ClientState:
+        """See `Store.take`."""
+        ids = put_split(self._placement, client_ids)
+        return _take(self._rows, ids, self._placement)
+
+    def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
+        """See `Store.put`."""
+        ids = put_split(self._placement, client_ids)
+        self._rows = _put(self._rows, ids, rows, self._placement)
+
+    def personal(self, client_ids: np.ndarray) -> Tree:
+        """See `Store.personal`."""
+        ids = put_whole(self._placement, client_ids)
+        return _take_whole(self._rows.personal, ids, self._placement)
+
+    def snapshot(self, folder: str | Path) -> None:
+        """See `Store.snapshot`."""
+        pieces = map(row_files.pieces_of_devices, jax.tree.leaves(self._rows))
+        row_files.write(folder, self.shapes, pieces)
+
+    def restore(self, folder: str | Path) -> None:
+        """See `Store.restore`."""
+        leaves, tree = jax.tree.flatten(self._rows)
+        saved = jax.tree.leaves(row_files.open_leaves(folder, self.shapes))
+        for place, new in enumerate(saved):
+            shape, sharding = leaves[place].shape, leaves[place].sharding
+            # Its memory is for the leaf that replaces it.
+            leaves[place].delete()
+            leaves[place] = row_files.place(new, shape, sharding)
+        self._rows = jax.tree.unflatten(tree, leaves)
+
+
+class HostStore:
+    """Rows of all clients in the memory of the host, as numpy arrays.
+
+    The devices hold those of one cohort at a time. Rows that a device still computes
+    are waited for when some are asked for again. Memory is taken at the first `put`:
+    until then all clients share one row, or the rows stay in the files of the
+    snapshot and only those asked for are read.
+    """
+
+    def __init__(
+        self, row: ClientState, num_clients: int, placement: Placement = ONE_DEVICE
+    ):
+        """See `DeviceStore`."""
+        self.shapes, self._placement = _shapes(row, num_clients), placement
+        self._rows: ClientState = jax.tree.map(
+            lambda x: np.broadcast_to(x, (num_clients, *x.shape)), jax.device_get(row)
+        )
+        self._arriving: tuple[np.ndarray, ClientState] | None = None
+
+    def take(self, client_ids: np.ndarray) -> ClientState:
+        """See `Store.take`."""
+        return put_split(self._placement, _take_on_host(self._settled(), client_ids))
+
+    def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
+        """See `Store.put`."""
+        self._rows = jax.tree.map(
+            lambda x: x if x.flags.writeable else x.copy(), self._settled()
+        )
+        self._arriving = client_ids, rows
+
+    def personal(self, client_ids: np.ndarray) -> Tree:
+        """See `Store.personal`."""
+        personal = _take_on_host(self._settled().personal, client_ids)
+        return put_whole(self._placement, personal)
+
+    def snapshot(self, folder: str | Path) -> None:
+        """See `Store.snapshot`."""
+        pieces = map(row_files.pieces_of_host, jax.tree.leaves(self._settled()))
+        row_files.write(folder, self.shapes, pieces)
+
+    def restore(self, folder: str | Path) -> None:
+        """See `Store.restore`."""
+        self._rows = row_files.open_leaves(folder, self.shapes)
+        self._arriving = None
+
+    def _settled(self) -> ClientState:
+        """All rows, those that were arriving included."""
+        if self._arriving is not None:
+            client_ids, rows = self._arriving
+            self._arriving = None
+
+            def write(leaf: np.ndarray, new: np.ndarray) -> None:
+                real = client_ids < len(leaf)
+                leaf[client_ids[real]] = new[real]
+
+            jax.tree.map(write, self._rows, jax.device_get(rows))
+        return self._rows
+
+
+STORES: dict[str, type[DeviceStore] | type[HostStore]] = {
+    "device": DeviceStore,
+    "host": HostStore,
+}
+"""name -> where rows live."""
+
+
+def make_store(
+    kind: str,
+    row: ClientState,
+    num_clients: int,
+    placement: Placement = ONE_DEVICE,
+    own_personal: Callable[[jax.Array], Tree] | None = None,
+) -> Store:
+    """Makes a store in which every client has its first row.
+
+    Args:
+      kind: one of STORES.
+      row: of a client never seen.
+      num_clients: clients in the population, at least 1.
+      placement: of the rounds.
+      own_personal: client id [] int32 -> the personal parameters that this client
+        starts with; None if all start with those of `row`.
+
+    Raises:
+      ValueError: if the kind is unknown or there is no client.
+    """
+    if kind not in STORES:
+        raise ValueError(f"kind must be one of {', '.join(STORES)}, got {kind!r}.")
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
+    store = STORES[kind](row, num_clients, placement)
+    if own_personal is None:
+        return store
+    row_bytes = sum(x.nbytes for x in jax.tree.leaves(row))
+    count = min(num_clients, row_files.rows_at_once(row_bytes))
+    count += -count % placement.num_blocks
+
+    @jax.jit
+    def first_rows(client_ids: jax.Array, row: ClientState) -> ClientState:
+        personal = jax.lax.map(own_personal, client_ids)
+        return create(row, count)._replace(personal=personal)
+
+    for start in range(0, num_clients, count):
+        client_ids = np.arange(start, start + count, dtype=np.int32)
+        store.put(client_ids, put_split(placement, first_rows(client_ids, row)))
+    return store
+
+
+_take = jax.jit(take, static_argnums=2)
+_put = jax.jit(put, static_argnums=3, donate_argnums=0)
+_take_whole = jax.jit(take_whole, static_argnums=2)
+
+
+def _take_on_host(rows: Tree, client_ids: np.ndarray) -> Tree:
+    # Not by `np.take`, which copies all rows where they are not in memory.
+    return jax.tree.map(lambda x: x[np.clip(client_ids, 0, len(x) - 1)], rows)
+
+
+def _shapes(row: ClientState, num_clients: int) -> ClientState:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_clients, *x.shape), x.dtype), row
+    )

@@ -1,0 +1,296 @@
+"""Gates: which channels of a convolution one sample uses.
+
+A gate reads the convolution's input, scores every output channel, and keeps the
+K best of them, for every sample separately.
+
+References:
+  FedDP: Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using
+  Dynamic Model Pruning and Adaptive Gradient, equations 2 to 8,
+  https://arxiv.org/abs/2106.06921.
+  FBS: Gao et al., Dynamic Channel Pruning: Feature Boosting and Suppression,
+  ICLR 2019, https://arxiv.org/abs/1810.05331.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
+from fedjax_prune.models.initializers import normal
+from fedjax_prune.models.platforms import traced_platform
+from fedjax_prune.models.precision import at_least_float32, wide
+from fedjax_prune.models.selection import kth_largest
+
+MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
+RESCALES = ("none", "sqrt", "inverse")
+RESNET_GATINGS = ("branch", "inner", "literal")
+
+
+class GateSettings(NamedTuple):
+    """How the convolutions of a model are gated.
+
+    Attributes:
+      keep_ratio: rho.
+      mode: see `straight_through`.
+      rescale: kept channels are multiplied by 1, rho^-1/2 (keeps the second moment of
+        the features) or 1/rho, with rho = K/C.
+      bias: of the logits.
+      first: a ResNet's first convolution never is gated.
+      resnet: both convolutions of a block are gated (`branch`), only the first
+        (`inner`), or both and the first also reads only what the previous block's
+        gate kept (`literal`).
+    """
+
+    keep_ratio: Annotated[float, SHARE, "Share of the channels kept."]
+    mode: Annotated[
+        str,
+        one_of(MODES),
+        "What a kept channel is multiplied by and where gradients flow.",
+    ] = "hard_ste"
+    rescale: Annotated[
+        str, one_of(RESCALES), "Kept channels times 1, the root of 1/rho, or 1/rho."
+    ] = "none"
+    bias: Annotated[float, FINITE, "First bias of the gates."] = 1.0
+    first: Annotated[bool, "Whether the first convolution is gated, too."] = True
+    resnet: Annotated[
+        str, one_of(RESNET_GATINGS), "Which convolutions of a residual block are gated."
+    ] = "branch"
+
+
+_FIELDS = fields_of(GateSettings)
+
+
+def check_gate_settings(settings: GateSettings) -> None:
+    """Refuses settings that no gate can follow.
+
+    Raises:
+      ValueError: if a number is out of range or a name is unknown.
+    """
+    check_fields(_FIELDS, settings._asdict())
+
+
+def num_kept(keep_ratio: float, num_channels: int) -> int:
+    """Counts the channels kept, K: the nearest integer to rho C, at least 1."""
+    return max(1, math.floor(keep_ratio * num_channels + 0.5))
+
+
+def active_gates(
+    settings: GateSettings | None, num_channels: int
+) -> GateSettings | None:
+    """Gives a layer's gate settings, or None if its gate would keep all channels.
+
+    Such a gate is left out, so that keep ratio 1 is the ungated model.
+    """
+    if settings is None or num_kept(settings.keep_ratio, num_channels) == num_channels:
+        return None
+    return settings
+
+
+def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
+    """Marks the `k` largest entries along the last axis.
+
+    Logits are ranked, not saliences: float32 sigmoids tie above about 17. CPUs select
+    without sorting; the platform is that of `convolution.convolve`.
+
+    Args:
+      logits: [..., channels] float.
+      k: in [1, channels].
+
+    Returns:
+      [..., channels], dtype of the logits, with exactly `k` ones, the rest 0. Of
+      equal entries the lower index wins.
+
+    Raises:
+      ValueError: if `k` is out of range.
+    """
+    if not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
+    logits = jax.lax.stop_gradient(logits)
+    if traced_platform() == "cpu":
+        threshold = kth_largest(logits, k)
+        above, ties = logits > threshold, logits == threshold
+        missing = k - above.sum(-1, keepdims=True)
+        chosen = above | (ties & (jnp.cumsum(ties, -1) <= missing))
+        return chosen.astype(logits.dtype)
+    _, indices = jax.lax.top_k(logits, k)
+    zeros = jnp.zeros_like(logits)
+    return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
+
+
+def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
+    """Makes the multiplier of the features from a mask and its soft score.
+
+    `hard_ste` and `hard_dense_ste` are worth `mask` and have the gradient of
+    `score`, of kept channels only or of all; `scale` is `mask * score` with its
+    own gradient, as in FBS; `hard_nograd` is the mask as a constant. FedDP says only
+    that gates are trained with the network: the straight-through estimator (Bengio et
+    al., https://arxiv.org/abs/1308.3432) is our choice for the gradient of its top-K.
+
+    Args:
+      mask: float, 0 or 1.
+      score: shape and dtype of `mask`, in (0, 1).
+      mode: one of MODES.
+
+    Returns:
+      Multipliers, shape and dtype of `mask`.
+
+    Raises:
+      ValueError: if `mode` is unknown.
+    """
+    mask = jax.lax.stop_gradient(mask)
+    # Bracketed so that it is exactly 0: (1 + q) - q need not be exactly 1.
+    surrogate = score - jax.lax.stop_gradient(score)
+    match mode:
+        case "hard_ste":
+            return mask * (1 + surrogate)
+        case "scale":
+            return mask * score
+        case "hard_dense_ste":
+            return mask + surrogate
+        case "hard_nograd":
+            return mask
+    raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
+
+
+def rescaling(rescale: str, k: int, num_channels: int) -> float:
+    """Gives the constant that kept channels are multiplied by, at least 1.
+
+    Raises:
+      ValueError: if `rescale` is unknown.
+    """
+    if rescale not in RESCALES:
+        raise ValueError(f"rescale must be one of {RESCALES}, got {rescale!r}.")
+    exponent = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[rescale]
+    return (num_channels / k) ** exponent
+
+
+def gate_logits(kernel: jax.Array, bias: jax.Array, pooled: jax.Array) -> jax.Array:
+    """Computes z = W s + b in full precision on every backend.
+
+    Args:
+      kernel: [in_channels, channels], at least float32.
+      bias: [channels], dtype of the kernel.
+      pooled: [batch_size, in_channels], dtype of the kernel, the input's channel means.
+
+    Returns:
+      [batch_size, channels], dtype of the kernel. At a lower precision other channels
+      win.
+    """
+    product = jnp.dot(pooled, kernel, precision=jax.lax.Precision.HIGHEST)
+    return product + bias[None]
+
+
+def select(
+    weights: Mapping[str, jax.Array],
+    pooled: jax.Array,
+    settings: GateSettings,
+    channels_before: int,
+    alive: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Chooses the channels of one sample by index.
+
+    Args:
+      weights: a Gate's `kernel` [in_channels, channels] and `bias` [channels].
+      pooled: [in_channels], dtype of the weights, means of the convolution's input,
+        0 where the input's own gate dropped a channel.
+      settings: valid gate settings.
+      channels_before: as in Gate.
+      alive: [channels] bool, False = pruned; None is all alive.
+
+    Returns:
+      indices [min(K, channels)] int32 and the multipliers of these channels, 0 for
+      those that are not alive.
+    """
+    logits = gate_logits(weights["kernel"], weights["bias"], pooled[None])[0]
+    if alive is not None:
+        logits = jnp.where(alive, logits, -jnp.inf)
+    k = num_kept(settings.keep_ratio, channels_before)
+    values, indices = jax.lax.top_k(logits, min(k, logits.size))
+    multiplier = straight_through(
+        (values > -jnp.inf).astype(values.dtype), nn.sigmoid(values), settings.mode
+    )
+    return indices, multiplier * rescaling(settings.rescale, k, channels_before)
+
+
+class Gate(nn.Module):
+    """Chooses K output channels of a convolution for every sample.
+
+    A channel that was pruned ranks last, as if its logit were minus infinity: where
+    fewer than K are alive, all of them are kept. Which are alive is in the collection
+    `alive`, as `alive` [channels] bool; without it all are. Its weights are in the
+    collection `gates`, drawn from the random stream of that name, so it never changes
+    what other modules draw or send. Into `gate_sums` it sows, over the samples in
+    `example_mask`, `lasso` [], the sum of |logits| (FedDP, equation 5), and `selected`
+    [channels], the number of samples that kept each channel. Weights, sums and masks
+    have the input's dtype, but at least float32.
+
+    Attributes:
+      channels: output channels of the convolution.
+      settings: valid gate settings.
+      channels_before: output channels before some were removed, more than K: what K
+        and the rescaling are computed from.
+    """
+
+    channels: int
+    settings: GateSettings
+    channels_before: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, example_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes masks from the convolution's own input.
+
+        Args:
+          x: [batch_size, height, width, in_channels] float.
+          example_mask: [batch_size] bool, False = padding.
+
+        Returns:
+          (multiplier, mask), each [batch_size, channels]: what the features are
+          multiplied by, and 1 for kept channels as a constant.
+        """
+        kernel, bias = self._weights(x.shape[-1], wide(x.dtype))
+        logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
+        k = num_kept(self.settings.keep_ratio, self.channels_before)
+        alive = self.get_variable("alive", "alive")
+        if alive is None:
+            mask = top_k_mask(logits, min(k, self.channels))
+        else:
+            ranked = jnp.where(alive[None], logits, -jnp.inf)
+            mask = top_k_mask(ranked, min(k, self.channels))
+            mask = jnp.where(alive[None], mask, 0)
+            logits = jnp.where(alive[None], logits, 0.0)
+        real = example_mask[:, None]
+        self._sow("lasso", jnp.where(real, jnp.abs(logits), 0.0).sum())
+        self._sow("selected", jnp.where(real, mask, 0.0).sum(0))
+        multiplier = straight_through(mask, nn.sigmoid(logits), self.settings.mode)
+        scale = rescaling(self.settings.rescale, k, self.channels_before)
+        return multiplier * scale, mask
+
+    def _weights(
+        self, in_channels: int, dtype: jnp.dtype
+    ) -> tuple[jax.Array, jax.Array]:
+        shape, stddev = (in_channels, self.channels), math.sqrt(2 / in_channels)
+        kernel = self.variable(
+            "gates",
+            "kernel",
+            lambda: normal(self.make_rng("gates"), shape, stddev, dtype),
+        )
+        bias = self.variable(
+            "gates", "bias", jnp.full, (self.channels,), self.settings.bias, dtype
+        )
+        return kernel.value, bias.value
+
+    def _sow(self, name: str, value: jax.Array) -> None:
+        # The last value alone, as an array: sow would otherwise collect a tuple.
+        self.sow(
+            "gate_sums",
+            name,
+            value,
+            init_fn=lambda: jnp.zeros_like(value),
+            reduce_fn=lambda _, new: new,
+        )

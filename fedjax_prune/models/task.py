@@ -1,0 +1,249 @@
+"""From a Flax model to the pure functions that federated learning needs."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_prune.data.augment import normalise, to_float
+from fedjax_prune.fields import at_least, checked
+from fedjax_prune.models.precision import at_least_float32
+from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""(key, images float32) -> images of the same shape."""
+
+LassoWeight = Annotated[
+    float, at_least(0), "Weight of the L1 norm of the gates' logits, FedDP's lambda."
+]
+COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
+"""What the collections of a model may be called."""
+
+
+@checked
+def make_task(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    to_input: Callable[[jax.Array], jax.Array] = to_float,
+    augment: Augment | None = None,
+    normalize: str = "none",
+    lasso_weight: LassoWeight = 0.0,
+) -> Task:
+    """Makes an image classification task.
+
+    The loss is the mean cross-entropy over the real examples of a batch plus,
+    for gated models, `lasso_weight` times the mean over the same examples of
+    the gates' L1 norm (FedDP, equations 5 and 8).
+
+    Args:
+      model: a linen module called as `model(images, train=..., example_mask=...)`
+        on float32 images [batch_size, height, width, channels], returning logits
+        [batch_size, num_classes]. Weights in the collection `params` are shared,
+        in `gates` personal, both floats; `batch_stats` is model state, floats or
+        integers such as counters. What it sows into
+        `gate_sums/.../NAME/{lasso, selected}` is added up. An NNX module is wrapped by
+        `flax.nnx.bridge.to_linen(Class, *its_arguments)` first.
+      image_shape: (height, width, channels).
+      to_input: makes stored uint8 examples what the model reads.
+      augment: applied to training images only; None leaves them as they are.
+      normalize: `none` or `cifar10`, applied after the augmentation.
+
+    Returns:
+      The Task. The sums of its loss are `loss`, `correct`, `count`, each a scalar
+      of the loss's dtype summed over real examples, and `selected/NAME` [channels]
+      for every gate. The loss and the logits are at least float32.
+
+    Raises:
+      ValueError: if `lasso_weight` is out of its range, the model is no linen module,
+        returns anything but logits, has no params, weights that are not floats or
+        other collections. What a model does in training mode only is checked when the
+        loss is traced.
+    """
+    model_name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be a flax.linen module, got {model_name}; wrap an NNX class "
+            "by flax.nnx.bridge.to_linen(Class, *its_arguments)."
+        )
+    num_classes = getattr(model, "num_classes", None)
+
+    @jax.jit
+    def init(key: jax.Array) -> Variables:
+        params_key, gates_key = jax.random.split(key)
+        # Wrapped NNX modules ask for the stream of their dropout when they are made.
+        streams = {"params": params_key, "gates": gates_key, "dropout": key}
+        logits, collections = model.init_with_output(
+            streams,
+            to_input(jnp.zeros((1, *image_shape), jnp.uint8)),
+            train=False,
+            example_mask=jnp.ones((1,), bool),
+        )
+        _check_logits(model_name, logits, 1, num_classes)
+        _check_collections(model_name, collections)
+        params = collections["params"]
+        return Variables(
+            params=params,
+            personal=collections.get("gates", {}),
+            model_state=_as_wide_as(params, collections.get("batch_stats", {})),
+        )
+
+    def loss(
+        variables: Variables, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Tree, Sums]]:
+        augment_key, dropout_key = jax.random.split(key)
+        images = to_input(batch.images)
+        if augment is not None:
+            images = augment(augment_key, images)
+        logits, mutated = model.apply(
+            _collections(variables),
+            normalise(images, normalize),
+            train=True,
+            example_mask=batch.example_mask,
+            mutable=["batch_stats", "gate_sums"],
+            rngs={"dropout": dropout_key},
+        )
+        _check_logits(model_name, logits, batch.labels.shape[0], num_classes)
+        model_state = mutated.get("batch_stats", {})
+        _check_state(model_name, variables.model_state, model_state)
+        logits = at_least_float32(logits)
+        gate_sums: Any = flax.traverse_util.flatten_dict(
+            mutated.get("gate_sums", {}), sep="/"
+        )
+        count = batch.example_mask.sum(dtype=logits.dtype)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch.labels
+        )
+        # A select, not a product: a padded example may be anything, even NaN.
+        loss_sum = jnp.where(batch.example_mask, cross_entropy, 0.0).sum()
+        lasso = sum(
+            (x for name, x in gate_sums.items() if name.endswith("/lasso")),
+            jnp.zeros((), logits.dtype),
+        )
+        predicted = logits.argmax(-1).astype(batch.labels.dtype)
+        correct = batch.example_mask & (predicted == batch.labels)
+        sums = {
+            "loss": loss_sum,
+            "correct": correct.sum(dtype=logits.dtype),
+            "count": count,
+        }
+        for path, value in gate_sums.items():
+            if path.endswith("/selected"):
+                layer = path.removesuffix("/selected").removesuffix("/gate")
+                sums[f"selected/{layer}"] = value
+        mean = (loss_sum + lasso_weight * lasso) / jnp.maximum(count, 1)
+        return mean, (model_state, sums)
+
+    def predict(variables: Variables, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(
+            _collections(variables),
+            normalise(to_input(images), normalize),
+            train=False,
+            example_mask=jnp.ones(images.shape[:1], bool),
+        )
+        return at_least_float32(logits)
+
+    # The checks in it need shapes alone; the trace is kept for the first call.
+    jax.eval_shape(init, jax.random.key(0))
+    return Task(
+        init,
+        loss,
+        predict,
+        groups=_described(model, "channel_groups", image_shape),
+        layers=_described(model, "layers", image_shape) or (),
+    )
+
+
+def _described(model: nn.Module, method: str, image_shape: tuple[int, ...]) -> Any:
+    """What a model says of itself; None if it does not."""
+    describe = getattr(model, method, None)
+    return describe(image_shape) if callable(describe) else None
+
+
+def _collections(variables: Variables) -> dict[str, Tree]:
+    return {
+        "params": variables.params,
+        "gates": variables.personal,
+        "batch_stats": variables.model_state,
+        "alive": variables.alive,
+    }
+
+
+def _as_wide_as(params: Tree, model_state: Tree) -> Tree:
+    # Flax's norms start their statistics as float32, but a step of float64 leaves
+    # float64 behind.
+    if all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(params)):
+        return model_state
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float64) if is_float else leaf
+
+    return jax.tree.map(widen, model_state)
+
+
+def _check_logits(
+    model: str, logits: Any, batch_size: int, num_classes: int | None
+) -> None:
+    expected = f"float logits [batch_size, {num_classes or 'num_classes'}]"
+    if not isinstance(logits, jax.Array):
+        got = f"a {type(logits).__name__}"
+    elif (
+        not jnp.issubdtype(logits.dtype, jnp.floating)
+        or logits.ndim != 2
+        or logits.shape != (batch_size, num_classes or logits.shape[1])
+    ):
+        got = f"{logits.dtype} {list(logits.shape)} for {batch_size} image(s)"
+    else:
+        return
+    raise ValueError(f"{model} must return {expected}, got {got}.")
+
+
+def _check_collections(model: str, collections: Any) -> None:
+    for collection in collections:
+        if collection not in COLLECTIONS:
+            raise ValueError(
+                f"The collections of {model} must be params (shared weights), gates "
+                f"(personal weights) or batch_stats (other state), got {collection!r}: "
+                "move what it holds to one of them."
+            )
+    if not jax.tree.leaves(collections.get("params", {})):
+        raise ValueError(f"{model} must have weights in the collection params.")
+    for collection in ("params", "gates"):
+        leaves = jax.tree_util.tree_leaves_with_path(collections.get(collection, {}))
+        for path, leaf in leaves:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise ValueError(
+                    f"{collection} of {model} must be floats, got {leaf.dtype} at "
+                    f"{_joined(path)}: keep integers in the collection batch_stats."
+                )
+
+
+def _check_state(model: str, before: Tree, after: Tree) -> None:
+    old, new = (
+        {
+            _joined(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (before, after)
+    )
+    for path in old | new:
+        kinds = [
+            f"{tree[path].dtype} {list(tree[path].shape)}"
+            if path in tree
+            else "nothing"
+            for tree in (old, new)
+        ]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"batch_stats of {model} must keep their shapes and dtypes in a step, "
+                f"got {kinds[1]} from {kinds[0]} at {path}."
+            )
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,135 @@
+"""Masks of single weights and whole channels by one rule: AutoFLIP, steps 8 to 17."""
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.fields import DECAY, FRACTION, at_most, one_of
+from fedjax_prune.models.channels import find_leaf
+from fedjax_prune.pruning.masks import (
+    SCOPES,
+    guard,
+    guidance_matrix,
+    lowest_channels,
+    structured_masks,
+    unstructured_masks,
+)
+from fedjax_prune.types import ChannelGroup, Tree
+
+STRUCTURED = ("keep_ratio", "guidance_l1", "off")
+
+Threshold = Annotated[float, DECAY, "Share of the weights to prune, T_p."]
+ThresholdScope = Annotated[
+    str,
+    one_of(SCOPES),
+    "Whether weights are ranked in the whole network [C] or in each array [R].",
+]
+MinKeep = Annotated[
+    float,
+    FRACTION,
+    "Share of each array that stays before channels are removed, whatever its scores "
+    "[R].",
+]
+StructuredDensity = Annotated[
+    float,
+    at_most(1),
+    "theta_s of keep_ratio: channels of which at most that share is kept go; below 0 "
+    "none go [R].",
+]
+StructuredResidual = Annotated[
+    bool, "Whether channels that are added may go where all branches agree."
+]
+
+
+class Hybrid(NamedTuple):
+    """Masks of single weights and of whole channels.
+
+    Attributes:
+      masks: bool, like the parameters.
+      guarded: [] int32, entries that only the guard has kept, before channels went.
+    """
+
+    masks: Tree
+    guarded: jax.Array
+
+
+class MaskRule(NamedTuple):
+    """All that makes masks of deviations, AutoFLIP's steps 8 to 17.
+
+    Its values are fields of the algorithms that have a rule, and checked there.
+
+    Attributes:
+      prunable: a bool for each array.
+      groups: of the model.
+      normalization: of `guidance_matrix`.
+      threshold: of `unstructured_masks`, like the scope.
+      scope: of the threshold.
+      min_keep: of the guard.
+      structured: `keep_ratio`, by `structured_masks`; `guidance_l1`, by
+        `lowest_channels`; `off`.
+      density: of `keep_ratio`.
+      share: T_s of `guidance_l1`.
+      residual: of both.
+    """
+
+    prunable: Tree
+    groups: Sequence[ChannelGroup] | None
+    normalization: str = "minmax"
+    threshold: Threshold = 0.3
+    scope: ThresholdScope = "global"
+    min_keep: MinKeep = 0.01
+    structured: str = "keep_ratio"
+    density: StructuredDensity = 0.1
+    share: float = 0.0
+    residual: StructuredResidual = False
+
+    def masks(self, deviations: Tree) -> Hybrid:
+        """The masks that deviations call for."""
+        guidance = guidance_matrix(deviations, normalization=self.normalization)
+        masks = unstructured_masks(
+            guidance, self.prunable, self.threshold, scope=self.scope
+        )
+        return self.complete(masks, guidance)
+
+    def complete(self, masks: Tree, scores: Tree) -> Hybrid:
+        """Guards masks of single weights, then removes channels."""
+        kept = guard(masks, scores, self.prunable, self.min_keep)
+        guarded = sum(
+            (k & ~m).sum(dtype=jnp.int32)
+            for k, m in zip(jax.tree.leaves(kept), jax.tree.leaves(masks), strict=True)
+        )
+        # A channel of an exempt array stays.
+        groups = [
+            group
+            for group in self.groups or ()
+            if all(find_leaf(self.prunable, slot.path) for slot in group.producers)
+        ]
+        match self.structured:
+            case "keep_ratio":
+                kept = structured_masks(
+                    kept,
+                    groups,
+                    max_density=self.density,
+                    residual=self.residual,
+                )
+            case "guidance_l1":
+                kept = lowest_channels(
+                    kept, scores, groups, share=self.share, residual=self.residual
+                )
+        return Hybrid(kept, jnp.asarray(guarded, jnp.int32))
+
+
+def check_rule(rule: MaskRule) -> None:
+    """Refuses a rule that the model does not allow.
+
+    Raises:
+      ValueError: if channels are to be removed of a model that does not say what they
+        are.
+    """
+    if rule.groups is None and rule.structured != "off":
+        raise ValueError(
+            f"structured_rule must be off for a model without channel_groups, "
+            f"got {rule.structured!r}."
+        )

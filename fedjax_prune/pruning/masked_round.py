@@ -1,0 +1,326 @@
+"""Any algorithm under a mask: pruned parameters are 0 on the wire and on the client.
+
+    clients start from    w^{t-1} * M^t, and no local step moves what M^t prunes
+    the server steps      where M^t keeps; elsewhere it keeps what it had
+
+A pruning method says when and how masks are made; the algorithm below it (FedAvg,
+FedProx, SCAFFOLD) trains. Momenta and control variates change only where the mask
+keeps, too.
+
+References:
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271; masks enforced after every
+  local step and aggregation on the mask as in its authors' code.
+
+Choices:
+  The server keeps what it had where a mask prunes (`server_store`), so that a weight
+  that comes back goes on from its last value. Batch statistics of a removed channel
+  stay as they are until it comes back; the code of AutoFLIP does not aggregate any. A
+  client is sent a mask only where it holds another one.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.engine.contract import (
+    ClientProgram,
+    FederatedAlgorithm,
+    MaskedRound,
+    Received,
+    Rules,
+)
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.rounds import make_round
+from fedjax_prune.engine.transforms import freeze_pruned
+from fedjax_prune.fields import checked, one_of
+from fedjax_prune.models.channels import (
+    alive_channels,
+    drop_channels,
+    match_masks,
+)
+from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.masks import prunable
+from fedjax_prune.pruning.wire import mask_facts
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    LocalResult,
+    Message,
+    RoundInputs,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+    Variables,
+)
+
+STORES = ("dense", "sparse")
+
+ServerStore = Annotated[
+    str,
+    one_of(STORES),
+    "What the server keeps where the mask prunes, the value that it had or 0.",
+]
+
+
+class MaskedServer(NamedTuple):
+    """What the server keeps.
+
+    Attributes:
+      base: of the algorithm below.
+      masks: bool, like the parameters, False = pruned (M^t).
+      version: [] int32, how often the masks have changed.
+      guarded: [] int32, entries that only the guard has kept.
+      guide: what the method makes masks of.
+    """
+
+    base: Tree
+    masks: Tree
+    version: jax.Array
+    guarded: jax.Array
+    guide: Tree
+
+
+class MaskedRow(NamedTuple):
+    """What a client keeps.
+
+    Attributes:
+      base: of the algorithm below.
+      version: [] int32, of the masks it was last sent; 0 are those that prune nothing.
+      own: what the method keeps of it.
+    """
+
+    base: Tree
+    version: jax.Array
+    own: Tree
+
+
+class Masking(NamedTuple):
+    """A pruning method.
+
+    Attributes:
+      start: parameters -> guide.
+      own: parameters -> what is kept of a client.
+      refresh: (state, rows, cohort) -> (Hybrid, guide) of this round, before it is
+        trained. `state.server` is a MaskedServer.
+      message: result -> parts that a client sends beside those of the base.
+      absorb: (state, received) -> guide after the round.
+      delivered: the server's part of the state -> masks of the delivered model.
+      may: parameters or masks -> a bool for each array, whether it may be pruned.
+      extra: state -> [] int32, numbers that each client of the round sends beside what
+        the mask keeps.
+    """
+
+    start: Callable[[Tree], Tree]
+    own: Callable[[Tree], Tree]
+    refresh: Callable[[ServerState, ClientState, Cohort], tuple[Hybrid, Tree]]
+    message: Callable[[LocalResult], Message] = lambda result: {}
+    absorb: Callable[[ServerState, Received], Tree] = lambda state, received: (
+        state.server.guide
+    )
+    delivered: Callable[[MaskedServer], Tree] = lambda server: server.masks
+    may: Callable[[Tree], Tree] = prunable
+    extra: Callable[[ServerState], jax.Array] = lambda state: jnp.int32(0)
+
+
+def keep_masks(
+    state: ServerState, rows: ClientState, cohort: Cohort
+) -> tuple[Hybrid, Tree]:
+    """`Masking.refresh` of masks that never change."""
+    del rows, cohort
+    return Hybrid(state.server.masks, state.server.guarded), state.server.guide
+
+
+@checked
+def masked(
+    task: Task,
+    base: FederatedAlgorithm,
+    masking: Masking,
+    *,
+    server_store: ServerStore = "dense",
+) -> FederatedAlgorithm:
+    """Puts an algorithm under masks.
+
+    Args:
+      task: the model and its loss.
+      base: the algorithm below.
+      masking: makes the masks.
+      server_store: `dense`, so that a weight that comes back goes on from where it
+        was, or `sparse`, so that it starts at 0.
+
+    Returns:
+      The algorithm. `ServerState.server` is a MaskedServer, `ClientState.client` a
+      MaskedRow. Its sums have the scalars of `transport.mask_facts`, `mask/guarded`,
+      `mask/extra` and `mask/sent`, the clients that need the masks.
+
+    Raises:
+      ValueError: if `server_store` is unknown.
+    """
+    below = base.rules
+
+    def init(key: jax.Array) -> ServerState:
+        state = below.init(key)
+        masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
+        zero, guide = jnp.int32(0), masking.start(state.params)
+        server = MaskedServer(state.server, masks, zero, zero, guide)
+        return state._replace(server=server)
+
+    def row(key: jax.Array) -> ClientState:
+        first = below.row(key)
+        own = masking.own(below.init(key).params)
+        return first._replace(client=MaskedRow(first.client, jnp.int32(0), own))
+
+    def program(state: ServerState, cohort: Cohort) -> ClientProgram:
+        masks = state.server.masks
+        inner = below.program(state._replace(server=state.server.base), cohort)
+
+        def extra_args(row: ClientState) -> dict[str, Tree]:
+            return inner.extra_args(row) | {"masks": masks}
+
+        def upload(
+            result: LocalResult, row: ClientState
+        ) -> tuple[Message, ClientState]:
+            message, after = inner.upload(result, row)
+            kept = _keep(masks, after.client, row.client)
+            return message | masking.message(result), after._replace(client=kept)
+
+        return ClientProgram(extra_args, upload, gate_flags(task, masks))
+
+    def update(state: ServerState, received: Received) -> ServerState:
+        after = below.update(state._replace(server=state.server.base), received)
+        server = state.server._replace(
+            base=after.server, guide=masking.absorb(state, received)
+        )
+        return after._replace(server=server)
+
+    def facts(state: ServerState) -> Sums:
+        masks = state.server.masks
+        counted = mask_facts(masks, task.groups or (), masking.may(masks))
+        return counted | {
+            "mask/guarded": state.server.guarded,
+            "mask/extra": masking.extra(state),
+        }
+
+    solver = below.solver.after_descent(freeze_pruned())
+    train = make_round(task, solver, program, update)
+
+    def train_masked(
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
+    ) -> tuple[ServerState, ClientState, Sums]:
+        state, kept = inputs.state, inputs.rows.client
+        masks = state.server.masks
+        sent = state._replace(params=apply_masks(masks, state.params))
+        inner_rows = inputs.rows._replace(client=kept.base)
+        after, inner_rows, sums = train(
+            inputs._replace(state=sent, rows=inner_rows), placement
+        )
+        old = state.params, state.server.base
+        params, server = _keep(masks, (after.params, after.server.base), old)
+        # A channel that is silent for a while comes back with its old statistics.
+        model_state = jax.tree.map(
+            jnp.where,
+            _alive_entries(task, masks, state.model_state),
+            after.model_state,
+            state.model_state,
+        )
+        after = after._replace(
+            params=params,
+            model_state=model_state,
+            server=after.server._replace(base=server),
+        )
+        version = state.server.version
+        outdated = (jnp.asarray(inputs.cohort.sizes) > 0) & (kept.version != version)
+        # Of a client that is dropped nobody knows what it still has.
+        known = jnp.where(sums["arrived"] > 0, version, kept.version)
+        client = MaskedRow(inner_rows.client, known, kept.own)
+        sums |= {"mask/sent": outdated.sum(dtype=jnp.int32)}
+        return after, inner_rows._replace(client=client), sums
+
+    def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
+        state = with_masks(state, *masking.refresh(state, rows, cohort))
+        if server_store == "dense":
+            return state
+        kept = state.params, state.server.base
+        zeros = jax.tree.map(jnp.zeros_like, kept)
+        params, base = _keep(state.server.masks, kept, zeros)
+        return state._replace(params=params, server=state.server._replace(base=base))
+
+    def round(
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
+    ) -> tuple[ServerState, ClientState, Sums]:
+        state = remask(inputs.state, inputs.rows, inputs.cohort)
+        after, rows, sums = train_masked(inputs._replace(state=state), placement)
+        return after, rows, sums | facts(state)
+
+    def delivered(state: ServerState) -> Tree:
+        return masking.delivered(state.server)
+
+    def deliver(state: ServerState) -> Variables:
+        shared, masks = base.deliver(state), delivered(state)
+        return shared._replace(
+            params=apply_masks(masks, state.params), alive=gate_flags(task, masks)
+        )
+
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        return base.messages(state._replace(server=state.server.base))
+
+    return base._replace(
+        init=init,
+        row=row,
+        round=round,
+        deliver=deliver,
+        messages=messages,
+        rules=Rules(solver, init, below.row, program, update),
+        masked=MaskedRound(remask, train_masked, facts, delivered),
+    )
+
+
+def with_masks(state: ServerState, hybrid: Hybrid, guide: Tree) -> ServerState:
+    """The state with new masks, a new version if they differ, and a new guide."""
+    server, (masks, guarded) = state.server, hybrid
+    changed = jnp.stack(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), masks, server.masks))
+    ).any()
+    version = server.version + changed.astype(jnp.int32)
+    return state._replace(
+        server=server._replace(
+            masks=masks, version=version, guarded=guarded, guide=guide
+        )
+    )
+
+
+def apply_masks(masks: Tree, params: Tree) -> Tree:
+    """The parameters, 0 where the masks prune."""
+    return jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
+
+
+def gate_flags(task: Task, masks: Tree) -> Tree:
+    """`Variables.alive`: for every gate, which channels the masks have left.
+
+    Args:
+      task: gated or not; without gates there is nothing to say.
+      masks: bool, like the parameters.
+    """
+    if not task.groups:
+        return {}
+    gates = jax.tree.map(
+        lambda gate: {"alive": gate["bias"]},
+        jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
+        is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
+    )
+    return _alive_entries(task, masks, gates)
+
+
+def _alive_entries(task: Task, masks: Tree, tree: Tree) -> Tree:
+    """bool like `tree`, by channel of the model: False where the masks removed it."""
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), tree)
+    groups = task.groups or ()
+    alive = {group.name: alive_channels(masks, group) for group in groups}
+    return drop_channels(ones, groups, alive)
+
+
+def _keep(masks: Tree, new: Tree, old: Tree) -> Tree:
+    """The new tree where masks keep, the old one where they prune."""
+    return match_masks(lambda m, n, o: jnp.where(m, n, o), masks, new, old)

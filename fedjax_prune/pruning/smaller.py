@@ -1,0 +1,206 @@
+"""From a masked model to really smaller computations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.models.channels import alive_channels, map_slots
+from fedjax_prune.types import ChannelGroup, Slot, Tree
+
+Kept = Mapping[str, Any]
+"""Name of a group -> indices of the channels that stay, ascending."""
+
+
+class Compacted(NamedTuple):
+    """A smaller model and its arrays.
+
+    Attributes:
+      model: with as many channels as stay.
+      variables: its collections.
+      kept: which channels these are.
+    """
+
+    model: Any
+    variables: Tree
+    kept: Kept
+
+
+def compact(
+    model: Any,
+    variables: Tree,
+    masks: Tree,
+    image_shape: tuple[int, int, int],
+    *,
+    multiple: int = 1,
+) -> Compacted:
+    """Removes silent channels physically: the logits stay those of the masked model.
+
+    Args:
+      model: one of MODELS; its `channel_groups` says what belongs to a channel.
+      variables: its collections, with or without leading axes, params masked.
+      masks: bool, like `params`: concrete, not traced.
+      image_shape: (height, width, channels).
+      multiple: sizes are rounded up to multiples of it, so that few of them occur;
+        at least 1.
+
+    Returns:
+      The smaller model. A gated one ranks channels as before and keeps as many, or all
+      that are left.
+
+    Raises:
+      ValueError: if `multiple` is below 1.
+    """
+    kept = kept_channels(model, masks, image_shape, multiple=multiple)
+    groups = model.channel_groups(image_shape)
+    smaller = smaller_model(model, {name: len(i) for name, i in kept.items()})
+    # One program, where each array alone would compile several.
+    taken = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
+    return Compacted(smaller, taken, kept)
+
+
+def kept_channels(
+    model: Any,
+    masks: Tree,
+    image_shape: tuple[int, int, int],
+    *,
+    multiple: int = 1,
+) -> Kept:
+    """Says which channels of a model stay: those alive, and at least one of a group.
+
+    Arguments and errors are those of `compact`.
+    """
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1, got {multiple}.")
+    groups = model.channel_groups(image_shape)
+    alive = {group.name: np.asarray(alive_channels(masks, group)) for group in groups}
+    widths = {
+        name: round_up(int(flags.sum()), len(flags), multiple)
+        for name, flags in alive.items()
+    }
+    return choose_channels(alive, widths)
+
+
+def round_up(count: int, size: int, multiple: int) -> int:
+    """How many of `size` channels are taken for `count`: at least one, at most all."""
+    return min(size, -(-max(1, count) // multiple) * multiple)
+
+
+def choose_channels(alive: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Kept:
+    """Takes the channels that are alive, and the first of the others to fill up.
+
+    Args:
+      alive: [size] bool for each group.
+      widths: how many of each group are taken, at least those alive.
+    """
+    return {
+        name: np.sort(np.argsort(~flags, kind="stable")[: widths[name]])
+        for name, flags in alive.items()
+    }
+
+
+def smaller_model(model: Any, widths: Mapping[str, int]) -> Any:
+    """The model with only so many channels of each group."""
+    # A model without groups has no such attribute.
+    return model.clone(left=dict(widths)) if widths else model
+
+
+def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept) -> Tree:
+    """Takes the entries of the channels that stay out of every array.
+
+    Args:
+      tree: containers of arrays with the model's paths; other arrays stay.
+      groups: of the model before.
+      kept: which channels stay; it may be traced.
+    """
+
+    def take(leaf: Any, slots: list[tuple[ChannelGroup, Slot]]) -> Any:
+        for axis, indices in _indices(np.shape(leaf), slots, kept):
+            leaf = jnp.take(leaf, indices, axis=axis, mode="clip")
+        return leaf
+
+    return map_slots(tree, groups, take)
+
+
+def expand(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept, full: Tree) -> Tree:
+    """Puts the entries of the channels that stayed back into the arrays they are from.
+
+    Args:
+      tree: as `shrink` has left it.
+      groups: of the model before.
+      kept: which channels stayed.
+      full: the tree before; what was removed is taken from it.
+    """
+
+    def put(old: Any, slots: list[tuple[ChannelGroup, Slot]], small: Any) -> Any:
+        if not slots:
+            return small
+        # By gathers: XLA scatters on CPUs entry by entry.
+        stays = jnp.ones((1,) * np.ndim(old), bool)
+        for axis, indices in _indices(np.shape(old), slots, kept):
+            size = np.shape(old)[axis]
+            place = jnp.full(size, -1).at[indices].set(jnp.arange(len(indices)))
+            small = jnp.take(small, place, axis=axis, mode="clip")
+            stays = stays & (place >= 0).reshape(_along(np.ndim(old), axis))
+        return jnp.where(stays, small, old)
+
+    return map_slots(full, groups, put, tree)
+
+
+def _along(ndim: int, axis: int) -> list[int]:
+    """The shape that lays a vector along an axis."""
+    return [-1 if i == axis else 1 for i in range(ndim)]
+
+
+def _indices(
+    shape: tuple[int, ...], slots: list[tuple[ChannelGroup, Slot]], kept: Kept
+) -> list[tuple[int, jax.Array]]:
+    """Which indices stay along each axis of an array that loses some."""
+    by_axis: dict[int, list[tuple[ChannelGroup, Slot]]] = {}
+    for group, slot in slots:
+        by_axis.setdefault(slot.axis + len(shape), []).append((group, slot))
+    found = []
+    for axis, along in by_axis.items():
+        repeats = along[0][1].repeats
+        period = shape[axis] // repeats
+        stays, place = [], 0
+        for group, slot in sorted(along, key=lambda pair: pair[1].start):
+            # Between groups are channels that cannot be removed.
+            stays.append(jnp.arange(place, slot.start))
+            stays.append(slot.start + jnp.asarray(kept[group.name]))
+            place = slot.start + group.size
+        stays = jnp.concatenate([*stays, jnp.arange(place, period)])
+        starts = period * jnp.arange(repeats)
+        indices = (starts[:, None] + stays[None]).reshape(-1)
+        # Fused into a gather, they would be computed anew for every entry.
+        found.append((axis, jax.lax.optimization_barrier(indices)))
+    return found
+
+
+def gathered_predict(
+    model: Any, variables: Mapping[str, Any], image: jax.Array
+) -> jax.Array:
+    """Runs one image through only the channels its gates keep.
+
+    Kernels are gathered by index on both axes (FedDP, equation 3), so the
+    products really are small; in evaluation mode the result equals the masked
+    model's to rounding. Shapes are static: it can be jitted and mapped.
+
+    Args:
+      model: one of the convolutional MODELS.
+      variables: its collections, `params` and those it has of `gates` and
+        `batch_stats`.
+      image: [height, width, channels] float32.
+
+    Returns:
+      logits [num_classes] float32.
+
+    References:
+      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
+      Adaptive Gradient, section 3, https://arxiv.org/abs/2106.06921.
+    """
+    logits = model.apply(variables, image, method="gathered")
+    assert isinstance(logits, jax.Array)
+    return logits

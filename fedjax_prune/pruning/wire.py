@@ -1,0 +1,222 @@
+"""Sparse messages: what is sent under a mask, and how long it is.
+
+A message is the values that the mask keeps, float32, array after array in the order of
+the tree. The server knows the masks, so the uplink carries nothing else. The downlink
+carries them too where the client's are of another version: one byte that says how, then
+all entries of the masks as bits or as run lengths, whichever is shorter.
+
+Lengths come from the mask alone and are counted on the device, so that metrics state
+the length of real messages without making any.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.models.channels import alive_channels
+from fedjax_prune.types import ChannelGroup, Sums, Tree
+
+BITS, RUNS = b"\x00", b"\x01"
+"""The first byte of encoded masks."""
+
+
+def encode_values(tree: Tree, masks: Tree) -> bytes:
+    """Writes what masks keep.
+
+    Args:
+      tree: float32 arrays.
+      masks: bool, the same structure and shapes.
+
+    Returns:
+      Four bytes, little-endian, for each entry that is kept.
+    """
+    leaves, kept = jax.tree.leaves(tree), jax.tree.leaves(masks)
+    return b"".join(
+        np.asarray(leaf, "<f4")[np.asarray(mask)].tobytes()
+        for leaf, mask in zip(leaves, kept, strict=True)
+    )
+
+
+def decode_values(message: bytes, masks: Tree) -> Tree:
+    """Reads what `encode_values` has written; what is pruned is 0.
+
+    Raises:
+      ValueError: if the message has another length.
+    """
+    values = np.frombuffer(message, "<f4")
+    leaves, treedef = jax.tree.flatten(masks)
+    num_kept = sum(int(np.sum(mask)) for mask in leaves)
+    if len(message) != 4 * num_kept:
+        raise ValueError(
+            f"message must have {4 * num_kept} bytes for these masks, "
+            f"got {len(message)}."
+        )
+    decoded, start = [], 0
+    for mask in leaves:
+        leaf = np.zeros(np.shape(mask), np.float32)
+        stop = start + int(np.sum(mask))
+        leaf[np.asarray(mask)] = values[start:stop]
+        decoded.append(leaf)
+        start = stop
+    return treedef.unflatten(decoded)
+
+
+def encode_masks(masks: Tree) -> bytes:
+    """Writes masks in the shorter of two ways.
+
+    As bits, eight a byte; or as the lengths of runs of equal entries, the first of
+    entries that are kept (possibly 0), each in base 128, the lowest digit first, with
+    128 added to all digits but the last (LEB128).
+
+    Args:
+      masks: bool arrays.
+
+    Returns:
+      BITS or RUNS and the entries of all arrays.
+    """
+    flat = _flat(masks)
+    runs = _leb128(_run_lengths(flat))
+    bits = np.packbits(flat).tobytes()
+    return BITS + bits if len(bits) <= len(runs) else RUNS + runs
+
+
+def decode_masks(message: bytes, like: Tree) -> Tree:
+    """Reads what `encode_masks` has written.
+
+    Args:
+      message: from `encode_masks`.
+      like: a tree with the shapes of the masks.
+
+    Returns:
+      bool arrays.
+
+    Raises:
+      ValueError: if the message does not fit the shapes.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+    size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    body = np.frombuffer(message, np.uint8, offset=1)
+    if message[:1] == BITS:
+        if len(body) != -(-size // 8):
+            raise ValueError(f"message must hold {size} bits, got {8 * len(body)}.")
+        flat = np.unpackbits(body)[:size].astype(bool)
+    elif message[:1] != RUNS or not len(body) or body[-1] >= 128:
+        raise ValueError("message must be what encode_masks has written.")
+    else:
+        lengths = _from_leb128(body)
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+    if flat.size != size:
+        raise ValueError(f"message must hold {size} entries, got {flat.size}.")
+    ends = np.cumsum([np.prod(leaf.shape, dtype=int) for leaf in leaves])[:-1]
+    parts = np.split(flat, ends)
+    return treedef.unflatten(
+        [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
+    """Counts what messages and costs depend on; it can be traced.
+
+    Args:
+      masks: bool, like the parameters.
+      groups: of the model.
+      may: a bool for each array, whether it may be pruned.
+
+    Returns:
+      int32 scalars: `mask/kept/PATH` entries kept of each array, `mask/channels/NAME`
+      channels left of each group, `mask/bytes`, the length of `encode_masks(masks)`,
+      `mask/prunable`, entries of arrays that may be pruned, and `mask/prunable_kept`,
+      those of them that are kept.
+    """
+    arrays = zip(jax.tree.leaves(masks), jax.tree.leaves(may), strict=True)
+    prunable = [mask for mask, flag in arrays if flag]
+    kept = sum((_count(mask) for mask in prunable), jnp.int32(0))
+    facts = {
+        "mask/prunable": jnp.int32(sum(mask.size for mask in prunable)),
+        "mask/prunable_kept": kept,
+    }
+    for path, mask in jax.tree_util.tree_leaves_with_path(masks):
+        name = "/".join(str(entry.key) for entry in path)
+        facts[f"mask/kept/{name}"] = _count(mask)
+    for group in groups:
+        alive = alive_channels(masks, group)
+        facts[f"mask/channels/{group.name}"] = alive.sum(dtype=jnp.int32)
+    flat = jnp.concatenate([mask.reshape(-1) for mask in jax.tree.leaves(masks)])
+    facts["mask/bytes"] = 1 + _body_length(flat)
+    return facts
+
+
+def _flat(masks: Tree) -> np.ndarray:
+    return np.concatenate([np.asarray(m).reshape(-1) for m in jax.tree.leaves(masks)])
+
+
+def _run_lengths(flat: np.ndarray) -> np.ndarray:
+    """Lengths of runs of equal entries, the first of entries that are True."""
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return lengths if flat[0] else np.concatenate([[0], lengths])
+
+
+def _leb128(numbers: np.ndarray) -> bytes:
+    digits = np.stack([(numbers >> (7 * i)) & 127 for i in range(5)], axis=1)
+    later = np.stack([numbers >> (7 * (i + 1)) for i in range(5)], axis=1) > 0
+    used = np.concatenate([np.ones((len(numbers), 1), bool), later[:, :-1]], axis=1)
+    return (digits + 128 * later)[used].astype(np.uint8).tobytes()
+
+
+def _from_leb128(body: np.ndarray) -> np.ndarray:
+    last = body < 128
+    number = np.concatenate([[0], np.cumsum(last)[:-1]])
+    start = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    place = np.arange(len(body)) - start[number]
+    numbers = np.zeros(int(last.sum()), np.int64)
+    np.add.at(numbers, number, (body & 127).astype(np.int64) << (7 * place))
+    return numbers
+
+
+def _body_length(flat: jax.Array) -> jax.Array:
+    """Bytes of the shorter form of `flat`, [size] bool, counted without making it.
+
+    A run takes one byte if it is shorter than a block; any other ends as the first of
+    its block, so of each block only the first and the last end count.
+    """
+    block = 128
+    # The last run ends where what fills the last block begins.
+    rest = jnp.broadcast_to(~flat[-1], (block + -flat.size % block,))
+    words = _words(jnp.concatenate([flat, rest]))
+    following = jnp.concatenate([words[1:], words[-1:]])
+    ends = (words ^ (words >> 8 | following << 24)) & jnp.uint32(0x01010101)
+    place = 4 * jnp.arange(words.size, dtype=jnp.int32)
+    first = jnp.where(ends > 0, place + _highest_byte(ends & -ends), 4 * words.size)
+    after = jnp.where(ends > 0, place + _highest_byte(ends) + 1, 0)
+    first = first.reshape(-1, block // 4).min(1)
+    after = after.reshape(-1, block // 4).max(1)
+    begin = jnp.concatenate([jnp.zeros(1, jnp.int32), jax.lax.cummax(after)[:-1]])
+    length = first + 1 - begin
+    later_bytes = sum((length >= 2 ** (7 * i)).astype(jnp.int32) for i in range(1, 5))
+    runs = jax.lax.population_count(ends).sum(dtype=jnp.int32)
+    runs += (~flat[0]).astype(jnp.int32)
+    runs += jnp.where(after > 0, later_bytes, 0).sum(dtype=jnp.int32)
+    return jnp.minimum(jnp.int32(-(-flat.size // 8)), runs)
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    """How many entries are True, [] int32."""
+    words = _words(mask.reshape(-1))
+    return jax.lax.population_count(words).sum(dtype=jnp.int32)
+
+
+def _words(flat: jax.Array) -> jax.Array:
+    """Flags in the bytes of uint32, the first in the lowest; False at the end.
+
+    XLA goes through flags one by one on CPUs, through words many at a time.
+    """
+    entries = jnp.pad(flat, (0, -flat.size % 4)).astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(entries.reshape(-1, 4), jnp.uint32)
+
+
+def _highest_byte(words: jax.Array) -> jax.Array:
+    """Which byte, [size] int32, holds the highest 1; words are not 0."""
+    return (31 - jax.lax.clz(words).astype(jnp.int32)) // 8

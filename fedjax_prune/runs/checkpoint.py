@@ -1,0 +1,207 @@
+"""Checkpoints of the complete state: saved whole or not at all, restored exactly.
+
+A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, written by
+Orbax, the rows of all clients in `rows/`, written by their store, and `manifest.json`
+with the shapes and dtypes of the leaves and the checksums of the files. Leaf n of a
+tree is named n. The folder is built under a hidden name and renamed at the end, so a
+killed save leaves nothing that could be taken for a checkpoint.
+"""
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from fedjax_prune.engine.store import Store
+from fedjax_prune.types import Tree
+
+_MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished"
+_FORMAT = 2
+"""Of the folder; 1, without a number, held server and rows in one Orbax tree."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names it and says what to do."""
+
+
+def save(
+    directory: str | Path,
+    round: int,
+    state: Tree,
+    *,
+    rows: Store | None = None,
+    keep: int,
+) -> None:
+    """Saves a tree and the rows as the checkpoint of a round, deletes the oldest ones.
+
+    A round that is already saved is left as it is.
+
+    Args:
+      directory: of the checkpoints, made if missing.
+      round: finished rounds, at least 0.
+      state: a pytree of JAX or numpy arrays; it is copied to the host as a whole.
+      rows: of all clients; they are copied in pieces.
+      keep: checkpoints that stay, at least 1.
+
+    Raises:
+      ValueError: if `keep` is below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}.")
+    directory = Path(directory).absolute()
+    if round not in rounds(directory):
+        unfinished = directory / _UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        manifest: dict[str, Any] = {"format": _FORMAT, "state": _signature(state)}
+        _write(unfinished / "state", state)
+        if rows is not None:
+            manifest["rows"] = _signature(rows.shapes)
+            rows.snapshot(unfinished / "rows")
+        manifest["files"] = {
+            part: _checksums(unfinished / part) for part in _parts(rows)
+        }
+        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        unfinished.rename(directory / str(round))
+    for old in rounds(directory)[:-keep]:
+        shutil.rmtree(directory / str(old))
+
+
+def rounds(directory: str | Path) -> list[int]:
+    """The rounds with a checkpoint, oldest first."""
+    folders = Path(directory).glob("[0-9]*")
+    return sorted(int(f.name) for f in folders if f.name.isdecimal())
+
+
+def latest(directory: str | Path) -> int | None:
+    """The newest round with a checkpoint, or None."""
+    return max(rounds(directory), default=None)
+
+
+def restore(directory: str | Path, template: Tree, rows: Store | None = None) -> Tree:
+    """Restores the newest checkpoint, bit for bit.
+
+    Args:
+      directory: of the checkpoints.
+      template: a tree of arrays or `jax.ShapeDtypeStruct`s, as it was saved.
+      rows: of all clients, replaced by the saved ones; None leaves these unread.
+
+    Returns:
+      A tree like `template`; leaves are numpy arrays where the template's are and
+      JAX arrays elsewhere.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, it is damaged, it is of another
+        version of this library, or its trees are others than those asked for.
+    """
+    directory = Path(directory).absolute()
+    newest = latest(directory)
+    if newest is None:
+        raise CheckpointError(f"{directory} has no checkpoint.")
+    folder = directory / str(newest)
+    manifest = _intact_manifest(folder, _parts(rows))
+    _check_tree(folder, manifest["state"], _signature(template))
+    if rows is not None:
+        _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
+        rows.restore(folder / "rows")
+    return _read(folder / "state", template)
+
+
+def _parts(rows: Store | None) -> tuple[str, ...]:
+    """The folders that are written or read."""
+    return ("state",) if rows is None else ("state", "rows")
+
+
+def _write(folder: Path, tree: Tree) -> None:
+    leaves = map(np.asarray, jax.tree.leaves(jax.device_get(tree)))
+    kept = {str(n): leaf for n, leaf in enumerate(leaves) if leaf.size}
+    folder.mkdir()
+    # The handler itself, and no OCDBT: to merge its databases, a Checkpointer looks for
+    # them by a glob of the whole path, so it finds none under a folder like `runs[1]`.
+    # What else it does, to write under another name first, is done in `save`.
+    handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
+    handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
+    handler.close()
+
+
+def _read(folder: Path, template: Tree) -> Tree:
+    likes, tree = jax.tree.flatten(template)
+    # Orbax refuses arrays without entries, so those are made here.
+    values = {str(n): np.empty(x.shape, x.dtype) for n, x in enumerate(likes)}
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        kept = {name: buffer for name, buffer in values.items() if buffer.size}
+        values |= checkpointer.restore(folder, args=ocp.args.StandardRestore(kept))
+    leaves = [
+        value if isinstance(like, np.ndarray) else jax.device_put(value)
+        for value, like in zip(values.values(), likes, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _signature(tree: Tree) -> dict[str, str]:
+    """The leaves by their paths: shapes and dtypes."""
+    return {
+        jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    return {str(f.relative_to(folder)): _checksum(f) for f in files}
+
+
+def _checksum(file: Path) -> list[int]:
+    """Size in bytes and CRC-32, read in pieces of 16 MiB."""
+    crc = 0
+    with file.open("rb") as stream:
+        while piece := stream.read(2**24):
+            crc = zlib.crc32(piece, crc)
+    return [file.stat().st_size, crc]
+
+
+def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+    # Checked before Orbax reads: on a broken file its loader threads outlive the
+    # error, and a changed byte inside an array is no error to it at all.
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        version = manifest.get("format", 1)
+        intact = version != _FORMAT or all(
+            manifest["files"].get(part, {}) == _checksums(folder / part)
+            for part in parts
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest, version, intact = {}, _FORMAT, False
+    if not intact:
+        raise CheckpointError(
+            f"The checkpoint {folder} is damaged. Delete this folder and start again "
+            "to go on from the checkpoint before it."
+        )
+    if version != _FORMAT:
+        raise CheckpointError(
+            f"The checkpoint {folder} was written by another version of fedjax_prune: "
+            f"its format is {version}, this version reads {_FORMAT}. Use the version "
+            "that has written it, or another workdir."
+        )
+    return manifest
+
+
+def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    differing = [
+        f"{name}: saved {saved.get(name, 'nothing')}, needed {wanted.get(name, 'none')}"
+        for name in {**wanted, **saved}
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differing:
+        shown = differing[:5] + ["..."] * (len(differing) > 5)
+        raise CheckpointError(
+            f"The checkpoint {folder} holds another model or algorithm: "
+            f"{'; '.join(shown)}. Use another workdir."
+        )

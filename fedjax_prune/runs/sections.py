@@ -1,0 +1,194 @@
+"""The fields of a configuration, by section.
+
+The sections `client`, `server` and `algorithm` are declared by what they build; those
+that have no one builder are declared here.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.models.costs import FlopsTarget
+from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
+from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.partition import PARTITIONERS
+from fedjax_prune.fields import (
+    FRACTION,
+    SEED,
+    SHARE,
+    TYPES,
+    Field,
+    Rule,
+    above,
+    at_least,
+    fields_of,
+    one_of,
+)
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models import MODELS
+from fedjax_prune.models.needs import Dropout, Norm, Width
+from fedjax_prune.engine.devices import REDUCTIONS
+from fedjax_prune.models.precision import PRECISIONS
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.store import STORES
+from fedjax_prune.models.task import LassoWeight
+
+
+class Run(NamedTuple):
+    """The fields outside of all sections."""
+
+    seed: Annotated[int, SEED, "Seed of parameters, gates, cohorts and shuffles."] = 0
+    rounds: Annotated[int, at_least(1), "Server updates."] = 100
+    cohort_size: Annotated[
+        int, at_least(1), "Clients a round, at most data.num_clients."
+    ] = 10
+    devices: Annotated[
+        int, at_least(0), "Devices that lanes are split over; 0 is all of this machine."
+    ] = 0
+    lanes: Annotated[
+        int | str,
+        Rule(
+            lambda v: v == "auto" or (type(v) is int and 1 <= v < 2**31),
+            "a whole number, at least 1 and below 2^31, or auto",
+        ),
+        "Clients side by side on each device; auto chooses by timing.",
+    ] = "auto"
+    precision: Annotated[
+        str,
+        one_of(PRECISIONS),
+        "Precision of products and activations; tf32 is for NVIDIA cards.",
+    ] = "float32"
+    reduction: Annotated[
+        str,
+        one_of(REDUCTIONS),
+        "How messages are added; fixed_order adds them by client id.",
+    ] = "all_reduce"
+    client_rows: Annotated[
+        str, one_of(STORES), "Where what clients keep between rounds is."
+    ] = "device"
+    compact_training: Annotated[
+        bool, "Whether rounds run on the smaller model that masks leave."
+    ] = False
+    save_every: Annotated[int, at_least(1), "Rounds between checkpoints."] = 10
+    keep: Annotated[int, at_least(1), "Checkpoints that stay."] = 2
+
+
+class Eval(NamedTuple):
+    """The section `eval`."""
+
+    every: Annotated[int, at_least(1), "Rounds between evaluations."] = 5
+    num_clients: Annotated[
+        int,
+        at_least(0),
+        "Clients evaluated; 0 is the round's cohort and, at the end, all.",
+    ] = 0
+    num_examples: Annotated[int, at_least(0), "Test examples used; 0 is all."] = 0
+    target_accuracy: Annotated[
+        float, FRACTION, "Accuracy for the rounds to a target; 0 is none."
+    ] = 0.78
+
+
+class Data(NamedTuple):
+    """The section `data`."""
+
+    name: Annotated[str, one_of(DATASETS), "Data set."] = "cifar10"
+    dir: Annotated[
+        str,
+        "Folder of the TFDS data sets, empty for TFDS_DATA_DIR; of a set that comes "
+        "with its clients the folder of its files.",
+    ] = ""
+    size: Annotated[
+        int, at_least(0), "Pixels a side that images are scaled to; 0 is as stored."
+    ] = 0
+    seed: Annotated[int, SEED, "Seed of the partition and of validation sets."] = 2020
+    num_train: Annotated[
+        int, at_least(0), "The first so many training examples; 0 is all."
+    ] = 0
+    partitioner: Annotated[
+        str,
+        one_of((*PARTITIONERS, "by_client")),
+        "How examples are dealt to clients; by_client is as they come.",
+    ] = "dirichlet"
+    num_clients: Annotated[int, at_least(1), "Clients in the population."] = 10
+    alpha: Annotated[
+        float,
+        above(0),
+        "Evenness of dirichlet, dirichlet_in_turn and quantity; small is uneven.",
+    ] = 0.1
+    min_size: Annotated[
+        int, at_least(1), "Examples that dirichlet and quantity give every client."
+    ] = 10
+    classes_per_client: Annotated[
+        int, at_least(1), "Classes that shards and pathological give a client."
+    ] = 2
+    local_val: Annotated[
+        str,
+        one_of(("matched_test", "holdout")),
+        "A client's validation set, test examples of its classes or training examples.",
+    ] = "matched_test"
+    augment: Annotated[
+        str,
+        one_of(("none", *AUGMENTATIONS)),
+        "Change of training images; crop flips, too, jitter flips and changes colours, "
+        "code is jitter that flips letters and digits, too.",
+    ] = "crop"
+    normalize: Annotated[
+        str, one_of(NORMALISATIONS), "Whose mean and deviation pixels are scaled by."
+    ] = "none"
+
+
+class Model(NamedTuple):
+    """The section `model`, without its gates."""
+
+    name: Annotated[str, one_of(MODELS), "Network."] = "vgg11"
+    width: Width = 1.0
+    norm: Norm = "none"
+    dropout: Dropout = 0.5
+    gated: Annotated[
+        bool, "Whether gates choose channels, example by example (dynamic pruning)."
+    ] = True
+    flops_target: FlopsTarget = 0.5
+    keep_ratio: Annotated[
+        float | None,
+        Rule(
+            lambda v: v is None or (TYPES[float].holds(v) and SHARE.holds(v)),
+            f"{SHARE.text}, or None to follow model.flops_target",
+        ),
+        "Share of the channels kept.",
+    ] = None
+    gate_init: Annotated[
+        str,
+        one_of(("shared", "per_client")),
+        "Whether all clients begin with the same gates.",
+    ] = "shared"
+    lasso_weight: LassoWeight = 1e-8
+
+
+_GATES = fields_of(GateSettings)
+
+SECTIONS: Mapping[str, Mapping[str, Field]] = {
+    "": fields_of(Run),
+    "eval": fields_of(Eval),
+    "data": fields_of(Data),
+    "model": fields_of(Model)
+    | {
+        "gate_mode": _GATES["mode"],
+        "gate_rescale": _GATES["rescale"],
+        "gate_first": _GATES["first"],
+        "gate_bias": _GATES["bias"],
+        "resnet_gating": _GATES["resnet"],
+    },
+    "client": fields_of(make_solver),
+    "server": fields_of(make_server_tx),
+}
+"""Section, "" for none -> its fields; without `algorithm`, whose fields differ."""
+
+ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
+
+
+def algorithm_fields(name: Any) -> dict[str, Field]:
+    """The fields of the section `algorithm`, `name` alone if the name is unknown."""
+    known = isinstance(name, str) and name in ALGORITHMS
+    own = fields_of(ALGORITHMS[name].build) if known else {}
+    return {"name": ALGORITHM} | own

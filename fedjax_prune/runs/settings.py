@@ -1,0 +1,187 @@
+"""Finds every mistake in a configuration before anything is loaded or compiled.
+
+Each field is held against its declaration (`sections`, `fields`), then fields that must
+fit together against `relations`.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from fedjax_prune.fields import Field
+from fedjax_prune.runs.relations import RELATIONS
+from fedjax_prune.runs.sections import ALGORITHM, SECTIONS, algorithm_fields
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be run.
+
+    Attributes:
+      problems: one sentence per mistake; `str` of the error has one on each line.
+    """
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Description(NamedTuple):
+    """A field as `--help` shows it.
+
+    Attributes:
+      name: with its section, `client.lr`.
+      default: its value in the configuration that is described.
+      allowed: what its values must be.
+      words: what it is.
+    """
+
+    name: str
+    default: Any
+    allowed: str
+    words: str
+
+
+def default_config(algorithm: str = ALGORITHM.default) -> dict[str, Any]:
+    """Every field with its declared default, as nested dicts.
+
+    Args:
+      algorithm: a name in ALGORITHMS; the section `algorithm` has its fields.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if unmet := ALGORITHM.unmet(algorithm):
+        raise ValueError(f"algorithm must be {unmet}, got {algorithm!r}.")
+    config = _defaults(SECTIONS[""])
+    config |= {name: _defaults(fields) for name, fields in SECTIONS.items() if name}
+    own = _defaults(algorithm_fields(algorithm))
+    return config | {"algorithm": own | {"name": algorithm}}
+
+
+def describe(config: Any) -> list[Description]:
+    """Describes the fields of a configuration.
+
+    Args:
+      config: a ConfigDict or nested dicts.
+
+    Returns:
+      A description of each field that exists, in the order of declaration.
+    """
+    values = flatten(config)
+    return [
+        Description(name, values[name], field.text, field.words)
+        for name, field in declared(values).items()
+        if name in values
+    ]
+
+
+def read(config: Any, name: str, text: str) -> Any:
+    """The value that a field is given on the command line.
+
+    Args:
+      config: has the field.
+      name: of the field, with its section.
+      text: what follows the equals sign.
+
+    Raises:
+      SettingsError: if the text is not of the field's type, or there is no such field.
+    """
+    fields = declared(flatten(config))
+    if name not in fields:
+        raise SettingsError([unknown(name, fields)])
+    value = fields[name].read(text)
+    if mistyped := fields[name].mistyped(value):
+        raise SettingsError([f"{name} must be {mistyped}, got {value!r}"])
+    return value
+
+
+def check(config: Any) -> None:
+    """Refuses a configuration with mistakes.
+
+    Args:
+      config: a ConfigDict or nested dicts.
+
+    Raises:
+      SettingsError: with every mistake.
+    """
+    if found := problems(config):
+        raise SettingsError(found)
+
+
+def problems(config: Any) -> list[str]:
+    """Lists every mistake in a configuration.
+
+    Args:
+      config: a ConfigDict or nested dicts.
+
+    Returns:
+      One sentence per mistake, with the field, what it must be and its value.
+    """
+    values = flatten(config)
+    fields = declared(values)
+    found = {
+        name: unknown(name, fields)
+        for name in values.keys() - fields.keys()
+        # Of an algorithm that is not known no field can be judged.
+        if not name.startswith("algorithm.") or _knows_algorithm(values)
+    }
+    for name, field in fields.items():
+        if name not in values:
+            found[name] = f"{name} is missing; its default is {field.default!r}"
+        elif unmet := field.unmet(values[name]):
+            found[name] = f"{name} must be {unmet}, got {values[name]!r}"
+    related = [
+        relation.text.format(*(values[name] for name in relation.fields))
+        for relation in RELATIONS
+        if all(name in values and name not in found for name in relation.fields)
+        and not relation.holds(*(values[name] for name in relation.fields))
+    ]
+    return [found[name] for name in sorted(found)] + related
+
+
+def declared(values: Mapping[str, Any]) -> dict[str, Field]:
+    """The fields that a configuration must have.
+
+    Args:
+      values: dotted name -> value; `algorithm.name` says which algorithm's fields, that
+        of the default one if it is missing.
+
+    Returns:
+      dotted name -> Field.
+    """
+    algorithm = algorithm_fields(values.get("algorithm.name", ALGORITHM.default))
+    return {
+        f"{section}.{name}".removeprefix("."): field
+        for section, fields in {**SECTIONS, "algorithm": algorithm}.items()
+        for name, field in fields.items()
+    }
+
+
+def unknown(name: str, known: Collection[str]) -> str:
+    """The sentence for a field that does not exist, with the nearest that does."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    # A right name in the wrong section is nearer than a similar path.
+    leaf = name.rpartition(".")[2]
+    nearest = [k for k in known if k.rpartition(".")[2] == leaf][:1] or nearest
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"{name} is not a field{hint}"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted names."""
+    flat = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _defaults(fields: Mapping[str, Field]) -> dict[str, Any]:
+    return {name: field.default for name, field in fields.items()}
+
+
+def _knows_algorithm(values: Mapping[str, Any]) -> bool:
+    name = values.get("algorithm.name", ALGORITHM.default)
+    return not ALGORITHM.unmet(name)

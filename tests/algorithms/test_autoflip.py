@@ -1,0 +1,366 @@
+"""AutoFLIP against numpy on quadratic clients, and its invariants."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS, autoflip, fedavg
+from fedjax_prune.engine import store
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models import CNN
+from fedjax_prune.models.channels import alive_channels
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.task import make_task
+from fedjax_prune.types import Probe, RoundInputs
+from tests import toys
+from tests.layered import (
+    BETA,
+    FIELDS,
+    KEY,
+    LR,
+    NUM_DIMS,
+    SIZES,
+    build,
+    kernel,
+    layered_task,
+    prepare,
+    walk,
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return toys.quadratic_dataset(SIZES, NUM_DIMS)
+
+
+@functools.cache
+def compiled(algorithm):
+    @jax.jit
+    def step(state, rows, dataset, cohort, key):
+        taken = store.take(rows, cohort.client_ids)
+        state, taken, sums = algorithm.round(
+            RoundInputs(state, taken, dataset, cohort, key)
+        )
+        return state, store.put(rows, cohort.client_ids, taken), sums
+
+    return step
+
+
+def rounds(algorithm, dataset, state, rows, cohorts):
+    for number, ids in enumerate(cohorts):
+        cohort = toys.contiguous_cohort(SIZES, ids)
+        key = jax.random.fold_in(KEY, number)
+        state, rows, sums = compiled(algorithm)(state, rows, dataset, cohort, key)
+    return state, rows, sums
+
+
+def expected_mask(w0, bowls, epochs=3):
+    deviation = np.mean([(walk(w0, b, epochs) - w0) ** 2 for b in bowls], axis=0)
+    return deviation > np.quantile(deviation, 0.4)
+
+
+def test_exploration_masks_and_rounds_equal_numpy(problem):
+    """Damped momentum: v = beta v + (1 - beta) Delta, only where the mask keeps."""
+    dataset, bowls = problem
+    algorithm = build(**FIELDS, mask_schedule="fixed", min_keep=0.0)
+    state, rows, _ = prepare(algorithm, dataset)
+    w = kernel(algorithm.init(KEY).params).astype(np.float64)
+    np.testing.assert_array_equal(kernel(state.params), w)  # w^0 is untouched
+    mask = expected_mask(w, bowls)
+    np.testing.assert_array_equal(kernel(state.server.masks), mask)
+    assert 0 < mask.sum() < NUM_DIMS
+    cohorts = [[0, 2], [1, 3], [0, 1, 2, 3]]
+    state, _, _ = rounds(algorithm, dataset, state, rows, cohorts)
+    v, start = np.zeros(NUM_DIMS), w.copy()
+    for ids in cohorts:
+        sizes = np.array(SIZES)[ids]
+        delta = sum(
+            n / sizes.sum() * (w * mask - walk(w * mask, bowls[i], 2, mask))
+            for n, i in zip(sizes, ids, strict=True)
+        )
+        v = BETA * v + (1 - BETA) * delta
+        w = np.where(mask, w - v, w)
+    np.testing.assert_allclose(kernel(state.params), w, rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(kernel(state.params)[~mask], np.float32(start[~mask]))
+    sent = algorithm.deliver(state).params
+    np.testing.assert_array_equal(kernel(sent)[~mask], 0)
+
+
+@pytest.mark.parametrize("schedule", ["fixed", "participants", "agreement"])
+def test_pruning_nothing_is_fedavg_bit_for_bit(problem, schedule):
+    dataset, _ = problem
+    fields = {"threshold": 0.0, "structured_density": -1.0, "explore_epochs": 1}
+    algorithm = build(**fields, mask_schedule=schedule, mask_every=1)
+    plain = build("fedavg")
+    cohorts = [[0, 2], [1, 3]]
+    state, rows, _ = prepare(algorithm, dataset)
+    assert int(state.server.version) == 0
+    found, found_rows, _ = rounds(algorithm, dataset, state, rows, cohorts)
+    state, rows = plain.init(KEY), store.create(plain.row(KEY), len(SIZES))
+    expected, expected_rows, _ = rounds(plain, dataset, state, rows, cohorts)
+    for a, b in (
+        (found.params, expected.params),
+        (found.server.base, expected.server),
+        (found_rows.personal, expected_rows.personal),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_all_participants_have_the_mask_of_all_explorers(problem):
+    dataset, bowls = problem
+    algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
+    state, rows, _ = prepare(algorithm, dataset)
+    explored = kernel(state.server.masks)
+    everyone, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(kernel(everyone.server.masks), explored)
+    assert int(everyone.server.version) == 1
+    few, few_rows, sums = rounds(algorithm, dataset, state, rows, [[1, 2]])
+    w = kernel(state.params)
+    expected = expected_mask(w, [bowls[1], bowls[2]])
+    np.testing.assert_array_equal(kernel(few.server.masks), expected)
+    assert (expected != explored).any() and int(few.server.version) == 2
+    assert int(sums["mask/sent"]) == 2
+    np.testing.assert_array_equal(few_rows.client.version, [0, 2, 2, 0])
+
+
+def test_with_everybody_participants_is_fixed(problem):
+    dataset, _ = problem
+    states = []
+    for schedule in ("fixed", "participants"):
+        algorithm = build(**FIELDS, mask_schedule=schedule)
+        state, rows, _ = prepare(algorithm, dataset)
+        everybody = [[0, 1, 2, 3]] * 3
+        states.append(rounds(algorithm, dataset, state, rows, everybody)[0])
+    fixed, participants = states
+    jax.tree.map(
+        np.testing.assert_array_equal, fixed.server.masks, participants.server.masks
+    )
+    jax.tree.map(np.testing.assert_array_equal, fixed.params, participants.params)
+
+
+def test_what_is_pruned_is_zero_on_the_clients(problem):
+    """After local steps of Adam with weight decay, before anything is sent."""
+    dataset, _ = problem
+    with jax.numpy_dtype_promotion("standard"):
+        algorithm = build(**FIELDS, optimizer="adam", decay=0.1, mask_schedule="fixed")
+        state, rows, _ = prepare(algorithm, dataset)
+
+        def measure(variables, masks):
+            left = jax.tree.map(lambda m, p: (~m & (p != 0)).sum(), masks, variables)
+            return {"left": sum(jax.tree.leaves(left)).astype(jnp.float32)}
+
+        probe = Probe(
+            lambda variables, masks: measure(variables.params, masks),
+            state.server.masks,
+            jnp.ones(4, bool),
+        )
+        cohort = toys.contiguous_cohort(SIZES)
+        _, _, sums = jax.jit(algorithm.round)(
+            RoundInputs(state, rows, dataset, cohort, KEY, probe)
+        )
+    assert (~kernel(state.server.masks)).any()
+    np.testing.assert_array_equal(sums["left"], 0)
+
+
+def test_silent_channels_keep_their_statistics():
+    task = make_task(CNN(4, width=0.5, norm="bn"), (8, 8, 1))
+    solver = make_solver(epochs=1, batch_size=6, lr=0.1)
+    algorithm = ALGORITHMS["eflprune"](
+        task, solver, make_server_tx(), channel_share=0.5
+    )
+    dataset = jax.device_put(toys.image_dataset(12, (8, 8, 1), 4))
+    state, rows = algorithm.init(KEY), store.create(algorithm.row(KEY), 2)
+    cohort = toys.contiguous_cohort((6, 6))
+    after, _, _ = jax.jit(algorithm.round)(
+        RoundInputs(state, rows, dataset, cohort, KEY)
+    )
+    (group,) = (group for group in task.groups if group.name == "conv1")
+    alive = np.asarray(alive_channels(after.server.masks, group))
+    assert 0 < alive.sum() < alive.size
+    statistics = [jax.tree.leaves(s.model_state["conv1"]) for s in (state, after)]
+    for old, new in zip(*statistics, strict=True):
+        np.testing.assert_array_equal(old[~alive], new[~alive])
+        assert (old[alive] != new[alive]).all()
+
+
+def test_without_explorers_among_the_clients_the_masks_stay(problem):
+    dataset, _ = problem
+    algorithm = build(**FIELDS, mask_schedule="participants")
+    state, rows, _ = prepare(algorithm, dataset, ids=[0, 1])
+    np.testing.assert_array_equal(rows.client.own.explored, [1, 1, 0, 0])
+    after, _, _ = rounds(algorithm, dataset, state, rows, [[2, 3]])
+    np.testing.assert_array_equal(
+        kernel(after.server.masks), kernel(state.server.masks)
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "optimizer", "schedule"),
+    [
+        ("scaffold", "sgd", "fixed"),
+        ("scaffold", "sgd", "participants"),
+        ("fedprox", "adam", "agreement"),
+        ("fedavg", "adam", "participants"),
+    ],
+)
+def test_nothing_changes_where_the_mask_prunes(problem, base, optimizer, schedule):
+    # Optax's Adam raises a float to a whole number.
+    with jax.numpy_dtype_promotion("standard"):
+        check_nothing_changes(problem[0], base, optimizer, schedule)
+
+
+def check_nothing_changes(dataset, base, optimizer, schedule):
+    algorithm = build(
+        **FIELDS, base=base, optimizer=optimizer, mask_schedule=schedule, decay=0.1
+    )
+    state, rows, _ = prepare(algorithm, dataset)
+    for ids in ([0, 2], [1, 3], [0, 1]):
+        before, before_rows = state, rows
+        state, rows, _ = rounds(algorithm, dataset, state, rows, [ids])
+        pruned = ~kernel(state.server.masks)
+        assert 0 < pruned.sum() < NUM_DIMS
+
+        def same(new, old, pruned=pruned):
+            if np.shape(new)[-1:] == (NUM_DIMS,):
+                new, old = np.asarray(new), np.asarray(old)
+                np.testing.assert_array_equal(new[..., pruned], old[..., pruned])
+                assert (new[..., ~pruned] != old[..., ~pruned]).any()
+
+        jax.tree.map(
+            same,
+            (state.params, state.server.base, rows.client.base),
+            (before.params, before.server.base, before_rows.client.base),
+        )
+        if base == "scaffold":  # c is the mean of all c_k
+            control = kernel(state.server.base.control)
+            mean = kernel(rows.client.base).mean(0)
+            np.testing.assert_allclose(control, mean, atol=1e-6)
+
+
+def test_a_sparse_server_forgets_what_is_pruned(problem):
+    dataset, _ = problem
+    algorithm = build(**FIELDS, mask_schedule="fixed", server_store="sparse")
+    state, rows, _ = prepare(algorithm, dataset)
+    state, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1]])
+    pruned = ~kernel(state.server.masks)
+    np.testing.assert_array_equal(kernel(state.params)[pruned], 0)
+
+
+def test_update_signs_by_hand(problem):
+    """A = 0.9 + 0.1 |sum p_k sign(Delta)| where the mask keeps, else 1."""
+    dataset, bowls = problem
+    algorithm = build(
+        **FIELDS, mask_schedule="agreement", agreement_source="update_sign"
+    )
+    state, rows, _ = prepare(algorithm, dataset)
+    after, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1]])
+    mask, w = kernel(state.server.masks), kernel(state.params)
+    signs = [np.sign(w * mask - walk(w * mask, bowls[i], 2, mask)) for i in (0, 1)]
+    agreed = abs(4 / 11 * signs[0] + 7 / 11 * signs[1])
+    expected = np.where(mask, 0.9 + 0.1 * agreed, 1)
+    found = kernel(after.server.guide.agreement)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_agreement_changes_few_entries_every_tenth_round(problem):
+    """One client alone, whose votes soon outweigh what all agreed on before."""
+    dataset, _ = problem
+    algorithm = build(
+        **FIELDS | {"mask_schedule": "agreement", "agreement_change": 0.2},
+        agreement_rate=0.5,
+        agreement_power=4.0,
+    )
+    state, rows, _ = prepare(algorithm, dataset)
+    masks = [kernel(state.server.masks)]
+    for _ in range(20):
+        state, rows, _ = rounds(algorithm, dataset, state, rows, [[2]])
+        masks.append(kernel(state.server.masks))
+    changed = [(a != b).sum() for a, b in itertools.pairwise(masks)]
+    assert [n for i, n in enumerate(changed, 1) if i % 10] == [0] * 18
+    assert 0 < max(changed) <= 2
+
+
+def test_gates_count_only_what_is_alive():
+    shape = (8, 8, 1)
+    model = CNN(3, gates=GateSettings(0.5))
+    task = make_task(model, shape)
+    solver = make_solver(epochs=1, batch_size=8, lr=0.1)
+    algorithm = autoflip(
+        task,
+        solver,
+        make_server_tx(),
+        explore_epochs=1,
+        structured_rule="guidance_l1",
+        structured_share=0.75,
+        threshold=0.0,
+        mask_schedule="fixed",
+    )
+    dataset = jax.device_put(toys.image_dataset(16, shape, 3))
+    state, row = algorithm.init(KEY), algorithm.row(KEY)
+    rows = store.create(row, 2)
+    cohort = toys.contiguous_cohort((8, 8))
+    prepare_run, round_run = jax.jit(algorithm.prepare.run), jax.jit(algorithm.round)
+    state, rows, sums = prepare_run(RoundInputs(state, rows, dataset, cohort, KEY))
+    assert int(sums["mask/channels/conv1"]) == 4
+    state, rows, sums = round_run(RoundInputs(state, rows, dataset, cohort, KEY))
+    # Of 16 channels 8 are wanted and 4 alive; 8 images on each client.
+    selected = np.asarray(sums["selected/conv1"])
+    np.testing.assert_array_equal(selected.sum(1), [32, 32])
+    assert ((selected > 0).sum(1) == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"explorer_share": 0.0}, r"explorer_share must be in \(0, 1\], got 0.0"),
+        ({"explore_epochs": 0}, "explore_epochs must be at least 1, got 0"),
+        ({"explore_patience": 0}, "patience must be at least 1, got 0"),
+        ({"explore_monitor": "x"}, "monitor must be one of epoch, last_batch, got 'x'"),
+        ({"explore_base": "x"}, "explore_base must be one of init, warm"),
+        ({"explorer_weighting": "x"}, "explorer_weighting must be one of"),
+        ({"start_from": "x"}, "start_from must be one of init, explored_mean"),
+        ({"base": "fednova"}, "base must be one of fedavg, fedprox, scaffold"),
+        ({"mask_schedule": "x"}, "mask_schedule must be one of fixed, participants"),
+        ({"agreement_source": "x"}, "agreement_source must be one of votes"),
+        ({"server_store": "x"}, "server_store must be one of dense, sparse"),
+        ({"threshold": 1.0}, r"threshold must be in \[0, 1\), got 1.0"),
+        ({"threshold": -0.1}, r"threshold must be in \[0, 1\), got -0.1"),
+        ({"min_keep": 2}, r"min_keep must be in \[0, 1\], got 2"),
+        (
+            {"threshold_scope": "layer"},
+            "threshold_scope must be .* per_tensor, got 'layer'",
+        ),
+        ({"guidance_norm": "max"}, "guidance_norm must be one of minmax, robust"),
+        ({"structured_rule": "all"}, "structured_rule must be one of keep_ratio"),
+        ({"structured_density": 2}, "structured_density must be at most 1, got 2"),
+        ({"structured_share": 1}, r"structured_share must be in \[0, 1\), got 1"),
+        ({"exempt_layers": "fc/*"}, r"must be a list of strings, got 'fc/\*'"),
+        ({"mask_every": -1}, "mask_every must be at least 0, got -1"),
+        ({"base": "scaffold", "server_store": "sparse"}, "server_store must be dense"),
+        ({"exempt_layers": ("fc2",)}, "exempt_layers must fit one of fc/kernel, got"),
+        (
+            {"mask_schedule": "agreement", "agreement_rate": 0.0},
+            r"agreement_rate must be in \(0, 1\], got 0.0",
+        ),
+        (
+            {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
+            "threshold_scope must be global with agreement, got 'per_tensor'",
+        ),
+    ],
+)
+def test_bad_fields(fields, words):
+    with pytest.raises(ValueError, match=words):
+        build(**fields)
+
+
+def test_channels_of_an_unknown_model_cannot_be_removed():
+    task = layered_task()._replace(groups=None)
+    solver = make_solver(epochs=1, batch_size=8, lr=LR)
+    with pytest.raises(ValueError, match="structured_rule must be off for a model"):
+        autoflip(task, solver, make_server_tx())
+    assert fedavg(task, solver, make_server_tx()).prepare is None

@@ -1,0 +1,267 @@
+"""The pruning baselines, each against numpy written from its rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.algorithms.prunefl import adjust
+from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
+from fedjax_prune.engine import store
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.transforms import accumulate, zero_random
+from fedjax_prune.models import CNN
+from fedjax_prune.models.task import make_task
+from fedjax_prune.types import RoundInputs
+from tests import toys
+
+SHAPE, SIZES = (3, 3, 1), (5, 12, 2, 8)
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return jax.device_put(toys.image_dataset(sum(SIZES), SHAPE, 3))
+
+
+def build(name, task=None, **fields):
+    solver = make_solver(epochs=2, batch_size=4, lr=0.2, lr_schedule="constant")
+    task = task or toys.linear_task(SHAPE, 3)
+    return ALGORITHMS[name](task, solver, make_server_tx(), **fields)
+
+
+def first(algorithm):
+    return algorithm.init(KEY), store.create(algorithm.row(KEY), len(SIZES))
+
+
+def play(algorithm, state, rows, dataset, number=1):
+    cohort = toys.contiguous_cohort(SIZES)
+    run = jax.jit(algorithm.round)
+    for i in range(number):
+        key = jax.random.fold_in(KEY, i)
+        inputs = RoundInputs(state, rows, dataset, cohort, key)
+        state, rows, sums = run(inputs)
+    return state, rows, sums
+
+
+def test_magnitude_prunes_the_smallest_weights_once(dataset):
+    algorithm = build("magnitude", threshold=0.5)
+    state, rows = first(algorithm)
+    size = np.abs(np.asarray(state.params["kernel"]))
+    expected = size > np.quantile(size, 0.5)
+    for _ in range(3):
+        state, rows, _ = play(algorithm, state, rows, dataset)
+        np.testing.assert_array_equal(state.server.masks["kernel"], expected)
+        assert state.server.masks["bias"].all()
+
+
+def test_magnitude_after_a_warm_up(dataset):
+    algorithm = build("magnitude", threshold=0.5, warmup_rounds=2)
+    state, rows, _ = play(algorithm, *first(algorithm), dataset, 2)
+    assert state.server.masks["kernel"].all()
+    size = np.abs(np.asarray(state.params["kernel"]))
+    state, rows, _ = play(algorithm, state, rows, dataset)
+    expected = size > np.quantile(size, 0.5)
+    np.testing.assert_array_equal(state.server.masks["kernel"], expected)
+
+
+def test_fedsnip_keeps_what_the_loss_is_sensitive_to(dataset):
+    """s = |w sum_k p_k g_k|, g_k the mean of the gradients of a client's batches."""
+    algorithm = build("fedsnip", threshold=0.4)
+    state, rows = first(algorithm)
+    w = np.asarray(state.params["kernel"], np.float64)
+    images = np.asarray(dataset.images, np.float64).reshape(sum(SIZES), -1) / 255
+    labels = np.eye(3)[np.asarray(dataset.labels)]
+    gradient, start = 0, 0
+    # One batch a client: the mean over its batches does not depend on the order.
+    solver = make_solver(epochs=2, batch_size=12, lr=0.2)
+    algorithm = ALGORITHMS["fedsnip"](
+        toys.linear_task(SHAPE, 3), solver, make_server_tx(), threshold=0.4
+    )
+    for size in SIZES:
+        x, y = images[start : start + size], labels[start : start + size]
+        logits = x @ w + np.asarray(state.params["bias"])
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        gradient = gradient + size / sum(SIZES) * x.T @ (p - y) / size
+        start += size
+    score = np.abs(gradient * w)
+    expected = score > np.quantile(score, 0.4)
+    run = jax.jit(algorithm.prepare.run)
+    cohort = toys.contiguous_cohort(SIZES)
+    after, rows, sums = run(RoundInputs(state, rows, dataset, cohort, KEY))
+    np.testing.assert_array_equal(after.server.masks["kernel"], expected)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert int(after.round) == 0 and int(sums["mask/kept/kernel"]) == expected.sum()
+
+
+def test_eflprune_sends_the_channels_of_largest_norm():
+    shape = (8, 8, 1)
+    task = make_task(CNN(3, width=0.5), shape)
+    algorithm = build("eflprune", task, channel_share=0.5)
+    dataset = jax.device_put(toys.image_dataset(sum(SIZES), shape, 3))
+    state, rows = first(algorithm)
+    for _ in range(2):
+        norms = {
+            name: np.abs(np.asarray(state.params[name]["kernel"]))
+            for name in ("conv1", "conv2", "fc1")
+        }
+        norms = {n: k.reshape(-1, k.shape[-1]).sum(0) for n, k in norms.items()}
+        before = state.params
+        state, rows, sums = play(algorithm, state, rows, dataset)
+        for name, norm in norms.items():
+            kept = np.zeros(norm.size, bool)
+            kept[np.argsort(-norm)[: norm.size // 2]] = True
+            masks = state.server.masks[name]
+            np.testing.assert_array_equal(masks["bias"], kept)
+            assert int(sums[f"mask/channels/{name}"]) == norm.size // 2
+            # What is left out keeps its values.
+            np.testing.assert_array_equal(
+                np.asarray(state.params[name]["kernel"])[..., ~kept],
+                np.asarray(before[name]["kernel"])[..., ~kept],
+            )
+
+
+def numpy_adjust(mask, w, g2, t, share, constant):
+    """PruneFL's adjustment of two arrays, one entry after another."""
+    safe = {}
+    for name in mask:
+        active = np.flatnonzero(mask[name])
+        order = active[np.argsort(np.abs(w[name][active]), kind="stable")]
+        safe[name] = set(order[int(share * len(active)) :])
+    kept = [(n, i) for n in mask for i in safe[n]]
+    gain = sum(g2[n][i] for n, i in kept)
+    time = constant + sum(t[n] for n, _ in kept)
+    others = [(n, i) for n in mask for i in range(len(w[n])) if i not in safe[n]]
+    others.sort(key=lambda e: -g2[e[0]][e[1]] / t[e[0]])
+    for n, i in others:
+        if g2[n][i] / t[n] <= gain / time:
+            break
+        kept.append((n, i))
+        gain, time = gain + g2[n][i], time + t[n]
+    result = {n: np.zeros(len(w[n]), bool) for n in mask}
+    for n, i in kept:
+        result[n][i] = True
+    return result
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_prunefl_adjusts_as_its_rule_says(seed):
+    rng = np.random.default_rng(seed)
+    sizes, t = {"a": 12, "b": 8}, {"a": 0.5, "b": 2.0}
+    mask = {n: rng.random(k) < 0.7 for n, k in sizes.items()}
+    w = {n: rng.normal(size=k).astype(np.float32) for n, k in sizes.items()}
+    g2 = {n: rng.exponential(size=k).astype(np.float32) for n, k in sizes.items()}
+    found = adjust(
+        jax.tree.map(jnp.asarray, mask),
+        w,
+        jax.tree.map(jnp.asarray, g2),
+        t,
+        dict.fromkeys(sizes, True),
+        jnp.float32(0.3),
+        3.0,
+    )
+    expected = numpy_adjust(mask, w, g2, t, 0.3, 3.0)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert 0 < sum(m.sum() for m in expected.values()) < 20
+
+
+def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero(dataset):
+    algorithm = build("prunefl", adjust_every=2, byte_time=0.1, constant_time=0.1)
+    state, rows = first(algorithm)
+    # As if the first stage had pruned nothing.
+    state = state._replace(pending=())
+    masks, states = [], []
+    for number in range(1, 7):
+        state, rows, sums = play(algorithm, state, rows, dataset)
+        # Before an adjustment clients send a square for every entry.
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        assert int(sums["mask/extra"]) == (number % 2 == 0) * size
+        masks.append(np.asarray(state.server.masks["kernel"]))
+        states.append(state)
+        kernel = np.asarray(state.params["kernel"])
+        np.testing.assert_array_equal(kernel[~masks[-1]], 0)
+        assert int(state.server.guide["adjustments"]) == (number - 1) // 2
+    np.testing.assert_array_equal(masks[2], masks[3])
+    assert (masks[1] != masks[2]).any()
+
+
+def test_random_masks_have_as_many_entries_of_every_array(dataset):
+    fields = {"explore_epochs": 2, "threshold": 0.4}
+    guided = build("autoflip", mask_schedule="fixed", **fields)
+    random = build("random_pruning", **fields)
+    cohort = toys.contiguous_cohort(SIZES)
+    masks = []
+    for algorithm in (guided, random):
+        state, rows = first(algorithm)
+        run = jax.jit(algorithm.prepare.run)
+        state, _, _ = run(RoundInputs(state, rows, dataset, cohort, KEY))
+        masks.append(state.server.masks)
+    counts = [jax.tree.map(lambda m: int(m.sum()), m) for m in masks]
+    assert counts[0] == counts[1]
+    assert (masks[0]["kernel"] != masks[1]["kernel"]).any()
+
+
+def test_permuted_masks_are_random():
+    mask = {"a": jnp.arange(1000) < 300}
+    other = permute(mask, KEY)["a"]
+    assert int(other.sum()) == 300 and 60 < int(other[:300].sum()) < 120
+
+
+def test_shrinking_budget_by_hand():
+    """TwoCNN with one channel: 45 % of 1,663,370 entries, then what is left."""
+    sizes = {"a": 100, "b": 50, "c": 50}
+    shapes = {n: jax.ShapeDtypeStruct((k,), jnp.float32) for n, k in sizes.items()}
+    # B = 90: floor(90 / 2) = 45; 45 left: floor(45 / 4) = 11; 34 left: 8.
+    assert shrinking_counts(shapes, 0.45) == {"a": 45, "b": 11, "c": 8}
+
+
+def test_random_entries_are_zero_after_every_step():
+    tx = optax.with_extra_args_support(zero_random({"a": 3, "b": 0}))
+    params = {"a": jnp.arange(1.0, 11.0), "b": jnp.ones(4)}
+    steps = {"a": jnp.full(10, 0.5), "b": jnp.full(4, 0.5)}
+    zeros = set()
+    for seed in range(4):
+        updates, _ = tx.update(steps, tx.init(params), params, key=jax.random.key(seed))
+        after = optax.apply_updates(params, updates)
+        gone = np.flatnonzero(np.asarray(after["a"]) == 0)
+        assert len(gone) == 3
+        kept = np.setdiff1d(np.arange(10), gone)
+        np.testing.assert_array_equal(after["a"][kept], params["a"][kept] + 0.5)
+        np.testing.assert_array_equal(after["b"], 1.5)
+        zeros.add(tuple(gone))
+    assert len(zeros) > 1
+
+
+def test_accumulated_squares():
+    tx = accumulate(jnp.square)
+    state = tx.init({"a": jnp.zeros(2)})
+    for value in (1.0, 3.0):
+        _, state = tx.update({"a": jnp.array([value, 2.0])}, state)
+    np.testing.assert_array_equal(state[0]["a"], [10, 8])
+    assert float(state[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("magnitude", {"threshold": 1.0}, r"threshold must be in \[0, 1\)"),
+        ("magnitude", {"warmup_rounds": -1}, "warmup_rounds must be at least 0"),
+        ("fedsnip", {"min_keep": 2.0}, r"min_keep must be in \[0, 1\]"),
+        ("eflprune", {"channel_share": 1.0}, r"channel_share must be in \[0, 1\)"),
+        ("random_steps", {"ratio": 1.0}, r"ratio must be in \[0, 1\), got 1.0"),
+        ("prunefl", {"adjust_every": 0}, "adjust_every must be at least 1, got 0"),
+        ("prunefl", {"constant_time": 0.0}, "constant_time must be above 0, got 0.0"),
+    ],
+)
+def test_bad_fields(name, fields, words):
+    with pytest.raises(ValueError, match=words):
+        build(name, **fields)
+
+
+def test_eflprune_needs_to_know_the_channels():
+    task = toys.linear_task(SHAPE, 3)._replace(groups=None)
+    with pytest.raises(ValueError, match="needs a model with channel_groups"):
+        build("eflprune", task)

@@ -1,0 +1,127 @@
+"""AutoFLIP's exploration: independent explorers, where they start, when they stop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import autoflip
+from fedjax_prune.data.partition import to_population
+from fedjax_prune.engine.devices import ONE_DEVICE
+from fedjax_prune.engine.preparation import prepare as prepare_in_groups
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.store import make_store
+from fedjax_prune.types import Dataset, Task, Variables
+from tests import toys
+from tests.layered import (
+    FIELDS,
+    KEY,
+    LR,
+    NUM_DIMS,
+    SIZES,
+    build,
+    kernel,
+    layered_task,
+    prepare,
+    walk,
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return toys.quadratic_dataset(SIZES, NUM_DIMS)
+
+
+def test_explorers_do_not_depend_on_order_or_lanes(problem):
+    dataset, _ = problem
+    algorithm = build(**FIELDS, mask_schedule="agreement")
+    one, _, _ = prepare(algorithm, dataset)
+    for ids, lanes in (([3, 1, 0, 2], 2), (range(4), 1), (range(4), 4)):
+        other, _, _ = prepare(algorithm, dataset, ids, lanes)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other
+        )
+
+
+def test_explorers_keep_their_first_step_size(problem):
+    """A cosine over the two epochs of a round says nothing of the three explored."""
+    dataset, _ = problem
+    explored = []
+    for schedule in ("constant", "cosine_epoch"):
+        solver = make_solver(epochs=2, batch_size=8, lr=LR, lr_schedule=schedule)
+        algorithm = autoflip(layered_task(), solver, make_server_tx(), explore_epochs=3)
+        explored.append(prepare(algorithm, dataset)[1].client.own.tree)
+    jax.tree.map(np.testing.assert_array_equal, *explored)
+
+
+def test_warm_exploration_measures_from_the_first_epoch(problem):
+    """One epoch more, and the deviation is from where the first one ended."""
+    dataset, bowls = problem
+    algorithm = build(
+        **FIELDS, explore_base="warm", mask_schedule="participants", min_keep=0.0
+    )
+    state, rows, sums = prepare(algorithm, dataset)
+    w = kernel(state.params)
+    expected = [(walk(w, b, 4) - walk(w, b, 1)) ** 2 for b in bowls]
+    np.testing.assert_allclose(
+        kernel(rows.client.own.tree), expected, rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_array_equal(sums["steps"], [4, 4, 4, 4])
+
+
+def test_starting_from_the_explored_mean(problem):
+    dataset, bowls = problem
+    algorithm = build(**FIELDS, start_from="explored_mean", mask_schedule="fixed")
+    state, _, _ = prepare(algorithm, dataset)
+    w = kernel(algorithm.init(KEY).params)
+    expected = np.mean([walk(w, b, 3) for b in bowls], axis=0)
+    np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stopped_explorers_make_room():
+    """Stopping after 3 to 40 epochs; lanes that take the next client waste little."""
+    num_explorers, lanes = 200, 4
+    limits = np.random.default_rng(0).integers(3, 41, num_explorers)
+    images = np.zeros((8 * num_explorers, 2, 2, 1), np.uint8)
+    labels = np.repeat(limits, 8).astype(np.int32)
+    parts = np.split(np.arange(len(labels)), num_explorers)
+
+    def init(key):
+        del key
+        params = {"fc": {"kernel": jnp.zeros(2), "steps": jnp.zeros(())}}
+        return Variables(params, {}, {})
+
+    def loss(variables, batch, key):
+        """Falls for as many steps as the label says, then rises."""
+        del key
+        steps = variables.params["fc"]["steps"]
+        limit = batch.labels[0].astype(jnp.float32)
+        value = jnp.abs(jax.lax.stop_gradient(steps) - limit)
+        count = batch.example_mask.sum(dtype=jnp.float32)
+        sums = {"loss": value * count, "correct": 0 * count, "count": count}
+        # Its gradient is -1 wherever it is: each step of size 1 counts one.
+        return -steps, ({}, sums)
+
+    task = Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())
+    solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
+    algorithm = autoflip(
+        task, solver, make_server_tx(), explore_epochs=100, explore_patience=2
+    )
+    rows = make_store("host", algorithm.row(KEY), num_explorers)
+    state = algorithm.init(KEY)
+    sums = prepare_in_groups(
+        algorithm,
+        state,
+        rows,
+        Dataset(images, labels),
+        to_population(parts),
+        seed=0,
+        num_lanes=lanes,
+    ).sums
+    # The lowest loss is seen before step limit + 1; two epochs later it stops.
+    np.testing.assert_array_equal(sums["steps"], limits + 3)
+    assert num_explorers > ONE_DEVICE.group_size(lanes)
+    assert sums["steps_executed"] / sums["steps"].sum() <= 1.1
+    kept = toys.all_rows(rows).client.own.tree["fc"]["steps"]
+    np.testing.assert_array_equal(kept, (limits + 3.0) ** 2)

@@ -1,0 +1,305 @@
+"""Cohorts, lanes, and validation sets."""
+
+import numpy as np
+import pytest
+
+from fedjax_prune.data.partition import dirichlet, to_population
+from fedjax_prune.data.validation import class_counts, holdout, matched_test
+from fedjax_prune.engine.dealing import (
+    make_cohort,
+    num_steps,
+    pack_lanes,
+    sample_cohort,
+)
+from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.types import Population
+
+LABELS = np.repeat(np.arange(10), 5000)
+RUN = dict(epochs=10, batch_size=64)
+
+
+def paper_population(num_clients):
+    return dirichlet(LABELS, num_clients, 0.1, np.random.RandomState(2020))
+
+
+def lanes_of(cohort):
+    """Client ids run by each lane, in order."""
+    size = len(cohort.client_ids)
+    return [
+        [int(cohort.client_ids[p]) for p in queue if p < size]
+        for queue in cohort.queues
+    ]
+
+
+def test_num_steps_counts_the_partial_batch():
+    steps = num_steps(np.array([1, 64, 65, 128]), epochs=3, batch_size=64)
+    np.testing.assert_array_equal(steps, [3, 3, 6, 6])
+
+
+def test_pack_lanes_by_hand():
+    # 7 -> lane 0, 5 -> lane 1, 4 -> lane 1 (5 < 7), 3 -> lane 0 (7 < 9), 3 -> lane 1;
+    # then the 4 and the first 3 change places, and both lanes have 11.
+    steps, ids = np.array([3, 7, 5, 3, 4]), np.arange(5)
+    assert pack_lanes(steps, ids, num_lanes=2) == [[1, 4], [2, 0, 3]]
+    # At most three on a device: swapping keeps their number.
+    two = pack_lanes(steps, ids, num_lanes=1, num_devices=2, block_size=3)
+    assert two == [[1, 4], [2, 0, 3]]
+    # Nothing is left to swap: 6 + 2 against 4 + 3.
+    assert pack_lanes(np.array([6, 4, 3, 2]), ids[:4], 2) == [[0, 3], [1, 2]]
+    two = pack_lanes(np.array([9, 1, 1, 1]), ids[:4], 1, num_devices=2, block_size=2)
+    assert two == [[0, 3], [1, 2]]
+    with pytest.raises(ValueError, match=r"block_size must be at least 5 / 2, got 2"):
+        pack_lanes(steps, ids, 1, num_devices=2, block_size=2)
+
+
+def test_ten_thousand_equal_clients_are_dealt_evenly():
+    lanes = pack_lanes(np.full(10_001, 10), np.arange(10_001), 2)
+    assert [len(lane) for lane in lanes] == [5001, 5000]
+    assert sorted(lanes[0] + lanes[1]) == list(range(10_001))
+
+
+def busiest_after_best_swap(lanes, steps):
+    """The least that any exchange of two clients leaves on the busiest lane."""
+    loads = [steps[lane].sum() for lane in lanes]
+    own = int(np.argmax(loads))
+    return min(
+        max(loads[own] - steps[i] + steps[j], loads[other] + steps[i] - steps[j])
+        for other in range(len(lanes))
+        if other != own
+        for i in lanes[own]
+        for j in lanes[other]
+    )
+
+
+@pytest.mark.parametrize("longest", [5, 50, 1000])
+def test_no_swap_is_left_that_helps_the_busiest_lane(longest):
+    rng = np.random.default_rng(longest)
+    for _ in range(20):
+        steps = rng.integers(1, longest, 30)
+        lanes = pack_lanes(steps, rng.permutation(30), int(rng.integers(2, 8)))
+        assert sorted(i for lane in lanes for i in lane) == list(range(30))
+        loads = [steps[lane].sum() for lane in lanes]
+        assert busiest_after_best_swap(lanes, steps) >= max(loads)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_every_device_has_its_block_of_the_cohort(num_devices):
+    population = paper_population(30)
+    ids = np.random.default_rng(0).permutation(30)[:12]
+    cohort = make_cohort(
+        population, ids, 2, placement=make_placement(num_devices), **RUN
+    )
+    blocks = cohort.client_ids.reshape(num_devices, -1)
+    queues = cohort.queues.reshape(num_devices, 2, -1)
+    assert blocks.shape[1] == queues.shape[2] == -(-15 // num_devices)
+    run = [
+        int(block[place])
+        for block, lanes in zip(blocks, queues, strict=True)
+        for place in lanes.ravel()
+        if place < len(block)
+    ]
+    assert sorted(run) == sorted(ids)
+    empty = cohort.client_ids == 30
+    assert (~empty).sum() == 12 and (cohort.sizes[empty] == 0).all()
+    real = cohort.client_ids[~empty]
+    np.testing.assert_array_equal(cohort.sizes[~empty], population.sizes[real])
+    np.testing.assert_array_equal(cohort.indices[~empty], population.indices[real])
+    assert cohort.cohort_size == 12
+    assert cohort.cohort_examples == population.sizes[ids].sum()
+
+
+def test_every_client_runs_once_and_order_changes_no_lane():
+    population = paper_population(30)
+    ids = np.random.default_rng(0).permutation(30)[:12]
+    cohort = make_cohort(population, ids, 4, **RUN)
+    reverse = make_cohort(population, ids[::-1], 4, **RUN)
+    assert lanes_of(cohort) == lanes_of(reverse)
+    assert sorted(np.concatenate(lanes_of(cohort))) == sorted(ids)
+    np.testing.assert_array_equal(cohort.sizes, population.sizes[ids])
+    np.testing.assert_array_equal(cohort.indices, population.indices[ids])
+    assert (cohort.num_clients, cohort.num_examples) == (30, 50000)
+    assert {np.asarray(leaf).dtype for leaf in cohort} == {np.dtype(np.int32)}
+
+
+def test_more_lanes_than_clients_leaves_lanes_empty():
+    population = to_population([np.arange(3), np.arange(3, 5)])
+    cohort = make_cohort(population, np.array([0, 1]), 4, epochs=1, batch_size=2)
+    assert lanes_of(cohort) == [[0], [1], [], []]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize(
+    ("num_clients", "cohort_size", "num_lanes", "bound"),
+    [(100, 40, 8, 0.012), (50, 35, 8, 0.013), (30, 12, 8, 0.24)],
+)
+def test_few_lane_steps_are_wasted(
+    num_clients, cohort_size, num_lanes, bound, num_devices
+):
+    population = paper_population(num_clients)
+    wasted = []
+    for t in range(50):
+        cohort = sample_cohort(
+            population,
+            cohort_size,
+            num_lanes // num_devices,
+            seed=0,
+            round=t,
+            placement=make_placement(num_devices),
+            **RUN,
+        )
+        steps = 10 * np.ceil(cohort.sizes / 64).reshape(num_devices, -1)
+        steps = np.pad(steps, ((0, 0), (0, 1)))
+        device = np.arange(num_lanes)[:, None] // (num_lanes // num_devices)
+        loads = steps[device, cohort.queues].sum(1)
+        wasted.append(1 - loads.mean() / loads.max())
+    assert np.mean(wasted) < bound
+    if num_clients > 30:  # of twelve, one often has more than an eighth of the steps
+        assert max(wasted) < 0.03
+
+
+def test_draws_depend_on_seed_and_round_alone():
+    population = paper_population(30)
+
+    def draw(seed, t):
+        cohort = sample_cohort(population, 12, 4, seed=seed, round=t, **RUN)
+        return cohort.client_ids.tolist()
+
+    expected = np.sort(np.random.default_rng((3, 5)).permutation(30)[:12])
+    assert draw(3, 5) == expected.tolist()
+    assert draw(3, 5) != draw(3, 6)
+    assert draw(3, 5) != draw(4, 5)
+    drawn = np.concatenate([draw(0, t) for t in range(200)])
+    times = np.bincount(drawn, minlength=30)
+    # Binomial(200, 0.4): mean 80, standard deviation 7.
+    assert abs(times - 80).max() < 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 2], r"in \[0, 2\), got \[0, 2\]"),
+        ([-1], r"in \[0, 2\), got \[-1\]"),
+        ([1, 1], r"distinct, got \[1, 1\]"),
+        ([], r"at least 1 client"),
+    ],
+)
+def test_bad_cohorts(ids, message):
+    population = to_population([np.arange(3), np.arange(3, 5)])
+    with pytest.raises(ValueError, match=message):
+        make_cohort(population, np.array(ids, int), 1, **RUN)
+
+
+def test_a_client_without_examples_has_no_round():
+    population = Population(np.zeros((3, 2), np.int32), np.array([2, 0, 1], np.int32))
+    assert make_cohort(population, np.array([0, 2]), 1, **RUN).cohort_examples == 3
+    with pytest.raises(ValueError, match=r"client 1 must have at least 1 example"):
+        make_cohort(population, np.array([2, 1]), 1, **RUN)
+
+
+def test_a_cohort_has_no_examples_beyond_the_data():
+    population = to_population([[0, 5], [7, 8], [4]])
+    few = dict(epochs=1, batch_size=2, num_examples=8)
+    assert make_cohort(population, np.array([0, 2]), 1, **few).cohort_examples == 3
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        make_cohort(population, np.array([2, 1]), 1, **few)
+    with pytest.raises(
+        ValueError, match=r"client 1 .* in \[0, 8\), got 8 at position 1"
+    ):
+        sample_cohort(population, 3, 1, seed=0, round=0, **few)
+    cohort = sample_cohort(
+        population, 3, 1, seed=0, round=0, **few | {"num_examples": 9}
+    )
+    assert cohort.cohort_examples == 5
+
+
+def test_bad_sizes():
+    population = to_population([np.arange(3), np.arange(3, 5)])
+    with pytest.raises(ValueError, match=r"cohort_size must be in \[1, 2\], got 3"):
+        sample_cohort(population, 3, 1, seed=0, round=0, **RUN)
+    with pytest.raises(ValueError, match=r"num_lanes must be at least 1, got 0"):
+        sample_cohort(population, 2, 0, seed=0, round=0, **RUN)
+    with pytest.raises(ValueError, match=r"epochs must be at least 1, got 0"):
+        num_steps(np.ones(1, int), 0, 1)
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+        num_steps(np.ones(1, int), 1, 0)
+
+
+def largest_remainder(counts, total):
+    quotas = counts * total / counts.sum()
+    rounded = np.floor(quotas).astype(int)
+    for k in np.argsort(rounded - quotas, kind="stable")[: total - rounded.sum()]:
+        rounded[k] += 1
+    return rounded
+
+
+def test_matched_test_has_each_clients_class_shares():
+    population = paper_population(10)
+    test_labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 1000))
+    matched = matched_test(LABELS, population, test_labels, 10, seed=0)
+    np.testing.assert_array_equal(matched.sizes, 1000)
+    own = class_counts(LABELS, population, 10)
+    drawn = class_counts(test_labels, matched, 10)
+    for counts, got in zip(own, drawn, strict=True):
+        np.testing.assert_array_equal(got, largest_remainder(counts, 1000))
+    for row in matched.indices:
+        assert len(np.unique(row)) == 1000
+
+
+def test_matched_draw_belongs_to_the_client():
+    population = to_population([np.arange(0, 9), np.arange(9, 12), np.arange(12, 20)])
+    labels, test_labels = np.arange(20) % 2, np.arange(100) % 2
+    whole = matched_test(labels, population, test_labels, 2, 5, size=10)
+    # Other clients' data change nothing for client 0.
+    other = to_population([np.arange(0, 9), np.arange(9, 20)])
+    part = matched_test(labels, other, test_labels, 2, 5, size=10)
+    np.testing.assert_array_equal(whole.indices[0], part.indices[0])
+    other_seed = matched_test(labels, population, test_labels, 2, 6, size=10)
+    assert (whole.indices[0] != other_seed.indices[0]).any()
+
+
+@pytest.mark.parametrize("test_counts", [(3, 5), (0, 4), (100, 1), (2, 100)])
+def test_matched_test_shrinks_to_a_small_test_set(test_counts):
+    labels = np.repeat([0, 1], [3, 7])
+    population = to_population([np.arange(10)])
+    test_labels = np.repeat([0, 1], test_counts)
+    matched = matched_test(labels, population, test_labels, 2, 0, size=20)
+    feasible = [
+        total
+        for total in range(1, 21)
+        if (largest_remainder(np.array([3, 7]), total) <= test_counts).all()
+    ]
+    assert matched.sizes.tolist() == [max(feasible)]
+    drawn = class_counts(test_labels, matched, 2)[0]
+    expected = largest_remainder(np.array([3, 7]), max(feasible))
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_matched_test_without_any_fitting_example():
+    population = to_population([np.arange(2), np.arange(2, 4)])
+    labels = np.array([0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"client 1 holds .* larger test set"):
+        matched_test(labels, population, np.zeros(5, int), 2, 0, size=3)
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        matched_test(labels, population, labels, 2, 0, size=0)
+
+
+def test_holdout_splits_each_client():
+    parts = [np.arange(10)[::-1], np.arange(10, 12), np.arange(12, 112)]
+    train, validation = holdout(to_population(parts), 0.2, seed=0)
+    np.testing.assert_array_equal(validation.sizes, [2, 1, 20])
+    np.testing.assert_array_equal(train.sizes, [8, 1, 80])
+    for client, part in enumerate(parts):
+        kept = train.indices[client, : train.sizes[client]]
+        aside = validation.indices[client, : validation.sizes[client]]
+        np.testing.assert_array_equal(np.sort([*kept, *aside]), np.sort(part))
+    assert (np.diff(train.indices[0, :8]) < 0).all()  # the order stays
+
+
+def test_holdout_limits():
+    population = to_population([np.arange(5), np.arange(5, 6)])
+    with pytest.raises(ValueError, match="got 1 for client 1"):
+        holdout(population, 0.2, 0)
+    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\), got 1\.0"):
+        holdout(population, 1.0, 0)

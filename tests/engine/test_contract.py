@@ -1,0 +1,136 @@
+"""What every algorithm promises, whatever it does."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.engine import store
+from fedjax_prune.models.costs import traffic
+from fedjax_prune.runs import checkpoint
+from fedjax_prune.types import RoundInputs
+from tests import toys
+from tests.problems import SIZES, begin, build, dataset_of_clients
+
+
+@pytest.fixture(params=sorted(ALGORITHMS))
+def algorithm(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return dataset_of_clients()
+
+
+@functools.cache
+def compiled_round(algorithm):
+    """One for all tests of an algorithm, and a list as long as it was traced often."""
+    traces = []
+
+    @jax.jit
+    def step(state, rows, dataset, cohort, key):
+        traces.append("traced")
+        taken = store.take(rows, cohort.client_ids)
+        state, taken, sums = algorithm.round(
+            RoundInputs(state, taken, dataset, cohort, key)
+        )
+        return state, store.put(rows, cohort.client_ids, taken), sums
+
+    return step, traces
+
+
+def rounds(algorithm, dataset, state, rows, numbers):
+    """Rounds with two of the five clients each, chosen by the round's number."""
+    step, traces = compiled_round(algorithm)
+    losses = []
+    for number in numbers:
+        chosen = np.random.default_rng(number).permutation(len(SIZES))[:2]
+        cohort = toys.contiguous_cohort(SIZES, chosen, width=12, num_lanes=2)
+        key = jax.random.fold_in(jax.random.key(9), number)
+        state, rows, sums = step(state, rows, dataset, cohort, key)
+        losses.append(float(sums["loss"].sum() / sums["count"].sum()))
+    return state, rows, losses, len(traces)
+
+
+def test_state_keeps_tree_shapes_and_dtypes(algorithm, dataset):
+    state, rows = begin(algorithm)
+    after, rows_after, *_ = rounds(algorithm, dataset, state, rows, range(1))
+    chex.assert_trees_all_equal_shapes_and_dtypes((state, rows), (after, rows_after))
+    assert int(after.round) == 1
+    floats = jax.tree.leaves((after, rows_after))
+    allowed = {jnp.dtype(name) for name in ("float32", "int32", "bool")}
+    assert {x.dtype for x in floats} <= allowed
+
+
+def test_other_cohorts_do_not_recompile(algorithm, dataset):
+    *_, num_traces = rounds(algorithm, dataset, *begin(algorithm), range(4))
+    assert num_traces == 1
+
+
+# The zeros of random_steps are noise that stays, however small the gradient.
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"random_steps"}))
+def test_loss_falls_on_a_convex_problem(name, dataset):
+    algorithm = build(name)
+    _, _, losses, _ = rounds(algorithm, dataset, *begin(algorithm), range(30))
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def test_save_and_restore_between_rounds_changes_no_bit(algorithm, dataset, tmp_path):
+    whole = rounds(algorithm, dataset, *begin(algorithm), range(4))[:2]
+    half = rounds(algorithm, dataset, *begin(algorithm), range(2))[:2]
+    checkpoint.save(tmp_path, 2, half, keep=1)
+    template = jax.eval_shape(lambda: begin(algorithm))
+    restored = checkpoint.restore(tmp_path, template)
+    resumed = rounds(algorithm, dataset, *restored, range(2, 4))[:2]
+    chex.assert_trees_all_equal(whole, resumed)
+
+
+def test_runs_eagerly_as_it_does_compiled(dataset):
+    algorithm = build("scaffold")
+    state, rows = begin(algorithm)
+    cohort = toys.contiguous_cohort(SIZES, [0, 2], num_lanes=2)
+    taken = store.take(rows, cohort.client_ids)
+    inputs = RoundInputs(state, taken, dataset, cohort, jax.random.key(4))
+    compiled = jax.jit(algorithm.round)(inputs)
+    eager = algorithm.round(inputs)
+    chex.assert_trees_all_close(compiled, eager, rtol=1e-7, atol=1e-6)
+
+
+def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
+    messages = algorithm.messages(jax.eval_shape(algorithm.init, jax.random.key(0)))
+    one, many = traffic(messages, 1, {}), traffic(messages, 10**6, {})
+    # 9 * 3 + 3 parameters and one statistic, 4 bytes each, at least once each way.
+    assert min(one) >= 4 * 31
+    assert many == tuple(10**6 * x for x in one)
+    assert all(isinstance(x, int) for x in many)
+
+
+def test_rounds_refuse_to_run_before_their_preparation(algorithm, dataset):
+    """At once and by name, where it would otherwise be FedAvg without a word."""
+    if algorithm.prepare is None:
+        state, rows = begin(algorithm)
+        assert rounds(algorithm, dataset, state, rows, range(1))[0].pending == ()
+        return
+    key = jax.random.key(0)
+    state, rows = algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
+    with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare\(\.\.\.\) once"):
+        rounds(algorithm, dataset, state, rows, range(1))
+
+
+def test_what_is_delivered_is_masked_by_what_is_said_to_be_delivered(algorithm):
+    state, _ = begin(algorithm)
+    delivered = algorithm.deliver(state).params
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
+    if algorithm.masked is not None:
+        masks = algorithm.masked.delivered(state)
+    jax.tree.map(
+        lambda m, d, p: np.testing.assert_array_equal(d, np.where(m, p, 0)),
+        masks,
+        delivered,
+        state.params,
+    )

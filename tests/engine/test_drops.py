@@ -1,0 +1,139 @@
+"""Clients that diverge: they are missing from the round and nothing else changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.data.partition import to_population
+from fedjax_prune.engine import store
+from fedjax_prune.engine.dealing import make_cohort
+from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.types import RoundInputs
+from tests import problems, toys
+
+BAD = 1
+"""The client whose pixels are not numbers."""
+FIELDS = {
+    # Masks are made of a cohort before it is known who diverges, so they stay.
+    "autoflip": {"mask_schedule": "fixed"},
+}
+
+
+def poisoned():
+    """The data set with NaN in place of the pixels of client BAD."""
+    dataset = problems.dataset_of_clients()
+    start = sum(problems.SIZES[:BAD])
+    images = np.asarray(dataset.images, np.float32)
+    images[start : start + problems.SIZES[BAD]] = np.nan
+    return dataset._replace(images=jnp.asarray(images))
+
+
+@functools.cache
+def compiled(name, reduction="all_reduce"):
+    algorithm = problems.build(name, **FIELDS.get(name, {}))
+    placement = make_placement(1, reduction)
+    run = jax.jit(lambda inputs: algorithm.round(inputs, placement))
+    return algorithm, run
+
+
+def one_round(name, ids, dataset, state, rows, number=0):
+    """One round of some clients, and the rows of all."""
+    _, run = compiled(name)
+    cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2, width=12)
+    key = jax.random.fold_in(jax.random.key(7), number)
+    taken = store.take(rows, cohort.client_ids)
+    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, key))
+    return state, store.put(rows, cohort.client_ids, taken), sums
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_dropped_client_is_as_a_cohort_without_it(name):
+    algorithm, _ = compiled(name)
+    state, rows = problems.begin(algorithm)
+    # One good round first, so that no control or momentum is 0.
+    everybody = [0, 1, 2, 3]
+    dataset = poisoned()
+    clean = problems.dataset_of_clients()
+    state, rows, sums = one_round(name, everybody, clean, state, rows)
+    np.testing.assert_array_equal(sums["arrived"], 1)
+    dropped, rows_after, sums = one_round(name, everybody, dataset, state, rows, 1)
+    np.testing.assert_array_equal(sums["arrived"], [1, 0, 1, 1])
+    without, others, _ = one_round(name, [0, 2, 3], dataset, state, rows, 1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (dropped, rows_after),
+        (without, others),
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[BAD], b[BAD]), rows, rows_after
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_round_without_arrivals_is_counted_and_changes_nothing(name):
+    algorithm, _ = compiled(name)
+    state, rows = problems.begin(algorithm)
+    clean = problems.dataset_of_clients()
+    # Two rounds, so that no adjustment of PruneFL is due in the third.
+    for number in range(2):
+        state, rows, _ = one_round(name, [0, 2], clean, state, rows, number)
+    before = state
+    if algorithm.masked is not None:
+        cohort = toys.contiguous_cohort(problems.SIZES, [BAD], num_lanes=2, width=12)
+        taken = store.take(rows, cohort.client_ids)
+        before = algorithm.masked.remask(state, taken, cohort)
+    after, rows_after, sums = one_round(name, [BAD], poisoned(), state, rows, 2)
+    assert int(sums["arrived"].sum()) == 0
+    assert int(after.round) == int(state.round) + 1
+    jax.tree.map(
+        np.testing.assert_array_equal, before, after._replace(round=state.round)
+    )
+    jax.tree.map(np.testing.assert_array_equal, rows, rows_after)
+
+
+def test_the_server_control_stays_the_mean_of_all_clients_controls():
+    algorithm, _ = compiled("scaffold")
+    state, rows = problems.begin(algorithm)
+    rng = np.random.default_rng(0)
+    dropped = 0
+    for number in range(8):
+        ids = np.sort(rng.permutation(5)[:3])
+        state, rows, sums = one_round("scaffold", ids, poisoned(), state, rows, number)
+        dropped += int((sums["arrived"] == 0).sum())
+        jax.tree.map(
+            lambda c, all_c: np.testing.assert_allclose(
+                c, np.asarray(all_c).mean(0), rtol=1e-5, atol=1e-6
+            ),
+            state.server.control,
+            rows.client,
+        )
+    assert dropped >= 2
+    assert np.abs(state.server.control["kernel"]).max() > 0.1
+
+
+def test_fixed_order_drops_alike():
+    algorithm, _ = compiled("scaffold")
+    state, rows = problems.begin(algorithm)
+    ends = np.cumsum(problems.SIZES)
+    population = to_population(np.split(np.arange(ends[-1]), ends[:-1]))
+    results = []
+    for reduction in ("all_reduce", "fixed_order"):
+        _, run = compiled("scaffold", reduction)
+        cohort = make_cohort(
+            population,
+            np.arange(4),
+            2,
+            epochs=2,
+            batch_size=4,
+            placement=make_placement(1, reduction),
+        )
+        taken = store.take(rows, cohort.client_ids)
+        inputs = RoundInputs(state, taken, poisoned(), cohort, jax.random.key(3))
+        results.append(run(inputs)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results
+    )

@@ -1,0 +1,150 @@
+"""One client's training: the lanes' result, the client's own examples, step sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.engine import store
+from fedjax_prune.engine.local import train_client
+from fedjax_prune.engine.rounds import make_round
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.types import Anchor, Mean, RoundInputs
+from tests import problems, toys
+
+COHORT = [3, 0, 2, 1]
+
+
+def round_of_rules(algorithm, state, rows, cohort, key):
+    """A round's inputs as the rules of the algorithm see them, and the round."""
+    taken = store.take(rows, cohort.client_ids)
+    if algorithm.masked is not None:
+        state = algorithm.masked.remask(state, taken, cohort)
+        masks = state.server.masks
+        params = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, state.params)
+        state = state._replace(params=params)
+        taken = taken._replace(client=taken.client.base)
+    rules = algorithm.rules
+    run = make_round(problems.task(), rules.solver, rules.program, rules.update)
+    return RoundInputs(state, taken, problems.dataset_of_clients(), cohort, key), run
+
+
+def client_by_client(algorithm, inputs):
+    """The state after the round in plain Python and numpy."""
+    state, rows, dataset, cohort, key, _ = inputs
+    rules = algorithm.rules
+    program = rules.program(state, cohort)
+    anchor = Anchor(state.params, state.model_state, state.round)
+    messages, new_rows = [], []
+    for place, client_id in enumerate(cohort.client_ids):
+        row = jax.tree.map(lambda x, p=place: x[p], rows)
+        result = train_client(
+            problems.task(),
+            rules.solver,
+            program,
+            anchor,
+            row,
+            dataset,
+            jnp.asarray(cohort.indices[place]),
+            jnp.asarray(cohort.sizes[place]),
+            jax.random.fold_in(key, client_id),
+        )
+        message, row = program.upload(result, row)
+        messages.append(message)
+        new_rows.append(row)
+    received = {}
+    for name, part in messages[0].items():
+        weights = [1.0] * len(messages)
+        if isinstance(part, Mean):
+            weights = np.array([float(m[name].weight) for m in messages])
+            weights = weights / weights.sum()
+        values = [m[name].values for m in messages]
+        received[name] = jax.tree.map(
+            lambda *xs, w=weights: jnp.asarray(
+                sum(k * np.asarray(x, np.float64) for k, x in zip(w, xs, strict=True))
+            ).astype(xs[0].dtype),
+            *values,
+        )
+    after = rules.update(state, received)
+    rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_rows)
+    return after._replace(round=state.round + 1), rows
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_clients_one_by_one_are_the_lanes(name):
+    """Both in float64: equal to nine digits, whatever the algorithm."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        algorithm = problems.build.__wrapped__(name)
+        state, rows = problems.begin(algorithm)
+        cohort = toys.contiguous_cohort(problems.SIZES, COHORT, num_lanes=2)
+        key = jax.random.key(5)
+        inputs, run = round_of_rules(algorithm, state, rows, cohort, key)
+        after, rows, _ = jax.jit(run)(inputs)
+        assert after.params["kernel"].dtype == jnp.float64
+        expected = client_by_client(algorithm, inputs)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+            (after, rows),
+            expected,
+        )
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_every_epoch_is_a_permutation_of_the_clients_own_examples(double):
+    """What a wrapped loss sees, epoch after epoch: example i is labelled i."""
+    epochs, batch_size, num_examples = 3, 4, sum(problems.SIZES)
+    task = problems.task()
+
+    def loss(variables, batch, key):
+        mean, (state, sums) = task.loss(
+            variables, batch._replace(labels=batch.labels % 3), key
+        )
+        seen = jax.nn.one_hot(batch.labels, num_examples, dtype=jnp.float32)
+        seen = jnp.where(batch.example_mask[:, None], seen, 0).sum(0)
+        return mean, (state, sums | {"seen": seen})
+
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"):
+        dataset = problems.dataset_of_clients()._replace(
+            labels=np.arange(num_examples, dtype=np.int32)
+        )
+        cohort = toys.contiguous_cohort(problems.SIZES, num_lanes=2, width=17)
+        for count in range(1, epochs + 1):
+            solver = make_solver(epochs=count, batch_size=batch_size, lr=0.1)
+            algorithm = ALGORITHMS["fedavg"](
+                task._replace(loss=loss), solver, make_server_tx()
+            )
+            key = jax.random.key(1)
+            rows = store.create(algorithm.row(key), len(problems.SIZES))
+            state = algorithm.init(key)
+            _, _, sums = jax.jit(algorithm.round)(
+                RoundInputs(state, rows, dataset, cohort, key)
+            )
+            ends = np.cumsum(problems.SIZES)
+            for seen, size, end in zip(sums["seen"], problems.SIZES, ends, strict=True):
+                own = np.zeros(num_examples)
+                own[end - size : end] = count
+                np.testing.assert_array_equal(seen, own)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_a_step_size_of_zero_changes_nothing(name):
+    """A decay of 0.5 a round: in round 200 of float32 nothing is left of a step."""
+    solver = make_solver(epochs=1, batch_size=4, lr=0.5, lr_decay=0.5)
+    algorithm = ALGORITHMS[name](problems.task(), solver, make_server_tx())
+    key = jax.random.key(0)
+    state = algorithm.init(key)
+    rows = store.create(algorithm.row(key), len(problems.SIZES))
+    cohort = toys.contiguous_cohort(problems.SIZES)
+    dataset = problems.dataset_of_clients()
+    run = jax.jit(algorithm.round)
+    moved, rows, _ = run(RoundInputs(state, rows, dataset, cohort, key))
+    late = moved._replace(round=jnp.int32(200))
+    after, rows_after, _ = run(RoundInputs(late, rows, dataset, cohort, key))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (late.params, late.server, rows),
+        (after.params, after.server, rows_after),
+    )
+    assert (np.asarray(moved.params["kernel"]) != state.params["kernel"]).any()

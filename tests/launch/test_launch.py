@@ -1,0 +1,184 @@
+"""The launchers as a user meets them: from any folder, on any platform, in a pipe."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedjax_prune
+from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs.settings import describe
+from launch import config_file
+
+ROOT = Path(__file__).parents[2]
+VERBS = ("train", "evaluate", "export", "sweep")
+
+TINY = """
+from . import base
+
+def get_config(text="1"):
+    config = base.get_config("fedavg")
+    config.update_from_flattened_dict({
+        "rounds": int(text), "cohort_size": 2, "lanes": 1, "devices": 1,
+        "data.name": "digits", "data.num_clients": 2, "data.num_train": 60,
+        "data.augment": "none", "data.normalize": "none", "data.partitioner": "iid",
+        "data.local_val": "holdout",
+        "model.name": "cnn", "model.norm": "none", "model.width": 0.25,
+        "model.gated": False,
+        "client.epochs": 1, "client.batch_size": 30, "eval.num_examples": 20,
+    })
+    return config
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder of a user with packages of our names, and a configuration."""
+    for name in ("configs", "launch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    (tmp_path / "tiny.py").write_text(TINY)
+    return tmp_path
+
+
+def start(folder, *command, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=inherited | {"PYTHONPATH": path} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *command, code=0, **environment):
+    process = start(folder, *command, **environment)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    return out, err
+
+
+def test_the_verbs_and_the_version_are_told(elsewhere):
+    for command in ((), ("--help",)):
+        out, err = run(elsewhere, "fedjax_prune", *command)
+        assert "VERB is train, evaluate, export or sweep" in out and err == ""
+    out, _ = run(elsewhere, "fedjax_prune", "--version")
+    assert out == f"{fedjax_prune.__version__}\n"
+    out, err = run(elsewhere, "fedjax_prune", "tran", code=1)
+    known = ", ".join(VERBS)
+    assert (out, err) == (
+        "",
+        f"error: the verb must be one of {known}, got 'tran'\n",
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_says_what_a_launcher_does_with_an_example(elsewhere, verb):
+    out, err = run(elsewhere, "fedjax_prune", verb, "--help")
+    assert err == ""
+    assert f"    python -m fedjax_prune {verb} --" in out.partition("For example:")[2]
+    named = re.findall(r"^  --(\w+): \S", out, re.MULTILINE)
+    assert "workdir" in named
+    fields = re.findall(r"^  ([\w.]+)=", out, re.MULTILINE)
+    every = [field.name for field in describe(config_file.load("base"))]
+    assert fields == (every if "config" in named else [])
+
+
+def test_help_lists_the_fields_of_the_config_that_is_given(elsewhere):
+    out, _ = run(ROOT, "launch.train", "--config=quickstart", "--helpfull")
+    assert re.search(
+        r"^  rounds=60\n      .*\. It must be at least 1\.$", out, re.MULTILINE
+    )
+    assert "Flags of other libraries:" in out and "--verbosity" in out
+    out, err = run(
+        elsewhere, "fedjax_prune", "train", "--config=none", "--help", code=1
+    )
+    assert "error: --config must be a Python file, or one of" in err
+
+
+WITHOUT_AFFINITY = "import os; del os.sched_getaffinity, os.sched_setaffinity"
+
+
+def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewhere):
+    """As on macOS; the home directory is the folder itself."""
+    (elsewhere / "sitecustomize.py").write_text(WITHOUT_AFFINITY)
+    known = {"PYTHONPATH": f"{ROOT}{os.pathsep}{elsewhere}", "HOME": str(elsewhere)}
+
+    def launch(verb, *flags):
+        return run(elsewhere, "fedjax_prune", verb, *flags, **known)
+
+    flags = ("--config=tiny.py", "--workdir=~/runs", "--settings=2", "--jobs=2")
+    out, err = launch("sweep", *flags)
+    assert err == ""
+    assert re.search(r"^\| 2 \| 2 \|", out, re.MULTILINE)
+    workdir = elsewhere / "runs" / "2"
+    assert json.loads((workdir / "config.json").read_text())["rounds"] == 2
+    out, _ = launch("evaluate", f"--workdir={workdir}")
+    assert re.search(r"round +2 ", out)
+    launch("export", "--workdir=~/runs/2", "--output=model")
+    assert (elsewhere / "model").is_dir()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_object_storage_is_refused_before_anything_else(elsewhere, verb):
+    flags = {
+        "train": ["--config=tiny.py"],
+        "export": ["--output=model"],
+        "sweep": ["--config=tiny.py", "--settings=1"],
+    }.get(verb, [])
+    before = sorted(elsewhere.iterdir())
+    command = ("fedjax_prune", verb, "--workdir=gs://bucket/run", *flags)
+    out, err = run(elsewhere, *command, code=1, PYTHONDONTWRITEBYTECODE="1")
+    assert (out, err) == (
+        "",
+        "error: gs://bucket/run is not a folder of this machine. Object storage is not "
+        "supported: name a local folder.\n",
+    )
+    assert sorted(elsewhere.iterdir()) == before
+
+
+def test_a_run_piped_to_head_saves_its_checkpoint(elsewhere):
+    command = ("fedjax_prune", "train", "--config=tiny.py:5000", "--workdir=run")
+    with start(elsewhere, *command) as process:
+        assert process.stdout and process.stderr
+        assert any(line.startswith("round ") for line in process.stdout)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 130
+    newest = checkpoint.latest(elsewhere / "run" / "checkpoints")
+    rows = (elsewhere / "run" / "metrics.jsonl").read_text().splitlines()
+    assert newest == len(rows) < 5000
+
+
+CLOSED = """
+import os, sys
+os.close(1)
+from launch.errors import exit_code
+
+def command():
+    with open(sys.argv[1], "w") as file:
+        print("for nobody", flush=True)
+        return file.fileno()
+
+sys.exit(exit_code(command))
+"""
+
+
+def test_a_closed_output_is_not_given_to_a_file(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, str(tmp_path / "file")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode > 2 and done.stderr == ""
+    assert (tmp_path / "file").read_text() == ""

@@ -1,0 +1,185 @@
+"""Gates: counts, masks, gradients and what they sow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.models.gates import (
+    MODES,
+    Gate,
+    GateSettings,
+    active_gates,
+    check_gate_settings,
+    num_kept,
+    rescaling,
+    select,
+    straight_through,
+    top_k_mask,
+)
+from tests.small_models import draw
+
+LOGITS = (2.0, 1.0, 0.0, -1.0)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-np.asarray(z, np.float64)))
+
+
+def test_num_kept_rounds_to_nearest_and_keeps_one():
+    widths = (64, 128, 256, 256, 512)
+    assert [num_kept(0.705, c) for c in widths] == [45, 90, 180, 180, 361]
+    assert [num_kept(0.61, c) for c in (16, 32, 64)] == [10, 20, 39]
+    assert num_kept(0.01, 16) == 1
+    assert num_kept(0.5, 5) == 3
+    assert num_kept(1.0, 7) == 7
+
+
+def test_top_k_mask_keeps_exactly_k_and_the_lower_index_of_a_tie():
+    logits = jnp.array([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    masks = jax.jit(lambda z: top_k_mask(z, 2))(logits)
+    np.testing.assert_array_equal(masks, [[0, 1, 1, 0], [1, 1, 0, 0]])
+    assert masks.dtype == jnp.float32
+    # Both sigmoids are 1 in float32: ranking logits still tells them apart.
+    np.testing.assert_array_equal(top_k_mask(jnp.array([20.0, 30.0]), 1), [0, 1])
+    random = draw((3, 5, 12))
+    batched = jax.vmap(lambda z: top_k_mask(z, 7))(random)
+    np.testing.assert_array_equal(batched, top_k_mask(random, 7))
+    np.testing.assert_array_equal(batched.sum(-1), np.full((3, 5), 7))
+
+
+def slope(z):
+    return sigmoid(z) * (1 - sigmoid(z))
+
+
+@pytest.mark.parametrize(
+    ("mode", "gradient"),
+    [
+        ("hard_ste", [slope(2), slope(1), 0, 0]),
+        ("scale", [slope(2), slope(1), 0, 0]),
+        ("hard_dense_ste", slope(LOGITS)),
+        ("hard_nograd", [0, 0, 0, 0]),
+    ],
+)
+def test_gradient_reaches_the_logits_as_the_mode_says(mode, gradient):
+    def total(z):
+        return straight_through(top_k_mask(z, 2), jax.nn.sigmoid(z), mode).sum()
+
+    logits = jnp.array(LOGITS)
+    found = jax.jit(jax.grad(total))(logits)
+    np.testing.assert_allclose(found, gradient, atol=1e-6)
+    multiplier = straight_through(top_k_mask(logits, 2), jax.nn.sigmoid(logits), mode)
+    kept = sigmoid(LOGITS) if mode == "scale" else np.ones(4)
+    np.testing.assert_allclose(multiplier, kept * [1, 1, 0, 0], rtol=1e-6)
+
+
+def test_gradient_has_the_published_digits():
+    # q (1 - q) at 2, 1, 0: 0.10499, 0.19661, 0.25.
+    np.testing.assert_allclose(slope([2, 1, 0]), [0.10499, 0.19661, 0.25], atol=5e-6)
+
+
+def test_hard_masks_are_exact():
+    scores = jax.random.uniform(jax.random.key(1), (1000,))
+    mask = top_k_mask(scores, 500)
+    for mode in ("hard_ste", "hard_dense_ste", "hard_nograd"):
+        values = jax.jit(lambda m, q, mode=mode: straight_through(m, q, mode))
+        np.testing.assert_array_equal(values(mask, scores), mask)
+
+
+def test_rescaling_uses_the_exact_share():
+    assert rescaling("none", 361, 512) == 1
+    assert rescaling("sqrt", 361, 512) == pytest.approx((512 / 361) ** 0.5)
+    assert rescaling("inverse", 361, 512) == pytest.approx(512 / 361)
+
+
+def gate_and_variables(settings, channels=6):
+    gate = Gate(channels, settings, channels)
+    x = draw((4, 3, 3, 5))
+    key = jax.random.key(3)
+    variables = jax.jit(lambda: gate.init({"gates": key}, x, jnp.ones(4, bool)))()
+    return gate, {"gates": variables["gates"]}, x
+
+
+def test_gate_pools_projects_and_counts_real_samples_only():
+    settings = GateSettings(0.5, rescale="inverse", bias=1.0)
+    gate, variables, x = gate_and_variables(settings)
+    real = np.array([True, False, True, True])
+    # A padded sample may hold anything.
+    x = x.at[1].set(jnp.nan)
+    (multiplier, mask), sown = jax.jit(
+        lambda v, x: gate.apply(v, x, jnp.asarray(real), mutable=["gate_sums"])
+    )(variables, x)
+    weights = jax.tree.map(np.asarray, variables["gates"])
+    logits = np.asarray(x).mean((1, 2)) @ weights["kernel"] + weights["bias"]
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, :3]
+    expected = np.zeros((4, 6))
+    np.put_along_axis(expected, order, 1, axis=-1)
+    np.testing.assert_array_equal(mask[real], expected[real])
+    np.testing.assert_allclose(multiplier[real], 2 * expected[real], rtol=1e-6)
+    sums = sown["gate_sums"]
+    np.testing.assert_allclose(sums["lasso"], np.abs(logits[real]).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(sums["selected"], expected[real].sum(0))
+    assert sums["lasso"].shape == () and sums["selected"].dtype == jnp.float32
+
+
+def test_gate_starts_he_normal_with_its_bias_and_without_params():
+    gate = Gate(512, GateSettings(0.5, bias=0.25), 512)
+    x = jnp.ones((1, 2, 2, 256))
+    variables = gate.init({"gates": jax.random.key(0)}, x, jnp.ones(1, bool))
+    assert set(variables) == {"gates", "gate_sums"}
+    kernel = np.asarray(variables["gates"]["kernel"])
+    assert kernel.shape == (256, 512)
+    # 131,072 draws: the estimated deviation is good to 0.2 % (one sigma).
+    assert kernel.std() == pytest.approx((2 / 256) ** 0.5, rel=0.01)
+    np.testing.assert_array_equal(variables["gates"]["bias"], np.full(512, 0.25))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_selected_indices_and_multipliers_equal_the_mask(mode):
+    settings = GateSettings(0.5, mode=mode, rescale="sqrt")
+    gate, variables, x = gate_and_variables(settings)
+
+    @jax.jit
+    def run(x):
+        pick = jax.vmap(lambda s: select(variables["gates"], s, settings, 6))
+        return gate.apply(variables, x, jnp.ones(4, bool)), pick(x.mean((1, 2)))
+
+    (multiplier, mask), (indices, values) = run(x)
+    found = np.zeros((4, 6))
+    np.put_along_axis(found, np.asarray(indices), np.asarray(values), axis=-1)
+    np.testing.assert_allclose(found, np.where(mask == 1, multiplier, 0), rtol=1e-6)
+    assert (np.count_nonzero(found, axis=-1) == 3).all()
+
+
+def test_gate_that_keeps_all_is_left_out():
+    assert active_gates(None, 8) is None
+    assert active_gates(GateSettings(1.0), 8) is None
+    assert active_gates(GateSettings(0.95), 8) is None
+    settings = GateSettings(0.9)
+    assert active_gates(settings, 8) is settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (GateSettings(0.0), r"keep_ratio must be in \(0, 1\], got 0.0"),
+        (GateSettings(1.5), r"keep_ratio must be in \(0, 1\], got 1.5"),
+        (GateSettings(float("nan")), "keep_ratio"),
+        (GateSettings(0.5, mode="soft"), "mode must be one of .*hard_ste.*'soft'"),
+        (GateSettings(0.5, rescale="half"), "rescale must be one of .*inverse.*"),
+        (GateSettings(0.5, resnet="outer"), "resnet must be one of .*literal.*"),
+        (GateSettings(0.5, bias=float("inf")), "bias must be finite, got inf"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_gate_settings(settings)
+
+
+def test_functions_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match=r"k must be in \[1, 3\], got 4"):
+        top_k_mask(jnp.ones(3), 4)
+    with pytest.raises(ValueError, match="mode must be one of"):
+        straight_through(jnp.ones(3), jnp.ones(3), "soft")
+    with pytest.raises(ValueError, match="rescale must be one of"):
+        rescaling("half", 1, 2)

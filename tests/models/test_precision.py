@@ -1,0 +1,127 @@
+"""What is rounded to fewer bits, and what is not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.store import create
+from fedjax_prune.models import CNN
+from fedjax_prune.models.blocks import max_pool
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.precision import matmul, product_precision
+from fedjax_prune.models.task import make_task
+from fedjax_prune.types import RoundInputs
+from tests import toys
+from tests.small_models import SMALL, draw
+
+
+def test_gradient_of_a_kernel_is_not_rounded():
+    """bfloat16 has 8 bits: sums of 100 of its products need more than it holds."""
+    x = draw((100, 3)).astype(jnp.bfloat16)
+    kernel = draw((3, 2))
+    y, back = jax.vjp(matmul, x, kernel)
+    cotangent = draw((100, 2)).astype(jnp.bfloat16)
+    x_bar, kernel_bar = back(cotangent)
+    assert (y.dtype, x_bar.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    exact = np.asarray(x, np.float64).T @ np.asarray(cotangent, np.float64)
+    assert kernel_bar.dtype == jnp.float32
+    np.testing.assert_allclose(kernel_bar, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "word"), [("float32", "HIGHEST"), ("tf32", "HIGH")])
+def test_products_carry_their_precision(name, word):
+    with product_precision(name):
+        jaxpr = jax.make_jaxpr(matmul)(jnp.ones((2, 2)), jnp.ones((2, 2)))
+    assert f"Precision.{word}" in str(jaxpr).replace("\n", " ").replace("'", "")
+
+
+@jax.numpy_dtype_promotion("standard")  # Flax's norms widen bfloat16 silently
+def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
+    gates = GateSettings(0.5)
+    solver = make_solver(epochs=1, batch_size=8, lr=0.01)
+    dataset = toys.image_dataset(24, (8, 8, 1), 3)
+    cohort = toys.contiguous_cohort((8, 16), num_lanes=1)
+    after = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = CNN(3, width=0.5, norm="bn", gates=gates, dtype=dtype)
+        algorithm = ALGORITHMS["scaffold"](
+            make_task(model, (8, 8, 1)), solver, make_server_tx()
+        )
+        key = jax.random.key(0)
+        rows = create(algorithm.row(key), 2)
+        state, rows, sums = jax.jit(algorithm.round)(
+            RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
+        )
+        assert {x.dtype for x in jax.tree.leaves((state.params, rows, sums))} <= {
+            jnp.dtype("float32"),
+            jnp.dtype("int32"),
+        }
+        after[dtype] = (state, sums)
+    # 8 bits in each of four layers, and steps of 0.01.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.01 * 2**-4),
+        after[jnp.float32][0].params,
+        after[jnp.bfloat16][0].params,
+    )
+    np.testing.assert_allclose(
+        after[jnp.float32][1]["loss"], after[jnp.bfloat16][1]["loss"], rtol=2**-6
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@jax.numpy_dtype_promotion("standard")  # Flax's norms start in float32
+def test_lanes_agree_in_float64_after_ten_steps(name):
+    """Every model gated, with batch norm and dropout, three unequal clients."""
+    model, shape = SMALL[name]
+    model = model.clone(gates=GateSettings(0.5), norm="bn", dropout=0.5)
+    solver = make_solver(epochs=2, batch_size=2, lr=0.05, momentum=0.9)
+    dataset = toys.image_dataset(17, shape, 4)
+    key = jax.random.key(0)
+    with jax.enable_x64(True):
+        task = make_task(model, shape, lasso_weight=1e-3)
+        algorithm = ALGORITHMS["fedavg"](task, solver, make_server_tx())
+        state = jax.jit(algorithm.init)(key)
+        rows = create(jax.jit(algorithm.row)(key), 3)
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {
+            jnp.dtype("float64")
+        }
+        run = jax.jit(algorithm.round)
+        one, three = (
+            run(
+                state,
+                rows,
+                dataset,
+                toys.contiguous_cohort((10, 3, 4), num_lanes=lanes),
+                key,
+            )
+            for lanes in (1, 3)
+        )
+        assert int(one[2]["steps"].max()) == 10
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+            one[:2],
+            three[:2],
+        )
+
+
+def test_pooling_takes_the_maximum_and_shares_ties():
+    x = draw((2, 5, 4, 3))
+    cotangent = draw((2, 2, 2, 3))
+
+    def by_reduction(x):
+        return x[:, :4].reshape(2, 2, 2, 2, 2, 3).max((2, 4))
+
+    for function in (max_pool, jax.vmap(lambda x: max_pool(x[None])[0])):
+        value, back = jax.vjp(function, x)
+        expected, back_expected = jax.vjp(by_reduction, x)
+        np.testing.assert_array_equal(value, expected)
+        np.testing.assert_array_equal(back(cotangent)[0], back_expected(cotangent)[0])
+    ties = jnp.array([[1.0, 1.0], [0.0, 1.0]])[None, :, :, None]
+    _, back = jax.vjp(max_pool, ties)
+    np.testing.assert_allclose(
+        back(jnp.ones((1, 1, 1, 1)))[0][0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]]
+    )

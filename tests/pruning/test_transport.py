@@ -1,0 +1,116 @@
+"""Sparse messages come back whole, and metrics state their length."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax_prune.models.costs import traffic
+from fedjax_prune.pruning.masks import prunable
+from fedjax_prune.pruning.wire import (
+    BITS,
+    RUNS,
+    decode_masks,
+    decode_values,
+    encode_masks,
+    encode_values,
+    mask_facts,
+)
+
+
+def draw_masks(seed, density, run=1):
+    """Masks of 3,900 entries, equal for `run` entries at a time."""
+    flat = np.random.default_rng(seed).random(3900 // run) < density
+    flat = np.repeat(flat, run)
+    return {
+        "one": {"kernel": flat[:900].reshape(30, 30), "bias": flat[900:930]},
+        "two": {"kernel": flat[930:].reshape(10, 297)},
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 9),
+    st.sampled_from([0.0, 0.01, 0.3, 0.99, 1.0]),
+    st.sampled_from([1, 30]),
+)
+def test_messages_come_back(seed, density, run):
+    masks = draw_masks(seed, density, run)
+    assert sum(m.size for m in jax.tree.leaves(masks)) == 3900
+    rng = np.random.default_rng(seed)
+    tree = jax.tree.map(
+        lambda m: np.where(m, rng.normal(size=m.shape), 0).astype(np.float32), masks
+    )
+    message = encode_values(tree, masks)
+    assert len(message) == 4 * sum(int(m.sum()) for m in jax.tree.leaves(masks))
+    jax.tree.map(np.testing.assert_array_equal, decode_values(message, masks), tree)
+    written = encode_masks(masks)
+    assert len(written) <= 1 + -(-3900 // 8)
+    jax.tree.map(np.testing.assert_array_equal, decode_masks(written, masks), masks)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("run", [1, 130])
+def test_the_length_is_counted_without_writing(density, run):
+    masks = draw_masks(3, density, run)
+    may = prunable(masks)
+    facts = jax.jit(lambda m: mask_facts(m, (), may))(masks)
+    assert int(facts["mask/bytes"]) == len(encode_masks(masks))
+    assert int(facts["mask/kept/one/kernel"]) == masks["one"]["kernel"].sum()
+    assert int(facts["mask/prunable"]) == 3870
+    kernels = sum(int(part["kernel"].sum()) for part in masks.values())
+    assert int(facts["mask/prunable_kept"]) == kernels
+    every = mask_facts(masks, (), prunable(masks, biases=True))
+    assert int(every["mask/prunable"]) == sum(m.size for m in jax.tree.leaves(masks))
+
+
+def test_run_lengths_by_hand():
+    """Kept 0, then 200 pruned and 3700 kept: 0; 200 = 72 + 128; 3700 = 116 + 28 128."""
+    masks = jax.tree.map(lambda m: np.ones(m.shape, bool), draw_masks(0, 1.0))
+    masks["one"]["bias"][:] = False  # the first 30 entries
+    masks["one"]["kernel"].reshape(-1)[:170] = False
+    expected = bytes([0, 72 + 128, 1, 116 + 128, 28])
+    assert encode_masks(masks) == RUNS + expected
+    assert encode_masks(draw_masks(0, 0.5))[:1] == BITS
+
+
+def test_run_lengths_around_powers_of_128():
+    around = [127, 128, 129, 16383, 16384, 16385, 2**21 - 1, 2**21]
+    lengths = np.random.default_rng(0).permutation([*around, *range(1, 300)])
+    for first in (True, False):
+        flat = np.repeat((np.arange(len(lengths)) % 2 == 0) == first, lengths)
+        facts = mask_facts({"kernel": jnp.asarray(flat)}, (), {"kernel": True})
+        assert int(facts["mask/bytes"]) == len(encode_masks({"kernel": flat}))
+
+
+def test_bad_messages():
+    masks = draw_masks(0, 0.5)
+    with pytest.raises(ValueError, match=r"message must have \d+ bytes"):
+        decode_values(b"\0\0\0\0", masks)
+    with pytest.raises(ValueError, match=r"must hold 3900 entries, got 3"):
+        decode_masks(RUNS + bytes([3]), masks)
+    with pytest.raises(ValueError, match=r"must hold 3900 bits, got 3912"):
+        decode_masks(BITS + bytes(489), masks)
+    for message in (b"\2", RUNS, RUNS + bytes([128])):
+        with pytest.raises(ValueError, match="what encode_masks has written"):
+            decode_masks(message, masks)
+
+
+def test_traffic_of_masked_messages_by_hand():
+    """Five clients, 2 of 5 kernel entries and the bias kept, a statistic of 4 bytes."""
+    params = {"fc": {"kernel": jnp.zeros((5, 1)), "bias": jnp.zeros(1)}}
+    masks = {
+        "fc": {"kernel": np.eye(5, 1, dtype=bool), "bias": np.ones(1, bool)},
+    }
+    masks["fc"]["kernel"][3] = True
+    counted = mask_facts(masks, (), prunable(masks))
+    facts = {name: int(x) for name, x in counted.items()}
+    facts |= {"mask/sent": 3, "mask/extra": 7}
+    down, up = (params, jnp.float32(0)), {"a": params, "b": params}
+    found = traffic((down, up), 5, facts)
+    values = 5 * 4 * (2 + 1 + 1)
+    assert found.down == values + 3 * len(encode_masks(masks))
+    assert found.spec_down == values + 3 * 1
+    assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)

@@ -1,0 +1,124 @@
+"""Devices and lanes: what fits, what is chosen, what is kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from fedjax_prune.engine.devices import (
+    make_placement,
+    put_cohort,
+    put_split,
+    put_whole,
+)
+from fedjax_prune.engine.store import make_store
+from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.runs import capacity, programs, train
+from fedjax_prune.runs.experiment import build, start
+from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import read_config
+from tests.small_runs import pruned_config, tiny_config
+
+
+def test_peak_of_a_chain_by_hand():
+    """1 x 4 to 1 x 1,000 to 1 x 10: 4,000 and 40 bytes at once."""
+    first, second = np.ones((4, 1000), np.float32), np.ones((1000, 10), np.float32)
+
+    def chain(x, first, second):
+        # Doubling is done in place.
+        return jnp.maximum(2 * (x @ first), 0.0) @ second
+
+    x = np.ones((1, 4), np.float32)
+    assert peak_bytes(chain, x, first, second) == 4000 + 40
+    assert peak_bytes(jax.jit(chain), x, first, second) == 4000 + 40
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lanes": 1},
+        {"lanes": 3, "reduction": "fixed_order", "client_rows": "host"},
+        {"lanes": 1, "model.gated": False, "model.width": 2.0, "client.batch_size": 64},
+    ],
+    ids=str,
+)
+def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
+    config = tiny_config(devices=1, **changes)
+    experiment = build(config)
+    placement = make_placement(1, config.reduction)
+    state, row = put_whole(placement, start(config, experiment))
+    cohort = train._cohort(config, experiment.population, placement, 0, 3)
+    num_clients = config.data.num_clients
+    rows = make_store("device", row, num_clients, placement)
+    taken = rows.take(cohort.client_ids)
+    data = put_whole(placement, (experiment.train, experiment.test))
+    key = put_whole(placement, jax.random.key(0))
+    wanted = put_split(placement, np.ones(len(cohort.client_ids), bool))
+    program = programs.compile_programs(experiment, placement).train.lower(
+        *(state, taken, *data, put_cohort(placement, cohort), key, wanted)
+    )
+    plan = program.compile().memory_analysis()
+    planned = (
+        plan.argument_size_in_bytes
+        + plan.temp_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+    )
+    if config.client_rows == "device":
+        planned += num_clients * tree_bytes(row)
+    estimate = capacity.memory_estimate(config, experiment, config.lanes)
+    assert 0.75 * planned < estimate < 1.25 * planned
+
+
+def test_fewer_lanes_are_taken_where_memory_is_short():
+    config = tiny_config(devices=1)
+    experiment = build(config)
+    need = [capacity.memory_estimate(config, experiment, n) for n in (1, 2, 3)]
+    assert need[2] - need[1] == need[1] - need[0] > 0
+    assert capacity.fitting_lanes(config, experiment, 64, need[1]) == 2
+    assert capacity.fitting_lanes(config, experiment, 64, need[2] - 1) == 2
+    assert capacity.fitting_lanes(config, experiment, 1, need[2]) == 1
+    with pytest.raises(SettingsError, match=r"one lane needs .* GB on each device"):
+        capacity.fitting_lanes(config, experiment, 64, need[0] - 1)
+
+
+def test_lanes_bring_more_explorers_at_once():
+    """4, 32, 40, 40 rows of explorers: not as many with every lane."""
+    sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
+    config = pruned_config(devices=1, client_rows="host", **sizes)
+    experiment = build(config)
+    need = [capacity.memory_estimate(config, experiment, n) for n in (1, 2, 3, 4)]
+    steps = np.diff(need)
+    assert steps[0] > steps[1] > steps[2] > 0
+    for lanes, available in enumerate(need, start=1):
+        fitting = capacity.fitting_lanes(config, experiment, 64, available)
+        assert fitting == lanes
+
+
+def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
+    config = tiny_config(rounds=1, devices=0)
+    config.lanes = "auto"
+    assert train.run(config, tmp_path) == 0
+    assert "chosen by images a second (1: " in capsys.readouterr().out
+    chosen = read_config(tmp_path)
+    assert chosen["lanes"] in (1, 2, 4)
+    assert chosen["devices"] == min(jax.local_device_count(), 3)
+    config.rounds = 2
+    assert train.run(config, tmp_path) == 0
+    again = read_config(tmp_path)
+    assert (again["lanes"], again["devices"]) == (chosen["lanes"], chosen["devices"])
+    assert "chosen by" not in capsys.readouterr().out
+
+
+def test_more_devices_than_there_are(tmp_path):
+    config = tiny_config(devices=jax.local_device_count() + 1)
+    with pytest.raises(SettingsError, match=r"devices must be in \[0, \d+\] on this"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_base_leaves_both_to_the_machine():
+    config = base.get_config()
+    assert (config.devices, config.lanes) == (0, "auto")

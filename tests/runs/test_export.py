@@ -1,0 +1,80 @@
+"""Exported models: the run's own logits, under the final masks, in smaller arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.pruning.masked_round import apply_masks
+from fedjax_prune.runs import train
+from fedjax_prune.runs.checkpoint import CheckpointError
+from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.export import export_model, load_model
+from fedjax_prune.runs.workdir import WorkdirError
+from fedjax_prune.types import Variables
+from tests.small_runs import final_state, pruned_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose masks of the last round are not those of all explorers."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = pruned_config(rounds=2, **{"model.width": 0.5})
+    assert train.run(config, workdir) == 0
+    state, _ = final_state(config, workdir)
+    return config, workdir, state
+
+
+def delivered(config, state, masks):
+    """Logits of the whole model under some masks."""
+    experiment = build(config)
+    images = jnp.asarray(experiment.test.images[:20])
+    params = apply_masks(masks, state.params)
+    variables = Variables(params, {}, state.model_state)
+    return images, experiment.task.predict(variables, images)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_the_final_masks_and_the_same_logits(finished, compact, tmp_path):
+    config, workdir, state = finished
+    masks, now = state.server.guide, state.server.masks
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), masks, now)
+    assert any(jax.tree.leaves(differs))
+    images, wanted = delivered(config, state, masks)
+    exported = export_model(workdir, tmp_path, compact=compact)
+    np.testing.assert_allclose(exported.predict(images), wanted, rtol=1e-5, atol=1e-5)
+    sizes = tree_bytes(exported.variables.params), tree_bytes(state.params)
+    assert sizes[0] < 0.6 * sizes[1] if compact else sizes[0] == sizes[1]
+    again = load_model(tmp_path)
+    assert again.model == exported.model
+    np.testing.assert_array_equal(again.predict(images), exported.predict(images))
+
+
+def test_what_cannot_be_exported_or_read(finished, tmp_path):
+    _, workdir, _ = finished
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="must be a new or an empty folder"):
+        export_model(workdir, tmp_path)
+    with pytest.raises(WorkdirError, match=r"model.json cannot be read"):
+        load_model(tmp_path)
+    with pytest.raises(WorkdirError, match="no run was started here"):
+        export_model(tmp_path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        export_model(tmp_path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_lowered_for_another_platform(finished, tmp_path):
+    """The second convolution reads 8 channels, so a CPU convolves it by `lax`."""
+    _, workdir, _ = finished
+    export_model(workdir, tmp_path, compact=False)
+    images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
+    for platform, words in ((None, True), ("cpu", True), ("tpu", False)):
+        predict = jax.jit(load_model(tmp_path, platform=platform).predict)
+        lowered = jax.export.export(predict, platforms=[platform or "cpu"])(images)
+        assert ("stablehlo.convolution" in lowered.mlir_module()) == words
+    with pytest.raises(ValueError, match="platform must be one of"):
+        load_model(tmp_path, platform="gpus")

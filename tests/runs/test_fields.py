@@ -1,0 +1,188 @@
+"""Declared fields: what is read of a signature, and what is refused."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fedjax_prune.algorithms.autoflip.autoflip import autoflip
+from fedjax_prune.algorithms.random_pruning import random_pruning
+from fedjax_prune.fields import (
+    ANY,
+    FRACTION,
+    SEED,
+    SHARE,
+    Field,
+    above,
+    at_least,
+    at_most,
+    check_fields,
+    checked,
+    fields_of,
+    like,
+    one_of,
+)
+
+
+@checked
+def build(
+    model: Any,
+    *,
+    mu: Annotated[float, at_least(0), "Weight."] = 0.01,
+    epochs: Annotated[int, at_least(1), "Epochs."],
+    name: Annotated[str, one_of(("a", "b")), "Name."] = "a",
+    layers: Annotated[Sequence[str], "Layers."] = (),
+    both: Annotated[bool, "Both."] = False,
+) -> tuple:
+    """Builds."""
+    return model, mu, epochs, name, layers, both
+
+
+class Settings(NamedTuple):
+    """Two fields and what is none."""
+
+    seed: Annotated[int, SEED, "Seed."] = 3
+    share: Annotated[float, SHARE, "Share."] = 1.0
+    other: int = 5
+
+
+def test_fields_are_read_of_functions_and_records():
+    fields = fields_of(build)
+    assert list(fields) == ["mu", "epochs", "name", "layers", "both"]
+    assert fields["mu"][::2] == (float, "Weight.") and fields["mu"].default == 0.01
+    assert fields["mu"].text == "at least 0"
+    assert fields["epochs"].default is inspect.Parameter.empty
+    assert fields["layers"] == Field(Sequence[str], ANY, "Layers.", ())
+    assert (fields["layers"].text, fields["both"].text) == (
+        "a list of strings",
+        "true or false",
+    )
+    assert fields_of(Settings) == {
+        "seed": Field(int, SEED, "Seed.", 3),
+        "share": Field(float, SHARE, "Share.", 1.0),
+    }
+
+
+def test_a_checked_function_is_called_with_good_values():
+    assert build("m", epochs=2) == ("m", 0.01, 2, "a", (), False)
+    assert build(model=-1, mu=0, epochs=np.int32(7), layers=["x"]) == (
+        *(-1, 0, 7),
+        *("a", ["x"], False),
+    )
+    assert build.__name__ == "build" and build.__doc__ == "Builds."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mu": -1}, "mu must be at least 0, got -1."),
+        ({"mu": math.nan}, "mu must be at least 0, got nan."),
+        ({"mu": math.inf}, "mu must be at least 0, got inf."),
+        ({"mu": "1"}, "mu must be a number, got '1'."),
+        ({"mu": True}, "mu must be a number, got True."),
+        ({"mu": None}, "mu must be a number, got None."),
+        ({"mu": 2**128}, f"mu must be at least 0 and below 2^128, got {2**128}."),
+        ({"epochs": 0}, "epochs must be at least 1, got 0."),
+        ({"epochs": 1.0}, "epochs must be a whole number, got 1.0."),
+        (
+            {"epochs": 2**31},
+            "epochs must be at least 1 and below 2^31, got 2147483648.",
+        ),
+        ({"name": "c"}, "name must be one of a, b, got 'c'."),
+        ({"name": ["a"]}, "name must be a string, got ['a']."),
+        ({"layers": "abc"}, "layers must be a list of strings, got 'abc'."),
+        ({"layers": (1, 2)}, "layers must be a list of strings, got (1, 2)."),
+        ({"both": 1}, "both must be true or false, got 1."),
+    ],
+)
+def test_a_checked_function_refuses_bad_values(values, message):
+    with pytest.raises(ValueError) as error:
+        build("m", **{"epochs": 1} | values)
+    assert str(error.value) == message
+
+
+def test_a_checked_function_refuses_unknown_and_missing_names():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nu'"):
+        build("m", epochs=1, nu=2)
+    with pytest.raises(TypeError, match=r"missing a required.* argument: 'epochs'"):
+        build("m")
+
+
+def test_values_of_a_record_are_checked():
+    fields = fields_of(Settings)
+    check_fields(fields, Settings(2**32 - 1, 0.5, -1)._asdict())
+    with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^32\), got 42949672"):
+        check_fields(fields, Settings(seed=2**32)._asdict())
+
+
+@pytest.mark.parametrize(
+    ("rule", "held", "refused"),
+    [
+        (at_least(1), (1, 2.5), (0.999, math.inf, math.nan)),
+        (above(0), (1e-300, 3), (0, -1, math.inf, math.nan)),
+        (at_most(1), (1, -5), (1.1, math.nan)),
+        (FRACTION, (0, 1), (-1e-9, 1.1, math.nan)),
+        (SHARE, (1e-9, 1), (0, 1.1, math.nan)),
+        (one_of({"a": 1}), ("a",), ("b", "")),
+    ],
+)
+def test_rules(rule, held, refused):
+    assert all(rule.holds(value) for value in held)
+    assert not any(rule.holds(value) for value in refused)
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "value"),
+    [
+        (bool, "true", True),
+        (bool, "False", False),
+        (bool, "0", False),
+        (bool, "2", "2"),
+        (int, "1_000", 1000),
+        (int, "1e3", "1e3"),
+        (float, "1e-3", 1e-3),
+        (float, "1", 1.0),
+        (str, "1", "1"),
+        (float | None, "None", None),
+        (float | None, "0.5", 0.5),
+        (int | str, "3", 3),
+        (int | str, "auto", "auto"),
+        (Sequence[str], "a/*,b", ("a/*", "b")),
+        (Sequence[str], "('a',)", ("a",)),
+        (Sequence[str], "None", None),
+        (Sequence[str], "", ()),
+    ],
+)
+def test_texts_are_read_by_the_type_of_a_field(type_, text, value):
+    found = Field(type_, ANY, "Field.").read(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_function_may_take_over_the_fields_of_another():
+    @checked
+    @like(build, epochs=Field(int, at_least(2), "More.", 4))
+    def other(model, **fields):
+        return model, fields
+
+    assert list(inspect.signature(other).parameters) == [
+        *("model", "mu", "epochs"),
+        *("name", "layers", "both"),
+    ]
+    assert fields_of(other)["epochs"].default == 4
+    assert fields_of(other)["mu"] == fields_of(build)["mu"]
+    assert other(1, mu=2) == (1, {"mu": 2})
+    with pytest.raises(ValueError, match="epochs must be at least 2, got 1"):
+        other(1, epochs=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fields'"):
+        other(1, fields=1)
+
+
+def test_random_pruning_has_the_fields_of_autoflip():
+    fields, those = fields_of(random_pruning), fields_of(autoflip)
+    assert list(fields) == list(those)
+    differing = {name for name in fields if fields[name] != those[name]}
+    assert differing == {"mask_schedule"}
+    assert fields["mask_schedule"].default == "fixed"

@@ -1,0 +1,149 @@
+"""Whole runs with masks: preparation, files, resuming, compaction, tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import autoflip, base
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.runs import experiment, ledger, train
+from fedjax_prune.runs.settings import SettingsError, check
+from fedjax_prune.runs.workdir import read_metrics
+from tests.small_runs import PRUNED_FIELDS, final_state, pruned_config, tiny_config
+
+
+
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    config = pruned_config()
+    assert train.run(config, workdir) == 0
+    return config, workdir
+
+
+def test_rows_tell_what_is_pruned_and_sent(whole):
+    _, workdir = whole
+    rows = read_metrics(workdir)
+    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
+    first, *rounds = rows
+    assert first["clients"] == 5
+    assert first["bytes/down"] == first["bytes/up"] == 5 * 4 * 1034
+    assert first["flops/realisable"] == first["flops/dense"]
+    for row in rounds:
+        assert row["sparsity/prunable"] >= 0.3
+        assert row["flops/realisable"] < 0.6 * row["flops/dense"]
+        assert row["flops/hybrid"] <= row["flops/theoretical"] < row["flops/dense"]
+        assert row["bytes/down"] + row["bytes/up"] < row["bytes/dense"]
+        assert row["bytes_spec/up"] == row["bytes/up"]
+        # Half of 4, 8 and 16 channels and hidden units.
+        assert row["channels/conv1"] == 2 and row["channels/fc1"] == 8
+    totals = ledger.totals(rows)
+    assert totals.sent > 0 and totals.sent_all < totals.sent
+    table = ledger.pruning_table({"fedavg": [workdir], "autoflip": [workdir]})
+    (accuracy,) = {line.split(" | ")[1] for line in table.splitlines()[2:]}
+    assert f"| autoflip | {accuracy} | +0.0% | " in table
+    assert ledger.has_masks(workdir)
+    words = ledger.in_words(rows)
+    assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]
+    assert words["compute saved"].startswith(f"{totals.realisable:.1%} ")
+    assert f" and {totals.sent_all:.1%}" in words["with round 0"]
+
+
+def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
+    config, workdir = whole
+    short = pruned_config(rounds=1)
+    assert train.run(short, tmp_path) == 0
+    monkeypatch.setattr(train, "_prepare", None)
+    assert train.run(config, tmp_path) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, workdir),
+        final_state(config, tmp_path),
+    )
+
+
+def test_compacted_rounds_end_as_whole_ones(whole, tmp_path):
+    config, workdir = whole
+    compact = pruned_config(compact_training=True)
+    assert train.run(compact, tmp_path) == 0
+    states = [final_state(config, folder) for folder in (workdir, tmp_path)]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states
+    )
+    rows = [read_metrics(folder) for folder in (workdir, tmp_path)]
+    for one, other in zip(*rows, strict=True):
+        for name in ("bytes/down", "sparsity/all", "flops/realisable"):
+            assert one[name] == other[name]
+
+
+def test_a_layer_without_weights_ends_the_run(tmp_path):
+    fields = {"explore_epochs": 1, "threshold": 0.999, "min_keep": 0.0}
+    with pytest.raises(
+        TrainingError, match=r"algorithm.threshold 0.999 leaves nothing"
+    ):
+        train.run(pruned_config(fields=fields), tmp_path)
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.name": "resnet9"}, "algorithm: ResNet9 needs images of 32x32"),
+        ({"fields": PRUNED_FIELDS | {"exempt_layers": ("fc9/*",)}}, "algorithm: .*fc9"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_data_are_loaded(
+    changes, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiment, "load", None)
+    with pytest.raises(SettingsError, match=message):
+        train.run(pruned_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sparse_server_has_forgotten_before_the_round():
+    """Compacted rounds put back what was there before, so it must be 0 by then."""
+    config = pruned_config(fields=PRUNED_FIELDS | {"server_store": "sparse"})
+    config.algorithm.mask_schedule = "fixed"
+    algorithm = experiment.build(config).algorithm
+    state = jax.tree.map(jnp.ones_like, algorithm.init(jax.random.key(0)))
+    masks = jax.tree.map(
+        lambda x: jnp.arange(x.size).reshape(x.shape) % 3 > 0, state.params
+    )
+    state = state._replace(server=state.server._replace(masks=masks))
+    after = algorithm.masked.remask(state, None, None)
+    momenta = [x for x in jax.tree.leaves(after.server.base) if x.ndim]
+    assert len(momenta) == len(jax.tree.leaves(masks))
+    for mask, param, momentum in zip(
+        jax.tree.leaves(masks), jax.tree.leaves(after.params), momenta, strict=True
+    ):
+        np.testing.assert_array_equal(param, mask)
+        np.testing.assert_array_equal(momentum, mask)
+
+
+def test_compaction_needs_masks():
+    config = tiny_config(compact_training=True)
+    with pytest.raises(SettingsError, match="compact_training must be false with"):
+        check(config)
+
+
+@pytest.mark.parametrize("size", autoflip.SIZES)
+@pytest.mark.parametrize("work", autoflip.WORKS)
+def test_every_setting_is_valid(work, size):
+    for method in autoflip.METHODS:
+        config = autoflip.get_config(f"{work},{method},{size}")
+        config.data.dir = "somewhere"
+        check(config)
+
+
+def test_settings_of_the_authors_commands():
+    config = autoflip.get_config("cifar100")
+    assert (config.rounds, config.cohort_size, config.data.num_clients) == (200, 1, 20)
+    assert (config.client.lr, config.client.lr_decay) == (3e-4, 0.99)
+    assert autoflip.get_config("shakespeare").algorithm.explorer_share == 0.03
+    assert autoflip.get_config("mnist,ablation50").algorithm.threshold == 0.5
+    with pytest.raises(ValueError, match=r"must be WORK\[,METHOD\[,SIZE\]\], got 'x'"):
+        autoflip.get_config("x")

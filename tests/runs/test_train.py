@@ -1,0 +1,328 @@
+"""Whole runs: files, resuming, interruption, errors."""
+
+import io
+import json
+import signal
+import sys
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from fedjax_prune.engine import row_files, store
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.runs import checkpoint, report, train
+from fedjax_prune.runs import start as resume
+from fedjax_prune.runs.experiment import build, own_personal, start
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import read_metrics
+from tests.toys import all_rows
+from tests.small_runs import final_state, tiny_config
+
+
+
+
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    # Its checkpoints are found below a folder whose name reads like a pattern.
+    workdir = tmp_path_factory.mktemp("whole") / "runs[1]" / "{x}*"
+    config = tiny_config()
+    assert train.run(config, workdir) == 0
+    return config, workdir
+
+
+def test_rows_have_the_promised_fields(finished):
+    _, workdir = finished
+    rows = read_metrics(workdir)
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    always = {
+        *("seconds", "clients", "train/loss", "train/accuracy"),
+        *("bytes/down", "bytes/up", "steps/real", "steps/executed"),
+    }
+    metrics = ("client_gated", "client_local", "after_local")
+    evaluated = {"eval/global_dense/accuracy"} | {
+        f"eval/{name}/{key}"
+        for name in metrics
+        for key in ("mean", "p10", "min", "std")
+    }
+    for row in rows:
+        assert always <= row.keys()
+        assert (evaluated <= row.keys()) == (row["round"] % 2 == 0)
+        assert all(not isinstance(value, dict | list) for value in row.values())
+        assert row["steps/executed"] >= row["steps/real"] > 0
+        assert all(0 <= row[k] <= 1 for k in evaluated & row.keys())
+    assert rows[0]["clients"] == 3
+    # Whole rows of the population: 2 of 5 clients, bounded by eval.num_clients.
+    assert rows[-1]["eval/clients"] == 2
+    assert rows[-1]["eval/examples"] == 60
+
+
+def test_bytes_are_those_of_params_controls_and_statistics(finished):
+    """Of each of the three clients 4 (2 P + R), in both directions."""
+    config, workdir = finished
+    state, _ = final_state(config, workdir)
+    num_params = sum(x.size for x in jax.tree.leaves(state.params))
+    num_statistics = sum(x.size for x in jax.tree.leaves(state.model_state))
+    row = read_metrics(workdir)[0]
+    sent = 3 * 4 * (2 * num_params + num_statistics)
+    assert num_statistics > 0 and row["bytes/down"] == row["bytes/up"] == sent
+
+
+def test_workdir_holds_config_events_and_checkpoint(finished):
+    _, workdir = finished
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["data"]["num_clients"] == 5
+    assert any((workdir / "tensorboard").iterdir())
+    assert checkpoint.rounds(workdir / "checkpoints") == [2, 4]
+    assert not (workdir / "lock").exists()
+
+
+class Terminal(io.StringIO):
+    """Presses Ctrl-C when it is shown the end of a round."""
+
+    def __init__(self, press_after):
+        super().__init__()
+        self.press_after = press_after
+
+    def write(self, text):
+        if text.startswith(f"round {self.press_after}/"):
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_stopped_and_resumed_run_ends_with_the_same_bits(
+    finished, tmp_path, monkeypatch
+):
+    """Stops while round 2 is running, resumes, stops in round 4, resumes."""
+    config, _ = finished
+    config = config.copy_and_resolve_references()
+    config.rounds = 6
+    for press_after, expected in ((1, 2), (3, 4), (None, 6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Terminal(press_after))
+            code = train.run(config, tmp_path)
+        assert code == (train.INTERRUPTED if press_after else 0)
+        assert checkpoint.latest(tmp_path / "checkpoints") == expected
+        assert len(read_metrics(tmp_path)) == expected
+    whole = tmp_path / "whole"
+    train.run(config, whole)
+    first, second = final_state(config, whole), final_state(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    timing = {"seconds", "seconds/compile"}
+    for first, second in zip(read_metrics(whole), read_metrics(tmp_path), strict=True):
+        assert {k: v for k, v in first.items() if k not in timing} == {
+            k: v for k, v in second.items() if k not in timing
+        }
+
+
+def test_rows_on_the_host_change_no_bit(finished, tmp_path):
+    """Of gates and control variates, in a run that stops after two rounds."""
+    config, workdir = finished
+    for rounds in (2, config.rounds):
+        on_host = tiny_config(rounds=rounds, client_rows="host")
+        assert train.run(on_host, tmp_path) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, workdir),
+        final_state(config, tmp_path),
+    )
+    accuracies = [
+        {k: v for k, v in row.items() if k.startswith("eval/")}
+        for row in (read_metrics(workdir)[-1], read_metrics(tmp_path)[-1])
+    ]
+    assert accuracies[0] == accuracies[1] != {}
+
+
+@pytest.mark.parametrize(
+    ("client_rows", "others"),
+    [("device", {"save", "pieces_of_devices"}), ("host", {"save", "_settled"})],
+)
+def test_only_one_function_reads_from_the_device(
+    client_rows, others, tmp_path, monkeypatch
+):
+    """The transfer guard of the CPU does not see device-to-host copies.
+
+    Beside it reads what saves, and what brings rows to the host where they live there.
+    """
+    files = {m.__file__ for m in (train, resume, row_files, store)}
+    readers = set()
+
+    def spy_on(owner, name):
+        convert = getattr(owner, name)
+
+        def spied(*args, **kwargs):
+            stack = traceback.extract_stack()[:-1]
+            ours = [frame.name for frame in stack if frame.filename in files]
+            # JAX calls numpy, too, when it compiles.
+            direct = owner is not np or stack[-1].filename in files
+            reads = any(isinstance(x, jax.Array) for x in args)
+            if reads and direct and "_train" in ours:
+                readers.add(ours[-1])
+            return convert(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, spied)
+
+    for name in ("asarray", "array", "copy", "copyto"):
+        spy_on(np, name)
+    for name in ("__array__", "__bool__", "__float__", "__index__", "__int__", "item"):
+        spy_on(type(jnp.zeros(())), name)
+    config = tiny_config(rounds=5, client_rows=client_rows)
+    assert train.run(config, tmp_path) == 0
+    assert readers == {"_read"} | others
+
+
+def test_a_round_is_dispatched_before_the_one_before_is_read(tmp_path, monkeypatch):
+    """Rows are written one round late, but where a checkpoint is due."""
+    events = []
+    call, read = jax.stages.Compiled.__call__, jax.device_get
+
+    def dispatch(self, *args, **kwargs):
+        if len(args) == 7:
+            events.append("dispatch")
+        return call(self, *args, **kwargs)
+
+    def fetch(values):
+        events.append("read")
+        return read(values)
+
+    monkeypatch.setattr(jax.stages.Compiled, "__call__", dispatch)
+    monkeypatch.setattr(jax, "device_get", fetch)
+    assert train.run(tiny_config(rounds=4, save_every=3), tmp_path) == 0
+    rounds = [e for e in events if e in ("dispatch", "read")]
+    assert rounds[:6] == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
+
+
+def test_finished_run_started_again_only_reports(finished, capsys):
+    config, workdir = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.run(config, workdir) == 0
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_workdir_repeats_the_last_evaluation(finished):
+    _, workdir = finished
+    last, again = read_metrics(workdir)[-1], train.evaluate_workdir(workdir)
+    shared = {key for key in again if key.startswith("eval/")}
+    assert {"eval/global_dense/accuracy", "eval/client_gated/mean"} <= shared
+    for key in shared:
+        np.testing.assert_allclose(again[key], last[key], rtol=1e-6)
+
+
+def test_comparison_has_a_row_for_each_run(finished):
+    _, workdir = finished
+    table = report.comparison({"one": [workdir], "mean of two": [workdir] * 2})
+    header, _, line, again = table.splitlines()
+    assert again == line.replace("| one |", "| mean of two |")
+    rows = read_metrics(workdir)
+    cells = dict(
+        zip(header.split(" | ")[1:], line.rstrip(" |").split(" | ")[1:], strict=False)
+    )
+    assert cells["headline"] == f"{rows[-1]['eval/client_gated/mean']:.1%}"
+    assert cells["shared model"] == f"{rows[-1]['eval/global_dense/accuracy']:.1%}"
+    assert cells["rounds"] == "4"
+
+
+def test_preflight_and_summary_tell_the_numbers(tmp_path, capsys):
+    config = tiny_config(rounds=1)
+    train.run(config, tmp_path)
+    out = capsys.readouterr().out
+    for text in ("5, 3 a round", "MACs an image", "round 1/1", "own validation"):
+        assert text in out
+
+
+def test_impossible_split_is_refused_and_leaves_nothing(tmp_path):
+    config = tiny_config()
+    config.data.min_size = 61
+    with pytest.raises(SettingsError, match=r"cannot be split.*min_size 61"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_diverging_client_stops_the_run_and_is_named(tmp_path):
+    config = tiny_config()
+    config.client.lr = 1e20
+    with pytest.raises(TrainingError, match=r"client [\d, ]+ became .* round 1"):
+        train.run(config, tmp_path)
+    assert read_metrics(tmp_path) == []
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "gated"),
+    [
+        ("fedavg", True),
+        ("fedprox", True),
+        ("fednova", True),
+        ("scaffold", True),
+        ("scaffold", False),
+    ],
+)
+def test_methods_run_with_and_without_gates(tmp_path, method, gated):
+    from configs import base
+
+    config = tiny_config(rounds=1)
+    config.algorithm = base.algorithm(method)
+    config.model.gated = gated
+    assert train.run(config, tmp_path) == 0
+    (row,) = read_metrics(tmp_path)
+    assert np.isfinite(row["train/loss"])
+    assert any(key.startswith("gates/") for key in row) == gated
+
+
+def test_keep_ratio_one_is_the_ungated_run_bit_for_bit(tmp_path):
+    plain, all_kept = tiny_config(rounds=2), tiny_config(rounds=2)
+    plain.model.gated = False
+    all_kept.model.keep_ratio = 1.0
+    train.run(plain, tmp_path / "plain")
+    train.run(all_kept, tmp_path / "all")
+    first = final_state(plain, tmp_path / "plain")
+    second = final_state(all_kept, tmp_path / "all")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_holdout_and_per_client_gates(tmp_path):
+    config = tiny_config(rounds=1)
+    config.data.local_val = "holdout"
+    config.model.gate_init = "per_client"
+    experiment = build(config)
+    assert experiment.population.sizes.sum() < 300
+    _, row = start(config, experiment)
+    draw = own_personal(config, experiment)
+    rows = [
+        all_rows(store.make_store(kind, row, 5, own_personal=draw))
+        for kind in store.STORES
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *rows)
+    kernel = jax.tree.leaves(rows[0].personal)[-1]
+    assert len(kernel) == 5 and len(np.unique(kernel.reshape(5, -1), axis=0)) == 5
+    assert train.run(config, tmp_path) == 0
+    (row,) = read_metrics(tmp_path)
+    assert 0 <= row["eval/client_local/mean"] <= 1
+
+
+def test_another_cohort_and_evaluation_do_not_recompile(tmp_path):
+    """A run compiles its round before the first and calls that program alone."""
+    config = tiny_config(rounds=4)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event)
+    )
+    try:
+        assert train.run(config, tmp_path) == 0
+        compiles = [e for e in compiled if e.endswith("backend_compile_duration")]
+        # Once more from the start: what the first run compiled is all there is.
+        compiled.clear()
+        config.rounds = 8
+        assert train.run(config, tmp_path) == 0
+        again = [e for e in compiled if e.endswith("backend_compile_duration")]
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(again) <= len(compiles)
+    rows = read_metrics(tmp_path)
+    assert [("seconds/compile" in row) for row in rows] == [True, *[False] * 3] * 2

@@ -1,0 +1,51 @@
+"""Configurations of runs that take seconds, and what such a run leaves behind."""
+
+from configs import base, quickstart
+from fedjax_prune.runs import start as resume
+from fedjax_prune.runs.experiment import build
+from tests.toys import all_rows
+
+PRUNED_FIELDS = {
+    "explore_epochs": 2,
+    "guidance_norm": "rank",
+    "structured_rule": "guidance_l1",
+    "structured_share": 0.5,
+}
+
+
+def tiny_config(**changes):
+    """The quick start at a size of seconds: four sampled rounds."""
+    config = quickstart.get_config()
+    changes = {
+        "rounds": 4,
+        "cohort_size": 3,
+        "lanes": 2,
+        "devices": 1,
+        "save_every": 2,
+        "data.num_clients": 5,
+        "data.num_train": 300,
+        "eval.every": 2,
+        "eval.num_clients": 2,
+        "eval.num_examples": 60,
+        "model.width": 0.25,
+        "client.epochs": 1,
+    } | changes
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def pruned_config(name="autoflip", fields=PRUNED_FIELDS, **changes):
+    config = tiny_config(**{"devices": 2, "lanes": 1, "model.gated": False})
+    config.server.optimizer = "damped"
+    # A batch norm on few examples would amplify rounding.
+    config.model.norm = "none"
+    config.update_from_flattened_dict(changes)
+    config.algorithm = base.algorithm(name)
+    config.algorithm.update(fields)
+    return config
+
+
+def final_state(config, workdir):
+    """The server's state and the rows of all clients, of the newest checkpoint."""
+    state, rows = resume.restore(config, build(config), workdir)
+    return state, all_rows(rows)
