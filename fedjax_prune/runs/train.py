@@ -20,12 +20,12 @@ from fedjax_prune.runs import report
 from fedjax_prune.runs.compact_rounds import CompactRounds
 from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.runs.interrupt import stop_requested
+from fedjax_prune.runs.metrics import require_alive
 from fedjax_prune.runs.experiment import Experiment, build, with_model
 from fedjax_prune.engine.outcome import (
     by_id,
     first_by_id,
     of_clients,
-    require_alive,
     require_finite,
 )
 from fedjax_prune.engine.devices import (
