@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.models.blocks import (
-    XavierDense,
-    dense_layer,
-    scaled,
-)
+from fedjax_prune.models.blocks import XavierDense, scaled
+from fedjax_prune.models.costs import dense_layer
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import uniform
 from fedjax_prune.models.needs import Needs, check_model

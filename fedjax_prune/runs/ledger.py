@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_prune.models import costs
+from fedjax_prune.pruning import costs
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.types import Tree
 from fedjax_prune.runs.workdir import read_metrics

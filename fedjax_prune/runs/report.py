@@ -14,6 +14,8 @@ from fedjax_prune.runs.capacity import memory_estimate
 from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.engine.evaluate import summarise
 from fedjax_prune.runs.experiment import Experiment, image_shape_of, make_model, start
+from fedjax_prune.pruning.costs import traffic
+from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config
 from fedjax_prune.runs.workdir import read_config, read_metrics
 
@@ -23,7 +25,7 @@ def preflight(config: Config, experiment: Experiment, finished: int) -> dict[str
     sizes = np.asarray(experiment.population.sizes)
     steps = num_steps(sizes, config.client.epochs, config.client.batch_size)
     state, _ = jax.eval_shape(lambda: start(config, experiment))
-    sent = costs.traffic(experiment.algorithm.messages(state), config.cohort_size, {})
+    sent = traffic(experiment.algorithm.messages(state), config.cohort_size, {})
     macs = costs.macs(experiment.model, experiment.train.images.shape[1:])
     memory = memory_estimate(config, experiment, config.lanes)
     facts = {
@@ -230,7 +232,7 @@ def _to_target(
     evaluated: list[dict[str, Any]],
 ) -> str:
     target, (field, _) = config.eval.target_accuracy, headline(config)
-    reached = costs.rounds_to_target(
+    reached = rounds_to_target(
         [row["round"] for row in evaluated], [row[field] for row in evaluated], target
     )
     if reached is None:
@@ -241,10 +243,10 @@ def _to_target(
     state, _ = jax.eval_shape(lambda: start(config, experiment))
     num_params = costs.tree_bytes(state.params) // 4
     up = costs.tree_bytes(experiment.algorithm.messages(state)[1])
-    paper = costs.cost_paper(
+    paper = cost_paper(
         num_params, reached, config.cohort_size, factor=up // (4 * num_params)
     )
-    steady = costs.rounds_to_target(
+    steady = rounds_to_target(
         [row["round"] for row in evaluated],
         [row[field] for row in evaluated],
         target,

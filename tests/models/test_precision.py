@@ -10,8 +10,8 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import create
 from fedjax_prune.models import CNN
-from fedjax_prune.models.blocks import max_pool
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import matmul, product_precision
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
