@@ -10,8 +10,9 @@ from typing import Annotated, NamedTuple, Protocol, Self
 import jax
 
 from fedjax_prune.fields import SHARE, checked
+from fedjax_prune.layers import Layer
 from fedjax_prune.models.gates import GateSettings, active_gates, num_kept
-from fedjax_prune.types import Layer, Tree
+from fedjax_prune.types import Tree
 
 GRID = 1000
 """Keep ratios are searched in steps of 1 / GRID."""

@@ -9,6 +9,7 @@ import jax
 from jax.typing import DTypeLike
 
 from fedjax_prune.fields import Rule
+from fedjax_prune.layers import ChannelGroup, Layer
 from fedjax_prune.models.blocks import (
     GatedConv,
     TorchDense,
@@ -22,7 +23,6 @@ from fedjax_prune.models.initializers import Initializer, he_fan_out
 from fedjax_prune.models.needs import Needs, check_model, check_size
 from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import at_least_float32
-from fedjax_prune.types import ChannelGroup, Layer
 
 
 class Pool(NamedTuple):

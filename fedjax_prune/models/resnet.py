@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fedjax_prune.layers import ChannelGroup, Layer
 from fedjax_prune.models.blocks import (
     GatedConv,
     KeptChannels,
@@ -22,7 +23,6 @@ from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.models.precision import at_least_float32, wide
-from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (16, 32, 64)
 

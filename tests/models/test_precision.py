@@ -92,11 +92,13 @@ def test_lanes_agree_in_float64_after_ten_steps(name):
         run = jax.jit(algorithm.round)
         one, three = (
             run(
-                state,
-                rows,
-                dataset,
-                toys.contiguous_cohort((10, 3, 4), num_lanes=lanes),
-                key,
+                RoundInputs(
+                    state,
+                    rows,
+                    dataset,
+                    toys.contiguous_cohort((10, 3, 4), num_lanes=lanes),
+                    key,
+                )
             )
             for lanes in (1, 3)
         )
