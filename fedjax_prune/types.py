@@ -1,7 +1,8 @@
-"""The records that cross module borders.
+"""The records that cross the borders of rooms.
 
-Shapes are named by the glossary: `num_clients` clients in the population,
-`cohort_size` of them in a round, `num_lanes` lanes on each device running them.
+Their shapes use the words of the glossary: `num_clients` clients are in the population,
+`cohort_size` of them take part in a round, and `num_lanes` lanes of each device run
+them. "Float" means float32, or float64 with `jax_enable_x64`.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from fedjax_prune.layers import ChannelGroup, Layer
 
 Tree = Any
 """A pytree of arrays. `{}` stands for "nothing here", never `None`."""
@@ -21,11 +24,15 @@ Sums = dict[str, jax.Array]
 
 
 class Dataset(NamedTuple):
-    """Labelled examples, whole in memory.
+    """Labelled examples, all of them in memory.
 
     Attributes:
-      images: [num_examples, height, width, channels] uint8.
+      images: [num_examples, height, width, channels] uint8, or float32 in [0, 1].
       labels: [num_examples] int32, in [0, num_classes).
+
+    Examples:
+      >>> Dataset(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 2).images.shape
+      (6, 8, 8, 1)
     """
 
     images: Any
@@ -33,11 +40,15 @@ class Dataset(NamedTuple):
 
 
 class Population(NamedTuple):
-    """Who holds which examples.
+    """All clients: it says which examples each of them holds.
 
     Attributes:
       indices: [num_clients, max_size] int32 into a Dataset, padded with 0.
       sizes: [num_clients] int32, the number of real entries, at least 1.
+
+    Examples:
+      >>> Population(np.array([[0, 1], [2, 0]]), sizes=np.array([2, 1])).sizes.tolist()
+      [2, 1]
     """
 
     indices: Any
@@ -53,14 +64,22 @@ class Cohort(NamedTuple):
 
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.
-      sizes: [num_places] int32, examples per client; 0 at empty places.
+      sizes: [num_places] int32, examples of each client; 0 at empty places.
       indices: [num_places, max_size] int32 into a Dataset, padded with 0.
       queues: [num_devices * num_lanes, block_size] int32, the places of its device's
         block that each lane runs, in order, padded with `block_size`.
       cohort_size: [] int32, clients in this cohort, or in all groups together.
-      cohort_examples: [] int32, their examples.
+      cohort_examples: [] int32, the examples of these clients.
       num_clients: [] int32, clients in the whole population.
       num_examples: [] int32, examples in the whole population.
+
+    Examples:
+      >>> population = fedjax_prune.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> cohort = fedjax_prune.make_cohort(
+      ...     population, np.array([2, 0]), num_lanes=1, epochs=1, batch_size=2
+      ... )
+      >>> cohort.sizes.tolist()
+      [3, 2]
     """
 
     client_ids: Any
@@ -74,12 +93,17 @@ class Cohort(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One step's examples.
+    """The examples of one local step.
 
     Attributes:
-      images: [batch_size, height, width, channels] uint8.
+      images: [batch_size, height, width, channels], dtype of the Dataset.
       labels: [batch_size] int32.
       example_mask: [batch_size] bool, False = padding.
+
+    Examples:
+      >>> batch = Batch(jnp.zeros((2, 8, 8, 1)), jnp.array([3, 0]), jnp.arange(2) < 1)
+      >>> batch.example_mask.tolist()
+      [True, False]
     """
 
     images: jax.Array
@@ -88,13 +112,17 @@ class Batch(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """Everything a model reads.
+    """Everything that a model reads, float unless said.
 
     Attributes:
-      params: shared, trained and sent.
-      personal: trained on the client, never sent (gates); `{}` if none.
-      model_state: batch statistics, sent and averaged; `{}` if none.
-      alive: for the gates, which channels were not pruned; `{}` if all.
+      params: shared parameters, which are trained and sent.
+      personal: parameters trained on the client and never sent (gates); `{}` if none.
+      model_state: batch statistics, sent and averaged, or integers; `{}` if none.
+      alive: bool, the channels that the gates may choose; `{}` if all of them.
+
+    Examples:
+      >>> Variables(params={"w": jnp.zeros(3)}, personal={}, model_state={}).alive
+      {}
     """
 
     params: Tree
@@ -103,84 +131,21 @@ class Variables(NamedTuple):
     alive: Tree = {}  # noqa: RUF012 (never changed)
 
 
-class Slot(NamedTuple):
-    """Where the channels of a group lie in one array.
-
-    Attributes:
-      path: end of the array's path, such as ("conv1", "kernel").
-      axis: that runs over the channels, counted from the last, which is -1.
-      start: of the group's first channel among those of the axis.
-      repeats: how often the axis runs over its channels, the channel fastest: the
-        pixels of a map that was flattened, 1 elsewhere.
-    """
-
-    path: tuple[str, ...]
-    axis: int
-    start: int = 0
-    repeats: int = 1
-
-
-class ChannelGroup(NamedTuple):
-    """Channels that exist or go together.
-
-    A slot may name an array that the model does not have: the norm of a model without.
-
-    Attributes:
-      name: of the group, by which a model is told how many channels are left.
-      size: number of channels.
-      producers: kernels that write them; several where branches are added.
-      entries: what else a channel has: bias, norm, statistics, gate.
-      consumers: kernels and gates that read them.
-    """
-
-    name: str
-    size: int
-    producers: tuple[Slot, ...]
-    entries: tuple[Slot, ...]
-    consumers: tuple[Slot, ...]
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return (*self.producers, *self.entries, *self.consumers)
-
-
-class Layer(NamedTuple):
-    """What a layer costs, read by `costs` in place of its name.
-
-    A dense layer on a flattened map counts as a convolution by a kernel as large
-    as the map.
-
-    Attributes:
-      name: path of its parameters, joined by "/".
-      in_channels: channels it reads.
-      out_channels: channels it writes.
-      kept_in: channels it reads for one sample, at most `in_channels`.
-      kept_out: channels it writes for one sample, at most `out_channels`.
-      taps: height times width of the kernel.
-      positions: height times width of the output.
-      gated: whether a gate from `in_channels` to `out_channels` belongs to it.
-    """
-
-    name: str
-    in_channels: int
-    out_channels: int
-    kept_in: int
-    kept_out: int
-    taps: int
-    positions: int
-    gated: bool
-
-
 class Task(NamedTuple):
-    """A model and its loss as pure functions.
+    """A model and its loss as pure functions; `make_task` makes one.
 
     Attributes:
       init: key -> Variables.
-      loss: (variables, batch, key) -> (scalar, (model_state, sums)). The scalar
-        is a mean over the real examples of the batch.
-      predict: (variables, images) -> logits [batch_size, num_classes] float32.
-      groups: the model's ChannelGroups; None if it does not say.
-      layers: what the model's layers cost.
+      loss: (variables, batch, key) -> (mean, (model_state, sums)). The mean is a
+        float [] over the real examples of the batch.
+      predict: (variables, images) -> logits [batch_size, num_classes] float.
+      groups: the ChannelGroups that the model describes; None if it describes none.
+      layers: what the layers of the model cost; () if it does not say.
+
+    Examples:
+      >>> task = fedjax_prune.make_task(fedjax_prune.CNN(10), (8, 8, 1))
+      >>> [layer.name for layer in task.layers]
+      ['conv1', 'conv2', 'fc1', 'fc2']
     """
 
     init: Callable[[jax.Array], Variables]
@@ -195,10 +160,14 @@ class ServerState(NamedTuple):
 
     Attributes:
       round: [] int32, finished rounds.
-      params: shared parameters, float32.
+      params: shared parameters, float.
       model_state: averaged batch statistics; `{}` if none.
-      server: what this algorithm keeps at the server.
+      server: what the algorithm keeps at the server.
       pending: Unprepared before a preparation that the algorithm needs, else ().
+
+    Examples:
+      >>> ServerState(jnp.int32(0), {"w": jnp.zeros(3)}, {}, server=()).pending
+      ()
     """
 
     round: jax.Array
@@ -216,8 +185,12 @@ class ClientState(NamedTuple):
     """What one client keeps between its rounds: its row.
 
     Attributes:
-      personal: trained, never sent (gates); `{}` if none.
-      client: what this algorithm keeps at the client; `{}` if none.
+      personal: parameters that are trained and never sent (gates); `{}` if none.
+      client: what the algorithm keeps at the client; `{}` if nothing.
+
+    Examples:
+      >>> ClientState(personal={}, client={"control": jnp.zeros(3)}).personal
+      {}
     """
 
     personal: Tree
@@ -225,7 +198,7 @@ class ClientState(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """What a client receives and local training starts from.
+    """What a client receives, from which its local training starts.
 
     Attributes:
       params: shared parameters, float.
@@ -239,18 +212,22 @@ class Anchor(NamedTuple):
 
 
 class LocalResult(NamedTuple):
-    """What local training leaves behind on one client.
+    """What local training returns for one client; `train_client` makes it.
 
     Attributes:
-      delta: anchor minus params, so that it acts as a gradient.
+      delta: anchor minus params, float, so that it acts as a gradient.
       personal: the client's trained personal parameters.
       model_state: the client's batch statistics.
-      num_examples: [] int32, its training examples (n_k).
-      step_mass: [], dtype of the parameters, the sum of the step sizes really taken,
-        momentum included (A_k); 0 if the solver has none.
+      num_examples: [] int32, the client's training examples (n_k).
+      step_mass: [] float, the sum of the step sizes really taken, momentum included
+        (A_k); 0 if the solver has none.
       solver_state: the last state of the solver's chain for params. Read what a
         transformation has left there by name, with `optax.tree.get`.
-      sums: of the task over all steps, with `steps` and `nonfinite`.
+      sums: the sums of the task over all steps, with `steps` and `nonfinite`.
+
+    Examples:
+      >>> LocalResult({"w": jnp.ones(3)}, {}, {}, jnp.int32(8), 0.1, (), {}).step_mass
+      0.1
     """
 
     delta: Tree
@@ -266,8 +243,12 @@ class Mean(NamedTuple):
     """A part of a message that the server averages over the clients that arrive.
 
     Attributes:
-      values: of one client. Integers are not averaged: the largest is taken.
-      weight: [], this client's weight, at least 0; such as its number of examples.
+      values: a tree of one client. The server takes the largest of integers.
+      weight: [] float, at least 0: this client's weight, such as its examples.
+
+    Examples:
+      >>> Mean({"w": jnp.ones(3)}, weight=jnp.float32(8)).weight.dtype
+      dtype('float32')
     """
 
     values: Tree
@@ -278,8 +259,12 @@ class Total(NamedTuple):
     """A part of a message that the server adds up over the clients that arrive.
 
     Attributes:
-      values: of one client, scaled already by what does not depend on who else
+      values: a tree of one client, scaled already by what does not depend on who else
         arrives, such as SCAFFOLD's 1 / num_clients.
+
+    Examples:
+      >>> Total({"control": jnp.ones(3) / 100}).values["control"].shape
+      (3,)
     """
 
     values: Tree
@@ -292,14 +277,18 @@ Message = dict[str, Mean | Total]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A measurement of clients after local training, before their params go.
+    """A measurement of clients after local training, before their params are dropped.
 
     Attributes:
       measure: (Variables, examples) -> sums.
-      examples: what is measured on; `{}` if nothing is needed.
+      examples: the tree that `measure` reads; `{}` if it reads nothing.
       wanted: [num_places] bool, which clients of the cohort are measured; the sums of
         the others mean nothing. It may be traced, so that rounds with and without a
         measurement are one program.
+
+    Examples:
+      >>> Probe(lambda v, _: {"w": v.params["w"].sum()}, {}, np.ones(2, bool)).examples
+      {}
     """
 
     measure: Callable[[Variables, Tree], Sums] = dataclasses.field(
@@ -313,13 +302,17 @@ class RoundInputs(NamedTuple):
     """What a round takes.
 
     Attributes:
-      state: the server's, before the round.
+      state: the server's state before the round.
       rows: leaves [num_places, ...], what the cohort's clients have kept.
-      dataset: on every device.
-      cohort: made for as many devices as the round's placement has.
+      dataset: a Dataset, on every device.
+      cohort: a Cohort made for as many devices as the round's placement has.
       key: of this round. A client's randomness depends on it and on its client_id
         only, never on its place, lane or device.
       probe: measures clients when they have finished; None measures nothing.
+
+    Examples:
+      >>> RoundInputs._fields
+      ('state', 'rows', 'dataset', 'cohort', 'key', 'probe')
     """
 
     state: ServerState

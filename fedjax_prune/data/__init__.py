@@ -1,1 +1,1 @@
-"""Data: loading, splitting over clients, choosing cohorts, augmenting."""
+"""The room that reads data sets, splits them over clients and augments images."""

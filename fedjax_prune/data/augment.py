@@ -1,7 +1,7 @@
-"""Turns stored images into what a model sees, on the device.
+"""Functions that make a model's inputs of stored images, on the device.
 
-What happens to an image depends on the key and its place in the batch alone, so
-more padding after it changes nothing.
+An image is changed by the key and its place in the batch alone, so more padding after
+it changes nothing.
 """
 
 from collections.abc import Callable
@@ -12,26 +12,27 @@ import jax.numpy as jnp
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((), ()),
-    # Mean and standard deviation of CIFAR-10's training pixels.
+    # These are the mean and standard deviation of CIFAR-10's training pixels.
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
+"""Name -> mean and standard deviation of each channel of images in [0, 1]."""
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "crop": {},
     "jitter": {"crop": False, "jitter": 0.5},
     "code": {"crop": False, "jitter": 0.5, "flip": True},
 }
-"""name -> arguments of `make_augment`; unless said, flips are as the labels allow.
+"""Name -> arguments of `make_augment`; without `flip`, the data set decides on flips.
 
-`crop` is FedDP's, `code` what AutoFLIP's authors do to letters and digits, too.
+FedDP uses `crop`. AutoFLIP's code uses `code`, also for letters and digits.
 """
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """Scales uint8 images to [0, 1]; float images pass.
+    """Scales uint8 images to [0, 1]; float images keep their values.
 
     Args:
-      images: any shape, uint8 or floating.
+      images: any shape, uint8 or float.
 
     Returns:
       The same shape, float32.
@@ -42,7 +43,7 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def as_symbols(text: jax.Array) -> jax.Array:
-    """Text as a model reads it: uint8 symbols as int32."""
+    """Makes int32 symbols, which a model for text reads, of uint8 symbols."""
     return text.astype(jnp.int32)
 
 
@@ -50,14 +51,14 @@ TO_INPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "image": to_float,
     "text": as_symbols,
 }
-"""kind of a data set -> its stored bytes as a model reads them."""
+"""Kind of a data set -> the function that makes a model's inputs of stored bytes."""
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Pads images by reflection and crops each at a place of its own.
+    """Pads images by reflection and crops each at a random place.
 
     Args:
-      key: of this batch.
+      key: key of this batch.
       images: [batch_size, height, width, channels].
       padding: pixels on each side, in [0, min(height, width) - 1].
 
@@ -75,8 +76,8 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     offsets = jax.random.randint(key, (batch_size, 2), -padding, padding + 1)
 
     def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
-        # Reading through reflected indices needs no padded copy, and one gather of
-        # whole pixels is the fastest form on a CPU with and without vmap.
+        # Reflected indices need no padded copy, and one gather of whole pixels is the
+        # fastest form on a CPU with and without vmap.
         rows = _reflect(jnp.arange(height) + offset[0], height)
         columns = _reflect(jnp.arange(width) + offset[1], width)
         pixels = rows[:, None] * width + columns[None, :]
@@ -89,7 +90,7 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image left to right with probability one half.
 
     Args:
-      key: of this batch.
+      key: key of this batch.
       images: [batch_size, height, width, channels].
 
     Returns:
@@ -102,25 +103,25 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 def colour_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
     """Changes each image's brightness, contrast, saturation and hue, in this order.
 
-    With s = `strength`, and factors drawn uniformly from [1 - s, 1 + s], an image is
-    multiplied by the first, moved away from its mean grey by the second and from each
-    pixel's grey by the third; its hue turns by up to s of the circle. After each change
-    it is cut to [0, 1].
+    Three factors are drawn uniformly from [1 - s, 1 + s] with s = `strength`. The first
+    multiplies the image, the second its distance from its mean grey, and the third each
+    pixel's distance from its own grey. The hue turns by up to s of the circle. After
+    each change the image is cut to [0, 1].
 
     Args:
-      key: of this batch.
-      images: [batch_size, height, width, channels] in [0, 1]; 1 or 3 channels. Grey
-        images have neither saturation nor hue.
+      key: key of this batch.
+      images: [batch_size, height, width, channels] float in [0, 1], with 1 or 3
+        channels. Images of one channel have neither saturation nor hue.
       strength: in [0, 0.5].
 
     Returns:
       The same shape and dtype.
 
     Raises:
-      ValueError: if the strength is out of range or the channels are neither.
+      ValueError: if the strength is out of range or there are not 1 or 3 channels.
 
     References:
-      torchvision's ColorJitter, whose order is random.
+      torchvision's ColorJitter, which makes these changes in random order.
     """
     if not 0 <= strength <= 0.5:
         raise ValueError(f"strength must be in [0, 0.5], got {strength}.")
@@ -155,24 +156,32 @@ def make_augment(
     Args:
       image_shape: (height, width, channels). Crops move by up to an eighth of the
         smaller side, at least 1 pixel: 4 for CIFAR-10.
-      flip: whether to mirror; not for digits and letters.
+      flip: whether to mirror images; a mirrored digit or letter is another one.
       crop: whether to crop.
       jitter: strength of `colour_jitter`, in [0, 0.5]; 0 leaves the colours.
 
     Returns:
-      (key, images [batch_size, height, width, channels]) -> images.
+      (key, images) -> images, [batch_size, height, width, channels] of the same dtype.
 
     Raises:
-      ValueError: if images of this shape are too small to crop.
+      ValueError: if images of this shape are too small to crop, or if `jitter` is out
+        of range.
 
     References:
       Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study,
       ICDE 2022, https://arxiv.org/abs/2102.02079, published code.
+
+    Examples:
+      >>> augment = make_augment((8, 8, 1), flip=False)
+      >>> augment(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+      (2, 8, 8, 1)
     """
     side = min(image_shape[:2])
     padding = max(1, side // 8)
     if crop and padding >= side:
         raise ValueError(f"image_shape must be at least 2 by 2, got {image_shape}.")
+    if not 0 <= jitter <= 0.5:
+        raise ValueError(f"jitter must be in [0, 0.5], got {jitter}.")
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         crop_key, flip_key, jitter_key = jax.random.split(key, 3)
@@ -191,11 +200,11 @@ def normalise(images: jax.Array, name: str) -> jax.Array:
     """Subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
-      images: [..., channels] float32 in [0, 1].
+      images: [..., channels] float in [0, 1].
       name: a key of `NORMALISATIONS`; `none` returns the images as they are.
 
     Returns:
-      The same shape, float32.
+      The same shape and dtype.
 
     Raises:
       ValueError: if the name is unknown or the number of channels does not fit.
@@ -211,18 +220,21 @@ def normalise(images: jax.Array, name: str) -> jax.Array:
             f"normalize {name!r} needs {len(mean)} channels, got {images.shape[-1]}."
         )
     shape = (1,) * (images.ndim - 1) + (len(mean),)
-    return (images - jnp.array(mean).reshape(shape)) / jnp.array(std).reshape(shape)
+    centre, scale = (
+        jnp.asarray(values, images.dtype).reshape(shape) for values in (mean, std)
+    )
+    return (images - centre) / scale
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """Luma of [..., channels] images, [..., 1]: ITU-R BT.601 for three channels."""
+    """Gives the luma [..., 1] of [..., channels] images (ITU-R BT.601)."""
     if images.shape[-1] == 1:
         return images
     return images @ jnp.array([[0.299], [0.587], [0.114]], images.dtype)
 
 
 def _turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turns the hue of [..., 3] images; the largest and smallest colour stay."""
+    """Turns the hue of [..., 3] images; a pixel keeps its largest and least value."""
     high = images.max(axis=-1, keepdims=True)
     range_ = high - images.min(axis=-1, keepdims=True)
     red, green, blue = jnp.split(images, 3, axis=-1)
@@ -233,13 +245,13 @@ def _turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
     ) / jnp.where(range_ > 0, range_, 1)
     sixths += jnp.where(high == red, 0, jnp.where(high == green, 2, 4))
     sixths += 6 * turns
-    # How far each colour's place on the circle is from the hue, in sixths.
+    # The distance of each colour's place on the circle from the hue, in sixths.
     places = [(sixths + start) % 6 for start in (5, 3, 1)]
     place = jnp.concatenate(places, axis=-1)
     return high - range_ * jnp.minimum(place, 4 - place).clip(0, 1)
 
 
 def _reflect(index: jax.Array, size: int) -> jax.Array:
-    """Mirrors indices at the edges, which are not repeated."""
+    """Mirrors indices at the edges, without repeating the edges."""
     index = jnp.abs(index)
     return jnp.where(index < size, index, 2 * (size - 1) - index)

@@ -1,7 +1,7 @@
-"""Data that comes with its clients: Shakespeare by speaker, FEMNIST by writer.
+"""Data sets that come with their clients: Shakespeare by speaker, FEMNIST by writer.
 
-Neither has a test set of its own: a part of each client's examples is held out, and
-those of all clients together stand for it.
+Neither of them has a test set. A part of each client's examples is held out, and the
+held-out examples of all clients together serve as the test set.
 """
 
 import json
@@ -21,20 +21,21 @@ from fedjax_prune.types import Dataset, Population
 SYMBOLS = (
     "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 )
-"""LEAF's 80; what is not among them is read as a space."""
+"""LEAF's 80 symbols; any other character is read as a space."""
 WINDOW = 80
+"""Characters that a model reads to predict the next one."""
 
-_SYMBOL_OF = np.full(0x110000, SYMBOLS.index(" "), np.uint8)  # of every code point
+_SYMBOL_OF = np.full(0x110000, SYMBOLS.index(" "), np.uint8)  # one per code point
 _SYMBOL_OF[[ord(symbol) for symbol in SYMBOLS]] = np.arange(len(SYMBOLS))
 
 
 class ByClient(NamedTuple):
-    """A data set and whose examples they are.
+    """A data set and the clients that hold its examples.
 
     Attributes:
-      dataset: of all clients, what is trained on and what is held out.
+      dataset: the examples of all clients, for training and held out.
       population: each client's training examples.
-      held_out: each client's other examples.
+      held_out: each client's held-out examples.
     """
 
     dataset: Dataset
@@ -43,11 +44,11 @@ class ByClient(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where the clients of a data set come from.
+    """The way in which the clients of a data set are read and split.
 
     Attributes:
-      read: folder -> each client's examples, in the order of its files.
-      least: examples of a client that leave something to hold out.
+      read: folder -> each client's examples, in the order of the folder's files.
+      least: fewest examples of a client of which some can be held out.
       hold_out: (each client's indices, seed) -> (training examples, held-out ones).
     """
 
@@ -62,23 +63,28 @@ def load_by_client(
     """Reads a data set by client.
 
     Args:
-      name: a key of `SOURCES`. `shakespeare`: 80 characters and the next one, from
-        every *.json of the folder, of LEAF or with each speaker's speeches, or if there
-        is none from every *.txt, as `speeches_by_speaker` reads it. `femnist`: LEAF's
-        all_data_*.json.
-      folder: where the files lie.
-      num_clients: how many clients are taken, of those with enough examples to hold
-        some out, in random order; at least 1.
-      num_train: stop where so many examples are reached, the last client cut; at most
-        those of the clients taken; 0 = all.
-      seed: of the order and of what is held out.
+      name: a key of `SOURCES`. `shakespeare` has 80 characters and the next one. It
+        reads every *.json of the folder, in LEAF's form or with each speaker's
+        speeches; if there is none, it reads every *.txt as `speeches_by_speaker` does.
+        `femnist` reads LEAF's all_data_*.json.
+      folder: the folder of these files.
+      num_clients: number of clients, at least 1. They are drawn from the clients with
+        enough examples to hold some out.
+      num_train: number of examples after which the last client is cut, at most those
+        of the clients drawn; 0 = all.
+      seed: seed of the draw and of what is held out.
 
     Returns:
-      The data.
+      The examples and the clients that hold them.
 
     Raises:
-      ValueError: if the name is unknown or `num_clients` below 1.
-      DataError: if files are missing or damaged, or clients or examples too few.
+      ValueError: if the name is unknown or `num_clients` is below 1.
+      DataError: if files are missing or damaged, or if there are too few clients or
+        examples.
+
+    References:
+      Caldas et al., LEAF: A Benchmark for Federated Settings,
+      https://arxiv.org/abs/1812.01097.
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
@@ -96,7 +102,7 @@ def load_by_client(
     total = sum(len(client.labels) for client in drawn)
     taken = f"the {num_clients} clients taken of {name}"
     chosen = _first(drawn, resolve_count(taken, "train", num_train, total))
-    # The last one may be cut to what cannot be split.
+    # The last client may be cut to fewer examples than can be split.
     if min(len(client.labels) for client in chosen) < source.least:
         raise DataError(
             f"data.num_train = {num_train} leaves some of {taken} fewer than "
@@ -109,7 +115,7 @@ def load_by_client(
 
 
 def _first(clients: list[Dataset], count: int) -> list[Dataset]:
-    """The first `count` examples of all clients together; some clients may get none."""
+    """Keeps the first `count` examples of all clients together; some may keep none."""
     cut = []
     for images, labels in clients:
         cut.append(Dataset(images[:count], labels[:count]))
@@ -118,14 +124,15 @@ def _first(clients: list[Dataset], count: int) -> list[Dataset]:
 
 
 def speeches_by_speaker(text: str) -> dict[str, list[str]]:
-    """Takes a play apart.
+    """Splits a play into the speeches of its speakers.
 
     Args:
-      text: a speech begins with a line `NAME:` after a blank line or at the start, and
-        ends before the next; what comes before the first one is left out.
+      text: the play. A speech begins with a line `NAME:` after a blank line or at the
+        start and ends before the next such line. Text before the first speech is left
+        out.
 
     Returns:
-      Speakers in order of appearance -> their speeches, without empty ones.
+      For each speaker, in order of appearance, the speeches that are not empty.
     """
     text = re.sub(r"(?m)^[ \t]+$", "", text).strip()
     parts = re.split(r"(?:\A|(?<=\n\n))([^\n:]+):[ \t]*\n", text + "\n")
@@ -137,7 +144,7 @@ def speeches_by_speaker(text: str) -> dict[str, list[str]]:
 
 
 def _shakespeare(folder: Path) -> list[Dataset]:
-    """Windows of all who speak more than twice, and LEAF's, which are made already."""
+    """Makes windows of those who speak more than twice; LEAF's windows stay."""
     pairs: dict[str, list[Dataset]] = {}
     speeches: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.json")):
@@ -168,7 +175,7 @@ def _shakespeare(folder: Path) -> list[Dataset]:
 
 
 def _windows(text: str) -> Dataset:
-    """Every 81 characters in a row."""
+    """Makes an example of every 81 consecutive characters."""
     if len(text) <= WINDOW:
         return Dataset(np.zeros((0, WINDOW, 1, 1), np.uint8), np.zeros(0, np.int32))
     windows = np.lib.stride_tricks.sliding_window_view(_symbols(text), WINDOW + 1)
@@ -177,7 +184,7 @@ def _windows(text: str) -> Dataset:
 
 
 def _pairs(entry: dict[str, Any], where: str) -> Dataset:
-    """LEAF's `x`, windows of 80 characters, and `y`, the character after each."""
+    """Reads LEAF's `x`, windows of 80 characters, and `y`, the character after each."""
     texts: Any = entry.get("x")
     nexts: Any = entry["y"]
     for field, values, length in (("x", texts, WINDOW), ("y", nexts, 1)):
@@ -198,7 +205,7 @@ def _pairs(entry: dict[str, Any], where: str) -> Dataset:
 
 
 def _speeches(entry: Any, where: str) -> list[str]:
-    """A user's speeches: a list, one text, or a dictionary with either as `raw`."""
+    """Reads a user's speeches: a list, a text, or a dictionary with either as `raw`."""
     speeches = entry.get("raw") if isinstance(entry, dict) else entry
     speeches = [speeches] if isinstance(speeches, str) else speeches
     if not isinstance(speeches, list) or not all(isinstance(s, str) for s in speeches):
@@ -210,13 +217,13 @@ def _speeches(entry: Any, where: str) -> list[str]:
 
 
 def _symbols(text: str) -> np.ndarray:
-    """[length] uint8, places in SYMBOLS."""
+    """Gives the places in SYMBOLS of a text's characters, [length] uint8."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     return _SYMBOL_OF[codes]
 
 
 def _femnist(folder: Path) -> list[Dataset]:
-    """Images of every writer, white paper, upright."""
+    """Reads the images of every writer; they are upright, on white paper."""
     files = sorted(folder.glob("all_data*.json"))
     if not files:
         raise DataError(
@@ -236,7 +243,7 @@ def _femnist(folder: Path) -> list[Dataset]:
 
 
 def _writer(entry: dict[str, Any]) -> Dataset:
-    """A writer's `x`, images of 784 numbers in [0, 1], and `y`, their classes."""
+    """Reads a writer's `x`, images of 784 numbers in [0, 1], and `y`, their classes."""
     info = DATASETS["femnist"]
     pixels, labels = np.asarray(entry["x"], np.float64), np.asarray(entry["y"])
     count = len(pixels)
@@ -252,7 +259,7 @@ def _writer(entry: dict[str, Any]) -> Dataset:
 
 
 def _users(file: Path) -> Iterator[tuple[str, Any]]:
-    """Users and what json in LEAF's form says of them."""
+    """Yields each user of a json file in LEAF's form, with the user's data."""
     try:
         content = json.loads(_read(file))
         users = [(str(user), content["user_data"][user]) for user in content["users"]]
@@ -264,7 +271,7 @@ def _users(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read(file: Path) -> str:
-    """A file's text; a byte order mark and the kind of line ends change nothing."""
+    """Reads a text; a byte order mark and the kind of line ends change nothing."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -272,8 +279,8 @@ def _read(file: Path) -> str:
 
 
 def _windows_apart(parts: list[np.ndarray], seed: int) -> tuple[Population, Population]:
-    """The first nine tenths, and those windows whose text begins after theirs."""
-    del seed  # nothing is drawn
+    """Takes the first nine tenths, and the windows that begin after their text."""
+    del seed  # because nothing is drawn
     stops = [len(part) * 9 // 10 for part in parts]
     both = list(zip(parts, stops, strict=True))
     return (
@@ -288,4 +295,4 @@ SOURCES = {
         _femnist, 2, lambda parts, seed: holdout(to_population(parts), 0.1, seed)
     ),
 }
-"""name -> where its clients come from."""
+"""Name of a data set -> how its clients are read."""

@@ -1,25 +1,37 @@
-"""What is known of the data sets before they are read."""
+"""The known data sets, and what is known of each before it is read.
+
+Examples:
+  >>> DATASETS["cifar10"].image_shape
+  (32, 32, 3)
+"""
 
 from typing import Literal, NamedTuple
 
 
 class DataError(ValueError):
-    """A data set is not there or cannot be read; the message says what to do."""
+    """A data set is missing or cannot be read; the message says what to do.
+
+    Examples:
+      >>> fedjax_prune.load("digits", num_train=2000)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ...
+      fedjax_prune.data.datasets.DataError: num_train ... must be in [0, 1438], ...
+    """
 
 
 class DatasetInfo(NamedTuple):
-    """What is known of a data set before it is read.
+    """The facts about a data set that are known before it is read.
 
     Attributes:
-      num_classes: labels are in [0, num_classes).
-      image_shape: (height, width, channels); of a text (length, 1, 1).
+      num_classes: number of classes; labels are in [0, num_classes).
+      image_shape: (height, width, channels), or (length, 1, 1) of a text.
       flip: whether a mirrored image still belongs to its class.
-      tfds_name: its name in TFDS; empty for a set that TFDS does not have.
+      tfds_name: the set's name in TFDS; empty if TFDS does not have it.
       transposed: whether TFDS stores height and width exchanged.
-      by_client: whether its examples come with their clients, in a folder. Then the
-        partitioner is by_client, and as there is no test set, validation is held out.
-      kind: `image`: stored bytes are scaled to [0, 1]; `text`: they are symbols, which
-        can be neither augmented, normalised nor resized.
+      by_client: whether the examples come with their clients, in a folder. Such a set
+        has the partitioner by_client and no test set, so validation is held out.
+      kind: `image` if stored bytes are scaled to [0, 1]; `text` if they are symbols,
+        which can be neither augmented, normalised nor resized.
     """
 
     num_classes: int
@@ -36,23 +48,23 @@ DATASETS: dict[str, DatasetInfo] = {
     "cifar100": DatasetInfo(100, (32, 32, 3), True, "cifar100"),
     "mnist": DatasetInfo(10, (28, 28, 1), False, "mnist"),
     "fashion_mnist": DatasetInfo(10, (28, 28, 1), True, "fashion_mnist"),
-    # The split with equally many examples of each of its 47 classes.
+    # This split has equally many examples of each of its 47 classes.
     "emnist": DatasetInfo(47, (28, 28, 1), False, "emnist/balanced", transposed=True),
     "digits": DatasetInfo(10, (8, 8, 1), False, ""),
     "femnist": DatasetInfo(62, (28, 28, 1), False, "", by_client=True),
-    # 80 symbols and the next one.
+    # An example is 80 symbols; its label is the symbol after them.
     "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True, kind="text"),
 }
 
 
 def resolve_count(name: str, split: str, count: int, available: int) -> int:
-    """How many examples of a split are read.
+    """Gives the number of examples of a split that are read.
 
     Args:
-      name: of the data set.
+      name: name of the data set, for the message.
       split: `train` or `test`.
-      count: as asked for, in [0, available]; 0 = all.
-      available: how many there are.
+      count: the number asked for, in [0, available]; 0 = all.
+      available: the number of examples that the split has.
 
     Raises:
       DataError: if the count is out of range.

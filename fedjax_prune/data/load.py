@@ -1,4 +1,4 @@
-"""Reads labelled images into memory, once, as numpy arrays."""
+"""Functions that read labelled images into memory, as numpy arrays."""
 
 import os
 from pathlib import Path
@@ -20,22 +20,28 @@ def load(
 
     A TFDS set that is not in the folder is prepared there if the extra `prepare`
     is installed. CIFAR-10 takes about 20 seconds to decode; a thread pool would not
-    shorten it, as most of the work is Python's.
+    shorten it, because Python itself does most of the work.
 
     Args:
       name: a key of `DATASETS`.
-      data_dir: where TFDS sets lie. Empty: the environment variable
-        TFDS_DATA_DIR, or else TFDS's default, `~/tensorflow_datasets`.
-      num_train: the first so many training examples, at most all; 0 = all.
-      num_test: the same of the test examples.
+      data_dir: folder of TFDS sets. If it is empty, the environment variable
+        TFDS_DATA_DIR names the folder, or else it is `~/tensorflow_datasets`.
+      num_train: number of training examples, from the first on; 0 = all.
+      num_test: number of test examples, from the first on; 0 = all.
 
     Returns:
-      (train, test), images uint8 and upright, labels int32, in stored order.
+      (train, test) in stored order. Images are uint8 [num_examples, height, width,
+      channels] and upright, labels are int32 [num_examples].
 
     Raises:
-      ValueError: if `name` is unknown, or that of a set by client.
-      DataError: if the set is not there and cannot be prepared, is damaged, or has
+      ValueError: if `name` is unknown, or names a set that comes by client.
+      DataError: if the set is missing and cannot be prepared, is damaged, or has
         fewer examples than asked for.
+
+    Examples:
+      >>> train, test = load("digits", num_test=100)
+      >>> train.images.shape, test.labels.shape
+      ((1438, 8, 8, 1), (100,))
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
@@ -68,7 +74,7 @@ def load(
     except DataError:
         raise
     except Exception as error:
-        # Damage shows as any error of TFDS, array_record, protobuf or Pillow.
+        # Damaged files raise any error of TFDS, array_record, protobuf or Pillow.
         raise DataError(
             f"cannot read {name} in {version}: {error}. Remove that folder and "
             f"prepare it again: {prepared.command(info.tfds_name, folder)}"
@@ -79,8 +85,11 @@ def resize(dataset: Dataset, size: int) -> Dataset:
     """Scales images to `size` times `size` pixels, with antialiasing.
 
     Args:
-      dataset: uint8 images.
-      size: at least 1.
+      dataset: a Dataset with uint8 images.
+      size: new height and width, at least 1.
+
+    Returns:
+      The Dataset with uint8 images [num_examples, size, size, channels].
     """
     count, _, _, channels = dataset.images.shape
     images = np.empty((count, size, size, channels), np.uint8)
@@ -96,7 +105,7 @@ def resize(dataset: Dataset, size: int) -> Dataset:
 
 
 def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:
-    """Checks arrays of the caller's own and makes them a Dataset.
+    """Checks arrays and makes a Dataset of them.
 
     Args:
       images: [num_examples, height, width, channels], uint8, or floats in [0, 1].
@@ -104,10 +113,14 @@ def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:
       num_classes: at least 1.
 
     Returns:
-      A Dataset; uint8 images stay so, float images become float32.
+      A Dataset. Images of uint8 stay as they are, floats become float32, labels int32.
 
     Raises:
-      ValueError: if shape, dtype or a value is wrong, with the first bad index.
+      ValueError: if a shape, dtype or value is wrong; it names the first bad index.
+
+    Examples:
+      >>> as_dataset(np.zeros((2, 8, 8, 1), np.uint8), [0, 1], num_classes=2).labels
+      array([0, 1], dtype=int32)
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.size == 0:
@@ -121,7 +134,7 @@ def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:
             f"got {labels.shape}."
         )
     if np.issubdtype(images.dtype, np.floating):
-        # Written so that NaN, for which every comparison fails, counts as bad.
+        # Every comparison with NaN is false, so this form finds NaN, too.
         _check_all(
             "images", "finite and in [0, 1]", images, ~(abs(images - 0.5) <= 0.5)
         )
@@ -145,7 +158,7 @@ def _check_all(field: str, wanted: str, values: np.ndarray, bad: np.ndarray) -> 
 
 
 def _digits() -> tuple[Dataset, Dataset]:
-    """The 1,797 digits that come with scikit-learn, a fifth of each class for test."""
+    """Splits the 1,797 digits of scikit-learn: a fifth of each class is for testing."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -168,7 +181,7 @@ def _first(dataset: Dataset, count: int) -> Dataset:
 
 
 def _upright(info: DatasetInfo, images: np.ndarray, labels: np.ndarray) -> Dataset:
-    """Checks what was stored, and exchanges height and width where they are."""
+    """Checks stored examples; exchanges height and width if they are transposed."""
     if info.transposed:
         images = images.transpose(0, 2, 1, 3).copy()
     return as_dataset(images, labels, num_classes=info.num_classes)

@@ -1,8 +1,8 @@
-"""Splits in which clients draw in turn, as in AutoFLIP's experiments.
+"""The splits of AutoFLIP's experiments, in which clients draw in turn.
 
 References:
-  https://github.com/ChristianInterno/AutoFLIP, whose pathological split can find no
-  class left for the last clients; here such an assignment is drawn again.
+  https://github.com/ChristianInterno/AutoFLIP. Its pathological split can leave no
+  class for the last clients; here such an assignment is drawn again.
 """
 
 import numpy as np
@@ -21,21 +21,21 @@ def pathological(
     """Gives each client one shard of each of a few classes.
 
     Every class is cut into floor(num_clients classes_per_client / num_classes) shards
-    of nearly equal size. Clients in turn draw distinct classes with a probability
-    proportional to the shards that are left.
+    of nearly equal size. One client after another draws distinct classes, with a
+    probability proportional to the shards that are left.
 
     Args:
       labels: [num_examples] integers.
       num_clients: at least 1.
-      classes_per_client: distinct classes of each client, at least 1.
-      rng: advanced in place.
+      classes_per_client: number of distinct classes of each client, at least 1.
+      rng: is advanced in place.
 
     Returns:
-      Each client's indices.
+      For each client its indices, [size] int64.
 
     Raises:
       ValueError: if an argument is out of range, if there are not enough shards, if a
-        class has fewer examples than shards, or no draw gave each client enough
+        class has fewer examples than shards, or if no draw gave each client enough
         classes.
     """
     check_split(labels, num_clients)
@@ -90,21 +90,21 @@ def dirichlet_in_turn(
     alpha: float,
     rng: np.random.RandomState,
 ) -> list[np.ndarray]:
-    """Lets clients in turn draw class shares of at most 1 / num_clients of the data.
+    """Gives clients in turn class shares of at most 1 / num_clients of the data.
 
     A client draws p ~ Dirichlet(alpha, ..., alpha) over the classes that have examples
     left and takes floor(p_c floor(num_examples / num_clients)) of class c. If some
     class has fewer, it is left out, p is drawn again, and each count is multiplied by a
-    number from U(0, 1), until there are enough. Some examples stay over.
+    number from U(0, 1), until there are enough. Some examples belong to no client.
 
     Args:
       labels: [num_examples] integers.
       num_clients: at least 1.
       alpha: above 0.
-      rng: advanced in place.
+      rng: is advanced in place.
 
     Returns:
-      Each client's indices.
+      For each client its indices, [size] int64.
 
     Raises:
       ValueError: if an argument is out of range or a client ends without examples.

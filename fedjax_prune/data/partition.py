@@ -1,7 +1,12 @@
-"""Splits the examples of a data set over clients.
+"""The partitioners, which split the examples of a data set over clients.
 
-Every partitioner gives each example to exactly one client and takes a numpy legacy
-generator, whose stream is frozen: a seed means the same split for ever.
+A partitioner gives each example to at most one client; all of them except
+`dirichlet_in_turn` use every example. Each takes a legacy generator of NumPy, whose
+stream never changes, so a seed always gives the same split.
+
+Examples:
+  >>> sorted(PARTITIONERS)
+  ['dirichlet', 'dirichlet_in_turn', 'iid', 'pathological', 'quantity', 'shards']
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +20,15 @@ from fedjax_prune.types import Population
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> Population:
-    """Deals shuffled examples out evenly.
+    """Gives every client equally many examples, in random order.
 
     Args:
       labels: [num_examples] integers.
       num_clients: at least 1, at most num_examples.
-      rng: advanced in place.
+      rng: is advanced in place.
 
     Returns:
-      A Population; sizes differ by at most 1.
+      A Population; its sizes differ by at most 1.
 
     Raises:
       ValueError: if there are more clients than examples.
@@ -45,15 +50,16 @@ def dirichlet(
 
     Class by class, shares p ~ Dirichlet(alpha, ..., alpha) are drawn, set to zero
     for clients who already hold num_examples / num_clients examples, and scaled to
-    sum to 1. The whole is drawn again until the smallest client is large enough.
+    sum to 1. The whole split is drawn again until the smallest client has `min_size`
+    examples.
 
     Args:
       labels: [num_examples] integers.
       num_clients: at least 1.
-      alpha: above 0; the smaller, the fewer classes a client has.
-      rng: advanced in place.
+      alpha: above 0; the smaller it is, the fewer classes a client has.
+      rng: is advanced in place.
       min_size: examples that every client must get, at least 1.
-      max_draws: how often to try.
+      max_draws: number of draws after which the function gives up.
 
     Returns:
       A Population.
@@ -98,9 +104,9 @@ def quantity(
       labels: [num_examples] integers.
       num_clients: at least 1.
       alpha: above 0; sizes are in proportion to a Dirichlet(alpha, ..., alpha).
-      rng: advanced in place.
+      rng: is advanced in place.
       min_size: examples that every client must get, at least 1.
-      max_draws: how often to try.
+      max_draws: number of draws after which the function gives up.
 
     Returns:
       A Population.
@@ -131,14 +137,14 @@ def shards(
 ) -> Population:
     """Gives each client one shard of each of a few classes.
 
-    The classes are cut into num_clients * classes_per_client shards, more for the
-    larger classes, so that shards are as equal as whole classes allow.
+    The classes are cut into num_clients * classes_per_client shards. Larger classes
+    give more shards, so that shards are as equal as whole classes allow.
 
     Args:
       labels: [num_examples] integers.
       num_clients: at least 1.
-      classes_per_client: how many distinct classes each client gets, at least 1.
-      rng: advanced in place.
+      classes_per_client: number of distinct classes of each client, at least 1.
+      rng: is advanced in place.
 
     Returns:
       A Population.
@@ -166,8 +172,8 @@ def shards(
     ]
     parts = []
     for _ in range(num_clients):
-        # Always from the classes with most shards left, or the last clients would
-        # find too few different ones; equals in random order.
+        # A client takes from the classes with most shards left, or the last clients
+        # would find too few different classes. Ties are broken at random.
         left = np.array([len(piece) for piece in pieces])
         chosen = np.lexsort((rng.permutation(len(classes)), -left))
         chosen = chosen[:classes_per_client]
@@ -185,15 +191,20 @@ def to_population(
 
     Args:
       parts: for each client its indices into a Dataset, [size] integers, at least one.
-      num_examples: of that Dataset; None only checks that indices fit into int32.
+      num_examples: number of examples of that Dataset; None only checks that the
+        indices fit into int32.
 
     Returns:
       A Population, padded with 0.
 
     Raises:
-      ValueError: if there is no client, or a client has no examples, an array that is
-        not [size] integers (a mask is none: pass `np.flatnonzero(mask)`), or an index
-        outside [0, num_examples).
+      ValueError: if there is no client, or if a client has no examples, an array that
+        is not [size] integers (pass `np.flatnonzero(mask)` in place of a mask), or an
+        index outside [0, num_examples).
+
+    Examples:
+      >>> to_population([[4, 5], [1]]).indices.tolist()
+      [[4, 5], [1, 0]]
     """
     if len(parts) == 0:
         raise ValueError("parts must hold at least 1 client, got none.")
@@ -218,9 +229,10 @@ def check_indices(client: int, indices: np.ndarray, num_examples: int | None) ->
     """Refuses a client whose examples cannot be used.
 
     Args:
-      client: its number, for the message.
+      client: number of the client, for the message.
       indices: [size] integers, at least one, in [0, num_examples).
-      num_examples: of the Dataset; None only checks that indices fit into int32.
+      num_examples: number of examples of the Dataset; None only checks that the
+        indices fit into int32.
 
     Raises:
       ValueError: if the indices are something else.
@@ -276,22 +288,26 @@ def partition(
     min_size: int = 10,
     classes_per_client: int = 2,
 ) -> Population:
-    """Splits examples by the partitioner of that name.
+    """Splits examples by the partitioner of a given name.
 
     Args:
-      name: a key of `PARTITIONERS`.
+      name: a key of `PARTITIONERS`; each of them names its source.
       labels: [num_examples] integers.
       num_clients: at least 1.
       seed: in [0, 2**32).
-      alpha: for all but `iid`, `shards` and `pathological`, above 0.
-      min_size: for `dirichlet` and `quantity`, at least 1.
-      classes_per_client: for `shards` and `pathological`, at least 1.
+      alpha: above 0; read by `dirichlet`, `quantity` and `dirichlet_in_turn`.
+      min_size: at least 1; read by `dirichlet` and `quantity`.
+      classes_per_client: at least 1; read by `shards` and `pathological`.
 
     Returns:
-      A Population.
+      A Population: indices [num_clients, max_size] int32, sizes [num_clients] int32.
 
     Raises:
-      ValueError: if the name is unknown or the split impossible.
+      ValueError: if the name is unknown or the split is impossible.
+
+    Examples:
+      >>> partition("iid", np.zeros(10, int), 4, seed=0).sizes
+      array([3, 3, 2, 2], dtype=int32)
     """
     if name not in PARTITIONERS:
         known = ", ".join(PARTITIONERS)
@@ -310,7 +326,7 @@ def partition(
 
 
 def _cut(shares: np.ndarray, length: int) -> np.ndarray:
-    """Where to cut `length` examples into parts in proportion to the shares."""
+    """Gives the places where parts in proportion to the shares end, of `length`."""
     return (np.cumsum(shares / shares.sum()) * length).astype(int)[:-1]
 
 
@@ -327,9 +343,9 @@ def _too_uneven(
 def _num_shards(
     counts: np.ndarray, num_clients: int, classes_per_client: int
 ) -> np.ndarray:
-    """Shards per class: each next one goes to the class whose shards are largest."""
+    """Counts shards per class: each next one cuts the class with the largest shards."""
     num_shards = np.ones_like(counts)
-    # A client takes a class once, and no shard may be empty.
+    # A client takes a class at most once, and no shard may be empty.
     most = np.minimum(counts, num_clients)
     wanted = num_clients * classes_per_client
     if not len(counts) <= wanted <= most.sum():

@@ -1,8 +1,8 @@
-"""Data sets in folders as TFDS prepares them.
+"""Functions that read and make the folders in which TFDS prepares data sets.
 
-They are read where they lie, in either of the formats TFDS writes by default
-(`array_record`, `tfrecord`), and TensorFlow is needed for neither. It is needed to
-download and prepare a set, because TFDS encodes images with it.
+A set can have either of the formats that TFDS writes by default (`array_record`,
+`tfrecord`); TensorFlow is needed for neither. It is needed to download and prepare a
+set, because TFDS encodes images with it.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ FEATURES = tuple(
         "scalar.Scalar",
     )
 )
-"""The classes of features that are read; TFDS imports the module of any other."""
+"""The classes of features that are read. TFDS would import the module of any other."""
 
 
 def find_version(tfds_name: str, folder: Path) -> Path | None:
-    """The newest prepared version; TFDS names a folder so only when it is whole."""
+    """Finds the newest prepared version; TFDS names a folder so when it is complete."""
     versions = [
         path.parent
         for path in (folder / tfds_name).glob("*/dataset_info.json")
@@ -45,7 +45,7 @@ def find_version(tfds_name: str, folder: Path) -> Path | None:
 
 
 def command(tfds_name: str, folder: Path) -> str:
-    """What prepares a data set in that folder."""
+    """Gives the command that prepares a data set in a folder."""
     return (
         "pip install -e '.[prepare]' && tfds build "
         f"{tfds_name} --file_format=array_record --data_dir={shlex.quote(str(folder))}"
@@ -53,7 +53,9 @@ def command(tfds_name: str, folder: Path) -> str:
 
 
 def prepare(tfds_name: str, folder: Path) -> Path:
-    """Downloads and prepares a set; TFDS writes aside and renames at the end.
+    """Downloads and prepares a data set, and returns its folder.
+
+    TFDS writes into another folder, which it renames at the end.
 
     Raises:
       DataError: if TensorFlow is missing, or the set cannot be downloaded.
@@ -70,17 +72,17 @@ def prepare(tfds_name: str, folder: Path) -> Path:
         builder = tfds.builder(tfds_name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:
-        # No network, no space, no permission: what helps is the same.
+        # The advice is the same without network, space or permission.
         raise DataError(f"{message} (tried just now: {error})") from error
     return Path(builder.data_dir)
 
 
 def open_version(version: Path) -> Any:
-    """TFDS's builder of a prepared folder, made from nothing but known features.
+    """Makes TFDS's builder of a prepared folder, of known features only.
 
     Raises:
-      ValueError: if the folder names another class of features, whose module TFDS
-        would import, even from that folder.
+      ValueError: if the folder names another class of features. TFDS would import its
+        module, even from that folder.
     """
     stored = json.loads((version / "features.json").read_text(encoding="utf-8"))
     for name in _classes(stored):
@@ -94,10 +96,10 @@ def open_version(version: Path) -> Any:
 
 
 def _classes(node: Any) -> Iterator[str]:
-    """The classes that a part of features.json names.
+    """Yields the classes that a part of features.json names.
 
-    A text with a brace may be json with more of them, as older versions of TFDS wrote
-    it. It is no name of a class, so it is refused like an unknown one.
+    A text with a brace may be json with more classes, as older versions of TFDS wrote
+    it. It is not the name of a class, so it is refused like an unknown one.
     """
     if isinstance(node, str) and "{" in node:
         yield node
@@ -118,17 +120,17 @@ def read_split(
     """Decodes the first examples of a split.
 
     Args:
-      builder: as `open_version` returns it.
-      split: its name.
+      builder: the builder that `open_version` returns.
+      split: name of the split.
       image_shape: (height, width, channels), as stored.
-      count: how many examples, at most all of them.
+      count: number of examples, at most all of them.
 
     Returns:
       images [count, height, width, channels] uint8, and labels [count] int64.
 
     Raises:
-      ValueError: if there are fewer examples or images of another shape; damaged files
-        are any error of TFDS, array_record, protobuf or Pillow.
+      ValueError: if there are fewer examples or images of another shape. Damaged files
+        raise any error of TFDS, array_record, protobuf or Pillow.
     """
     shape = (count, *image_shape)
     images = np.zeros(shape, np.uint8)
@@ -147,7 +149,7 @@ def read_split(
 
 
 def _examples(builder: Any, split: str, count: int) -> Iterator[dict[str, Any]]:
-    """The first decoded examples of a split, in stored order, a thousand at a time."""
+    """Yields the first examples of a split in stored order, decoded in thousands."""
     if builder.info.file_format.value == "tfrecord":
         paths = map(Path, builder.info.splits[split].filepaths)
         records = itertools.chain.from_iterable(map(_tfrecords, paths))
@@ -156,15 +158,15 @@ def _examples(builder: Any, split: str, count: int) -> Iterator[dict[str, Any]]:
         return
     source = builder.as_data_source(split)
     for start in range(0, count, 1000):
-        # Item by item the same takes twice as long.
+        # Reading item by item takes twice as long.
         yield from source.__getitems__(range(start, min(start + 1000, count)))
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Records of a TFRecord file.
+    """Yields the records of a TFRecord file.
 
-    Each is its length (uint64), a checksum (uint32), the data, a checksum. The
-    checksums are not compared: images carry one of their own.
+    A record is its length (uint64), a checksum (uint32), the data, and a checksum. The
+    checksums are not compared, because images have checksums of their own.
     """
     content, start = path.read_bytes(), 0
     while start < len(content):

@@ -1,4 +1,4 @@
-"""What the splits have in common: checked arguments and shares of a Dirichlet."""
+"""Functions that several partitioners share: checks, and shares of a Dirichlet."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 def check_split(
     labels: np.ndarray, num_clients: int, *, min_size: int = 1, alpha: float = 1.0
 ) -> None:
-    """Refuses what no partitioner can split.
+    """Refuses arguments with which no partitioner can work.
 
     Args:
       labels: [num_examples] integers.
@@ -28,7 +28,7 @@ def check_split(
         raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1, got {min_size}.")
-    # Not `alpha <= 0`, which would let NaN through.
+    # `alpha <= 0` would let NaN pass.
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be finite and above 0, got {alpha}.")
     if num_clients * min_size > len(labels):
@@ -41,38 +41,39 @@ def check_split(
 def dirichlet_shares(
     alpha: float, takes: np.ndarray, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Draws p ~ Dirichlet(alpha, ..., alpha), for those who take nothing set to zero.
+    """Draws p ~ Dirichlet(alpha, ..., alpha) and sets some of the shares to zero.
 
-    The draw is NumPy's. With a tiny alpha, NumPy's gamma variables underflow, for all
-    or for all who take something; then they are computed once more as logarithms, from
-    the same random numbers.
+    NumPy makes the draw. With a tiny alpha, its gamma variables underflow for all
+    shares, or for all that are not set to zero. Then this function computes them once
+    more as logarithms, from the same random numbers.
 
     Args:
       alpha: above 0.
-      takes: [number] bool, at least one of them True.
-      rng: advanced in place, as far as by its own `dirichlet`.
+      takes: [number] bool, False for the shares set to zero; at least one is True.
+      rng: is advanced in place, as far as by its own `dirichlet`.
 
     Returns:
-      [number] float64 in [0, 1], in proportion to p; they sum to 1 where all take
-      something, and never to 0.
+      [number] float64 in [0, 1], in proportion to p. Their sum is 1 if `takes` is True
+      everywhere, and never 0.
     """
     before = rng.get_state()
     shares = np.where(takes, rng.dirichlet(np.full(len(takes), alpha)), 0.0)
-    if 0 < shares.sum() < math.inf:  # what underflows can also become NaN or infinite
+    if 0 < shares.sum() < math.inf:  # a draw that underflows can be NaN or infinite
         return shares
     rng.set_state(before)
     logs = np.array([_alpha_log_gamma(alpha, rng) for _ in takes])
     logs[~takes] = -np.inf
-    with np.errstate(over="ignore"):  # the smallest alphas, and then exp(-inf) is right
+    # The smallest alphas overflow here, and exp(-inf) is then the right share.
+    with np.errstate(over="ignore"):
         shares = np.exp((logs - logs.max()) / alpha)
     return shares / shares.sum()
 
 
 def _alpha_log_gamma(alpha: float, rng: np.random.RandomState) -> float:
-    """alpha log(x) of the gamma variable x that `rng.standard_gamma(alpha)` gives.
+    """Gives alpha log(x) of the gamma variable x that `rng.standard_gamma` draws.
 
-    It is the rejection sampler of NumPy's legacy generator for an alpha below 1; with
-    a larger one nothing underflows.
+    This is the rejection sampler of NumPy's legacy generator for an alpha below 1; with
+    a larger alpha nothing underflows.
 
     References:
       Ahrens and Dieter, Computer Methods for Sampling from Gamma, Beta, Poisson and

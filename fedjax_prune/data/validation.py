@@ -1,4 +1,4 @@
-"""Gives each client validation examples like its own."""
+"""Functions that give each client validation examples like its own."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def class_counts(
 
     Args:
       labels: [num_examples] integers in [0, num_classes).
-      population: who holds which of them.
+      population: the clients that hold them.
       num_classes: at least 1.
 
     Returns:
@@ -45,7 +45,7 @@ def matched_test(
 
     Args:
       train_labels: [num_examples] integers in [0, num_classes).
-      population: who holds which training examples.
+      population: the clients that hold the training examples.
       test_labels: [num_test_examples] integers in [0, num_classes).
       num_classes: at least 1.
       seed: at least 0. A client's draw depends on (seed, client_id) alone.
@@ -88,8 +88,9 @@ def holdout(
     """Sets a part of each client's examples aside.
 
     Args:
-      population: who holds which examples.
-      fraction: in (0, 1); rounded, but both parts keep at least one example.
+      population: all clients.
+      fraction: share set aside, in (0, 1). Its number of examples is rounded, but
+        both parts have at least one.
       seed: at least 0. A client's draw depends on (seed, client_id) alone.
 
     Returns:
@@ -120,7 +121,7 @@ def holdout(
 def _matched_counts(
     own: np.ndarray, available: np.ndarray, size: int
 ) -> np.ndarray | None:
-    """Counts per class of the largest feasible total up to `size`; None if none is."""
+    """Gives the counts of the largest possible total up to `size`; None if none is."""
     # A rounded count is at least its quota rounded down, which bounds the total.
     held = own > 0
     bounds = ((available[held] + 1) * own.sum() - 1) // own[held]

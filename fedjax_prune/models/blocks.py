@@ -10,57 +10,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from fedjax_prune.models.convolution import by_patches, convolve
-from fedjax_prune.models.gates import (
-    Gate,
-    GateSettings,
-    active_gates,
-    num_kept,
-    select,
+from fedjax_prune.models.gates import Gate, GateSettings, active_gates, select
+from fedjax_prune.models.initializers import (
+    Initializer,
+    he_fan_out,
+    uniform,
+    xavier,
 )
-from fedjax_prune.models.initializers import normal, uniform
 from fedjax_prune.models.precision import matmul, wide
-from fedjax_prune.types import Layer
 
 EPSILON = 1e-5
 
 
-def conv_layer(
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    kept_in: int,
-    gates: GateSettings | None,
-    size: tuple[int, int],
-    *,
-    kernel_size: int = 3,
-    channels_before: int = 0,
-) -> Layer:
-    """Describes a GatedConv, given what it reads and the size of its output."""
-    channels_before = channels_before or out_channels
-    active = active_gates(gates, channels_before)
-    kept_out = out_channels
-    if active is not None:
-        kept_out = min(out_channels, num_kept(active.keep_ratio, channels_before))
-    return Layer(
-        name,
-        in_channels,
-        out_channels,
-        kept_in,
-        kept_out,
-        taps=kernel_size**2,
-        positions=math.prod(size),
-        gated=active is not None,
-    )
-
-
-def dense_layer(
-    name: str, in_channels: int, out_channels: int, kept_in: int, taps: int = 1
-) -> Layer:
-    """Describes a dense layer on a map of `taps` pixels."""
-    return Layer(name, in_channels, out_channels, kept_in, out_channels, taps, 1, False)
-
-
-class Kept(NamedTuple):
+class KeptChannels(NamedTuple):
     """The kept channels of one sample's features.
 
     Attributes:
@@ -72,12 +34,12 @@ class Kept(NamedTuple):
     indices: jax.Array
 
 
-def keep_all(features: jax.Array) -> Kept:
+def keep_all(features: jax.Array) -> KeptChannels:
     """Wraps the dense features of one sample, [height, width, channels]."""
-    return Kept(features, jnp.arange(features.shape[-1], dtype=jnp.int32))
+    return KeptChannels(features, jnp.arange(features.shape[-1], dtype=jnp.int32))
 
 
-def fill_dropped(kept: Kept, num_channels: int) -> jax.Array:
+def fill_dropped(kept: KeptChannels, num_channels: int) -> jax.Array:
     """Puts zeros where channels were dropped: [height, width, num_channels]."""
     shape = (*kept.values.shape[:-1], num_channels)
     return jnp.zeros(shape, kept.values.dtype).at[..., kept.indices].set(kept.values)
@@ -86,74 +48,6 @@ def fill_dropped(kept: Kept, num_channels: int) -> jax.Array:
 def scaled(width: float, channels: int) -> int:
     """Multiplies a number of channels: the nearest integer, at least 1."""
     return max(1, math.floor(width * channels + 0.5))
-
-
-def max_pool(features: jax.Array) -> jax.Array:
-    """Takes the maximum of 2x2 windows of [..., height, width, channels].
-
-    An odd last row or column is left out. The gradient of a window is shared by the
-    pixels that are its maximum.
-    """
-    *batch, height, width, channels = features.shape
-    height, width = height // 2, width // 2
-    even = features[..., : 2 * height, : 2 * width, :]
-    return _max_of_windows(even.reshape(*batch, height, 2, width, 2, channels))
-
-
-# By reshaping, because the gradient of a window reduction has no deterministic form on
-# GPUs; with a gradient of its own, because XLA makes that of a maximum over two axes a
-# slow loop on CPUs.
-@jax.custom_vjp
-def _max_of_windows(windows: jax.Array) -> jax.Array:
-    (a, b), (c, d) = _pixels(windows)
-    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-
-
-def _max_forward(
-    windows: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    largest = _max_of_windows(windows)
-    return largest, (windows, largest)
-
-
-def _max_backward(
-    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array]:
-    windows, largest = residuals
-    count = sum(
-        (pixel == largest).astype(cotangent.dtype)
-        for row in _pixels(windows)
-        for pixel in row
-    )
-    share = (cotangent / count)[..., :, None, :, None, :]
-    return (jnp.where(windows == largest[..., :, None, :, None, :], share, 0),)
-
-
-_max_of_windows.defvjp(_max_forward, _max_backward)
-
-
-def _pixels(windows: jax.Array) -> list[list[jax.Array]]:
-    return [[windows[..., y, :, x, :] for x in (0, 1)] for y in (0, 1)]
-
-
-Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
-"""(key, shape of a kernel, dtype) -> its first weights."""
-
-
-def he_fan_out(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
-) -> jax.Array:
-    """Normal with variance 2 / fan-out, as in the authors' code of FedDP."""
-    fan_out = math.prod(shape[:-2]) * shape[-1]
-    return normal(key, shape, math.sqrt(2 / fan_out), dtype)
-
-
-def xavier(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
-) -> jax.Array:
-    """Normal with variance 2 / (fan-in + fan-out), as in AutoFLIP's code."""
-    fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
-    return normal(key, shape, math.sqrt(2 / fans), dtype)
 
 
 class TorchDense(nn.Module):
@@ -179,7 +73,7 @@ class TorchDense(nn.Module):
         kernel = self.param("kernel", uniform, shape, bound, dtype)
         return kernel, self.param("bias", uniform, (self.features,), bound, dtype)
 
-    def gathered(self, kept: Kept) -> jax.Array:
+    def gathered(self, kept: KeptChannels) -> jax.Array:
         """Maps the kept channels of one flattened map to [features]."""
         weights = self.variables["params"]
         height, width, num_kept = kept.values.shape
@@ -297,7 +191,7 @@ class GatedConv(nn.Module):
         multiplier, mask = gate(x.astype(weights_dtype), example_mask)
         return y * multiplier[:, None, None].astype(y.dtype), mask
 
-    def gathered(self, kept: Kept) -> Kept:
+    def gathered(self, kept: KeptChannels) -> KeptChannels:
         """Runs one sample through its kept channels only, in evaluation mode.
 
         The kernel is gathered on both axes (FedDP, equation 3).
@@ -316,9 +210,11 @@ class GatedConv(nn.Module):
         if self.use_relu:
             y = nn.relu(y)
         y = self.pool(y)
-        return Kept(y * multiplier[None, None], indices)
+        return KeptChannels(y * multiplier[None, None], indices)
 
-    def _select(self, kept: Kept, in_channels: int) -> tuple[jax.Array, jax.Array]:
+    def _select(
+        self, kept: KeptChannels, in_channels: int
+    ) -> tuple[jax.Array, jax.Array]:
         before = self.channels_before or self.channels
         settings = active_gates(self.gates, before)
         if settings is None:
@@ -327,7 +223,7 @@ class GatedConv(nn.Module):
                 jnp.ones((self.channels,), wide(self.dtype)),
             )
         pooled = kept.values.astype(wide(self.dtype)).mean((0, 1), keepdims=True)
-        pooled = fill_dropped(Kept(pooled, kept.indices), in_channels)[0, 0]
+        pooled = fill_dropped(KeptChannels(pooled, kept.indices), in_channels)[0, 0]
         alive = self.variables.get("alive", {}).get("gate", {}).get("alive")
         weights = self.variables["gates"]["gate"]
         return select(weights, pooled, settings, before, alive)

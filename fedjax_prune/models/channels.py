@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.types import ChannelGroup, Slot, Tree
+from fedjax_prune.layers import ChannelGroup, Slot
+from fedjax_prune.types import Tree
 
 Path = tuple[str, ...]
 

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.models.blocks import XavierDense, max_pool, xavier
+from fedjax_prune.models.blocks import XavierDense
+from fedjax_prune.models.initializers import xavier
 from fedjax_prune.models.plain import HALVE, PlainNetwork, Plan, Pool, Stage
+from fedjax_prune.models.pooling import max_pool
 
 
 class CNN(PlainNetwork):

@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from fedjax_prune.models.blocks import (
-    XavierDense,
-    dense_layer,
-    scaled,
-)
+from fedjax_prune.layers import ChannelGroup, Layer
+from fedjax_prune.models.blocks import XavierDense, scaled
+from fedjax_prune.models.costs import dense_layer
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import uniform
 from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.models.precision import at_least_float32, matmul, wide
-from fedjax_prune.types import ChannelGroup, Layer
 
 EMBEDDING = 8
 HIDDEN = 256

@@ -9,22 +9,20 @@ import jax
 from jax.typing import DTypeLike
 
 from fedjax_prune.fields import Rule
+from fedjax_prune.layers import ChannelGroup, Layer
 from fedjax_prune.models.blocks import (
     GatedConv,
-    Initializer,
     TorchDense,
-    conv_layer,
-    dense_layer,
-    he_fan_out,
     keep_all,
-    max_pool,
     scaled,
 )
 from fedjax_prune.models.channels import between
+from fedjax_prune.models.costs import conv_layer, dense_layer
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.initializers import Initializer, he_fan_out
 from fedjax_prune.models.needs import Needs, check_model, check_size
+from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import at_least_float32
-from fedjax_prune.types import ChannelGroup, Layer
 
 
 class Pool(NamedTuple):

@@ -9,21 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fedjax_prune.layers import ChannelGroup, Layer
 from fedjax_prune.models.blocks import (
     GatedConv,
-    Kept,
-    conv_layer,
-    dense_layer,
+    KeptChannels,
     fill_dropped,
     keep_all,
     scaled,
 )
 from fedjax_prune.models.channels import between, read_by, written_by
+from fedjax_prune.models.costs import conv_layer, dense_layer
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.needs import Needs, check_model
 from fedjax_prune.models.precision import at_least_float32, wide
-from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (16, 32, 64)
 
@@ -98,7 +97,7 @@ class Block(nn.Module):
         """Runs one sample; `kept_before` are indices of channels, int32."""
         read = keep_all(x)
         if _is_literal(self.gates):
-            read = Kept(x[..., kept_before], kept_before)
+            read = KeptChannels(x[..., kept_before], kept_before)
         branch = self.conv_b.gathered(self.conv_a.gathered(read))
         shortcut = _shortcut(x, self.channels, self.strides)
         out = nn.relu(fill_dropped(branch, self.channels) + shortcut)

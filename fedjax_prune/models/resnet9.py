@@ -7,22 +7,21 @@ import jax
 from jax.typing import DTypeLike
 
 from fedjax_prune.fields import Rule
+from fedjax_prune.layers import ChannelGroup, Layer
 from fedjax_prune.models.blocks import (
     GatedConv,
     XavierDense,
-    conv_layer,
-    dense_layer,
     fill_dropped,
     keep_all,
-    max_pool,
     scaled,
-    xavier,
 )
 from fedjax_prune.models.channels import between, read_by, written_by
+from fedjax_prune.models.costs import conv_layer, dense_layer
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.initializers import xavier
 from fedjax_prune.models.needs import Needs, check_model, check_size
+from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import at_least_float32
-from fedjax_prune.types import ChannelGroup, Layer
 
 CHANNELS = (64, 128, 128, 128, 256, 512, 512, 512)
 POOLED = (False, True, False, False, True, True, False, False)

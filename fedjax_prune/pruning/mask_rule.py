@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.fields import DECAY, FRACTION, at_most, one_of
+from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import find_leaf
 from fedjax_prune.pruning.masks import (
     SCOPES,
@@ -16,7 +17,7 @@ from fedjax_prune.pruning.masks import (
     structured_masks,
     unstructured_masks,
 )
-from fedjax_prune.types import ChannelGroup, Tree
+from fedjax_prune.types import Tree
 
 STRUCTURED = ("keep_ratio", "guidance_l1", "off")
 

@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
 from fedjax_prune.models.selection import kth_largest
-from fedjax_prune.types import ChannelGroup, Tree
+from fedjax_prune.types import Tree
 
 KERNELS = ("kernel", "recurrent_kernel", "embedding")
 """Names of prunable arrays; all others only with `biases`."""

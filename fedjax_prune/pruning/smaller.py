@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import alive_channels, map_slots
-from fedjax_prune.types import ChannelGroup, Slot, Tree
+from fedjax_prune.types import Tree
 
 KeptIndices = Mapping[str, Any]
 """Name of a group -> indices of the channels that stay, ascending."""

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import alive_channels
-from fedjax_prune.types import ChannelGroup, Sums, Tree
+from fedjax_prune.types import Sums, Tree
 
 BITS, RUNS = b"\x00", b"\x01"
 """The first byte of encoded masks."""

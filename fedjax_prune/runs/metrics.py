@@ -42,7 +42,7 @@ import numpy as np
 
 from fedjax_prune.engine.evaluate import summarise
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.models import costs
+from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
 from fedjax_prune.types import Config, Tree
@@ -122,11 +122,11 @@ def cost_row(
       Flat fields; those of masks only if there are masks.
     """
     facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
-    sent = costs.traffic(messages, len(sums["count"]), facts)
+    sent = traffic(messages, len(sums["count"]), facts)
     images = float(sums["count"].sum())
-    macs = costs.masked_macs(learning.model, learning.image_shape, facts)
+    macs = masked_macs(learning.model, learning.image_shape, facts)
     row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
-    unmasked = costs.traffic(messages, len(sums["count"]), {})
+    unmasked = traffic(messages, len(sums["count"]), {})
     row["bytes/dense"] = unmasked.down + unmasked.up
     row["flops/dense"] = 6 * macs.dense * images
     if not facts:

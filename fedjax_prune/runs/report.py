@@ -8,11 +8,13 @@ import numpy as np
 
 from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.models import costs
+from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
 from fedjax_prune.runs.capacity import Chosen, images_per_second, memory_estimate
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config
 
 WORTH_TIMING = 5e12
@@ -26,7 +28,7 @@ def plan(learning: Learning) -> dict[str, str]:
     config = learning.config
     state, _ = jax.eval_shape(lambda: start(learning))
     messages = learning.algorithm.messages(state)
-    sent = costs.traffic(messages, config.cohort_size, {})
+    sent = traffic(messages, config.cohort_size, {})
     macs = costs.macs(learning.model, learning.image_shape)
     facts = {
         "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
@@ -180,9 +182,7 @@ def _to_target(
 ) -> str:
     config = learning.config
     target, numbers = config.eval.target_accuracy, [row["round"] for row in evaluated]
-    reached = costs.rounds_to_target(
-        numbers, [row[HEADLINE] for row in evaluated], target
-    )
+    reached = rounds_to_target(numbers, [row[HEADLINE] for row in evaluated], target)
     if reached is None:
         return f"{target:.0%} not reached"
     sent = sum(
@@ -191,10 +191,10 @@ def _to_target(
     state, _ = jax.eval_shape(lambda: start(learning))
     num_params = costs.tree_bytes(state.params) // 4
     up = costs.tree_bytes(learning.algorithm.messages(state)[1])
-    paper = costs.cost_paper(
+    paper = cost_paper(
         num_params, reached, config.cohort_size, factor=up // (4 * num_params)
     )
-    steady = costs.rounds_to_target(
+    steady = rounds_to_target(
         numbers, [row[HEADLINE] for row in evaluated], target, consecutive=3
     )
     text = f"{target:.0%} in {reached} rounds, {_megabytes(sent)} sent"

@@ -10,7 +10,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.models.costs import traffic
+from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.types import RoundInputs
 from tests import toys
 

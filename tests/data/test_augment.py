@@ -149,6 +149,10 @@ def test_normalise():
         normal, (np.asarray(IMAGES) - mean) / std, rtol=1e-4, atol=1e-6
     )
     np.testing.assert_array_equal(normalise(IMAGES, "none"), IMAGES)
+    with jax.enable_x64(True):
+        wide = normalise(IMAGES, "cifar10")
+    assert wide.dtype == jnp.float32
+    np.testing.assert_array_equal(wide, normal)
 
 
 def test_gradients_pass_through():
@@ -162,6 +166,8 @@ def test_limits():
         random_crop(jax.random.key(0), IMAGES, 10)
     with pytest.raises(ValueError, match=r"at least 2 by 2, got \(1, 4, 3\)"):
         make_augment((1, 4, 3), flip=True)
+    with pytest.raises(ValueError, match=r"jitter must be in \[0, 0.5\], got 0.6"):
+        make_augment((4, 4, 3), flip=True, jitter=0.6)
     with pytest.raises(ValueError, match=r"strength must be in \[0, 0.5\], got 0.6"):
         colour_jitter(jax.random.key(0), IMAGES, 0.6)
     with pytest.raises(ValueError, match="1 or 3 channels, got 2"):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fedjax_prune.models import CNN, VGG11, ResNet32
-from fedjax_prune.models.blocks import GatedConv, TorchDense, max_pool, scaled
+from fedjax_prune.models.blocks import GatedConv, TorchDense, scaled
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.resnet import Block
 from tests.small_models import SMALL, draw, draw_variables, start
 

@@ -10,8 +10,8 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import create
 from fedjax_prune.models import CNN
-from fedjax_prune.models.blocks import max_pool
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import matmul, product_precision
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
@@ -92,11 +92,13 @@ def test_lanes_agree_in_float64_after_ten_steps(name):
         run = jax.jit(algorithm.round)
         one, three = (
             run(
-                state,
-                rows,
-                dataset,
-                toys.contiguous_cohort((10, 3, 4), num_lanes=lanes),
-                key,
+                RoundInputs(
+                    state,
+                    rows,
+                    dataset,
+                    toys.contiguous_cohort((10, 3, 4), num_lanes=lanes),
+                    key,
+                )
             )
             for lanes in (1, 3)
         )

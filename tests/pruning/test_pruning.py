@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import between
 from fedjax_prune.pruning.mask_rule import MaskRule, check_rule
 from fedjax_prune.pruning.masks import (
@@ -21,7 +22,6 @@ from fedjax_prune.pruning.masks import (
     structured_masks,
     unstructured_masks,
 )
-from fedjax_prune.types import ChannelGroup, Slot
 
 DEVIATIONS = {
     "conv": {"kernel": jnp.array([[4.0, 0.0], [1.0, 1.0]]), "bias": jnp.array([9.0])},

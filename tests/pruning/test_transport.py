@@ -1,4 +1,4 @@
-"""Sparse messages come back whole, and metrics state their length."""
+"""Sparse messages come back whole, and their length is counted without writing."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_prune.models.costs import traffic
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.pruning.wire import (
     BITS,
@@ -96,21 +95,3 @@ def test_bad_messages():
     for message in (b"\2", RUNS, RUNS + bytes([128])):
         with pytest.raises(ValueError, match="what encode_masks has written"):
             decode_masks(message, masks)
-
-
-def test_traffic_of_masked_messages_by_hand():
-    """Five clients, 2 of 5 kernel entries and the bias kept, a statistic of 4 bytes."""
-    params = {"fc": {"kernel": jnp.zeros((5, 1)), "bias": jnp.zeros(1)}}
-    masks = {
-        "fc": {"kernel": np.eye(5, 1, dtype=bool), "bias": np.ones(1, bool)},
-    }
-    masks["fc"]["kernel"][3] = True
-    counted = mask_facts(masks, (), prunable(masks))
-    facts = {name: int(x) for name, x in counted.items()}
-    facts |= {"mask/sent": 3, "mask/extra": 7}
-    down, up = (params, jnp.float32(0)), {"a": params, "b": params}
-    found = traffic((down, up), 5, facts)
-    values = 5 * 4 * (2 + 1 + 1)
-    assert found.down == values + 3 * len(encode_masks(masks))
-    assert found.spec_down == values + 3 * 1
-    assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)

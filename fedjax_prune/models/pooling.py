@@ -1,0 +1,52 @@
+"""The 2x2 max-pool of all image models, with a gradient of its own."""
+
+import jax
+import jax.numpy as jnp
+
+
+def max_pool(features: jax.Array) -> jax.Array:
+    """Takes the maximum of 2x2 windows of [..., height, width, channels].
+
+    An odd last row or column is left out. The gradient of a window is shared by the
+    pixels that are its maximum.
+    """
+    *batch, height, width, channels = features.shape
+    height, width = height // 2, width // 2
+    even = features[..., : 2 * height, : 2 * width, :]
+    return _max_of_windows(even.reshape(*batch, height, 2, width, 2, channels))
+
+
+# By reshaping, because the gradient of a window reduction has no deterministic form on
+# GPUs; with a gradient of its own, because XLA makes that of a maximum over two axes a
+# slow loop on CPUs.
+@jax.custom_vjp
+def _max_of_windows(windows: jax.Array) -> jax.Array:
+    (a, b), (c, d) = _pixels(windows)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _max_forward(
+    windows: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    largest = _max_of_windows(windows)
+    return largest, (windows, largest)
+
+
+def _max_backward(
+    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    windows, largest = residuals
+    count = sum(
+        (pixel == largest).astype(cotangent.dtype)
+        for row in _pixels(windows)
+        for pixel in row
+    )
+    share = (cotangent / count)[..., :, None, :, None, :]
+    return (jnp.where(windows == largest[..., :, None, :, None, :], share, 0),)
+
+
+_max_of_windows.defvjp(_max_forward, _max_backward)
+
+
+def _pixels(windows: jax.Array) -> list[list[jax.Array]]:
+    return [[windows[..., y, :, x, :] for x in (0, 1)] for y in (0, 1)]

@@ -1,0 +1,125 @@
+"""What rounds under masks cost: multiply-accumulates and bytes sent.
+
+All is computed from shapes and from the numbers that `wire.mask_facts` counts.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from fedjax_prune.models.costs import PrunableModel, num_weights, num_weights_kept
+from fedjax_prune.types import Tree
+
+
+class MaskedMacs(NamedTuple):
+    """Multiply-accumulates of one image under a mask, gates considered.
+
+    Attributes:
+      dense: of the model without mask.
+      theoretical: times the density of each layer: what sparse kernels could save.
+      realisable: of the model without removed channels: what dense hardware saves.
+      hybrid: realisable times the density inside the smaller layers.
+    """
+
+    dense: float
+    theoretical: float
+    realisable: float
+    hybrid: float
+
+
+def masked_macs(
+    model: PrunableModel, image_shape: tuple[int, int, int], facts: Mapping[str, int]
+) -> MaskedMacs:
+    """Counts the multiply-accumulates of one image under a mask.
+
+    Args:
+      model: unmasked.
+      image_shape: (height, width, channels).
+      facts: of `wire.mask_facts`; without any nothing is pruned.
+    """
+    left = _named(facts, "mask/channels/")
+    kept = _named(facts, "mask/kept/")
+    layers = model.layers(image_shape)
+    smaller = model.clone(left=left).layers(image_shape) if left else layers
+    dense = theoretical = realisable = hybrid = 0.0
+    for before, after in zip(layers, smaller, strict=True):
+        entries = sum(
+            count
+            for path, count in kept.items()
+            if path.rpartition("/")[0] == before.name and _is_kernel(path)
+        )
+        entries = entries if kept else num_weights(before)
+        macs = num_weights_kept(before) * before.positions
+        macs_after = num_weights_kept(after) * after.positions
+        dense += macs
+        theoretical += macs * entries / num_weights(before)
+        realisable += macs_after
+        hybrid += macs_after * entries / num_weights(after)
+    return MaskedMacs(dense, theoretical, realisable, hybrid)
+
+
+class Traffic(NamedTuple):
+    """Bytes of one round over the whole cohort.
+
+    Attributes:
+      down: to the clients, the length of real messages.
+      up: from them.
+      spec_down: by the formula of the AutoFLIP spec, 4 bytes for each value kept and
+        one for each eight prunable entries where a mask is sent.
+      spec_up: by the same formula.
+    """
+
+    down: int
+    up: int
+    spec_down: int
+    spec_up: int
+
+
+def traffic(
+    messages: tuple[Tree, Tree], cohort_size: int, facts: Mapping[str, int] | None
+) -> Traffic:
+    """Counts the bytes of one round.
+
+    Args:
+      messages: of `FederatedAlgorithm.messages`.
+      cohort_size: clients that receive and send one.
+      facts: of `wire.mask_facts`, with `mask/sent`, and `mask/extra`, numbers that
+        each client sends more; None or empty if nothing is masked.
+    """
+    facts = facts or {}
+    kept = _named(facts, "mask/kept/")
+    down, up = (cohort_size * _masked_bytes(tree, kept) for tree in messages)
+    up += 4 * cohort_size * facts.get("mask/extra", 0)
+    sent = facts.get("mask/sent", 0)
+    bits = -(-facts.get("mask/prunable", 0) // 8)
+    return Traffic(
+        down=down + sent * facts.get("mask/bytes", 0),
+        up=up,
+        spec_down=down + sent * bits,
+        spec_up=up,
+    )
+
+
+def _masked_bytes(tree: Tree, kept: Mapping[str, int]) -> int:
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = [str(entry.key) for entry in path if hasattr(entry, "key")]
+        tails = ("/".join(names[i:]) for i in range(len(names)))
+        found = [kept[tail] for tail in tails if tail in kept]
+        size = found[0] if found else math.prod(leaf.shape)
+        total += size * leaf.dtype.itemsize
+    return total
+
+
+def _named(facts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): int(value)
+        for name, value in facts.items()
+        if name.startswith(prefix)
+    }
+
+
+def _is_kernel(path: str) -> bool:
+    return path.endswith("kernel")

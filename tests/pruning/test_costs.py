@@ -1,0 +1,51 @@
+"""Costs under masks: the counts of small examples, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_prune.models import CNN
+from fedjax_prune.pruning.costs import masked_macs, traffic
+from fedjax_prune.pruning.masks import prunable
+from fedjax_prune.pruning.wire import encode_masks, mask_facts
+
+
+def test_traffic_of_masked_messages_by_hand():
+    """Five clients, 2 of 5 kernel entries and the bias kept, a statistic of 4 bytes."""
+    params = {"fc": {"kernel": jnp.zeros((5, 1)), "bias": jnp.zeros(1)}}
+    masks = {
+        "fc": {"kernel": np.eye(5, 1, dtype=bool), "bias": np.ones(1, bool)},
+    }
+    masks["fc"]["kernel"][3] = True
+    counted = mask_facts(masks, (), prunable(masks))
+    facts = {name: int(x) for name, x in counted.items()}
+    facts |= {"mask/sent": 3, "mask/extra": 7}
+    down, up = (params, jnp.float32(0)), {"a": params, "b": params}
+    found = traffic((down, up), 5, facts)
+    values = 5 * 4 * (2 + 1 + 1)
+    assert found.down == values + 3 * len(encode_masks(masks))
+    assert found.spec_down == values + 3 * 1
+    assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)
+
+
+def test_macs_under_a_mask_by_hand():
+    """A CNN of 2 and 4 channels and 8 hidden units on 8x8x1 images, 3 classes."""
+    model, shape = CNN(3, width=0.125), (8, 8, 1)
+    # Weights and positions of its layers: 18 x 64, 72 x 16, 128 x 1 and 24 x 1.
+    kept = {
+        "conv1/kernel": 9,
+        "conv1/bias": 2,
+        "conv2/kernel": 18,
+        "fc1/kernel": 64,
+        "fc2/kernel": 12,
+    }
+    facts = {f"mask/kept/{name}": count for name, count in kept.items()}
+    # One of two channels left of conv1: conv2 keeps 36 weights.
+    facts |= {"mask/channels/conv1": 1, "mask/channels/conv2": 4}
+    facts |= {"mask/channels/fc1": 8}
+    found = masked_macs(model, shape, facts)
+    assert found.dense == 18 * 64 + 72 * 16 + 128 + 24
+    assert found.theoretical == 9 * 64 + 18 * 16 + 64 + 12
+    assert found.realisable == 9 * 64 + 36 * 16 + 128 + 24
+    assert found.hybrid == found.theoretical
+    unmasked = masked_macs(model, shape, {})
+    assert set(unmasked) == {found.dense}
