@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from fedjax_prune.runs import console
@@ -112,4 +113,36 @@ def test_errors_go_to_the_error_stream(capsys):
         "       two",
         "error: three",
         "error: four",
+    ]
+
+
+def test_a_long_round_says_that_it_goes_on(capsys, monkeypatch):
+    """Every EVERY seconds without a finished round; in short rounds nothing."""
+    monkeypatch.setattr(console, "EVERY", 0.05)
+    with console.progress(3, 1) as bar:
+        time.sleep(0.3)
+        bar.advance(2, 1.0, 0.5, 10.0)
+        time.sleep(0.3)
+        bar.advance(3, 1.0, 0.5, 10.0)
+        time.sleep(0.2)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("round 2/3"))
+    assert first >= 1
+    for line in lines[:first]:
+        assert line == "compiling and running round 2 for 0:00"
+    between = lines[first + 1 : -1]
+    assert between and set(between) == {"round 3 has been running for 0:00"}
+    assert lines[-1].startswith("round 3/3")
+
+
+def test_a_slow_step_says_how_long_it_was(capsys, monkeypatch):
+    with console.working("counting"):
+        pass
+    monkeypatch.setattr(console, "WORTH_SAYING", 0.0)
+    with console.working("counting"):
+        pass
+    assert capsys.readouterr().out.splitlines() == [
+        "counting ...",
+        "counting ...",
+        "counting: 0:00",
     ]

@@ -67,6 +67,26 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot be read"),
+        ("[]", "must hold `config` and `left`"),
+        ("{}", "must hold `config` and `left`"),
+        ('{"config": 3, "left": {}}', "must hold `config` and `left`"),
+        ('{"config": {"seed": 0}, "left": {}}', "describes no model: .* is missing"),
+        ('{"config": CONFIG, "left": 3}', "must hold `config` and `left`"),
+        ('{"config": CONFIG, "left": {"conv1": 0}}', "left must be counts"),
+    ],
+)
+def test_a_damaged_or_foreign_export_is_one_error(finished, text, words, tmp_path):
+    _, workdir, _ = finished
+    config = (workdir / "config.json").read_text()
+    (tmp_path / "model.json").write_text(text.replace("CONFIG", config))
+    with pytest.raises(WorkdirError, match=words):
+        load_model(tmp_path)
+
+
 def test_a_model_is_lowered_for_another_platform(finished, tmp_path):
     """The second convolution reads 8 channels, so a CPU convolves it by `lax`."""
     _, workdir, _ = finished

@@ -1,0 +1,69 @@
+"""What is said before a run: what it is, how long it takes, what is too large."""
+
+import numpy as np
+import pytest
+
+from fedjax_prune.runs import capacity, experiment, report, train
+from fedjax_prune.runs.capacity import Chosen
+from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.settings import SettingsError
+from tests.small_runs import tiny_config
+
+
+def chosen_of(images_per_second, **changes):
+    return Chosen(build(tiny_config(**changes)), "2", images_per_second)
+
+
+def test_the_time_of_a_round_by_hand(monkeypatch):
+    """300 images of 5 clients, 3 a round, one epoch: 180 images on 2 devices."""
+    monkeypatch.setattr(report, "WORTH_TIMING", 0.0)
+    chosen = chosen_of(9.0, devices=2)
+    assert report.round_seconds(chosen, []) == pytest.approx(180 / (9 * 2))
+    rows = [{"round": i, "seconds": s} for i, s in ((1, 9.0), (2, 4.0), (3, 5.0))]
+    assert report.round_seconds(chosen, rows) == 5.0
+
+
+def test_a_run_that_is_over_in_no_time_is_not_timed(monkeypatch):
+    monkeypatch.setattr(capacity, "images_per_second", None)
+    chosen = chosen_of(0.0)
+    assert report.round_seconds(chosen, []) == 0.0
+    facts = report.preflight(chosen, 0, [])
+    assert "time" not in facts and facts["lanes"] == "2"
+
+
+def test_a_long_run_says_what_to_change_for_a_trial(monkeypatch):
+    monkeypatch.setattr(report, "WORTH_TIMING", 0.0)
+    facts = report.preflight(chosen_of(0.01, rounds=400), 0, [])
+    assert facts["time"] == (
+        "about 5 h a round, 83 days for 400 rounds, without evaluation"
+    )
+    assert facts["for a trial"] == "--config.rounds=2 --config.data.num_train=1000"
+    short = report.preflight(chosen_of(1000.0), 2, [])
+    assert short["rounds done"] == "2 of 4" and "for a trial" not in short
+
+
+def test_images_beyond_the_memory_are_refused_before_they_are_made(
+    monkeypatch, tmp_path
+):
+    """1,797 digits of 3,000 pixels a side: 16.2 GB."""
+    monkeypatch.setattr(experiment, "machine_bytes", lambda: 8 * 10**9)
+    monkeypatch.setattr(experiment, "resize", None)
+    changes = {"data.size": 3000, "data.num_train": 0, "eval.num_examples": 0}
+    with pytest.raises(SettingsError, match=r"data.size 3000 makes 1,797 .* 16.2 GB"):
+        train.run(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_headline_is_that_of_the_run():
+    """With gates the clients' mean, without the shared model; one field for both."""
+    values = {
+        "global_dense": np.float32(0.25),
+        "client_gated": np.array([0.5, 1.0]),
+        "client_local": np.array([0.5, 0.5]),
+    }
+    from fedjax_prune.runs.metrics import accuracy_row
+
+    gated = build(tiny_config())
+    plain = gated.with_config(tiny_config(**{"model.gated": False}))
+    assert accuracy_row(gated, values)["eval/headline"] == 0.75
+    assert accuracy_row(plain, values)["eval/headline"] == 0.25
