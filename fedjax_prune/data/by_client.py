@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.load import as_dataset
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.validation import holdout
 from fedjax_prune.types import Dataset, Population
 

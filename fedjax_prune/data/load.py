@@ -41,7 +41,7 @@ def load(
     Examples:
       >>> train, test = load("digits", num_test=100)
       >>> train.images.shape, test.labels.shape
-      ((1438, 8, 8, 1), (100,))
+      ((1442, 8, 8, 1), (100,))
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)

@@ -1,4 +1,4 @@
-"""From a Flax model to the pure functions that federated learning needs."""
+"""The function that makes a Task, pure functions, of a Flax model and its loss."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -15,13 +15,13 @@ from fedjax_prune.models.precision import at_least_float32
 from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
-"""(key, images float32) -> images of the same shape."""
+"""(key, images [batch_size, height, width, channels] float32) -> images like them."""
 
 LassoWeight = Annotated[
     float, at_least(0), "Weight of the L1 norm of the gates' logits, FedDP's lambda."
 ]
 COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
-"""What the collections of a model may be called."""
+"""The names that the collections of a model may have."""
 
 
 @checked
@@ -34,35 +34,47 @@ def make_task(
     normalize: str = "none",
     lasso_weight: LassoWeight = 0.0,
 ) -> Task:
-    """Makes an image classification task.
+    """Makes a classification task of a model.
 
     The loss is the mean cross-entropy over the real examples of a batch plus,
     for gated models, `lasso_weight` times the mean over the same examples of
     the gates' L1 norm (FedDP, equations 5 and 8).
 
     Args:
-      model: a linen module called as `model(images, train=..., example_mask=...)`
-        on float32 images [batch_size, height, width, channels], returning logits
-        [batch_size, num_classes]. Weights in the collection `params` are shared,
-        in `gates` personal, both floats; `batch_stats` is model state, floats or
-        integers such as counters. What it sows into
-        `gate_sums/.../NAME/{lasso, selected}` is added up. An NNX module is wrapped by
+      model: a linen module, called as `model(images, train=..., example_mask=...)`. It
+        reads float32 images [batch_size, height, width, channels] and returns float
+        logits [batch_size, num_classes]. Floats in the collection `params` are shared,
+        and floats in `gates` are personal; `batch_stats` is model state, floats or
+        integers such as counters. Values sown into
+        `gate_sums/.../NAME/{lasso, selected}` are added up. Wrap an NNX module by
         `flax.nnx.bridge.to_linen(Class, *its_arguments)` first.
       image_shape: (height, width, channels).
-      to_input: makes stored uint8 examples what the model reads.
-      augment: applied to training images only; None leaves them as they are.
-      normalize: `none` or `cifar10`, applied after the augmentation.
+      to_input: stored examples -> the examples that the model reads.
+      augment: is applied to training images only; None leaves them as they are.
+      normalize: `none` or `cifar10`; is applied after the augmentation.
+      lasso_weight: FedDP's lambda, at least 0.
 
     Returns:
-      The Task. The sums of its loss are `loss`, `correct`, `count`, each a scalar
-      of the loss's dtype summed over real examples, and `selected/NAME` [channels]
-      for every gate. The loss and the logits are at least float32.
+      The Task. The sums of its loss are `loss`, `correct` and `count`, each [] of the
+      loss's dtype and summed over real examples, and `selected/NAME` [channels] for
+      every gate. The loss and the logits are float32, or float64 with
+      `jax_enable_x64`.
 
     Raises:
-      ValueError: if `lasso_weight` is out of its range, the model is no linen module,
-        returns anything but logits, has no params, weights that are not floats or
-        other collections. What a model does in training mode only is checked when the
-        loss is traced.
+      ValueError: if `lasso_weight` is out of range, or if the model is not a linen
+        module, does not return logits, has no params, has weights that are not floats,
+        or has other collections. Errors that show only in training mode are raised when
+        the loss is traced.
+
+    References:
+      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
+      Adaptive Gradient, equations 5 and 8, https://arxiv.org/abs/2106.06921.
+
+    Examples:
+      >>> task = make_task(fedjax_prune.CNN(10), (8, 8, 1))
+      >>> variables = jax.eval_shape(task.init, jax.random.key(0))
+      >>> variables.params["conv1"]["kernel"].shape
+      (3, 3, 1, 16)
     """
     model_name = type(model).__name__
     if not isinstance(model, nn.Module):
@@ -75,7 +87,7 @@ def make_task(
     @jax.jit
     def init(key: jax.Array) -> Variables:
         params_key, gates_key = jax.random.split(key)
-        # Wrapped NNX modules ask for the stream of their dropout when they are made.
+        # A wrapped NNX module needs the stream of its dropout when it is made.
         streams = {"params": params_key, "gates": gates_key, "dropout": key}
         logits, collections = model.init_with_output(
             streams,
@@ -118,7 +130,7 @@ def make_task(
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
             logits, batch.labels
         )
-        # A select, not a product: a padded example may be anything, even NaN.
+        # A product would let NaN pass, and a padded example may give NaN.
         loss_sum = jnp.where(batch.example_mask, cross_entropy, 0.0).sum()
         lasso = sum(
             (x for name, x in gate_sums.items() if name.endswith("/lasso")),
@@ -147,7 +159,7 @@ def make_task(
         )
         return at_least_float32(logits)
 
-    # The checks in it need shapes alone; the trace is kept for the first call.
+    # The checks in `init` need only shapes. JAX reuses this trace at the first call.
     jax.eval_shape(init, jax.random.key(0))
     return Task(
         init,
@@ -159,7 +171,7 @@ def make_task(
 
 
 def _described(model: nn.Module, method: str, image_shape: tuple[int, ...]) -> Any:
-    """What a model says of itself; None if it does not."""
+    """Calls the method by which a model describes itself; None if it has none."""
     describe = getattr(model, method, None)
     return describe(image_shape) if callable(describe) else None
 
@@ -174,8 +186,7 @@ def _collections(variables: Variables) -> dict[str, Tree]:
 
 
 def _as_wide_as(params: Tree, model_state: Tree) -> Tree:
-    # Flax's norms start their statistics as float32, but a step of float64 leaves
-    # float64 behind.
+    # Flax's norms start with float32 statistics, but a step in float64 returns float64.
     if all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(params)):
         return model_state
 

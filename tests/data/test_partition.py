@@ -16,8 +16,8 @@ from fedjax_prune.data.partition import (
     partition,
     quantity,
     shards,
-    to_population,
 )
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.runs.experiment import build
