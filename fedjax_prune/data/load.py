@@ -48,7 +48,7 @@ def load(
         raise ValueError(f"dataset must be one of {known}, got {name!r}.")
     info = DATASETS[name]
     if info.by_client:
-        raise ValueError(f"{name} has no test set: it is read by load_by_client.")
+        raise ValueError(f"{name} has no test set: read it with load_by_client.")
     if not info.tfds_name:
         train, test = _digits()
         return (

@@ -152,7 +152,7 @@ def masked(
 
     Returns:
       The algorithm. `ServerState.server` is a MaskedServer, `ClientState.client` a
-      MaskedRow. Its sums have the scalars of `transport.mask_facts`, `mask/guarded`,
+      MaskedRow. Its sums have the scalars of `wire.mask_facts`, `mask/guarded`,
       `mask/extra` and `mask/sent`, the clients that need the masks.
 
     Raises:
