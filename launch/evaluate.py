@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         folder = local_folder(workdir)
         runtime.prepare()
         results = train.evaluate_workdir(folder)
-        console.print_summary({k: _shown(v) for k, v in results.items()})
+        console.print_table("Result", {k: _shown(v) for k, v in results.items()})
         return 0
 
     return exit_code(evaluate)

@@ -42,10 +42,11 @@ def main(argv: list[str]) -> int:
         exported = export_model(folder, target, compact=_COMPACT.value)
         num_params = costs.tree_bytes(exported.variables.params) // 4
         left = getattr(exported.model, "left", {}).items()
-        console.print_summary(
+        console.print_table(
+            "Result",
             {"model": type(exported.model).__name__, "parameters": f"{num_params:,}"}
             | {f"{name} left": f"{count:,}" for name, count in left}
-            | {"files": output}
+            | {"files": output},
         )
         return 0
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from fedjax_prune.runs import console, ledger, report
+from fedjax_prune.runs import console, savings, tables
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import local_folder
 
@@ -91,9 +91,9 @@ def _table(workdir: Path, runs: list[Run]) -> str:
     methods: dict[str, list[Path]] = {}
     for run in runs:
         methods.setdefault(run.setting, []).append(workdir / run.folder)
-    if any(ledger.has_masks(workdir / run.folder) for run in runs):
-        return ledger.pruning_table(methods)
-    return report.comparison(methods)
+    if any(savings.has_masks(workdir / run.folder) for run in runs):
+        return tables.pruning_table(methods)
+    return tables.comparison(methods)
 
 
 def _shares_of_cores(jobs: int) -> "Queue[list[int]]":

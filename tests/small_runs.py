@@ -2,7 +2,7 @@
 
 from configs import base, quickstart
 from fedjax_prune.runs import start as resume
-from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.learning import make_learning
 from tests.toys import all_rows
 
 PRUNED_FIELDS = {
@@ -47,5 +47,5 @@ def pruned_config(name="autoflip", fields=PRUNED_FIELDS, **changes):
 
 def final_state(config, workdir):
     """The server's state and the rows of all clients, of the newest checkpoint."""
-    state, rows = resume.restore(config, build(config), workdir)
+    state, rows = resume.restore(make_learning(config), workdir)
     return state, all_rows(rows)

@@ -25,7 +25,7 @@ ONLY_IN = {
     "ml_collections": {"runs"},
 }
 
-MOST_LINES = 350
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 
 
 def modules():
@@ -98,3 +98,19 @@ def test_tests_do_not_import_each_other():
 def test_files_stay_short():
     lengths = {p: len(p.read_text().splitlines()) for p in modules()}
     assert {p.name: n for p, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_functions_stay_short():
+    """Without their docstrings and the declarations of their arguments."""
+    long = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[bool(ast.get_docstring(node)) :]
+                # A function of functions is as long as what is left beside them.
+                inner = [n for n in body if isinstance(n, ast.FunctionDef)]
+                lines = sum(n.end_lineno - n.lineno + 1 for n in body)
+                lines -= sum(n.end_lineno - n.lineno + 1 for n in inner)
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    long[f"{path.name}:{node.name}"] = lines
+    assert long == {}

@@ -27,7 +27,7 @@ from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import DECAY, checked
-from fedjax_prune.pruning.mask_rule import Hybrid, StructuredResidual
+from fedjax_prune.pruning.mask_rule import GuardedMasks, StructuredResidual
 from fedjax_prune.pruning.masked_round import Masking, masked
 from fedjax_prune.pruning.masks import lowest_channels
 from fedjax_prune.types import (
@@ -70,7 +70,7 @@ def eflprune(
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
-    ) -> tuple[Hybrid, Tree]:
+    ) -> tuple[GuardedMasks, Tree]:
         del rows, cohort
         masks = lowest_channels(
             jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params),
@@ -79,7 +79,7 @@ def eflprune(
             share=channel_share,
             residual=structured_residual,
         )
-        return Hybrid(masks, jnp.int32(0)), {}
+        return GuardedMasks(masks, jnp.int32(0)), {}
 
     masking = Masking(lambda params: {}, lambda params: {}, refresh)
     return masked(task, fedavg(task, solver, server_tx), masking)

@@ -25,7 +25,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import at_least, checked, one_of
 from fedjax_prune.pruning.mask_rule import (
-    Hybrid,
+    GuardedMasks,
     MaskRule,
     MinKeep,
     StructuredDensity,
@@ -88,15 +88,15 @@ def magnitude(
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
-    ) -> tuple[Hybrid, Tree]:
+    ) -> tuple[GuardedMasks, Tree]:
         del rows, cohort
         server = state.server
-        hybrid = jax.lax.cond(
+        made = jax.lax.cond(
             state.round == warmup_rounds,
             lambda: rule.masks(jax.tree.map(jnp.abs, state.params)),
-            lambda: Hybrid(server.masks, server.guarded),
+            lambda: GuardedMasks(server.masks, server.guarded),
         )
-        return hybrid, {}
+        return made, {}
 
     masking = Masking(lambda params: {}, lambda params: {}, refresh)
     return masked(task, fedavg(task, solver, server_tx), masking)

@@ -39,7 +39,7 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked
-from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import Masking, masked, with_masks
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
@@ -120,20 +120,20 @@ def prunefl(
         share = prune_share * share_decay ** guide["adjustments"].astype(jnp.float32)
         return adjust(masks, state.params, squares, times, may, share, constant_time)
 
-    def renew(state: ServerState) -> tuple[Hybrid, Tree]:
+    def renew(state: ServerState) -> tuple[GuardedMasks, Tree]:
         guide = state.server.guide
         guide = guide | {"adjustments": guide["adjustments"] + 1}
-        return Hybrid(adjusted(state), jnp.int32(0)), guide
+        return GuardedMasks(adjusted(state), jnp.int32(0)), guide
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
-    ) -> tuple[Hybrid, Tree]:
+    ) -> tuple[GuardedMasks, Tree]:
         del rows, cohort
         server = state.server
         return jax.lax.cond(
             (state.round > 0) & (state.round % adjust_every == 0),
             lambda: renew(state),
-            lambda: (Hybrid(server.masks, server.guarded), server.guide),
+            lambda: (GuardedMasks(server.masks, server.guarded), server.guide),
         )
 
     def start(params: Tree) -> Tree:

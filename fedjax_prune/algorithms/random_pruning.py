@@ -29,7 +29,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import zero_random
 from fedjax_prune.fields import DECAY, checked, fields_of, like, one_of
-from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import with_masks
 from fedjax_prune.types import (
     ServerState,
@@ -77,8 +77,9 @@ def random_pruning(
     ) -> tuple[ServerState, Sums]:
         after, _ = guided(state, gathered, key)
         server = after.server
-        shuffled = Hybrid(permute(server.masks, key), server.guarded)
-        unmasked = state._replace(params=after.params, pending=())
+        # The masks of the exploration were never sent: these are the first version.
+        unmasked = after._replace(server=state.server)
+        shuffled = GuardedMasks(permute(server.masks, key), server.guarded)
         after = with_masks(unmasked, shuffled, server.guide)
         return after, pruned.facts(after)
 

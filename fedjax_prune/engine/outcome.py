@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_prune.types import Cohort, Config
+from fedjax_prune.types import Cohort
 
 
 class TrainingError(RuntimeError):
@@ -44,19 +44,3 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
             "smaller client.lr, or model.norm bn or gn, usually helps; the rounds "
             "before are kept."
         )
-
-
-def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
-    """Refuses masks that leave nothing of an array.
-
-    Raises:
-      TrainingError: naming the array and the threshold.
-    """
-    for name, kept in sums.items():
-        if name.startswith("mask/kept/") and kept == 0:
-            threshold = config.algorithm.get("threshold", "")
-            raise TrainingError(
-                f"algorithm.threshold {threshold} leaves nothing of "
-                f"{name.removeprefix('mask/kept/')}: it must be smaller, "
-                "algorithm.min_keep larger, in (0, 1], or fewer channels be removed."
-            )

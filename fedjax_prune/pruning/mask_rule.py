@@ -44,7 +44,7 @@ StructuredResidual = Annotated[
 ]
 
 
-class Hybrid(NamedTuple):
+class GuardedMasks(NamedTuple):
     """Masks of single weights and of whole channels.
 
     Attributes:
@@ -86,7 +86,7 @@ class MaskRule(NamedTuple):
     share: float = 0.0
     residual: StructuredResidual = False
 
-    def masks(self, deviations: Tree) -> Hybrid:
+    def masks(self, deviations: Tree) -> GuardedMasks:
         """The masks that deviations call for."""
         guidance = guidance_matrix(deviations, normalization=self.normalization)
         masks = unstructured_masks(
@@ -94,7 +94,7 @@ class MaskRule(NamedTuple):
         )
         return self.complete(masks, guidance)
 
-    def complete(self, masks: Tree, scores: Tree) -> Hybrid:
+    def complete(self, masks: Tree, scores: Tree) -> GuardedMasks:
         """Guards masks of single weights, then removes channels."""
         kept = guard(masks, scores, self.prunable, self.min_keep)
         guarded = sum(
@@ -119,7 +119,7 @@ class MaskRule(NamedTuple):
                 kept = lowest_channels(
                     kept, scores, groups, share=self.share, residual=self.residual
                 )
-        return Hybrid(kept, jnp.asarray(guarded, jnp.int32))
+        return GuardedMasks(kept, jnp.asarray(guarded, jnp.int32))
 
 
 def check_rule(rule: MaskRule) -> None:

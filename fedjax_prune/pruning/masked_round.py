@@ -40,7 +40,7 @@ from fedjax_prune.models.channels import (
     drop_channels,
     match_masks,
 )
-from fedjax_prune.pruning.mask_rule import Hybrid
+from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.pruning.wire import mask_facts
 from fedjax_prune.types import (
@@ -56,11 +56,11 @@ from fedjax_prune.types import (
     Variables,
 )
 
-STORES = ("dense", "sparse")
+SERVER_STORES = ("dense", "sparse")
 
 ServerStore = Annotated[
     str,
-    one_of(STORES),
+    one_of(SERVER_STORES),
     "What the server keeps where the mask prunes, the value that it had or 0.",
 ]
 
@@ -103,8 +103,8 @@ class Masking(NamedTuple):
     Attributes:
       start: parameters -> guide.
       own: parameters -> what is kept of a client.
-      refresh: (state, rows, cohort) -> (Hybrid, guide) of this round, before it is
-        trained. `state.server` is a MaskedServer.
+      refresh: (state, rows, cohort) -> (GuardedMasks, guide) of this round, before it
+        is trained. `state.server` is a MaskedServer.
       message: result -> parts that a client sends beside those of the base.
       absorb: (state, received) -> guide after the round.
       delivered: the server's part of the state -> masks of the delivered model.
@@ -115,7 +115,7 @@ class Masking(NamedTuple):
 
     start: Callable[[Tree], Tree]
     own: Callable[[Tree], Tree]
-    refresh: Callable[[ServerState, ClientState, Cohort], tuple[Hybrid, Tree]]
+    refresh: Callable[[ServerState, ClientState, Cohort], tuple[GuardedMasks, Tree]]
     message: Callable[[LocalResult], Message] = lambda result: {}
     absorb: Callable[[ServerState, Received], Tree] = lambda state, received: (
         state.server.guide
@@ -127,10 +127,10 @@ class Masking(NamedTuple):
 
 def keep_masks(
     state: ServerState, rows: ClientState, cohort: Cohort
-) -> tuple[Hybrid, Tree]:
+) -> tuple[GuardedMasks, Tree]:
     """`Masking.refresh` of masks that never change."""
     del rows, cohort
-    return Hybrid(state.server.masks, state.server.guarded), state.server.guide
+    return GuardedMasks(state.server.masks, state.server.guarded), state.server.guide
 
 
 @checked
@@ -277,9 +277,9 @@ def masked(
     )
 
 
-def with_masks(state: ServerState, hybrid: Hybrid, guide: Tree) -> ServerState:
+def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerState:
     """The state with new masks, a new version if they differ, and a new guide."""
-    server, (masks, guarded) = state.server, hybrid
+    server, (masks, guarded) = state.server, new
     changed = jnp.stack(
         jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), masks, server.masks))
     ).any()

@@ -11,7 +11,7 @@ from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import alive_channels, map_slots
 from fedjax_prune.types import Tree
 
-Kept = Mapping[str, Any]
+KeptIndices = Mapping[str, Any]
 """Name of a group -> indices of the channels that stay, ascending."""
 
 
@@ -26,7 +26,7 @@ class Compacted(NamedTuple):
 
     model: Any
     variables: Tree
-    kept: Kept
+    kept: KeptIndices
 
 
 def compact(
@@ -68,7 +68,7 @@ def kept_channels(
     image_shape: tuple[int, int, int],
     *,
     multiple: int = 1,
-) -> Kept:
+) -> KeptIndices:
     """Says which channels of a model stay: those alive, and at least one of a group.
 
     Arguments and errors are those of `compact`.
@@ -89,7 +89,9 @@ def round_up(count: int, size: int, multiple: int) -> int:
     return min(size, -(-max(1, count) // multiple) * multiple)
 
 
-def choose_channels(alive: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Kept:
+def choose_channels(
+    alive: Mapping[str, np.ndarray], widths: Mapping[str, int]
+) -> KeptIndices:
     """Takes the channels that are alive, and the first of the others to fill up.
 
     Args:
@@ -108,7 +110,7 @@ def smaller_model(model: Any, widths: Mapping[str, int]) -> Any:
     return model.clone(left=dict(widths)) if widths else model
 
 
-def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept) -> Tree:
+def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: KeptIndices) -> Tree:
     """Takes the entries of the channels that stay out of every array.
 
     Args:
@@ -125,7 +127,9 @@ def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept) -> Tree:
     return map_slots(tree, groups, take)
 
 
-def expand(tree: Tree, groups: Sequence[ChannelGroup], kept: Kept, full: Tree) -> Tree:
+def expand(
+    tree: Tree, groups: Sequence[ChannelGroup], kept: KeptIndices, full: Tree
+) -> Tree:
     """Puts the entries of the channels that stayed back into the arrays they are from.
 
     Args:
@@ -156,7 +160,7 @@ def _along(ndim: int, axis: int) -> list[int]:
 
 
 def _indices(
-    shape: tuple[int, ...], slots: list[tuple[ChannelGroup, Slot]], kept: Kept
+    shape: tuple[int, ...], slots: list[tuple[ChannelGroup, Slot]], kept: KeptIndices
 ) -> list[tuple[int, jax.Array]]:
     """Which indices stay along each axis of an array that loses some."""
     by_axis: dict[int, list[tuple[ChannelGroup, Slot]]] = {}

@@ -2,50 +2,62 @@
 
 import bisect
 import copy
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.models import costs
-from fedjax_prune.engine.evaluate import BATCH_SIZE
-from fedjax_prune.runs.experiment import Experiment, start
-from fedjax_prune.engine.lanes import over_lanes
-from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.engine.aggregate import weigh
+from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.evaluate import BATCH_SIZE
+from fedjax_prune.engine.lanes import over_lanes
+from fedjax_prune.engine.local import LocalTraining
+from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.models.platforms import tracing_for
+from fedjax_prune.runs.experiment import Experiment, machine_bytes
+from fedjax_prune.runs.learning import Learning, init_key, start
+from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.types import Batch, Config, Dataset, Variables
 from fedjax_prune.runs.workdir import has_config, read_config
+from fedjax_prune.types import Anchor, Batch, Cohort, Dataset, ServerState, Variables
 
 MOST_LANES = 64
 LEAST_GAIN = 1.05
 """Twice as many lanes are taken only for this many times the images a second."""
 
 
-def settle(
-    config: Config, experiment: Experiment, folder: Path
-) -> tuple[Config, dict[str, str]]:
+class Chosen(NamedTuple):
+    """What a run takes of a machine.
+
+    Attributes:
+      experiment: with `devices` and `lanes` as numbers.
+      words: what was chosen, and why.
+      images_per_second: of one device with these lanes; 0 if it was not timed.
+    """
+
+    experiment: Experiment
+    words: str
+    images_per_second: float
+
+
+def choose(experiment: Experiment, folder: Path) -> Chosen:
     """Replaces `devices` and `lanes` by numbers, those of the first start on resume.
 
     Args:
-      config: `devices` 0 stands for all, but no more than clients in the cohort;
+      experiment: `devices` 0 stands for all, but no more than clients in the cohort;
         `lanes` "auto" for what is fastest among what fits.
-      experiment: of the run.
       folder: the workdir.
-
-    Returns:
-      The configuration to run, and what was chosen in words.
 
     Raises:
       SettingsError: if there are fewer devices than asked for, or not even one lane
         fits the memory.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(experiment.config)
     before = read_config(folder) if has_config(folder) else {}
     available = jax.local_device_count()
     wanted = config.devices or before.get("devices")
@@ -54,83 +66,121 @@ def settle(
         raise SettingsError(
             [f"devices must be in [0, {available}] on this machine, got {wanted}"]
         )
+    experiment = experiment.with_config(config)
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
-    most = -(-config.cohort_size // config.devices)
-    fitting = fitting_lanes(
-        config,
-        experiment,
-        MOST_LANES if asked == "auto" else asked,
-        available_bytes(),
-    )
+    most = MOST_LANES if asked == "auto" else asked
+    fitting = fitting_lanes(experiment, most, available_bytes())
+    rate = 0.0
     if asked == "auto":
-        config.lanes, words = _fastest(config, experiment, min(fitting, most))
+        most = min(fitting, -(-config.cohort_size // config.devices))
+        config.lanes, rates = fastest_lanes(experiment, most)
+        rate = rates[config.lanes]
+        tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
+        words = f"{config.lanes}, chosen by images a second ({tried})"
     else:
         config.lanes = min(fitting, asked)
         words = f"{config.lanes}"
         if config.lanes < asked:
             words += f" in place of {asked}, which do not fit the memory"
-    return config, {"lanes": f"{words}, on each of {_devices(config.devices)}"}
+    words += f", on each of {_devices(config.devices)}"
+    return Chosen(experiment.with_config(config), words, rate)
 
 
-def memory_estimate(config: Config, experiment: Experiment, lanes: int) -> int:
+def memory_estimate(experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
-    The data, the parameters and the device's share of the rows of all clients, unless
-    the host has them; the rows of its block of the cohort, or of a group of explorers
-    if those are more; what its clients have sent; and for each lane its own parameters,
-    row, optimiser state and messages, and the larger of what a local step and what the
-    evaluation of a batch hold at once.
+    They are the data, the parameters and the device's share of the rows of all clients,
+    unless the host has them; the rows of its block of the cohort, or of a group of
+    explorers if those are more; what its clients have sent; and for each lane a client
+    in the middle of its training, its message, and the larger of what a local step and
+    what the evaluation of a batch hold at once.
 
     Args:
-      config: with `devices` as a number.
-      experiment: of the run.
+      experiment: with `devices` as a number.
       lanes: on each device.
     """
-    return _estimate(config, experiment)(lanes)
+    return _estimate(experiment)(lanes)
 
 
-def _estimate(config: Config, experiment: Experiment) -> Callable[[int], int]:
+def _estimate(experiment: Experiment) -> Callable[[int], int]:
     """`memory_estimate` by lanes; what does not depend on them is traced once."""
-    state, row = jax.eval_shape(lambda: start(config, experiment))
-    row = costs.tree_bytes(row)
+    config, learning = experiment.config, experiment.learning
+    state, row = jax.eval_shape(lambda: start(learning))
+    row_bytes = tree_bytes(row)
     placement = make_placement(config.devices, config.reduction)
-    share = -(-config.data.num_clients // placement.num_blocks) * row
+    share = -(-config.data.num_clients // placement.num_blocks) * row_bytes
     if config.client_rows == "host":
         share = 0
-    explorers, prepare = 0, experiment.algorithm.prepare
-    message = costs.tree_bytes(experiment.algorithm.messages(state)[1])
+    explorers, prepare = 0, learning.algorithm.prepare
+    client, message = _client_bytes(learning, state)
     if prepare is not None:
         explorers = prepare.num_clients(config.data.num_clients)
-        gathered = jax.eval_shape(prepare.start, state)
-        message = max(message, costs.tree_bytes(gathered))
-    data = sum(x.nbytes for x in (*experiment.train, *experiment.test))
-    optimiser = jax.eval_shape(experiment.solver.shared_tx.init, state.params)
-    lane = costs.tree_bytes((state.params, optimiser)) + row + message
-    lane += max(_step_bytes(config, experiment), _evaluation_bytes(experiment))
-    fixed = data + costs.tree_bytes(state) + share
+        client += _longer_chain(learning, prepare, state)
+        message = max(message, tree_bytes(jax.eval_shape(prepare.start, state)))
+    data = experiment.data
+    examples = sum(x.nbytes for x in (*data.train, *data.test))
+    with tracing_for(placement.platform):
+        work = max(_step_bytes(experiment), _evaluation_bytes(experiment))
+    fixed = examples + tree_bytes(state) + share
 
     def bytes_with(lanes: int) -> int:
         at_once = max(config.cohort_size, min(explorers, placement.group_size(lanes)))
         block = placement.block_size(at_once)
         kept = block if config.reduction == "fixed_order" else 1
-        return fixed + block * row + kept * message + lanes * lane
+        in_lanes = lanes * (client + message + work)
+        return fixed + block * row_bytes + kept * message + in_lanes
 
     return bytes_with
 
 
-def _step_bytes(config: Config, experiment: Experiment) -> int:
+def _client_bytes(learning: Learning, state: ServerState) -> tuple[int, int]:
+    """Bytes of a client in the middle of its training, and of its message.
+
+    Both are of the algorithm's own chain and parts: PruneFL keeps and sends squared
+    gradients beside what FedAvg does.
+    """
+    rules, number = learning.algorithm.rules, jnp.int32(1)
+    row = jax.eval_shape(lambda: rules.row(init_key(learning.config)))
+    cohort = Cohort(*(number,) * len(Cohort._fields))
+
+    def client(state: ServerState, row: Any) -> Any:
+        anchor = Anchor(state.params, state.model_state, state.round)
+        program = rules.program(state, cohort)
+        nothing = Dataset((), ())
+        training = LocalTraining(learning.task, rules.solver, program, anchor, nothing)
+        indices = jnp.zeros(rules.solver.batch_size, jnp.int32)
+        progress = training.begin(row, indices, number, jax.random.key(0), {})
+        return progress, weigh(program.upload(training.result(progress), row)[0])
+
+    progress, message = jax.eval_shape(client, state, row)
+    return tree_bytes(progress), tree_bytes(message)
+
+
+def _longer_chain(learning: Learning, prepare: Preparation, state: ServerState) -> int:
+    """Bytes that an optimiser state takes more in the preparation than in rounds."""
+    chains = (prepare.solver, learning.algorithm.rules.solver)
+    in_preparation, in_rounds = (
+        tree_bytes(jax.eval_shape(solver.shared_tx.init, state.params))
+        for solver in chains
+    )
+    return max(0, in_preparation - in_rounds)
+
+
+def _step_bytes(experiment: Experiment) -> int:
     """What one local step holds at once, gradients included."""
+    learning = experiment.learning
 
     def gradient(variables: Variables, batch: Batch, key: jax.Array) -> Any:
         def loss(params: Any, personal: Any) -> jax.Array:
             full = variables._replace(params=params, personal=personal)
-            return experiment.task.loss(full, batch, key)[0]
+            return learning.task.loss(full, batch, key)[0]
 
         return jax.grad(loss, (0, 1))(variables.params, variables.personal)
 
-    batch = jax.eval_shape(lambda: _batch(experiment.train, config.client.batch_size))
+    batch_size = experiment.config.client.batch_size
+    batch = jax.eval_shape(lambda: first_batch(experiment.data.train, batch_size))
     key = jax.random.key(0)
-    variables = jax.eval_shape(experiment.task.init, key)
+    variables = jax.eval_shape(learning.task.init, key)
     return peak_bytes(gradient, variables, batch, key)
 
 
@@ -140,10 +190,11 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     A quarter more than by the walk: of six models XLA's plans for a CPU took 0.8 to
     1.6 times that, of ResNet-32 2.8 times.
     """
-    batch_size = min(BATCH_SIZE, len(experiment.test.labels))
-    images = jax.eval_shape(lambda: _batch(experiment.test, batch_size).images)
-    variables = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))
-    return 5 * peak_bytes(experiment.task.predict, variables, images) // 4
+    task, test = experiment.learning.task, experiment.data.test
+    batch_size = min(BATCH_SIZE, len(test.labels))
+    images = jax.eval_shape(lambda: first_batch(test, batch_size).images)
+    variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    return 5 * peak_bytes(task.predict, variables, images) // 4
 
 
 def available_bytes() -> int:
@@ -152,18 +203,14 @@ def available_bytes() -> int:
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return statistics["bytes_limit"]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return machine // jax.local_device_count()
+    return machine_bytes() // jax.local_device_count()
 
 
-def fitting_lanes(
-    config: Config, experiment: Experiment, most: int, available: int
-) -> int:
+def fitting_lanes(experiment: Experiment, most: int, available: int) -> int:
     """The largest number of lanes that fits the memory of a device.
 
     Args:
-      config: with `devices` as a number.
-      experiment: of the run.
+      experiment: with `devices` as a number.
       most: the number of lanes asked for, at least 1.
       available: bytes on each device.
 
@@ -173,42 +220,48 @@ def fitting_lanes(
     Raises:
       SettingsError: if not even one lane fits.
     """
-    need = _estimate(config, experiment)
+    need = _estimate(experiment)
     fitting = bisect.bisect_right(range(1, most + 1), available, key=need)
     if not fitting:
         raise SettingsError(
             [
                 f"a round with one lane needs {need(1) / 1e9:.3g} GB on each device, "
                 f"which has {available / 1e9:.3g} GB: take a smaller "
-                "client.batch_size, model.width or cohort_size"
+                "client.batch_size, model.width, data.size or cohort_size"
             ]
         )
     return fitting
 
 
-def _fastest(config: Config, experiment: Experiment, most: int) -> tuple[int, str]:
-    """Doubles the lanes as long as that trains more images a second."""
-    best, rates = 1, {1: _images_per_second(config, experiment, 1)}
+def fastest_lanes(experiment: Experiment, most: int) -> tuple[int, dict[int, float]]:
+    """Doubles the lanes as long as that trains more images a second.
+
+    Args:
+      experiment: with `devices` as a number.
+      most: lanes at most, at least 1.
+
+    Returns:
+      The best number, and the images a second of each number that was tried.
+    """
+    best, rates = 1, {1: images_per_second(experiment, 1)}
     while 2 * best <= min(most, MOST_LANES):
-        rates[2 * best] = _images_per_second(config, experiment, 2 * best)
+        rates[2 * best] = images_per_second(experiment, 2 * best)
         if rates[2 * best] < LEAST_GAIN * rates[best]:
             break
         best *= 2
-    tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
-    return best, f"{best}, chosen by images a second ({tried})"
+    return best, rates
 
 
-def _images_per_second(config: Config, experiment: Experiment, lanes: int) -> float:
+def images_per_second(experiment: Experiment, lanes: int) -> float:
     """Times the gradient steps of some lanes side by side on one device."""
-    batch = _batch(experiment.train, config.client.batch_size)
+    config, task = experiment.config, experiment.learning.task
+    batch = first_batch(experiment.data.train, config.client.batch_size)
 
     def step(lane: tuple[Variables, jax.Array]) -> tuple[Variables, jax.Array]:
         variables, key = lane
 
         def loss(params: Any) -> jax.Array:
-            return experiment.task.loss(variables._replace(params=params), batch, key)[
-                0
-            ]
+            return task.loss(variables._replace(params=params), batch, key)[0]
 
         gradient = jax.grad(loss)(variables.params)
         params = jax.tree.map(lambda p, g: p - 1e-6 * g, variables.params, gradient)
@@ -217,11 +270,13 @@ def _images_per_second(config: Config, experiment: Experiment, lanes: int) -> fl
     @jax.jit
     def start_lanes() -> tuple[Variables, jax.Array]:
         keys = jax.random.split(jax.random.key(0), lanes)
-        variables = experiment.task.init(jax.random.key(0))
+        variables = task.init(jax.random.key(0))
         return jax.tree.map(lambda x: jnp.stack([x] * lanes), variables), keys
 
     run = jax.jit(lambda lanes: over_lanes(step, lanes), donate_argnums=0)
-    state = jax.block_until_ready(run(start_lanes()))
+    placement = make_placement(config.devices, config.reduction)
+    with tracing_for(placement.platform):
+        state = jax.block_until_ready(run(start_lanes()))
     seconds = []
     for _ in range(5):
         began = time.monotonic()
@@ -230,7 +285,7 @@ def _images_per_second(config: Config, experiment: Experiment, lanes: int) -> fl
     return lanes * config.client.batch_size / float(np.median(seconds))
 
 
-def _batch(dataset: Dataset, batch_size: int) -> Batch:
+def first_batch(dataset: Dataset, batch_size: int) -> Batch:
     """The first examples again and again, as a full batch."""
     chosen = np.arange(batch_size) % len(dataset.labels)
     return Batch(

@@ -5,13 +5,14 @@ they have removed, and its result is put back. The compiled round depends on how
 channels stay, not on which, and their numbers are rounded up, so few are compiled.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_prune.engine.contract import MaskedRound
+from fedjax_prune.engine.devices import Placement, put_whole
 from fedjax_prune.models import costs
 from fedjax_prune.models.channels import alive_channels
 from fedjax_prune.pruning.smaller import (
@@ -21,10 +22,16 @@ from fedjax_prune.pruning.smaller import (
     shrink,
     smaller_model,
 )
-from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.engine.devices import Placement, put_whole
-from fedjax_prune.runs.programs import compile_programs
-from fedjax_prune.types import ClientState, Cohort, ServerState, Sums
+from fedjax_prune.runs.learning import Learning
+from fedjax_prune.runs.programs import WholeRounds
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    RoundInputs,
+    ServerState,
+    Sums,
+)
 
 MULTIPLE = 8
 """Numbers of channels are rounded up to multiples of it."""
@@ -35,7 +42,7 @@ Widths = Mapping[str, int]
 
 
 class CompactRounds:
-    """Called like the compiled `Programs.train`.
+    """Rounds of a run, as `programs.Rounds`.
 
     Attributes:
       seconds: spent compiling the round in the last call; the short programs that rank,
@@ -44,25 +51,24 @@ class CompactRounds:
 
     def __init__(
         self,
-        experiment: Experiment,
+        learning: Learning,
         placement: Placement,
-        rebuild: Callable[[Any], Experiment],
+        rebuild: Callable[[Any], Learning],
     ):
         """Makes rounds that compile when they are called.
 
         Args:
-          experiment: with an algorithm that masks.
+          learning: with an algorithm that masks.
           placement: where the rounds run.
-          rebuild: smaller model -> the same experiment with it.
+          rebuild: smaller model -> the same with it.
         """
-        masked = experiment.algorithm.masked
-        assert masked is not None
+        masked = _masked(learning)
         self.seconds = 0.0
-        self._experiment, self._rebuild = experiment, rebuild
+        self._learning, self._rebuild = learning, rebuild
         self._placement = placement
-        self._shape = experiment.train.images.shape[1:]
-        self._groups = groups = experiment.model.channel_groups(self._shape)
-        self._compiled: dict[tuple[tuple[str, int], ...], Any] = {}
+        self._shape = learning.image_shape
+        self._groups = groups = learning.model.channel_groups(self._shape)
+        self._rounds: dict[tuple[tuple[str, int], ...], WholeRounds] = {}
 
         @jax.jit
         def remask(
@@ -81,18 +87,21 @@ class CompactRounds:
         )
 
     def __call__(
-        self, state: ServerState, rows: ClientState, *arguments: Any
+        self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
     ) -> tuple[ServerState, ClientState, Sums]:
-        """Runs one round; the arguments are those of `Programs.train`."""
-        cohort = arguments[2]
-        state, facts, alive = self._remask(state, rows, cohort)
+        """See `programs.Rounds`."""
+        state, facts, alive = self._remask(inputs.state, inputs.rows, inputs.cohort)
         alive = jax.device_get(alive)
         widths = self._widths(alive)
         kept = put_whole(self._placement, choose_channels(alive, widths))
-        small = self._shrink((state, rows), kept)
-        run = self._round(widths, small, arguments)
-        *after, sums = run(*small, *arguments)
-        state, rows = self._expand(tuple(after), kept, (state, rows))
+        whole = state, inputs.rows
+        small_state, small_rows = self._shrink(whole, kept)
+        rounds = self._rounds_of(widths)
+        *after, sums = rounds(
+            inputs._replace(state=small_state, rows=small_rows), test, wanted
+        )
+        self.seconds = rounds.seconds
+        state, rows = self._expand(tuple(after), kept, whole)
         return state, rows, sums | facts
 
     def _widths(self, alive: Mapping[str, np.ndarray]) -> Widths:
@@ -104,27 +113,26 @@ class CompactRounds:
         }
         wide_enough = [
             dict(key)
-            for key in self._compiled
+            for key in self._rounds
             if all(width >= least[name] for name, width in key)
         ]
         best = min(wide_enough, key=self._macs, default=wanted)
         return best if self._macs(best) <= SPARE * self._macs(wanted) else wanted
 
     def _macs(self, widths: Widths) -> float:
-        model = smaller_model(self._experiment.model, widths)
+        model = smaller_model(self._learning.model, widths)
         return costs.macs(model, self._shape).kept
 
-    def _round(self, widths: Widths, small: tuple, arguments: tuple) -> Any:
-        key, self.seconds = tuple(sorted(widths.items())), 0.0
-        if key not in self._compiled:
-            began = time.monotonic()
-            experiment = self._rebuild(smaller_model(self._experiment.model, widths))
-            masked = experiment.algorithm.masked
-            assert masked is not None
-            under_masks = experiment.algorithm._replace(round=masked.train)
-            programs = compile_programs(
-                experiment._replace(algorithm=under_masks), self._placement
-            )
-            self._compiled[key] = programs.train.lower(*small, *arguments).compile()
-            self.seconds = time.monotonic() - began
-        return self._compiled[key]
+    def _rounds_of(self, widths: Widths) -> WholeRounds:
+        key = tuple(sorted(widths.items()))
+        if key not in self._rounds:
+            small = self._rebuild(smaller_model(self._learning.model, widths))
+            train = _masked(small).train
+            self._rounds[key] = WholeRounds(small.task, train, self._placement)
+        return self._rounds[key]
+
+
+def _masked(learning: Learning) -> MaskedRound:
+    masked = learning.algorithm.masked
+    assert masked is not None, "settings refuse compact_training without masks"
+    return masked

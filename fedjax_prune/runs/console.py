@@ -8,6 +8,7 @@ more (`| head`), the run is asked to stop as by Ctrl-C, so that it saves its che
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,15 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-
-def print_preflight(facts: Mapping[str, str]) -> None:
-    """Prints what is about to be run, before anything is compiled."""
-    _print_table("This run", facts)
-
-
-def print_summary(facts: Mapping[str, str]) -> None:
-    """Prints what came out of the run."""
-    _print_table("Result", facts)
+EVERY = 10.0
+"""Seconds without a finished round after which a progress says that it goes on."""
+WORTH_SAYING = 2.0
+"""Seconds from which the length of a slow step is said."""
 
 
 def print_error(messages: str | Iterable[str]) -> None:
@@ -44,12 +40,13 @@ def discard(stream: TextIO) -> None:
 
 
 class RoundProgress:
-    """Shows how far a run is."""
+    """Shows how far a run is, and in a long round that it goes on."""
 
     def __init__(self, rounds: int, first_round: int, bar: Progress | None):
         self._rounds = rounds
         self._first_round = first_round
-        self._start = time.monotonic()
+        self._finished = first_round
+        self._start = self._since = time.monotonic()
         self._bar = bar
         if bar is not None:
             self._task = bar.add_task(
@@ -67,6 +64,7 @@ class RoundProgress:
           accuracy: in [0, 1].
           images_per_second: training images of all clients over the round's time.
         """
+        self._finished, self._since = round, time.monotonic()
         facts = f"loss {loss:.3f} acc {accuracy:6.1%} {images_per_second:6.0f} img/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=round, facts=facts)
@@ -75,9 +73,39 @@ class RoundProgress:
         left = self._seconds_left(round)
         _print(f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left")
 
+    def wait(self) -> None:
+        """Shows for how long the round that is running has been."""
+        if self._finished >= self._rounds:
+            return
+        seconds = _duration(time.monotonic() - self._since)
+        what = f"round {self._finished + 1} has been running for {seconds}"
+        if self._finished == self._first_round:
+            what = f"compiling and running round {self._finished + 1} for {seconds}"
+        if self._bar is not None:
+            self._bar.update(self._task, facts=what)
+        else:
+            _print(what)
+
     def _seconds_left(self, round: int) -> float:
         done = max(round - self._first_round, 1)
         return (time.monotonic() - self._start) / done * (self._rounds - round)
+
+
+class _Ticker(threading.Thread):
+    """Calls `wait` of a progress as often as `EVERY` seconds pass without a round."""
+
+    def __init__(self, shown: RoundProgress):
+        super().__init__(daemon=True)
+        self._shown, self._ended = shown, threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(EVERY):
+            if time.monotonic() - self._shown._since >= EVERY:
+                self._shown.wait()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
 
 
 class _Bar(Progress):
@@ -113,7 +141,8 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
     """
     console = Console()
     if not console.is_terminal:
-        yield RoundProgress(rounds, first_round, None)
+        with _ticking(RoundProgress(rounds, first_round, None)) as shown:
+            yield shown
         return
     columns = (
         TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
@@ -121,20 +150,40 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    with _Bar(*columns, console=console, expand=True) as bar:
-        yield RoundProgress(rounds, first_round, bar)
+    with (
+        _Bar(*columns, console=console, expand=True) as bar,
+        _ticking(RoundProgress(rounds, first_round, bar)) as shown,
+    ):
+        yield shown
+
+
+@contextmanager
+def _ticking(shown: RoundProgress) -> Iterator[RoundProgress]:
+    ticker = _Ticker(shown)
+    ticker.start()
+    try:
+        yield shown
+    finally:
+        ticker.stop()
 
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """Says what goes on while the block lasts, where no share of it is known."""
-    console = Console()
-    if not console.is_terminal:
+    """Says what goes on while the block lasts, and for how long it has if it was long.
+
+    Args:
+      text: what is done, such as "loading cifar10".
+    """
+    console, began = Console(), time.monotonic()
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
         _print(f"{text} ...")
         yield
-        return
-    with console.status(text):
-        yield
+    seconds = time.monotonic() - began
+    if seconds >= WORTH_SAYING:
+        _print(f"{text}: {_duration(seconds)}")
 
 
 def _print(text: str, stream: TextIO | None = None) -> None:
@@ -145,7 +194,8 @@ def _print(text: str, stream: TextIO | None = None) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def _print_table(title: str, facts: Mapping[str, str]) -> None:
+def print_table(title: str, facts: Mapping[str, str]) -> None:
+    """Prints facts, one name and value a line, under a title."""
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -4,21 +4,21 @@ The folder holds `model.json`, what the network is, and its variables as a check
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from fedjax_prune.runs import checkpoint
-from fedjax_prune.pruning.smaller import kept_channels, shrink, smaller_model
-from fedjax_prune.runs.experiment import build, image_shape_of, make_model, task_of
 from fedjax_prune.models.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.models.precision import product_precision
+from fedjax_prune.pruning.smaller import kept_channels, shrink, smaller_model
+from fedjax_prune.runs import checkpoint, settings
+from fedjax_prune.runs.learning import make_learning, make_model, task_of
 from fedjax_prune.runs.start import restore_state
-from fedjax_prune.types import Config, Variables
 from fedjax_prune.runs.workdir import WorkdirError, read_config
+from fedjax_prune.types import Config, Variables
 
 _MODEL = "model.json"
 
@@ -48,28 +48,28 @@ def export_model(
     Args:
       workdir: of the run.
       folder: for the model, new or empty.
-      compact: slice removed channels out of the arrays; the logits stay the same but
-        for rounding.
+      compact: slice removed channels out of the arrays; the logits stay the same
+        except for rounding.
 
     Returns:
       What was written.
 
     Raises:
-      WorkdirError, CheckpointError, DataError: if there is nothing to export or the
-        folder is not empty.
+      WorkdirError, CheckpointError: if there is nothing to export or the folder is
+        not empty.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WorkdirError(f"{folder} must be a new or an empty folder.")
     config: Config = ConfigDict(read_config(workdir))
-    experiment = build(config)
-    state = restore_state(config, experiment, Path(workdir))
-    variables, left = experiment.algorithm.deliver(state)._replace(alive={}), {}
-    masked = experiment.algorithm.masked
-    if masked is not None and compact and experiment.task.groups:
-        shape = image_shape_of(config)
-        kept = kept_channels(experiment.model, masked.delivered(state), shape)
-        variables = shrink(variables, experiment.task.groups, kept)
+    learning = make_learning(config)
+    state = restore_state(learning, Path(workdir))
+    variables, left = learning.algorithm.deliver(state)._replace(alive={}), {}
+    masked, groups = learning.algorithm.masked, learning.task.groups
+    if masked is not None and compact and groups:
+        masks = masked.delivered(state)
+        kept = kept_channels(learning.model, masks, learning.image_shape)
+        variables = shrink(variables, groups, kept)
         left = {name: len(indices) for name, indices in kept.items()}
     checkpoint.save(folder, int(state.round), variables, keep=1)
     described = {"config": json.loads(config.to_json_best_effort()), "left": left}
@@ -91,13 +91,8 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
     """
     if platform is not None:
         check_platform(platform)
-    file = Path(folder) / _MODEL
-    try:
-        found: Mapping[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{file} cannot be read: {error}.") from error
-    config: Config = ConfigDict(found["config"])
-    model = smaller_model(make_model(config).clone(gates=None), found["left"])
+    config, left = _described(Path(folder) / _MODEL)
+    model = smaller_model(make_model(config).clone(gates=None), left)
     task = task_of(config, model)
     template = jax.eval_shape(task.init, jax.random.key(0))
     variables = checkpoint.restore(folder, template)
@@ -110,3 +105,26 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
             return task.predict(variables, images)
 
     return Exported(model, variables, predict)
+
+
+def _described(file: Path) -> tuple[Config, dict[str, int]]:
+    """The configuration of an exported model, and the channels that it has left.
+
+    Raises:
+      WorkdirError: if the file is missing or not what `export_model` has written.
+    """
+    try:
+        found = json.loads(file.read_text())
+        config, left = found["config"], found["left"]
+        problems = settings.problems(config)
+        counts = [n for n in left.values() if type(n) is not int or n < 1]
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{file} cannot be read: {error}.") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{file} must hold `config` and `left` of an exported model."
+        ) from error
+    if problems or counts:
+        reason = problems[0] if problems else f"left must be counts, got {left}"
+        raise WorkdirError(f"{file} describes no model: {reason}.")
+    return ConfigDict(config), left

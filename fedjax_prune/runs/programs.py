@@ -1,74 +1,193 @@
-"""The compiled functions of a run."""
+"""What a run compiles: its rounds and its evaluation.
 
+A run's rounds are `WholeRounds` or, on the smaller models that masks leave,
+`compact_rounds.CompactRounds`; the loop calls either.
+"""
+
+import time
+from collections.abc import Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_prune.engine import evaluate
+from fedjax_prune.engine.contract import Round
+from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.store import Store
 from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.engine.devices import Placement
-from fedjax_prune.types import RoundInputs
+from fedjax_prune.types import (
+    ClientState,
+    Dataset,
+    RoundInputs,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+)
 
 
-class Programs(NamedTuple):
-    """What a run compiles, once each.
+class Rounds(Protocol):
+    """Compiled rounds of a run.
 
     Attributes:
-      train: (state, rows, train, test, cohort, key, wanted) -> (state, rows, sums)
-        after one round of the cohort with these rows; the clients in `wanted`
-        [num_places] bool are probed before aggregation. State and rows are donated.
-      measure: (state, personal, client_ids, train, test, validation) -> accuracies
-        of these clients with their personal parameters.
+      seconds: spent compiling in the last call.
     """
 
-    train: jax.stages.Wrapped
-    measure: jax.stages.Wrapped
+    seconds: float
+
+    def __call__(
+        self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
+    ) -> tuple[ServerState, ClientState, Sums]:
+        """Runs one round.
+
+        Args:
+          inputs: without a probe; its key is that of the run, from which each round
+            makes its own. State and rows are donated.
+          test: examples that clients are measured on before they are averaged.
+          wanted: [num_places] bool, which clients of the cohort are measured.
+        """
+        ...
 
 
-def compile_programs(experiment: Experiment, placement: Placement) -> Programs:
-    """Makes the compiled functions of a run.
+class WholeRounds:
+    """Rounds on the whole model: one program, compiled in the first call.
 
-    Args:
-      experiment: of the run.
-      placement: where they run.
+    Attributes:
+      seconds: as in `Rounds`.
+      compiled: the program; None before it is compiled.
     """
-    algorithm, task = experiment.algorithm, experiment.task
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def train_round(state, rows, train, test, cohort, key, wanted):
-        inputs = RoundInputs(
-            state=state,
-            rows=rows,
-            dataset=train,
-            cohort=cohort,
-            key=jax.random.fold_in(key, state.round),
-            probe=evaluate.after_local_probe(task, test, wanted),
-        )
-        return algorithm.round(inputs, placement)
+    def __init__(self, task: Task, round: Round, placement: Placement):
+        """Makes rounds that compile when they are called.
 
-    @jax.jit
-    def measure(state, personal, ids, train, test, validation):
-        # On every device: each evaluates all clients on its own examples.
-        shared = algorithm.deliver(state)
-        own = shared._replace(personal=personal)
-        validation = jax.tree.map(lambda x: x[ids], validation)
-        correct = evaluate.correct_by_client(task, own, test, placement)
-        local = (
-            evaluate.holdout_accuracy(task, own, train, validation, placement)
-            if experiment.held_out
-            else evaluate.local_accuracy(correct, validation)
-        )
-        dense = correct
-        if experiment.model.gates is not None:
-            dense = evaluate.correct_by_client(
-                experiment.dense_task, shared, test, placement
+        Args:
+          task: clients are measured by it.
+          round: of an algorithm.
+          placement: where the rounds run.
+        """
+        self.seconds = 0.0
+        self.compiled: jax.stages.Compiled | None = None
+
+        @partial(jax.jit, donate_argnums=0)
+        def train(
+            kept: tuple[ServerState, ClientState],
+            inputs: RoundInputs,
+            test: Dataset,
+            wanted: jax.Array,
+        ) -> tuple[ServerState, ClientState, Sums]:
+            state, rows = kept
+            inputs = inputs._replace(
+                state=state,
+                rows=rows,
+                key=jax.random.fold_in(inputs.key, state.round),
+                probe=evaluate.after_local_probe(task, test, wanted),
             )
-        return {
-            "global_dense": dense.mean(),
-            "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
-            "client_local": local,
-        }
+            return round(inputs, placement)
 
-    return Programs(train_round, measure)
+        self._train = train
+
+    def compile(
+        self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
+    ) -> jax.stages.Compiled:
+        """Compiles the program for arguments of these shapes."""
+        began = time.monotonic()
+        self.compiled = self._train.lower(*_donated(inputs), test, wanted).compile()
+        self.seconds = time.monotonic() - began
+        return self.compiled
+
+    def __call__(
+        self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
+    ) -> tuple[ServerState, ClientState, Sums]:
+        """See `Rounds`."""
+        self.seconds = 0.0
+        run = self.compiled or self.compile(inputs, test, wanted)
+        return run(*_donated(inputs), test, wanted)
+
+
+def _donated(inputs: RoundInputs) -> tuple[tuple[ServerState, ClientState], Any]:
+    """State and rows apart from what stays, so that their memory can be given up."""
+    kept: Any = ()
+    return (inputs.state, inputs.rows), inputs._replace(state=kept, rows=kept)
+
+
+class Evaluation:
+    """Accuracies of the delivered model with each client's personal parameters."""
+
+    def __init__(self, experiment: Experiment, placement: Placement):
+        """Sends the data to the devices.
+
+        Args:
+          experiment: of the run.
+          placement: where the evaluation runs.
+        """
+        data, learning = experiment.data, experiment.learning
+        self.train, self.test = put_whole(placement, (data.train, data.test))
+        self._validation = put_whole(placement, data.validation)
+        self._placement = placement
+        self._compiled: dict[int, Any] = {}
+        gated = learning.model.gates is not None
+
+        @jax.jit
+        def measure(state, personal, ids, train, test, validation):
+            # On every device: each evaluates all clients on its own examples.
+            shared = learning.algorithm.deliver(state)
+            own = shared._replace(personal=personal)
+            validation = jax.tree.map(lambda x: x[ids], validation)
+            correct = evaluate.correct_by_client(learning.task, own, test, placement)
+            local = (
+                evaluate.holdout_accuracy(
+                    learning.task, own, train, validation, placement
+                )
+                if data.held_out
+                else evaluate.local_accuracy(correct, validation)
+            )
+            dense = correct
+            if gated:
+                dense = evaluate.correct_by_client(
+                    learning.dense_task, shared, test, placement
+                )
+            return {
+                "global_dense": dense.mean(),
+                "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
+                "client_local": local,
+            }
+
+        self._measure = measure
+
+    def compile(self, state: ServerState, rows: Store, counts: Collection[int]) -> None:
+        """Compiles the evaluation of so many clients, before the first is asked for."""
+        for count in counts:
+            ids = np.zeros(count, np.int32)
+            arguments = self._arguments(state, rows, ids)
+            self._compiled[count] = self._measure.lower(*arguments).compile()
+
+    def __call__(
+        self, state: ServerState, rows: Store, client_ids: np.ndarray
+    ) -> dict[str, jax.Array]:
+        """Evaluates some clients.
+
+        Args:
+          state: of the server.
+          rows: of all clients.
+          client_ids: [count] int32.
+
+        Returns:
+          `global_dense` [], `client_gated` and `client_local` [count], in [0, 1].
+        """
+        run = self._compiled.get(len(client_ids), self._measure)
+        return run(*self._arguments(state, rows, client_ids))
+
+    def _arguments(
+        self, state: ServerState, rows: Store, client_ids: np.ndarray
+    ) -> tuple[Tree, ...]:
+        return (
+            state,
+            rows.personal(client_ids),
+            put_whole(self._placement, client_ids),
+            self.train,
+            self.test,
+            self._validation,
+        )

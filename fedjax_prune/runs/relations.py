@@ -11,8 +11,8 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
-from fedjax_prune.models import MODELS
 from fedjax_prune.engine.solver import OPTIMIZERS
+from fedjax_prune.models import MODELS
 
 
 class Relation(NamedTuple):

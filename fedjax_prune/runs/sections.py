@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.models.costs import FlopsTarget
 from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS
+from fedjax_prune.engine.devices import REDUCTIONS
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.store import STORES
 from fedjax_prune.fields import (
     FRACTION,
     SEED,
@@ -24,14 +27,11 @@ from fedjax_prune.fields import (
     fields_of,
     one_of,
 )
-from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models import MODELS
+from fedjax_prune.models.costs import FlopsTarget
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.needs import Dropout, Norm, Width
-from fedjax_prune.engine.devices import REDUCTIONS
 from fedjax_prune.models.precision import PRECISIONS
-from fedjax_prune.engine.server import make_server_tx
-from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.engine.store import STORES
 from fedjax_prune.models.task import LassoWeight
 
 

@@ -5,39 +5,42 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fedjax_prune.runs import checkpoint
-from fedjax_prune.runs.experiment import Experiment, own_personal, start
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
 from fedjax_prune.engine.store import Store, make_store
-from fedjax_prune.types import ClientState, Config, ServerState
+from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs.learning import Learning, own_personal, start
+from fedjax_prune.types import ClientState, ServerState
+
+FOLDER = "checkpoints"
+"""Of a workdir."""
 
 
 def restore_or_start(
-    config: Config, experiment: Experiment, workdir: Path, placement: Placement
+    learning: Learning, workdir: Path, placement: Placement
 ) -> tuple[ServerState, Store, int | None]:
     """The newest checkpoint and its round, or the first state and None.
 
     Raises:
       CheckpointError: if the checkpoint cannot be used.
     """
-    finished = checkpoint.latest(workdir / "checkpoints")
+    config = learning.config
+    finished = checkpoint.latest(workdir / FOLDER)
     if finished is not None:
-        kind = config.client_rows
-        return *restore(config, experiment, workdir, placement, kind), finished
-    state, row = jax.jit(lambda: start(config, experiment))()
+        restored = restore(learning, workdir, placement, config.client_rows)
+        return *restored, finished
+    state, row = jax.jit(lambda: start(learning))()
     rows = make_store(
         config.client_rows,
         row,
         config.data.num_clients,
         placement,
-        own_personal(config, experiment),
+        own_personal(learning),
     )
     return put_whole(placement, state), rows, None
 
 
 def restore(
-    config: Config,
-    experiment: Experiment,
+    learning: Learning,
     workdir: Path,
     placement: Placement = ONE_DEVICE,
     client_rows: str = "host",
@@ -45,8 +48,7 @@ def restore(
     """The newest checkpoint.
 
     Args:
-      config: of the run.
-      experiment: of the run.
+      learning: of the run.
       workdir: of the run.
       placement: where the state and the rows are wanted.
       client_rows: kind of store. Of rows on the host only those asked for are read,
@@ -55,35 +57,34 @@ def restore(
     Raises:
       CheckpointError: if there is none or it cannot be used.
     """
-    state, row = _saved(config, experiment)
+    state, row = _saved(learning)
     row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
-    rows = make_store(client_rows, row, config.data.num_clients, placement)
-    state = checkpoint.restore(workdir / "checkpoints", state, rows)
+    num_clients = learning.config.data.num_clients
+    rows = make_store(client_rows, row, num_clients, placement)
+    state = checkpoint.restore(workdir / FOLDER, state, rows)
     return put_whole(placement, state), rows
 
 
-def restore_state(config: Config, experiment: Experiment, workdir: Path) -> ServerState:
+def restore_state(learning: Learning, workdir: Path) -> ServerState:
     """The server's state of the newest checkpoint; rows of clients are not read.
 
     Raises:
       CheckpointError: if there is none or it cannot be used.
     """
-    state, _ = _saved(config, experiment)
-    return checkpoint.restore(workdir / "checkpoints", state)
+    state, _ = _saved(learning)
+    return checkpoint.restore(workdir / FOLDER, state)
 
 
 def save(
-    config: Config, workdir: Path, finished: int, state: ServerState, rows: Store
+    workdir: Path, finished: int, state: ServerState, rows: Store, *, keep: int
 ) -> None:
     """Reads the whole state from the devices and saves it as that of a round."""
     with jax.transfer_guard("allow"):
-        checkpoint.save(
-            workdir / "checkpoints", finished, state, rows=rows, keep=config.keep
-        )
+        checkpoint.save(workdir / FOLDER, finished, state, rows=rows, keep=keep)
 
 
-def _saved(config: Config, experiment: Experiment) -> tuple[ServerState, ClientState]:
+def _saved(learning: Learning) -> tuple[ServerState, ClientState]:
     """Shapes of a state and a row, as they are saved."""
-    state, row = jax.eval_shape(lambda: start(config, experiment))
+    state, row = jax.eval_shape(lambda: start(learning))
     # A preparation comes before the first checkpoint.
     return state._replace(pending=()), row

@@ -35,9 +35,9 @@ from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.smaller import round_up, smaller_model
 from fedjax_prune.runs.capacity import LEAST_GAIN, MOST_LANES
 from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
-from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.runs.programs import compile_programs
-from fedjax_prune.types import Dataset, Population
+from fedjax_prune.runs.learning import Learning
+from fedjax_prune.runs.programs import WholeRounds
+from fedjax_prune.types import Cohort, Dataset, Population, RoundInputs
 
 from .. import runtime
 from . import worker
@@ -132,22 +132,25 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     if settings.algorithm == "eflprune":
         fields["channel_share"], kept = _removal(model, image_shape, settings.removed)
 
-    def rebuild(model: Any) -> Experiment:
-        return _experiment(model, data, settings, fields)
+    def rebuild(model: Any) -> Learning:
+        return _learning(model, data, settings, fields)
 
-    experiment = rebuild(model)
+    learning = rebuild(model)
     placement = _placement(data, settings)
     key = jax.random.key(0)
-    algorithm = experiment.algorithm
+    algorithm = learning.algorithm
     state, row = jax.jit(lambda: (algorithm.init(key), algorithm.row(key)))()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     worker.check_num_params(work, data, num_params)
     state, key = put_whole(placement, (state, key))
     rows = store.DeviceStore(row, len(data.sizes), placement)
-    examples = put_whole(placement, (experiment.train, experiment.test))
+    # Nobody is evaluated, but a round of a run can.
+    train = Dataset(data.images, data.labels)
+    test = Dataset(data.images[:100], data.labels[:100])
+    train, test = put_whole(placement, (train, test))
     deal = partial(
         make_cohort,
-        experiment.population,
+        Population(data.indices, data.sizes),
         num_lanes=lanes,
         epochs=data.epochs,
         batch_size=data.batch_size,
@@ -156,28 +159,25 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     first = deal(data.cohort(0))
     nobody = put_split(placement, np.zeros(len(first.client_ids), bool))
     facts = {"lanes": lanes, "devices": placement.num_devices, "kept": kept}
+
+    def inputs_of(dealt: Cohort) -> RoundInputs:
+        taken = rows.take(dealt.client_ids)
+        return RoundInputs(state, taken, train, put_cohort(placement, dealt), key)
+
     if settings.compact:
-        train_round = CompactRounds(experiment, placement, rebuild)
-        facts["compile_seconds"] = 0.0
+        rounds = CompactRounds(learning, placement, rebuild)
     else:
-        began = time.perf_counter()
-        lowered = compile_programs(experiment, placement).train.lower(
-            *(state, rows.take(first.client_ids), *examples),
-            *(put_cohort(placement, first), key, nobody),
-        )
-        train_round = lowered.compile()
-        facts["compile_seconds"] = time.perf_counter() - began
-        facts["bytes"] = _bytes(train_round)
+        rounds = WholeRounds(learning.task, algorithm.round, placement)
+        facts["bytes"] = _bytes(rounds.compile(inputs_of(first), test, nobody))
+    facts["compile_seconds"] = rounds.seconds
     sums: Mapping[str, Any] = {}
 
     def run_round(ids: np.ndarray) -> None:
         nonlocal state, sums
         dealt = deal(ids)
-        cohort, taken = put_cohort(placement, dealt), rows.take(dealt.client_ids)
-        state, taken, sums = train_round(state, taken, *examples, cohort, key, nobody)
+        state, taken, sums = rounds(inputs_of(dealt), test, nobody)
         rows.put(dealt.client_ids, taken)
-        if isinstance(train_round, CompactRounds):
-            facts["compile_seconds"] += train_round.seconds
+        facts["compile_seconds"] += rounds.seconds
         sums = jax.device_get(sums)
         jax.block_until_ready((state, taken))
         count, wanted = int(sums["count"].sum()), data.num_images(ids)
@@ -220,9 +220,9 @@ def _removal(
     raise ValueError(f"removed must be below {1 - left:.3f} for this model")
 
 
-def _experiment(
+def _learning(
     model: Any, data: worker.Data, settings: Settings, fields: Mapping[str, Any]
-) -> Experiment:
+) -> Learning:
     image_shape = data.images.shape[1:]
     task = make_task(model, image_shape)
     solver = make_solver(
@@ -232,18 +232,12 @@ def _experiment(
         lr_schedule="constant",
     )
     server_tx = make_server_tx(lr=data.server_lr)
-    population = Population(data.indices, data.sizes)
-    return Experiment(
-        train=Dataset(data.images, data.labels),
-        # Nobody is evaluated, but the round of launch.train can.
-        test=Dataset(data.images[:100], data.labels[:100]),
-        population=population,
-        validation=population,
-        held_out=True,
+    return Learning(
+        config=None,
+        image_shape=image_shape,
         model=model,
         task=task,
-        dense_task=make_task(model.clone(gates=None), image_shape),
-        solver=solver,
+        dense_task=task,
         algorithm=ALGORITHMS[settings.algorithm](task, solver, server_tx, **fields),
     )
 

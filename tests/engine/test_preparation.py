@@ -18,11 +18,11 @@ from tests.toys import all_rows
 
 def prepare(config, experiment, where, state, rows):
     return preparation.prepare(
-        experiment.algorithm,
+        experiment.learning.algorithm,
         state,
         rows,
-        experiment.train,
-        experiment.population,
+        experiment.data.train,
+        experiment.data.population,
         seed=config.seed,
         num_lanes=config.lanes,
         placement=where,

@@ -14,11 +14,14 @@ from fedjax_prune.engine.devices import (
 )
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.models.costs import tree_bytes
-from fedjax_prune.runs import capacity, programs, train
-from fedjax_prune.runs.experiment import build, start
+from fedjax_prune.runs import capacity, loop, train
+from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import read_config
+from fedjax_prune.types import RoundInputs
 from tests.small_runs import pruned_config, tiny_config
 
 
@@ -47,19 +50,23 @@ def test_peak_of_a_chain_by_hand():
 def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
     config = tiny_config(devices=1, **changes)
     experiment = build(config)
+    learning, data = experiment.learning, experiment.data
     placement = make_placement(1, config.reduction)
-    state, row = put_whole(placement, start(config, experiment))
-    cohort = train._cohort(config, experiment.population, placement, 0, 3)
+    state, row = put_whole(placement, start(learning))
+    cohort = loop.draw_cohort(experiment, placement, 0)
     num_clients = config.data.num_clients
     rows = make_store("device", row, num_clients, placement)
-    taken = rows.take(cohort.client_ids)
-    data = put_whole(placement, (experiment.train, experiment.test))
-    key = put_whole(placement, jax.random.key(0))
-    wanted = put_split(placement, np.ones(len(cohort.client_ids), bool))
-    program = programs.compile_programs(experiment, placement).train.lower(
-        *(state, taken, *data, put_cohort(placement, cohort), key, wanted)
+    train_set, test = put_whole(placement, (data.train, data.test))
+    rounds = WholeRounds(learning.task, learning.algorithm.round, placement)
+    inputs = RoundInputs(
+        state=state,
+        rows=rows.take(cohort.client_ids),
+        dataset=train_set,
+        cohort=put_cohort(placement, cohort),
+        key=put_whole(placement, jax.random.key(0)),
     )
-    plan = program.compile().memory_analysis()
+    wanted = put_split(placement, np.ones(len(cohort.client_ids), bool))
+    plan = rounds.compile(inputs, test, wanted).memory_analysis()
     planned = (
         plan.argument_size_in_bytes
         + plan.temp_size_in_bytes
@@ -68,20 +75,20 @@ def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(changes):
     )
     if config.client_rows == "device":
         planned += num_clients * tree_bytes(row)
-    estimate = capacity.memory_estimate(config, experiment, config.lanes)
+    estimate = capacity.memory_estimate(experiment, config.lanes)
     assert 0.75 * planned < estimate < 1.25 * planned
 
 
 def test_fewer_lanes_are_taken_where_memory_is_short():
     config = tiny_config(devices=1)
     experiment = build(config)
-    need = [capacity.memory_estimate(config, experiment, n) for n in (1, 2, 3)]
+    need = [capacity.memory_estimate(experiment, n) for n in (1, 2, 3)]
     assert need[2] - need[1] == need[1] - need[0] > 0
-    assert capacity.fitting_lanes(config, experiment, 64, need[1]) == 2
-    assert capacity.fitting_lanes(config, experiment, 64, need[2] - 1) == 2
-    assert capacity.fitting_lanes(config, experiment, 1, need[2]) == 1
+    assert capacity.fitting_lanes(experiment, 64, need[1]) == 2
+    assert capacity.fitting_lanes(experiment, 64, need[2] - 1) == 2
+    assert capacity.fitting_lanes(experiment, 1, need[2]) == 1
     with pytest.raises(SettingsError, match=r"one lane needs .* GB on each device"):
-        capacity.fitting_lanes(config, experiment, 64, need[0] - 1)
+        capacity.fitting_lanes(experiment, 64, need[0] - 1)
 
 
 def test_lanes_bring_more_explorers_at_once():
@@ -89,11 +96,11 @@ def test_lanes_bring_more_explorers_at_once():
     sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
     config = pruned_config(devices=1, client_rows="host", **sizes)
     experiment = build(config)
-    need = [capacity.memory_estimate(config, experiment, n) for n in (1, 2, 3, 4)]
+    need = [capacity.memory_estimate(experiment, n) for n in (1, 2, 3, 4)]
     steps = np.diff(need)
     assert steps[0] > steps[1] > steps[2] > 0
     for lanes, available in enumerate(need, start=1):
-        fitting = capacity.fitting_lanes(config, experiment, 64, available)
+        fitting = capacity.fitting_lanes(experiment, 64, available)
         assert fitting == lanes
 
 

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_tables_show_every_fact_within_80_columns(capsys):
     facts = {"clients": "10, cohort 4", "[path]": "/a/" + "long" * 40}
-    console.print_preflight(facts)
+    console.print_table("This run", facts)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "This run"
     assert [lines[1].split(maxsplit=1)[0], lines[2].split()[0]] == ["clients", "[path]"]
     assert "".join(" ".join(lines[2:]).split()) == "[path]" + facts["[path]"]
     assert max(map(len, lines)) <= 80
-    console.print_summary({"accuracy": "0.5"})
+    console.print_table("Result", {"accuracy": "0.5"})
     assert capsys.readouterr().out.split() == ["Result", "accuracy", "0.5"]
 
 
@@ -74,7 +74,7 @@ with console.progress(9, 0) as bar:
         if stopped:
             break
         sys.stdin.readline()
-console.print_summary({"rounds": "5"})
+console.print_table("Result", {"rounds": "5"})
 print("stopped after", round, file=sys.stderr)
 """
 

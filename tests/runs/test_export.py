@@ -29,10 +29,10 @@ def finished(tmp_path_factory):
 def delivered(config, state, masks):
     """Logits of the whole model under some masks."""
     experiment = build(config)
-    images = jnp.asarray(experiment.test.images[:20])
+    images = jnp.asarray(experiment.data.test.images[:20])
     params = apply_masks(masks, state.params)
     variables = Variables(params, {}, state.model_state)
-    return images, experiment.task.predict(variables, images)
+    return images, experiment.learning.task.predict(variables, images)
 
 
 @pytest.mark.parametrize("compact", [True, False])

@@ -5,15 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import autoflip, base
+from configs import autoflip
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs import experiment, ledger, train
+from fedjax_prune.runs import experiment, savings, tables, train
 from fedjax_prune.runs.settings import SettingsError, check
 from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import PRUNED_FIELDS, final_state, pruned_config, tiny_config
-
-
-
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +37,13 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
         assert row["bytes_spec/up"] == row["bytes/up"]
         # Half of 4, 8 and 16 channels and hidden units.
         assert row["channels/conv1"] == 2 and row["channels/fc1"] == 8
-    totals = ledger.totals(rows)
+    totals = savings.totals(rows)
     assert totals.sent > 0 and totals.sent_all < totals.sent
-    table = ledger.pruning_table({"fedavg": [workdir], "autoflip": [workdir]})
+    table = tables.pruning_table({"fedavg": [workdir], "autoflip": [workdir]})
     (accuracy,) = {line.split(" | ")[1] for line in table.splitlines()[2:]}
     assert f"| autoflip | {accuracy} | +0.0% | " in table
-    assert ledger.has_masks(workdir)
-    words = ledger.in_words(rows)
+    assert savings.has_masks(workdir)
+    words = savings.in_words(rows)
     assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]
     assert words["compute saved"].startswith(f"{totals.realisable:.1%} ")
     assert f" and {totals.sent_all:.1%}" in words["with round 0"]

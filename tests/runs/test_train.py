@@ -11,20 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart
 from fedjax_prune.engine import row_files, store
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs import checkpoint, report, train
+from fedjax_prune.runs import checkpoint, loop, tables, train
 from fedjax_prune.runs import start as resume
-from fedjax_prune.runs.experiment import build, own_personal, start
+from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.learning import own_personal, start
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import read_metrics
-from tests.toys import all_rows
 from tests.small_runs import final_state, tiny_config
-
-
-
-
+from tests.toys import all_rows
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +145,7 @@ def test_only_one_function_reads_from_the_device(
 
     Beside it reads what saves, and what brings rows to the host where they live there.
     """
-    files = {m.__file__ for m in (train, resume, row_files, store)}
+    files = {m.__file__ for m in (loop, resume, row_files, store)}
     readers = set()
 
     def spy_on(owner, name):
@@ -161,7 +157,7 @@ def test_only_one_function_reads_from_the_device(
             # JAX calls numpy, too, when it compiles.
             direct = owner is not np or stack[-1].filename in files
             reads = any(isinstance(x, jax.Array) for x in args)
-            if reads and direct and "_train" in ours:
+            if reads and direct and "run_rounds" in ours:
                 readers.add(ours[-1])
             return convert(*args, **kwargs)
 
@@ -173,16 +169,16 @@ def test_only_one_function_reads_from_the_device(
         spy_on(type(jnp.zeros(())), name)
     config = tiny_config(rounds=5, client_rows=client_rows)
     assert train.run(config, tmp_path) == 0
-    assert readers == {"_read"} | others
+    assert readers == {"read_devices"} | others
 
 
 def test_a_round_is_dispatched_before_the_one_before_is_read(tmp_path, monkeypatch):
-    """Rows are written one round late, but where a checkpoint is due."""
+    """Rows are written one round late, except where a checkpoint is due."""
     events = []
     call, read = jax.stages.Compiled.__call__, jax.device_get
 
     def dispatch(self, *args, **kwargs):
-        if len(args) == 7:
+        if len(args) == 4:
             events.append("dispatch")
         return call(self, *args, **kwargs)
 
@@ -216,7 +212,7 @@ def test_evaluate_workdir_repeats_the_last_evaluation(finished):
 
 def test_comparison_has_a_row_for_each_run(finished):
     _, workdir = finished
-    table = report.comparison({"one": [workdir], "mean of two": [workdir] * 2})
+    table = tables.comparison({"one": [workdir], "mean of two": [workdir] * 2})
     header, _, line, again = table.splitlines()
     assert again == line.replace("| one |", "| mean of two |")
     rows = read_metrics(workdir)
@@ -291,9 +287,9 @@ def test_holdout_and_per_client_gates(tmp_path):
     config.data.local_val = "holdout"
     config.model.gate_init = "per_client"
     experiment = build(config)
-    assert experiment.population.sizes.sum() < 300
-    _, row = start(config, experiment)
-    draw = own_personal(config, experiment)
+    assert experiment.data.population.sizes.sum() < 300
+    _, row = start(experiment.learning)
+    draw = own_personal(experiment.learning)
     rows = [
         all_rows(store.make_store(kind, row, 5, own_personal=draw))
         for kind in store.STORES

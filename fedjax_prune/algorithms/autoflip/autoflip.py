@@ -67,7 +67,12 @@ from fedjax_prune.pruning.mask_rule import (
     ThresholdScope,
     check_rule,
 )
-from fedjax_prune.pruning.masked_round import STORES, ServerStore, masked, with_masks
+from fedjax_prune.pruning.masked_round import (
+    SERVER_STORES,
+    ServerStore,
+    masked,
+    with_masks,
+)
 from fedjax_prune.pruning.masks import NORMALIZATIONS, prunable
 from fedjax_prune.types import (
     ClientState,
@@ -88,7 +93,7 @@ class MaskedBase(NamedTuple):
     """
 
     build: Callable[..., FederatedAlgorithm]
-    stores: tuple[str, ...] = STORES
+    stores: tuple[str, ...] = SERVER_STORES
 
 
 MASKED_BASES = {

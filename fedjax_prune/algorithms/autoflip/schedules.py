@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
 from fedjax_prune.engine.contract import Received
-from fedjax_prune.pruning.mask_rule import Hybrid, MaskRule
+from fedjax_prune.pruning.mask_rule import GuardedMasks, MaskRule
 from fedjax_prune.pruning.masked_round import Masking, keep_masks
 from fedjax_prune.pruning.masks import guidance_matrix, unstructured_masks
 from fedjax_prune.types import (
@@ -60,13 +60,13 @@ class Schedule(NamedTuple):
     Attributes:
       masking: for the rounds.
       keep: deviation of an explorer -> what is kept of it.
-      begin: explored -> (Hybrid, guide) after the exploration.
+      begin: explored -> (GuardedMasks, guide) after the exploration.
       pool: what is kept of an explorer -> float32, `Explored.pooled` of it alone.
     """
 
     masking: Masking
     keep: Callable[[Tree], Tree]
-    begin: Callable[[Explored], tuple[Hybrid, Tree]]
+    begin: Callable[[Explored], tuple[GuardedMasks, Tree]]
     pool: Callable[[Tree], Tree] = lambda own: {}
 
 
@@ -121,24 +121,24 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
-    ) -> tuple[Hybrid, Tree]:
+    ) -> tuple[GuardedMasks, Tree]:
         own, server = rows.client.own, state.server
         shares = _shares(own, cohort, by_size=weighting == "samples")
         deviation = _weighted_mean(own.tree, shares, cohort)
         any_explored = shares.sum() > 0
-        hybrid = jax.lax.cond(
+        made = jax.lax.cond(
             any_explored & (state.round % every == 0),
             lambda: rule.masks(deviation),
-            lambda: Hybrid(server.masks, server.guarded),
+            lambda: GuardedMasks(server.masks, server.guarded),
         )
-        return hybrid, server.guide
+        return made, server.guide
 
     def own(params: Tree) -> Own:
         return Own(jnp.bool(False), jax.tree.map(jnp.zeros_like, params))
 
-    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
-        hybrid = rule.masks(explored.deviation)
-        return hybrid, hybrid.masks
+    def begin(explored: Explored) -> tuple[GuardedMasks, Tree]:
+        made = rule.masks(explored.deviation)
+        return made, made.masks
 
     def start(params: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
@@ -162,7 +162,7 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
-    ) -> tuple[Hybrid, Tree]:
+    ) -> tuple[GuardedMasks, Tree]:
         server = state.server
         guide, number = server.guide, state.round + 1
         if by_votes:
@@ -174,7 +174,7 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             now = _choose(any_explored, smoothed, guide.agreement)
             guide = guide._replace(agreement=now)
 
-        def renew() -> tuple[Hybrid, Tree]:
+        def renew() -> tuple[GuardedMasks, Tree]:
             score = jax.tree.map(
                 lambda q, a: q * a**settings.power, guide.rank, guide.agreement
             )
@@ -186,12 +186,12 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             )
             return rule.complete(kept, score), kept
 
-        hybrid, kept = jax.lax.cond(
+        made, kept = jax.lax.cond(
             number % every == 0,
             renew,
-            lambda: (Hybrid(server.masks, server.guarded), guide.kept),
+            lambda: (GuardedMasks(server.masks, server.guarded), guide.kept),
         )
-        return hybrid, guide._replace(kept=kept)
+        return made, guide._replace(kept=kept)
 
     def vote(deviation: Tree) -> Tree:
         return agreeing.votes(
@@ -221,7 +221,7 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
     def pool(own: Own) -> Tree:
         return jax.tree.map(lambda vote: vote.astype(jnp.float32), own.tree)
 
-    def begin(explored: Explored) -> tuple[Hybrid, Tree]:
+    def begin(explored: Explored) -> tuple[GuardedMasks, Tree]:
         guidance = guidance_matrix(explored.deviation, normalization=rule.normalization)
         first = settings.threshold_start if settings.ramp else rule.threshold
         kept = unstructured_masks(guidance, rule.prunable, first, scope=rule.scope)

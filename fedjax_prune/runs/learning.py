@@ -1,0 +1,143 @@
+"""What a run learns with: network, task, solver and algorithm. It needs no data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.data.augment import AUGMENTATIONS, TO_INPUT, make_augment
+from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models import MODELS, costs
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.precision import PRECISIONS
+from fedjax_prune.models.task import make_task
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.types import ClientState, Config, ServerState, Task, Tree
+
+
+class Learning(NamedTuple):
+    """What a run learns with, fixed by its configuration.
+
+    Attributes:
+      config: already checked.
+      image_shape: (height, width, channels) of the images that the network reads.
+      model: the network as trained, gated or plain, one of MODELS.
+      task: of that network.
+      dense_task: of the same network without gates, on the same params.
+      algorithm: the federated algorithm.
+    """
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    model: Any
+    task: Task
+    dense_task: Task
+    algorithm: FederatedAlgorithm
+
+
+def make_learning(config: Config, model: Any = None) -> Learning:
+    """Builds what a run learns with.
+
+    Args:
+      config: already checked.
+      model: a network in place of the one that `config.model` describes; None for that.
+
+    Raises:
+      SettingsError: if the network cannot read images of that size or lacks the layers
+        that the algorithm names.
+    """
+    fields = dict(config.algorithm)
+    try:
+        model = make_model(config) if model is None else model
+        task = task_of(config, model)
+        algorithm = ALGORITHMS[fields.pop("name")](
+            task,
+            make_solver(**config.client),
+            make_server_tx(**config.server),
+            **fields,
+        )
+        dense_task = task_of(config, model.clone(gates=None))
+    except ValueError as error:
+        raise SettingsError([f"model, data and algorithm: {error}"]) from error
+    return Learning(config, image_shape_of(config), model, task, dense_task, algorithm)
+
+
+def make_model(config: Config) -> Any:
+    """The network that `config.model` describes, for the images of `config.data`."""
+    info, fields = DATASETS[config.data.name], config.model
+    model = MODELS[fields.name](
+        num_classes=info.num_classes,
+        width=fields.width,
+        norm=fields.norm,
+        dropout=fields.dropout,
+        dtype=PRECISIONS[config.precision].dtype,
+    )
+    if not fields.gated:
+        return model
+    gates = GateSettings(
+        keep_ratio=1.0,
+        mode=fields.gate_mode,
+        rescale=fields.gate_rescale,
+        bias=fields.gate_bias,
+        first=fields.gate_first,
+        resnet=fields.resnet_gating,
+    )
+    keep_ratio = fields.keep_ratio or costs.keep_ratio_for(
+        model.clone(gates=gates), image_shape_of(config), fields.flops_target
+    )
+    return model.clone(gates=gates._replace(keep_ratio=keep_ratio))
+
+
+def task_of(config: Config, model: Any) -> Task:
+    """The task of a network, with the augmentation that `config.data` asks for."""
+    info, image_shape = DATASETS[config.data.name], image_shape_of(config)
+    augment = None
+    if config.data.augment != "none":
+        fields = AUGMENTATIONS[config.data.augment]
+        augment = make_augment(image_shape, **{"flip": info.flip} | fields)
+    return make_task(
+        model,
+        image_shape,
+        to_input=TO_INPUT[info.kind],
+        augment=augment,
+        normalize=config.data.normalize,
+        lasso_weight=config.model.lasso_weight,
+    )
+
+
+def image_shape_of(config: Config) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the network reads."""
+    height, width, channels = DATASETS[config.data.name].image_shape
+    return config.data.size or height, config.data.size or width, channels
+
+
+def start(learning: Learning) -> tuple[ServerState, ClientState]:
+    """The state before the first round, and the row of a client never seen."""
+    key = init_key(learning.config)
+    return learning.algorithm.init(key), learning.algorithm.row(key)
+
+
+def own_personal(learning: Learning) -> Callable[[jax.Array], Tree] | None:
+    """What each client's personal parameters are before the first round.
+
+    Returns:
+      client id [] int32 -> personal parameters, if `model.gate_init` is per_client;
+      else None: all clients start with those of the row that `start` gives.
+    """
+    if learning.config.model.gate_init != "per_client":
+        return None
+
+    def draw(client_id: jax.Array) -> Tree:
+        key = jax.random.fold_in(init_key(learning.config), client_id)
+        return learning.task.init(key).personal
+
+    return draw
+
+
+def init_key(config: Config) -> jax.Array:
+    """The key of everything drawn before round 1; rounds use other ones."""
+    return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)

@@ -1,0 +1,300 @@
+"""The one loop of a run: rounds, evaluations, checkpoints, a row of metrics a round.
+
+A round is dispatched before the numbers of the one before are read, so the devices
+never wait for the host, except where a checkpoint is due, where the rows are on the
+host, and where compacted rounds ask which channels are left.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune.engine.dealing import sample_cohort
+from fedjax_prune.engine.devices import Placement, put_cohort, put_split, put_whole
+from fedjax_prune.engine.outcome import (
+    by_id,
+    first_by_id,
+    of_clients,
+    require_finite,
+)
+from fedjax_prune.engine.store import Store
+from fedjax_prune.runs import console, metrics
+from fedjax_prune.runs.compact_rounds import CompactRounds
+from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.interrupt import stop_requested
+from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
+from fedjax_prune.runs.start import save
+from fedjax_prune.runs.workdir import MetricsLog, open_metrics
+from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
+
+
+class Dispatched(NamedTuple):
+    """A round that the devices may still be running.
+
+    Attributes:
+      number: of the round, from 1.
+      cohort: numpy.
+      num_measured: clients that are evaluated after it; 0 if it is not evaluated.
+      sums: of the round, on the devices.
+      accuracies: of the evaluation, on the devices; {} if there is none.
+      compile_seconds: spent compiling for it.
+    """
+
+    number: int
+    cohort: Cohort
+    num_measured: int
+    sums: Sums
+    accuracies: dict[str, jax.Array]
+    compile_seconds: float
+
+
+class Journal(NamedTuple):
+    """Where the numbers of finished rounds go.
+
+    Attributes:
+      experiment: of the run.
+      messages: what a client receives and sends, as shapes.
+      log: metrics.jsonl and event files.
+      bar: the progress that the user sees.
+    """
+
+    experiment: Experiment
+    messages: tuple[Tree, Tree]
+    log: MetricsLog
+    bar: console.RoundProgress
+
+    def write(self, done: Dispatched, began: float) -> float:
+        """Reads a round's numbers, once it is finished, and writes its row.
+
+        Args:
+          done: the round.
+          began: when it could begin, in seconds of the monotonic clock.
+
+        Returns:
+          When it was finished, on the same clock.
+
+        Raises:
+          TrainingError: if a client's loss became non-finite, or masks leave nothing
+            of an array.
+        """
+        sums, accuracies = read_devices((done.sums, done.accuracies))
+        finished = time.monotonic()
+        sums = of_clients(sums, done.cohort)
+        require_finite(sums, done.number, done.cohort)
+        metrics.require_alive(self.experiment.config, sums)
+        row = metrics.round_row(done.number, finished - began, sums)
+        row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
+        if done.num_measured:
+            row |= metrics.accuracy_row(self.experiment, accuracies)
+            after = sums["after_local"][: done.num_measured]
+            after = after / len(self.experiment.data.test.labels)
+            row |= metrics.statistics("after_local", after)
+        if done.compile_seconds:
+            row["seconds/compile"] = done.compile_seconds
+        images_per_second = float(sums["count"].sum()) / (finished - began)
+        self.bar.advance(
+            done.number, row["train/loss"], row["train/accuracy"], images_per_second
+        )
+        self.log.write(row)
+        return finished
+
+
+class Dispatcher(NamedTuple):
+    """Sends rounds and evaluations to the devices without waiting for them.
+
+    Attributes:
+      experiment: of the run.
+      placement: where it runs.
+      rounds: compiled.
+      evaluation: compiled.
+      key: of the run, on the devices.
+      rows: of all clients; replaced round by round.
+    """
+
+    experiment: Experiment
+    placement: Placement
+    rounds: Rounds
+    evaluation: Evaluation
+    key: jax.Array
+    rows: Store
+
+    def dispatch(
+        self, state: ServerState, number: int
+    ) -> tuple[ServerState, Dispatched]:
+        """Starts a round; its memory is given up by the state before it."""
+        cohort = draw_cohort(self.experiment, self.placement, number - 1)
+        measured = num_measured(self.experiment.config, number)
+        inputs = RoundInputs(
+            state=state,
+            rows=self.rows.take(cohort.client_ids),
+            dataset=self.evaluation.train,
+            cohort=put_cohort(self.placement, cohort),
+            key=self.key,
+        )
+        wanted = put_split(self.placement, first_by_id(cohort, measured))
+        state, taken, sums = self.rounds(inputs, self.evaluation.test, wanted)
+        self.rows.put(cohort.client_ids, taken)
+        seconds = self.rounds.seconds
+        return state, Dispatched(number, cohort, measured, sums, {}, seconds)
+
+    def evaluate(self, state: ServerState, done: Dispatched) -> Dispatched:
+        """Starts the evaluation after a round, if one is due."""
+        if not done.num_measured:
+            return done
+        ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
+        return done._replace(accuracies=self.evaluation(state, self.rows, ids))
+
+
+def run_rounds(
+    experiment: Experiment,
+    folder: Path,
+    placement: Placement,
+    state: ServerState,
+    rows: Store,
+    finished: int,
+) -> int:
+    """Runs the rounds that are left.
+
+    Args:
+      experiment: of the run.
+      folder: its workdir.
+      placement: where it runs.
+      state: after `finished` rounds; its memory is given up.
+      rows: of all clients; replaced round by round.
+      finished: rounds done before.
+
+    Returns:
+      How many rounds are done: all, or fewer if a signal has asked to stop.
+
+    Raises:
+      TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
+        before stay.
+    """
+    config, algorithm = experiment.config, experiment.learning.algorithm
+    messages = algorithm.messages(jax.eval_shape(lambda: state))
+    evaluation = Evaluation(experiment, placement)
+    compiling = compile_all(experiment, placement, evaluation, state, rows)
+    dispatcher = Dispatcher(
+        experiment=experiment,
+        placement=placement,
+        rounds=make_rounds(experiment, placement),
+        evaluation=evaluation,
+        key=put_whole(placement, jax.random.key(config.seed)),
+        rows=rows,
+    )
+    with (
+        open_metrics(folder, finished) as log,
+        console.progress(config.rounds, finished) as bar,
+        stop_requested() as stop,
+        jax.transfer_guard("disallow"),
+    ):
+        journal = Journal(experiment, messages, log, bar)
+        began = time.monotonic()
+        running: Dispatched | None = None
+        while finished < config.rounds and not stop.is_set():
+            finished += 1
+            state, dispatched = dispatcher.dispatch(state, finished)
+            # Compiling is no part of a round's time.
+            began += dispatched.compile_seconds
+            if running is not None:
+                began = journal.write(running, began)
+            # Only now: rows on the host are waited for.
+            running = dispatcher.evaluate(state, dispatched)
+            running = running._replace(
+                compile_seconds=running.compile_seconds + compiling
+            )
+            compiling = 0.0
+            if finished % config.save_every == 0:
+                began = journal.write(running, began)
+                running = None
+                save(folder, finished, state, rows, keep=config.keep)
+        if running is not None:
+            journal.write(running, began)
+            save(folder, finished, state, rows, keep=config.keep)
+    return finished
+
+
+def compile_all(
+    experiment: Experiment,
+    placement: Placement,
+    evaluation: Evaluation,
+    state: ServerState,
+    rows: Store,
+) -> float:
+    """Compiles what comes beside the rounds, before the first; returns the seconds."""
+    began = time.monotonic()
+    with console.working("compiling the evaluation"):
+        ids = draw_cohort(experiment, placement, 0).client_ids
+        # Changes nothing, except that taking and putting are compiled, too.
+        rows.put(ids, rows.take(ids))
+        evaluation.compile(state, rows, numbers_evaluated(experiment.config))
+    return time.monotonic() - began
+
+
+def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
+    """The rounds that a configuration asks for, on the whole or on smaller models."""
+    learning, config = experiment.learning, experiment.config
+    if config.compact_training:
+        return CompactRounds(
+            learning, placement, lambda model: make_learning(config, model)
+        )
+    return WholeRounds(learning.task, learning.algorithm.round, placement)
+
+
+def draw_cohort(experiment: Experiment, placement: Placement, round: int) -> Cohort:
+    """The clients of a round, as numpy arrays.
+
+    Args:
+      experiment: of the run.
+      placement: where the round runs.
+      round: finished rounds.
+    """
+    config = experiment.config
+    return sample_cohort(
+        experiment.data.population,
+        config.cohort_size,
+        config.lanes,
+        seed=config.seed,
+        round=round,
+        epochs=config.client.epochs,
+        batch_size=config.client.batch_size,
+        placement=placement,
+    )
+
+
+def num_measured(config: Config, finished: int) -> int:
+    """How many clients of a round's cohort are measured before they are averaged."""
+    is_due = finished % config.eval.every == 0 or finished == config.rounds
+    return _at_most(config.eval.num_clients, config.cohort_size) if is_due else 0
+
+
+def numbers_evaluated(config: Config) -> set[int]:
+    """How many clients are evaluated at once: in the rounds, and after the last."""
+    wanted = config.eval.num_clients
+    return {
+        _at_most(wanted, config.cohort_size),
+        _at_most(wanted, config.data.num_clients),
+    }
+
+
+def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
+    """The first clients of the cohort; after the last round, of the population."""
+    wanted = config.eval.num_clients
+    if finished < config.rounds:
+        count = _at_most(wanted, config.cohort_size)
+        return cohort.client_ids[by_id(cohort)[:count]]
+    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)
+
+
+def read_devices(values: Any) -> Any:
+    """The one place where a round's numbers come from the devices."""
+    return jax.device_get(values)
+
+
+def _at_most(wanted: int, available: int) -> int:
+    """The number that is asked for, 0 for all, as far as there are so many."""
+    return min(wanted or available, available)

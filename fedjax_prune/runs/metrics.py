@@ -1,0 +1,202 @@
+"""A round's numbers, as one flat row of metrics.jsonl.
+
+Every round has
+
+  round, seconds, seconds/compile   its number; time without and of compilation
+  clients, clients/arrived          its clients; those that did not diverge
+  train/loss, train/accuracy        mean over the examples of all local steps
+  steps/real, steps/executed        local steps with examples; steps of all lanes
+  bytes/down, bytes/up              sent to and from all clients
+  bytes/dense, flops/dense          sent and computed if nothing were pruned
+  gates/LAYER/used, .../entropy     channels ever selected; 1 is all equally often
+
+an evaluated one also, where STATISTIC is mean, std, p10 (10th percentile) or min over
+clients,
+
+  eval/headline                     the accuracy that measures the run: with gates the
+                                    mean of client_gated, else that of global_dense
+  eval/global_dense/accuracy        the shared model without gates, on the test set
+  eval/client_gated/STATISTIC       with each client's own gates, on the test set
+  eval/client_local/STATISTIC       the same, on each client's own validation set
+  eval/after_local/STATISTIC        each client's model before it is averaged away
+  eval/clients, eval/examples       how many were evaluated, on how many test examples
+
+and one with masks
+
+  sparsity/all, sparsity/prunable   pruned share by mask of all parameters; of those
+                                    that may be pruned
+  sparsity/ARRAY, compression       of one array; all over kept parameters
+  channels/GROUP                    channels and hidden units left
+  flops/theoretical                 times each layer's density: needs sparse kernels
+  flops/realisable, flops/hybrid    without removed channels; both
+  macs/theoretical, .../realisable  the same of one image, as a share of the dense
+  bytes_spec/down, bytes_spec/up    by formula: 4 bytes a value, a bit a mask entry
+  mask/guarded                      entries that only `algorithm.min_keep` has kept
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_prune.engine.evaluate import summarise
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.pruning.costs import masked_macs, traffic
+from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.learning import Learning
+from fedjax_prune.types import Config, Tree
+
+ACCURACY = "eval/global_dense/accuracy"
+HEADLINE = "eval/headline"
+
+
+def round_row(
+    finished: int,
+    seconds: float,
+    sums: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The row of one round, without its costs and its evaluation.
+
+    Args:
+      finished: rounds done, this one included.
+      seconds: since the round before was done, evaluation included, compilation not.
+      sums: of the round, on the host, leaves [cohort_size, ...].
+
+    Returns:
+      Flat fields.
+    """
+    count = float(sums["count"].sum())
+    row = {
+        "round": finished,
+        "seconds": seconds,
+        "clients": len(sums["count"]),
+        "clients/arrived": int(sums["arrived"].sum()),
+        "train/loss": float(sums["loss"].sum()) / count,
+        "train/accuracy": float(sums["correct"].sum()) / count,
+        "steps/real": int(sums["steps"].sum()),
+        "steps/executed": int(sums["steps_executed"]),
+        "steps/executed_over_real": float(sums["steps_executed"] / sums["steps"].sum()),
+    }
+    for name, selected in sums.items():
+        if name.startswith("selected/"):
+            layer = name.removeprefix("selected/")
+            row[f"gates/{layer}/used"] = float((selected > 0).mean())
+            row[f"gates/{layer}/entropy"] = float(
+                np.mean(_entropy(np.asarray(selected)))
+            )
+    return row
+
+
+def accuracy_row(experiment: Experiment, values: dict[str, Any]) -> dict[str, float]:
+    """The accuracies of the shared parameters, as fields of a metrics row."""
+    row = {ACCURACY: float(values["global_dense"])}
+    for name in ("client_gated", "client_local"):
+        row |= statistics(name, values[name])
+    gated = experiment.config.model.gated
+    row[HEADLINE] = row["eval/client_gated/mean" if gated else ACCURACY]
+    return row | {
+        "eval/clients": len(values["client_local"]),
+        "eval/examples": len(experiment.data.test.labels),
+    }
+
+
+def statistics(name: str, accuracies: np.ndarray) -> dict[str, float]:
+    """Statistics over clients, as fields of a metrics row."""
+    return {f"eval/{name}/{key}": value for key, value in summarise(accuracies).items()}
+
+
+def cost_row(
+    learning: Learning, messages: tuple[Tree, Tree], sums: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """What a round has sent and computed, and how much of the model is pruned.
+
+    A training step counts as three forward passes, a multiply-accumulate as two FLOPs.
+
+    Args:
+      learning: of the run.
+      messages: of its algorithm.
+      sums: of the round, on the host, leaves [cohort_size, ...].
+
+    Returns:
+      Flat fields; those of masks only if there are masks.
+    """
+    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
+    sent = traffic(messages, len(sums["count"]), facts)
+    images = float(sums["count"].sum())
+    macs = masked_macs(learning.model, learning.image_shape, facts)
+    row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
+    unmasked = traffic(messages, len(sums["count"]), {})
+    row["bytes/dense"] = unmasked.down + unmasked.up
+    row["flops/dense"] = 6 * macs.dense * images
+    if not facts:
+        return row
+    row |= {
+        "bytes_spec/down": sent.spec_down,
+        "bytes_spec/up": sent.spec_up,
+        "flops/theoretical": 6 * macs.theoretical * images,
+        "flops/realisable": 6 * macs.realisable * images,
+        "flops/hybrid": 6 * macs.hybrid * images,
+        "macs/theoretical": macs.theoretical / macs.dense,
+        "macs/realisable": macs.realisable / macs.dense,
+        "mask/guarded": facts["mask/guarded"],
+    }
+    row |= _sparsities(learning, facts)
+    for name, value in facts.items():
+        if name.startswith("mask/channels/"):
+            row[f"channels/{name.removeprefix('mask/channels/')}"] = value
+    return row
+
+
+def preparation_costs(
+    learning: Learning, messages: tuple[Tree, Tree], sums: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """The costs of what is done before the first round, on the whole model."""
+    facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
+    unmasked = {name: x for name, x in sums.items() if name not in facts}
+    row = cost_row(learning, messages, unmasked)
+    for kind in ("theoretical", "realisable", "hybrid"):
+        row[f"flops/{kind}"] = row["flops/dense"]
+    row |= {"bytes_spec/down": row["bytes/down"], "bytes_spec/up": row["bytes/up"]}
+    return row | _sparsities(learning, facts)
+
+
+def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
+    """Refuses masks that leave nothing of an array.
+
+    Raises:
+      TrainingError: naming the array and the threshold.
+    """
+    for name, kept in sums.items():
+        if name.startswith("mask/kept/") and kept == 0:
+            threshold = config.algorithm.get("threshold", "")
+            raise TrainingError(
+                f"algorithm.threshold {threshold} leaves nothing of "
+                f"{name.removeprefix('mask/kept/')}: it must be smaller, "
+                "algorithm.min_keep larger, in (0, 1], or fewer channels be removed."
+            )
+
+
+def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
+    """Pruned shares by mask: of all parameters, of the prunable, of each array."""
+    shapes = jax.eval_shape(lambda: learning.task.init(jax.random.key(0))).params
+    sizes = {
+        "/".join(str(entry.key) for entry in path): math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    kept = {name: facts[f"mask/kept/{name}"] for name in sizes}
+    total, left = sum(sizes.values()), sum(kept.values())
+    prunable = max(1, facts["mask/prunable"])
+    row = {
+        "sparsity/all": 1 - left / total,
+        "sparsity/prunable": 1 - facts["mask/prunable_kept"] / prunable,
+        "compression": total / left,
+    }
+    return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
+
+
+def _entropy(selected: np.ndarray) -> np.ndarray:
+    """Of the channels a client selects: 1 = all equally often, [cohort_size]."""
+    share = selected / selected.sum(axis=1, keepdims=True)
+    logs = np.log(share, where=share > 0, out=np.zeros_like(share))
+    return -(share * logs).sum(axis=1) / np.log(selected.shape[1])

@@ -1,0 +1,85 @@
+"""What a run with masks has saved: bytes and FLOPs, in numbers and in words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_prune.runs.workdir import read_metrics
+
+
+class Totals(NamedTuple):
+    """What a run has saved.
+
+    Attributes:
+      sparsity: of all parameters, mean over rounds.
+      theoretical: FLOPs saved if sparse kernels were free, share of the dense.
+      realisable: FLOPs saved on dense hardware, share of the dense.
+      sent: bytes saved, share of the dense.
+      theoretical_all: the same three with what came before the first round.
+      realisable_all: see above.
+      sent_all: see above.
+      megabytes: sent in all, exploration included.
+    """
+
+    sparsity: float
+    theoretical: float
+    realisable: float
+    sent: float
+    theoretical_all: float
+    realisable_all: float
+    sent_all: float
+    megabytes: float
+
+
+def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
+    """Adds up the rows of metrics.jsonl of a run with at least one round."""
+    rounds = [row for row in rows if row["round"] > 0]
+
+    def saved(rows: Sequence[Mapping[str, Any]], kind: str) -> float:
+        done = sum(row.get(f"flops/{kind}", row["flops/dense"]) for row in rows)
+        return 1 - done / sum(row["flops/dense"] for row in rounds)
+
+    def sent(rows: Sequence[Mapping[str, Any]]) -> float:
+        return sum(row["bytes/down"] + row["bytes/up"] for row in rows)
+
+    dense = sum(row["bytes/dense"] for row in rounds)
+    return Totals(
+        sparsity=float(np.mean([row.get("sparsity/all", 0.0) for row in rounds])),
+        theoretical=saved(rounds, "theoretical"),
+        realisable=saved(rounds, "realisable"),
+        sent=1 - sent(rounds) / dense,
+        theoretical_all=saved(rows, "theoretical"),
+        realisable_all=saved(rows, "realisable"),
+        sent_all=1 - sent(rows) / dense,
+        megabytes=sent(rows) / 1e6,
+    )
+
+
+def in_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a run with masks and at least one round has saved, ready to print."""
+    saved, last = totals(rows), rows[-1]
+    facts = {
+        "pruned": f"{last['sparsity/all']:.1%} of the parameters in the last round, "
+        f"{saved.sparsity:.1%} on average",
+        "compute saved": f"{saved.realisable:.1%} of the FLOPs on dense hardware, "
+        f"{saved.theoretical:.1%} with sparse kernels",
+        "traffic saved": f"{saved.sent:.1%} of the bytes",
+    }
+    if rows[0]["round"] == 0:
+        facts["with round 0"] = (
+            f"{saved.realisable_all:.1%}, {saved.theoretical_all:.1%} and "
+            f"{saved.sent_all:.1%}: exploration included"
+        )
+    return facts
+
+
+def has_masks(workdir: Path) -> bool:
+    """Whether a run has pruned parameters of its shared model."""
+    return masks_in(read_metrics(workdir))
+
+
+def masks_in(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a round of metrics.jsonl had masks."""
+    return any(row["round"] > 0 and "sparsity/all" in row for row in rows)

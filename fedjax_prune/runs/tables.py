@@ -1,0 +1,112 @@
+"""Tables of several runs, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax_prune.models import costs
+from fedjax_prune.runs.learning import image_shape_of, make_model
+from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.savings import Totals, totals
+from fedjax_prune.runs.workdir import read_config, read_metrics
+from fedjax_prune.types import Config
+
+LAST = 10
+"""Evaluations at the end of a run whose mean is its accuracy."""
+
+
+def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
+    """One row for each setting, as a Markdown table.
+
+    Args:
+      runs: name -> workdirs of its seeds, with at least one evaluation each.
+
+    Returns:
+      The table, means over seeds: accuracies after the last round, kept MACs, bytes of
+      the whole run.
+    """
+    columns = {
+        "run": "",
+        "rounds": "round",
+        "headline": HEADLINE,
+        "shared model": ACCURACY,
+        "with own gates": "eval/client_gated/mean",
+        "worst client": "eval/client_gated/min",
+        "own validation": "eval/client_local/mean",
+        "before averaging": "eval/after_local/mean",
+    }
+    lines = [
+        f"| {' | '.join([*columns, 'MACs kept', 'MB sent'])} |",
+        f"|{'---|' * (len(columns) + 2)}",
+    ]
+    for name, workdirs in runs.items():
+        config: Config = ConfigDict(read_config(workdirs[0]))
+        rows = [read_metrics(workdir) for workdir in workdirs]
+        cells = [name, str(rows[0][-1]["round"])]
+        fields = list(columns.values())[2:]
+        cells += [f"{np.mean([r[-1][field] for r in rows]):.1%}" for field in fields]
+        macs = costs.macs(make_model(config), image_shape_of(config))
+        sent = sum(row["bytes/down"] + row["bytes/up"] for seed in rows for row in seed)
+        cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / len(rows) / 1e6:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
+    """One row for each method, as a Markdown table.
+
+    Args:
+      runs: method -> workdirs of its seeds, named alike for the same seed.
+
+    Returns:
+      Means over seeds, with standard deviations where there are several. Accuracy is
+      that of the last evaluations; it is also compared with the first method's, seed
+      by seed. In brackets what is left of the savings if what came before the first
+      round counts.
+    """
+    header = (
+        "method",
+        "accuracy",
+        "less the first",
+        "best",
+        "sparsity",
+        "MACs saved, realisable",
+        "MACs saved, theoretical",
+        "traffic saved",
+        "MB sent",
+    )
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    first: dict[str, float] = {}
+    for method, workdirs in runs.items():
+        rows = {folder.name: read_metrics(folder) for folder in workdirs}
+        mean = Totals(*np.mean([totals(seed) for seed in rows.values()], axis=0))
+        accuracies = {
+            name: [row[ACCURACY] for row in seed if ACCURACY in row]
+            for name, seed in rows.items()
+        }
+        lasts = {n: float(np.mean(seed[-LAST:])) for n, seed in accuracies.items()}
+        first = first or lasts
+        differences = [last - first[n] for n, last in lasts.items() if n in first]
+        cells = (
+            method,
+            _with_deviation(list(lasts.values()), ""),
+            _with_deviation(differences, "+") if lasts is not first else "",
+            f"{np.mean([max(seed) for seed in accuracies.values()]):.1%}",
+            f"{mean.sparsity:.1%}",
+            f"{mean.realisable:.1%} ({mean.realisable_all:.1%})",
+            f"{mean.theoretical:.1%} ({mean.theoretical_all:.1%})",
+            f"{mean.sent:.1%} ({mean.sent_all:.1%})",
+            f"{mean.megabytes:,.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _with_deviation(values: Sequence[float], sign: str) -> str:
+    """Mean and standard deviation of seeds; nothing if there are none."""
+    if not values:
+        return ""
+    mean = f"{np.mean(values):{sign}.1%}"
+    return mean + (f" ± {np.std(values, ddof=1):.1%}" if values[1:] else "")
