@@ -16,7 +16,8 @@ from fedjax_prune.algorithms.scaffold import scaffold
 from fedjax_prune.data.augment import make_augment
 from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.data.load import as_dataset, load
-from fedjax_prune.data.partition import PARTITIONERS, partition, to_population
+from fedjax_prune.data.partition import PARTITIONERS, partition
+from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
 from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Rules
 from fedjax_prune.engine.dealing import make_cohort, sample_cohort

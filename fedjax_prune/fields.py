@@ -1,6 +1,7 @@
-"""How a configuration field is declared: its default, its rule and its words, once.
+"""The declarations of configuration fields: default, rule and description of each.
 
-A function declares its fields in its signature, a record in its annotations:
+A field is declared once. A function declares its fields in its signature, and a record
+in its annotations:
 
     @checked
     def fedprox(..., *, mu: Annotated[float, at_least(0), "Weight of ..."] = 0.01):
@@ -21,11 +22,12 @@ R = TypeVar("R")
 
 
 class Rule(NamedTuple):
-    """What a value must be.
+    """A condition that a value must meet.
 
     Attributes:
-      holds: whether a value is so; a field asks it about values of its type only.
-      text: the words after "must be".
+      holds: value -> whether it meets the condition. A field calls it only with values
+        of the field's type.
+      text: the condition, in the words that follow "must be".
     """
 
     holds: Callable[[Any], bool]
@@ -36,22 +38,22 @@ class Rule(NamedTuple):
 
 
 def at_least(low: float) -> Rule:
-    """Numbers from `low` on, finite."""
+    """Allows finite numbers from `low` on."""
     return Rule(lambda v: low <= v < math.inf, f"at least {low}")
 
 
 def above(low: float) -> Rule:
-    """Numbers above `low`, finite."""
+    """Allows finite numbers above `low`."""
     return Rule(lambda v: low < v < math.inf, f"above {low}")
 
 
 def at_most(high: float) -> Rule:
-    """Numbers up to `high`."""
+    """Allows numbers up to `high`."""
     return Rule(lambda v: v <= high, f"at most {high}")
 
 
 def one_of(known: Collection[str]) -> Rule:
-    """The names of a table or a list."""
+    """Allows the names of a table or a list."""
     return Rule(lambda v: v in known, f"one of {', '.join(known)}")
 
 
@@ -72,20 +74,20 @@ TYPES: dict[Any, Rule] = {
         "a list of strings",
     ),
 }
-"""Annotated type -> what a value must be before its rule is asked."""
+"""Annotated type -> the rule that a value must meet before the field's own rule."""
 
 BITS = {int: 31, float: 128}
-"""Annotated type -> numbers below 2 to this power fit what devices compute with."""
+"""Annotated type -> a power of 2 below which numbers fit the types of devices."""
 
 
 class Field(NamedTuple):
     """A configuration field.
 
     Attributes:
-      type: a key of TYPES, or a union, of whose types only the rule knows.
-      rule: what a value of that type must be.
-      words: what the field is, one sentence.
-      default: `inspect.Parameter.empty` if it must be given.
+      type: a key of TYPES, or a union, whose types only the rule checks.
+      rule: rule for values of that type.
+      words: one sentence that describes the field.
+      default: the default, or `inspect.Parameter.empty` if the field must be given.
     """
 
     type: Any
@@ -95,16 +97,16 @@ class Field(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What its values must be."""
+        """The text of the rule that applies."""
         return self.rule.text or TYPES[self.type].text
 
     def mistyped(self, value: Any) -> str:
-        """The type that a value must be of and is not; empty if it is."""
+        """Names the type that a value should have; empty if it has it."""
         of_type = TYPES.get(self.type, ANY)
         return "" if of_type.holds(value) else of_type.text
 
     def unmet(self, value: Any) -> str:
-        """What a value must be and is not; empty if it is all that it must be."""
+        """Names the rule that a value breaks; empty if it breaks none."""
         if mistyped := self.mistyped(value):
             return mistyped
         if not self.rule.holds(value):
@@ -115,10 +117,10 @@ class Field(NamedTuple):
         return ""
 
     def read(self, text: str) -> Any:
-        """The value that a text on the command line stands for; the text if none.
+        """Reads a value from a text of the command line; gives the text if it cannot.
 
-        True and false are `true` and `false` or 1 and 0. A list is written as in
-        Python, or with commas alone: `fc1/*,fc2/*`.
+        True and false are written `true` and `false` or 1 and 0. A list is written as
+        in Python, or with commas alone: `fc1/*,fc2/*`.
         """
         if self.type is str:
             return text
@@ -138,14 +140,14 @@ _SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0"
 
 
 def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
-    """The fields that a function or a record declares.
+    """Lists the fields that a function or a record declares.
 
     Args:
-      declared: parameters or attributes annotated as `Annotated[type, rule, words]`
-        or `Annotated[type, words]` are fields.
+      declared: a function or a record. Its parameters or attributes annotated as
+        `Annotated[type, rule, words]` or `Annotated[type, words]` are fields.
 
     Returns:
-      name -> Field.
+      Name of a field -> Field.
     """
     fields = {}
     for name, parameter in inspect.signature(declared).parameters.items():
@@ -157,10 +159,10 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
 
 
 def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
-    """Refuses a bad value; names that are no fields pass.
+    """Refuses values that break the rules of their fields; ignores other names.
 
     Raises:
-      ValueError: with field, what it must be and its value.
+      ValueError: if a value breaks a rule; it names the field, the rule and the value.
     """
     for name, value in values.items():
         if name in fields and (unmet := fields[name].unmet(value)):
@@ -168,10 +170,10 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which refuses bad values of its fields before it runs.
+    """Makes a function refuse bad values of its fields before it runs.
 
     Raises:
-      ValueError: when called, as `check_fields`.
+      ValueError: by the returned function, as in `check_fields`.
     """
     signature, fields = inspect.signature(function), fields_of(function)
 
@@ -190,7 +192,7 @@ def like(
 
     Args:
       declared: the other function.
-      changed: fields that differ from its.
+      changed: name of a field -> the field in place of the other function's.
     """
 
     def take_over(function: Callable[P, R]) -> Callable[P, R]:
@@ -214,5 +216,5 @@ def like(
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    """A whole number is a number, too; True and False are neither."""
+    """Tells whether a value is of a kind of number; True and False never are."""
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import make_placement, put_cohort, put_whole

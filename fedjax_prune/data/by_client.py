@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.load import as_dataset
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.validation import holdout
 from fedjax_prune.types import Dataset, Population
 
@@ -100,7 +100,7 @@ def load_by_client(
             f"examples: data.num_clients must be at most that, got {num_clients}."
         )
     total = sum(len(client.labels) for client in drawn)
-    taken = f"the {num_clients} clients taken of {name}"
+    taken = f"the {num_clients} clients drawn from {name}"
     chosen = _first(drawn, resolve_count(taken, "train", num_train, total))
     # The last client may be cut to fewer examples than can be split.
     if min(len(client.labels) for client in chosen) < source.least:

@@ -41,14 +41,14 @@ def load(
     Examples:
       >>> train, test = load("digits", num_test=100)
       >>> train.images.shape, test.labels.shape
-      ((1438, 8, 8, 1), (100,))
+      ((1442, 8, 8, 1), (100,))
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
         raise ValueError(f"dataset must be one of {known}, got {name!r}.")
     info = DATASETS[name]
     if info.by_client:
-        raise ValueError(f"{name} has no test set: it is read by load_by_client.")
+        raise ValueError(f"{name} has no test set: read it with load_by_client.")
     if not info.tfds_name:
         train, test = _digits()
         return (

@@ -9,12 +9,12 @@ Examples:
   ['dirichlet', 'dirichlet_in_turn', 'iid', 'pathological', 'quantity', 'shards']
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.splitting import check_split, dirichlet_shares
 from fedjax_prune.types import Population
 
@@ -180,78 +180,6 @@ def shards(
         part = np.concatenate([pieces[c].pop() for c in chosen])
         parts.append(rng.permutation(part))
     return to_population([parts[client] for client in rng.permutation(num_clients)])
-
-
-def to_population(
-    parts: Sequence[Any], *, num_examples: int | None = None
-) -> Population:
-    """Checks clients' index lists and pads them to the longest.
-
-    Clients may share examples, and a client may hold an example twice.
-
-    Args:
-      parts: for each client its indices into a Dataset, [size] integers, at least one.
-      num_examples: number of examples of that Dataset; None only checks that the
-        indices fit into int32.
-
-    Returns:
-      A Population, padded with 0.
-
-    Raises:
-      ValueError: if there is no client, or if a client has no examples, an array that
-        is not [size] integers (pass `np.flatnonzero(mask)` in place of a mask), or an
-        index outside [0, num_examples).
-
-    Examples:
-      >>> to_population([[4, 5], [1]]).indices.tolist()
-      [[4, 5], [1, 0]]
-    """
-    if len(parts) == 0:
-        raise ValueError("parts must hold at least 1 client, got none.")
-    rows = []
-    for client, part in enumerate(parts):
-        try:
-            rows.append(np.asarray(part))
-        except ValueError as error:
-            raise ValueError(
-                f"client {client} must have integers of shape [size], got lists of "
-                "several lengths."
-            ) from error
-        check_indices(client, rows[-1], num_examples)
-    sizes = np.array([len(row) for row in rows], np.int32)
-    indices = np.zeros((len(rows), sizes.max()), np.int32)
-    for row, part in zip(indices, rows, strict=True):
-        row[: len(part)] = part
-    return Population(indices, sizes)
-
-
-def check_indices(client: int, indices: np.ndarray, num_examples: int | None) -> None:
-    """Refuses a client whose examples cannot be used.
-
-    Args:
-      client: number of the client, for the message.
-      indices: [size] integers, at least one, in [0, num_examples).
-      num_examples: number of examples of the Dataset; None only checks that the
-        indices fit into int32.
-
-    Raises:
-      ValueError: if the indices are something else.
-    """
-    if indices.shape == (0,):
-        raise ValueError(f"client {client} must have at least 1 example, got none.")
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        first = f", first {indices.flat[0]}" if indices.size else ""
-        raise ValueError(
-            f"client {client} must have integers of shape [size], got "
-            f"{indices.dtype} of shape {indices.shape}{first}."
-        )
-    end = 2**31 if num_examples is None else num_examples
-    outside = np.flatnonzero((indices < 0) | (indices >= end))
-    if len(outside):
-        raise ValueError(
-            f"client {client} must have indices in [0, {end}), got "
-            f"{indices[outside[0]]} at position {outside[0]}."
-        )
 
 
 PARTITIONERS: dict[str, Callable[..., Population]] = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.types import Population
 
 

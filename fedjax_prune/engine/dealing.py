@@ -8,7 +8,7 @@ import heapq
 
 import numpy as np
 
-from fedjax_prune.data.partition import check_indices
+from fedjax_prune.data.population import check_indices
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.types import Cohort, Population
 

@@ -1,4 +1,9 @@
-"""The models, by name."""
+"""The room of everything about one network, and the models by name.
+
+Examples:
+  >>> MODELS["cnn"](num_classes=10, width=0.5).norm
+  'none'
+"""
 
 from fedjax_prune.models.cnn import CNN, FEMNISTCNN, DropoutCNN, TwoCNN
 from fedjax_prune.models.lstm import NextCharLSTM
@@ -16,3 +21,4 @@ MODELS = {
     "resnet9": ResNet9,
     "next_char_lstm": NextCharLSTM,
 }
+"""Name -> model class, called as `MODELS[name](num_classes, ...)`."""

@@ -1,4 +1,8 @@
-"""What all image models are built of: a gated convolution and its sliced twin."""
+"""The blocks of all image models: a gated convolution and dense layers.
+
+Each has two forms: it computes all channels of a batch and masks the dropped ones, or
+it computes only the kept channels of one sample (`gathered`).
+"""
 
 import math
 from collections.abc import Callable
@@ -27,7 +31,7 @@ class KeptChannels(NamedTuple):
 
     Attributes:
       values: [height, width, num_kept] float.
-      indices: [num_kept] int32, which channels they are.
+      indices: [num_kept] int32, the places of the kept channels among all.
     """
 
     values: jax.Array
@@ -35,7 +39,7 @@ class KeptChannels(NamedTuple):
 
 
 def keep_all(features: jax.Array) -> KeptChannels:
-    """Wraps the dense features of one sample, [height, width, channels]."""
+    """Makes KeptChannels of all channels of one sample, [height, width, channels]."""
     return KeptChannels(features, jnp.arange(features.shape[-1], dtype=jnp.int32))
 
 
@@ -46,7 +50,7 @@ def fill_dropped(kept: KeptChannels, num_channels: int) -> jax.Array:
 
 
 def scaled(width: float, channels: int) -> int:
-    """Multiplies a number of channels: the nearest integer, at least 1."""
+    """Multiplies a number of channels by a width; gives the nearest integer above 0."""
     return max(1, math.floor(width * channels + 0.5))
 
 
@@ -54,7 +58,7 @@ class TorchDense(nn.Module):
     """A dense layer whose weights and bias start uniform, as PyTorch draws them.
 
     Attributes:
-      features: outputs.
+      features: number of outputs.
     """
 
     features: int
@@ -68,13 +72,13 @@ class TorchDense(nn.Module):
     def weights(
         self, in_features: int, dtype: jnp.dtype
     ) -> tuple[jax.Array, jax.Array]:
-        """The kernel [in_features, features] and the bias [features]."""
+        """Gives the kernel [in_features, features] and the bias [features]."""
         bound, shape = 1 / math.sqrt(in_features), (in_features, self.features)
         kernel = self.param("kernel", uniform, shape, bound, dtype)
         return kernel, self.param("bias", uniform, (self.features,), bound, dtype)
 
     def gathered(self, kept: KeptChannels) -> jax.Array:
-        """Maps the kept channels of one flattened map to [features]."""
+        """Maps the kept channels of one map, flattened, to [features]."""
         weights = self.variables["params"]
         height, width, num_kept = kept.values.shape
         kernel = weights["kernel"].reshape(height * width, -1, self.features)
@@ -83,7 +87,7 @@ class TorchDense(nn.Module):
 
 
 class XavierDense(TorchDense):
-    """A dense layer whose weights start as `xavier` draws them, and biases at 0."""
+    """A dense layer whose weights start as `xavier` draws them; biases start at 0."""
 
     def weights(
         self, in_features: int, dtype: jnp.dtype
@@ -95,31 +99,32 @@ class XavierDense(TorchDense):
 
 
 class GatedConv(nn.Module):
-    """A square convolution, then bias, norm, ReLU and gate, in this order.
+    """A square convolution, followed by bias, norm, ReLU, pool and gate.
 
-    The mask comes after the norm, which would map a zero to a constant, and after
-    the ReLU, which would keep gradients from the gates of dropped channels. It also
-    comes after a max-pool, where there are fewer pixels. A multiplier that is not
-    negative gives the same either way, with one exception: in the mode `hard_dense_ste`
-    the gate of a dropped channel has a gradient, which is here that of the maximum, so
-    of what the channel would have sent. Before the pool the four pixels of a window
-    would all be 0 and share the gradient, so it would be that of their mean.
+    The mask comes after the norm, because a norm maps zero to a constant. It comes
+    after the ReLU, because a ReLU of 0 stops the gradients of the gates of dropped
+    channels. It also comes after a max-pool, where there are fewer pixels. Its place
+    changes nothing as long as multipliers are not negative, with one exception: in the
+    mode `hard_dense_ste` the gate of a dropped channel has a gradient. After the pool
+    this is the gradient of the maximum, which the channel would have sent. Before the
+    pool the four pixels of a window would all be 0 and share the gradient, so that it
+    would be the gradient of their mean.
 
     Attributes:
       channels: output channels.
-      gates: gate settings; None for a dense layer.
+      gates: gate settings; None for a convolution without a gate.
       norm: one of NORMS; `gn` has one group per channel, so that no channel
         depends on another.
-      strides: 1 or 2.
-      use_bias: add a bias before the norm.
-      use_relu: apply ReLU before the mask.
+      strides: 1 or 2, of both axes.
+      use_bias: whether a bias is added before the norm.
+      use_relu: whether ReLU is applied before the pool.
       padding: pixels of zeros on each side.
-      dtype: of the features; parameters are at least float32.
+      dtype: dtype of the features; parameters are at least float32.
       kernel_size: height and width of the kernel.
-      kernel_init: of its weights.
+      kernel_init: the random start of the kernel.
       channels_before: output channels before some were removed, from which the
-        number of those kept is computed; 0 if none was.
-      pool: of the map, before the mask.
+        number of kept channels is computed; 0 if none was removed.
+      pool: the function that makes the map smaller before the mask.
     """
 
     channels: int
@@ -139,11 +144,11 @@ class GatedConv(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, example_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs a batch through all channels and masks the dropped ones.
+        """Computes all channels of a batch and masks the dropped ones.
 
         Args:
           x: [batch_size, height, width, in_channels] float.
-          train: normalise by the batch's statistics over the real samples.
+          train: whether to normalise by the statistics of the batch's real samples.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
@@ -192,7 +197,7 @@ class GatedConv(nn.Module):
         return y * multiplier[:, None, None].astype(y.dtype), mask
 
     def gathered(self, kept: KeptChannels) -> KeptChannels:
-        """Runs one sample through its kept channels only, in evaluation mode.
+        """Computes only the kept channels of one sample, in evaluation mode.
 
         The kernel is gathered on both axes (FedDP, equation 3).
         """

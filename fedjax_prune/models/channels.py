@@ -1,10 +1,11 @@
-"""Which entries of a model's arrays belong to which channel.
+"""Functions that find the entries of each channel in a model's arrays.
 
-A model says it once, in `channel_groups`; removing channels by masks, removing them
-physically and counting what that saves read only this.
+A model describes its channels once, in `channel_groups`. Masking channels, removing
+them physically and counting what that saves read only this description.
 
-An array is named by the end of its path, so that whatever has the model's structure is
-meant as well: momenta, control variates, rows of all clients with a leading axis.
+A slot names an array by the end of its path. So it also finds the arrays of other trees
+that contain a tree like the model's: momenta, control variates, and the rows of all
+clients, which have a leading axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,31 +20,38 @@ from fedjax_prune.types import Tree
 
 Path = tuple[str, ...]
 
+ENTRIES: tuple[Path, ...] = (
+    ("bias",),
+    ("norm", "scale"),
+    ("norm", "bias"),
+    ("norm", "mean"),
+    ("norm", "var"),
+    ("gate", "kernel"),
+    ("gate", "bias"),
+    ("gate", "alive"),
+)
+"""Ends of the paths of what a layer has for each channel, beside its kernel."""
+
 
 def written_by(layer: str, start: int = 0) -> tuple[Slot, tuple[Slot, ...]]:
-    """The slots of the channels that a GatedConv or a dense layer writes.
+    """Gives the slots of the channels that a GatedConv or a dense layer writes.
 
     Args:
       layer: path of its parameters, joined by "/".
-      start: of the group's first channel in the layer.
+      start: place of the group's first channel among those of the layer.
 
     Returns:
       The producer and the entries.
     """
     path = tuple(layer.split("/"))
-    entries = (
-        *(("bias",), ("norm", "scale"), ("norm", "bias")),
-        *(("norm", "mean"), ("norm", "var")),
-        *(("gate", "kernel"), ("gate", "bias"), ("gate", "alive")),
-    )
     return (
         Slot((*path, "kernel"), -1, start),
-        tuple(Slot((*path, *entry), -1, start) for entry in entries),
+        tuple(Slot((*path, *entry), -1, start) for entry in ENTRIES),
     )
 
 
 def read_by(layer: str, start: int = 0, repeats: int = 1) -> tuple[Slot, ...]:
-    """The slots of the channels that a GatedConv or a dense layer reads."""
+    """Gives the slots of the channels that a GatedConv or a dense layer reads."""
     path = tuple(layer.split("/"))
     return (
         Slot((*path, "kernel"), -2, start, repeats),
@@ -54,7 +62,7 @@ def read_by(layer: str, start: int = 0, repeats: int = 1) -> tuple[Slot, ...]:
 def between(
     layer: str, size: int, reader: str, *, repeats: int = 1, name: str = ""
 ) -> ChannelGroup:
-    """The channels that one layer writes and one other reads."""
+    """Describes the channels that one layer writes and one other reads."""
     producer, entries = written_by(layer)
     return ChannelGroup(
         name or layer, size, (producer,), entries, read_by(reader, repeats=repeats)
@@ -67,14 +75,17 @@ def map_slots(
     function: Callable[..., Any],
     *others: Tree,
 ) -> Tree:
-    """Maps a function over all arrays, with the channels that they hold.
+    """Maps a function over all arrays, together with the channels that they hold.
 
     Args:
-      tree: nested containers that end in the paths of slots.
-      groups: of the model.
+      tree: nested containers of arrays, whose paths end in those of slots.
+      groups: the channel groups of the model.
       function: (array, the groups and slots that name it, arrays of the others) ->
         array.
       others: trees of the same structure.
+
+    Returns:
+      The tree of the function's results.
     """
     slots: dict[Path, list[tuple[ChannelGroup, Slot]]] = {}
     for group in groups:
@@ -94,12 +105,15 @@ def map_slots(
 def drop_channels(
     masks: Tree, groups: Sequence[ChannelGroup], alive: Mapping[str, jax.Array]
 ) -> Tree:
-    """Masks with every slice of the channels that are not alive False.
+    """Sets masks to False in every slice of the channels that are not alive.
 
     Args:
       masks: bool, like the parameters.
-      groups: those that lose channels.
-      alive: [size] bool for the name of each group.
+      groups: the groups that lose channels.
+      alive: name of each group -> [size] bool.
+
+    Returns:
+      The new masks.
     """
 
     def drop(mask: jax.Array, slots: list[tuple[ChannelGroup, Slot]]) -> jax.Array:
@@ -111,7 +125,7 @@ def drop_channels(
 
 
 def find_leaf(tree: Tree, path: Path) -> Any | None:
-    """The array at a path of nested dictionaries, None if there is none."""
+    """Gives the array at a path of nested dictionaries, or None if there is none."""
     for key in path:
         if not isinstance(tree, Mapping) or key not in tree:
             return None
@@ -120,10 +134,10 @@ def find_leaf(tree: Tree, path: Path) -> Any | None:
 
 
 def alive_channels(masks: Tree, group: ChannelGroup) -> Any:
-    """Says which channels of a group masks have left: [size] bool.
+    """Finds the channels of a group that masks leave alive, [size] bool.
 
-    A channel is gone when all that it is computed from is pruned: its slice of every
-    producer, its bias and its norm. Its value is then 0.
+    A channel is not alive if masks prune all that it is computed from: its slice of
+    every producer, its bias and its norm. Then its value is 0.
     """
     flags = []
     for slot in (*group.producers, *group.entries):
@@ -141,14 +155,17 @@ def alive_channels(masks: Tree, group: ChannelGroup) -> Any:
 def match_masks(
     function: Callable[..., Any], masks: Tree, tree: Tree, *others: Tree
 ) -> Tree:
-    """Maps a function over the arrays that are masked, by the ends of their paths.
+    """Maps a function over the masked arrays, which the ends of their paths name.
 
     Args:
       function: (mask, array, arrays of the others) -> array.
       masks: nested dictionaries like the parameters.
-      tree: containers of trees like the parameters, with leading axes or without;
-        other arrays stay.
+      tree: nested containers of trees like the parameters, with leading axes or
+        without.
       others: trees of the same structure.
+
+    Returns:
+      The tree, in which only masked arrays are changed.
     """
     known = {
         _names(path): mask for path, mask in jax.tree_util.tree_leaves_with_path(masks)
@@ -167,7 +184,7 @@ def match_masks(
 
 
 def _names(path: tuple[Any, ...]) -> Path:
-    """The keys of a tree's path; fields of records count by name."""
+    """Gives the keys of a tree's path; a field of a record is known by its name."""
     return tuple(
         str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", ""))))
         for entry in path
@@ -175,7 +192,7 @@ def _names(path: tuple[Any, ...]) -> Path:
 
 
 def _spread(flags: jax.Array, slot: Slot, mask: jax.Array) -> jax.Array:
-    """Flags of a group's channels, shaped to broadcast against a slot's array."""
+    """Shapes the flags of a group's channels to broadcast against a slot's array."""
     axis = slot.axis + mask.ndim
     period = jnp.ones(mask.shape[axis] // slot.repeats, bool)
     period = period.at[slot.start : slot.start + flags.shape[0]].set(flags)

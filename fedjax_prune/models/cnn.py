@@ -1,4 +1,4 @@
-"""Small convolutional networks: two convolutions, two dense layers."""
+"""Small networks of two convolutions and two dense layers."""
 
 from typing import ClassVar
 
@@ -13,9 +13,18 @@ from fedjax_prune.models.pooling import max_pool
 
 
 class CNN(PlainNetwork):
-    """For tests and quick runs: 3x3 convolutions, each followed by a 2x2 max-pool.
+    """A network for tests and quick runs, with 3x3 convolutions and 2x2 max-pools.
 
-    Dropout is before the last dense layer.
+    It reads images [batch_size, height, width, channels] float of at least 4x4. Dropout
+    is before the last dense layer. The attributes are those of PlainNetwork.
+
+    Raises:
+      ValueError: if an attribute is out of range.
+
+    Examples:
+      >>> model = CNN(10, width=0.5, gates=fedjax_prune.GateSettings(keep_ratio=0.5))
+      >>> [layer.kept_out for layer in model.layers((8, 8, 1))]
+      [4, 8, 32, 10]
     """
 
     plan: ClassVar[Plan] = Plan(
@@ -27,7 +36,7 @@ class CNN(PlainNetwork):
 
 
 class DropoutCNN(PlainNetwork):
-    """The common network of federated benchmarks: 3x3 convolutions without padding.
+    """The common network of federated benchmarks, with unpadded 3x3 convolutions.
 
     At width 1 it has 1,626,442 parameters on 32x32x3 images with 10 classes and
     1,206,590 on 28x28x1 images with 62. Dropout is before the last dense layer and, at
@@ -51,13 +60,13 @@ class DropoutCNN(PlainNetwork):
 
 
 def _padded_pool(x: jax.Array) -> jax.Array:
-    """The maximum of 2x2 windows of maps with one more pixel on each side."""
+    """Takes the maximum of 2x2 windows of maps with one more pixel on each side."""
     sides = ((0, 0),) * (x.ndim - 3) + ((1, 1), (1, 1), (0, 0))
     return max_pool(jnp.pad(x, sides, constant_values=-jnp.inf))
 
 
 def _mean_to_seven(x: jax.Array) -> jax.Array:
-    """Means of overlapping windows: maps of [..., height, width, channels] to 7x7.
+    """Makes maps [..., 7, 7, channels] of means of overlapping windows.
 
     Pixel i is the mean of rows floor(i n / 7) to ceil((i + 1) n / 7) - 1 of n, as in
     PyTorch's adaptive pool.
@@ -65,7 +74,7 @@ def _mean_to_seven(x: jax.Array) -> jax.Array:
     *batch, height, width, channels = x.shape
     if height == width == 7:
         return x
-    # One product: there are few pixels, and each pass over the maps costs more.
+    # There are few pixels, so one product costs less than passes over the maps.
     weights = np.kron(_means(height), _means(width))
     x = x.reshape(*batch, height * width, channels)
     x = jnp.tensordot(jnp.asarray(weights, x.dtype), x, (1, x.ndim - 2))
@@ -73,7 +82,7 @@ def _mean_to_seven(x: jax.Array) -> jax.Array:
 
 
 def _means(length: int) -> np.ndarray:
-    """[7, length], which pixels of a row the seven means are of."""
+    """Gives the weights [7, length] of a row's pixels in the seven means."""
     weights = np.zeros((7, length))
     for i in range(7):
         first, end = i * length // 7, -(-(i + 1) * length // 7)
@@ -86,14 +95,15 @@ _TO_SEVEN = Pool(lambda x: _mean_to_seven(_padded_pool(x)), lambda n: 7)
 
 
 class TwoCNN(PlainNetwork):
-    """AutoFLIP's: 5x5 convolutions, max-pools with padding, means to 7x7 maps.
+    """AutoFLIP's network of 5x5 convolutions, padded max-pools and means to 7x7 maps.
 
     On 24x24 images with 10 classes it has 1,663,370 parameters with one channel and
-    1,664,970 with three; with 100 classes, width 4 and three channels 7,303,524. The
-    width multiplies channels only. Dropout is before the last dense layer.
+    1,664,970 with three; with 100 classes, width 4 and three channels it has 7,303,524.
+    The width multiplies channels only. Dropout is before the last dense layer. Kernels
+    start Xavier normal and biases at 0.
 
     References:
-      https://github.com/ChristianInterno/AutoFLIP: kernels Xavier normal, biases 0.
+      https://github.com/ChristianInterno/AutoFLIP.
     """
 
     plan: ClassVar[Plan] = Plan(
@@ -111,8 +121,8 @@ class TwoCNN(PlainNetwork):
 class FEMNISTCNN(PlainNetwork):
     """TwoCNN with twice the channels and 2,048 hidden units.
 
-    On 28x28x1 images with 62 classes it has 13,180,734 parameters; there the maps are
-    7x7 without taking means.
+    On 28x28x1 images with 62 classes it has 13,180,734 parameters. Maps of such images
+    are 7x7 before the means.
     """
 
     plan: ClassVar[Plan] = TwoCNN.plan._replace(

@@ -1,9 +1,10 @@
-"""The convolution of every model, never a grouped one.
+"""The convolution of every model, which never becomes a grouped convolution.
 
-Clients that train side by side each have their own kernels. Mapped over them,
-`lax.conv_general_dilated` becomes a grouped convolution, which is slow on every
-backend; a matrix product becomes a batched matrix product, which is fast. On a CPU the
-clients of a device may as well take turns, so `lax` convolves there where it is best.
+Clients that train side by side each have their own kernels. If
+`lax.conv_general_dilated` is mapped over them, it becomes a grouped convolution, which
+is slow on every backend. A matrix product becomes a batched matrix product, which is
+fast. On a CPU the clients of a device can also be computed one after another without
+loss, so `lax` is used there for the shapes for which it is the fastest.
 """
 
 import math
@@ -17,12 +18,12 @@ from fedjax_prune.models.precision import matmul
 from fedjax_prune.models.winograd import Pads, winograd
 
 FEW = 8
-"""With fewer input channels a layer is taken for one that reads images."""
+"""A layer with fewer input channels is treated as one that reads images."""
 WHOLE = 4
-"""XLA is slow on CPUs where the number of input channels is no multiple of it."""
+"""XLA is slow on CPUs if the number of input channels is not a multiple of this."""
 BLOCK = 2**16
-"""Numbers of a cotangent at once: all 50 images of a batch in one made the gradient of
-a kernel take 1.5 to 3.6 times as long on a CPU."""
+"""Numbers of a cotangent that are read at once for the gradient of a kernel. On a CPU
+this gradient took 1.5 to 3.6 times as long with all 50 images of a batch at once."""
 
 
 def convolve(
@@ -32,25 +33,29 @@ def convolve(
     strides: int = 1,
     padding: str | int = "SAME",
 ) -> jax.Array:
-    """Convolves images with a kernel, in the form that `form_of` gives.
+    """Convolves images with a kernel, in the form that `form_of` chooses.
 
-    Meant to be mapped over a leading client axis of `x` and `kernel`. In a round or an
-    evaluation the form is that of the placement's platform; outside of them, of the
-    default device's.
+    The function can be mapped over a leading client axis of `x` and `kernel`. In a
+    round or an evaluation the placement says for which platform the form is chosen;
+    elsewhere it is the platform of the default device.
 
     Args:
       x: [batch_size, height, width, in_channels] float.
       kernel: [kernel_height, kernel_width, in_channels, out_channels] float32
         (float64 with a float64 `x`).
-      strides: of both axes, at least 1.
-      padding: `SAME` and `VALID` as in `jax.lax`, or the zeros added on each of
-        the four sides, at least 0.
+      strides: step of both axes, at least 1.
+      padding: `SAME` or `VALID` as in `jax.lax`, or the number of zeros added on each
+        of the four sides, at least 0.
 
     Returns:
       [batch_size, new_height, new_width, out_channels], dtype of x.
 
     Raises:
-      ValueError: if the channels differ, or strides or padding is out of range.
+      ValueError: if the channels differ, or if strides or padding is out of range.
+
+    Examples:
+      >>> convolve(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
+      (1, 2, 2, 8)
     """
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(
@@ -69,19 +74,19 @@ def convolve(
 
 
 def by_patches(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> jax.Array:
-    """Convolves by one product with as many multiplications as the definition.
+    """Convolves by one matrix product, with as many multiplications as the definition.
 
-    The gradient is left to autodiff: of a patch it is a slice added back, on the CPU
-    faster than a second convolution with the flipped kernel.
+    Autodiff makes the gradient. It adds the slices of the patches back, which is faster
+    on a CPU than a second convolution with the flipped kernel.
 
     Args:
       x: as in `convolve`.
       kernel: as in `convolve`.
-      strides: of both axes.
+      strides: step of both axes.
       pads: zeros added (above, below), (left, right).
 
     Returns:
-      As `convolve`.
+      The result of `convolve`.
     """
     height, width, _, out_channels = kernel.shape
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -89,8 +94,9 @@ def by_patches(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> jax
     columns = [slice(dx, dx + stop_x, strides) for dx in range(width)]
     rows = [slice(dy, dy + stop_y, strides) for dy in range(height)]
     if x.shape[-1] < FEW:
-        # Of a few numbers each, so many pieces would be slow to join; in this order
-        # the second time they are longer. The gradient for x would lose by it.
+        # A slice holds only a few channels, and joining height * width such short
+        # slices is slow. So the columns are joined first, and the rows then join
+        # longer slices. With more channels this order makes the gradient of x slower.
         x = jnp.concatenate([x[:, :, column] for column in columns], -1)
         patches = [x[:, row] for row in rows]
     else:
@@ -99,15 +105,15 @@ def by_patches(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> jax
 
 
 def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    """Convolves by `lax` with stride 1; mapped over clients, one after the other.
+    """Convolves by `lax` with stride 1; mapped clients are computed one after another.
 
     Args:
       x: as in `convolve`, float32.
       kernel: as in `convolve`.
-      pads: zeros added (above, below), (left, right), fewer than the kernel is long.
+      pads: zeros added (above, below), (left, right), fewer than the kernel's sides.
 
     Returns:
-      As `convolve`.
+      The result of `convolve`.
     """
 
     @jax.custom_vjp
@@ -124,10 +130,10 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
         rest = ((height - top, height - bottom), (width - left, width - right))
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-        # Images take the place of channels.
+        # For the gradient of the kernel, images take the place of channels.
         by_channel, bar = x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
         group = max(WHOLE, BLOCK // math.prod(cotangent.shape[1:]) // WHOLE * WHOLE)
-        # A last group of a few would take nearly as long as a whole one.
+        # A last group of a few images would take nearly as long as a full group.
         starts = range(0, max(1, x.shape[0] - group // 2), group)
         parts = [
             _in_turn(by_channel[..., start:stop], bar[:, :, start:stop], pads)
@@ -145,7 +151,7 @@ def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 def _join_rows(
     x: jax.Array, kernel: jax.Array, pads: Pads
 ) -> tuple[jax.Array, jax.Array, Pads]:
-    """The same convolution with a kernel of height 1 and as many times the channels."""
+    """Makes an equal convolution whose kernel has height 1 and more channels."""
     height, width, _, out_channels = kernel.shape
     x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
     stop = x.shape[1] - height + 1
@@ -155,8 +161,9 @@ def _join_rows(
 
 
 def _in_turn(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    # Gradients that autodiff makes have other layouts; in loops XLA leaves them, and
-    # runs them on CPUs twenty times as slow.
+    """Convolves by `lax` with stride 1, client after client."""
+    # The gradients that autodiff makes have other layouts. In loops XLA keeps these
+    # layouts and runs them twenty times slower on CPUs.
     layouts = ("NHWC", "HWIO", "NHWC")
     missing = -x.shape[-1] % WHOLE
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
@@ -174,24 +181,26 @@ def _in_turn(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
 def form_of(
     x: jax.Array, kernel: jax.Array, strides: int, pads: Pads, platform: str
 ) -> str:
-    """Chooses the form by shape, dtype and platform; a table made by measuring.
+    """Chooses the form of a convolution by measured rules on shape, dtype and platform.
 
-    On one CPU core, in a loop of training steps of one layer, `direct` took 0.2 to 0.5
-    of the time of `patches` with 5x5 kernels and many channels, 0.4 to 1.1 with 1 or 3;
-    with 3x3 kernels 0.3 to 0.8 with 16 and 32 channels, 0.7 to 1.7 with 1 or 3; and
-    many times as long where the kernel is larger than the image. `winograd` does 4/9 of
-    the multiplications for more memory traffic. Alone on a core `direct` is the faster
-    one up to 64 channels, but in rounds of `launch.benchmark` with 32 to 127
-    channels (`w1`, `w2_one`) Winograd took 0.83 and 0.84 of its time; not where there
-    are fewer pixels than twice the channels, because every kernel is transformed. On
-    other platforms and with other dtypes patches stay.
+    The rules were measured on one CPU core, in a loop of training steps of one layer.
+    With 5x5 kernels `direct` took 0.2 to 0.5 of the time of `patches` for many
+    channels, and 0.4 to 1.1 for 1 or 3. With 3x3 kernels it took 0.3 to 0.8 for 16 and
+    32 channels, and 0.7 to 1.7 for 1 or 3. It took many times as long if the kernel was
+    larger than the image.
+
+    `winograd` has 4/9 of the multiplications and moves more memory. Alone on a core
+    `direct` is faster up to 64 channels. But in rounds of `launch.benchmark` with 32 to
+    127 channels (`w1`, `w2_one`) `winograd` took 0.83 and 0.84 of its time. It is
+    slower if there are fewer pixels than twice the channels, because every kernel must
+    be transformed. Other platforms and other dtypes use `patches`.
 
     Args:
       x: as in `convolve`.
       kernel: as in `convolve`.
-      strides: of both axes.
+      strides: step of both axes.
       pads: zeros added (above, below), (left, right).
-      platform: that the program is for, as `jax.Device.platform` names it.
+      platform: platform of the program, as `jax.Device.platform` names it.
 
     Returns:
       `direct`, `winograd` or `patches`.

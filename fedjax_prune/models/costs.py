@@ -1,7 +1,7 @@
 """What a model costs: multiply-accumulates, weights used, bytes of its arrays.
 
-All is computed from shapes. MACs are those of convolutions and dense layers, per
-image; FLOPs are twice as many.
+All counts come from shapes. MACs are the multiply-accumulates of convolutions and dense
+layers for one image; FLOPs are twice as many.
 """
 
 import math
@@ -15,7 +15,7 @@ from fedjax_prune.models.gates import GateSettings, active_gates, num_kept
 from fedjax_prune.types import Tree
 
 GRID = 1000
-"""Keep ratios are searched in steps of 1 / GRID."""
+"""`keep_ratio_for` searches keep ratios in steps of 1 / GRID."""
 
 FlopsTarget = Annotated[
     float, SHARE, "Kept MACs over those of the plain network, gates not included."
@@ -23,7 +23,7 @@ FlopsTarget = Annotated[
 
 
 class PrunableModel(Protocol):
-    """What this module needs of a model."""
+    """A model as the functions of this file need it."""
 
     @property
     def gates(self) -> GateSettings | None: ...
@@ -44,7 +44,18 @@ def conv_layer(
     kernel_size: int = 3,
     channels_before: int = 0,
 ) -> Layer:
-    """Describes a GatedConv, given what it reads and the size of its output."""
+    """Describes a GatedConv.
+
+    Args:
+      name: path of its parameters, joined by "/".
+      in_channels: channels it reads.
+      out_channels: channels it writes.
+      kept_in: channels it reads for one sample.
+      gates: its gate settings; None if it has no gate.
+      size: (height, width) of its output.
+      kernel_size: height and width of its kernel.
+      channels_before: output channels before some were removed; 0 if none was.
+    """
     channels_before = channels_before or out_channels
     active = active_gates(gates, channels_before)
     kept_out = out_channels
@@ -65,12 +76,12 @@ def conv_layer(
 def dense_layer(
     name: str, in_channels: int, out_channels: int, kept_in: int, taps: int = 1
 ) -> Layer:
-    """Describes a dense layer on a map of `taps` pixels."""
+    """Describes a dense layer that reads `in_channels` channels of `taps` pixels."""
     return Layer(name, in_channels, out_channels, kept_in, out_channels, taps, 1, False)
 
 
 class LayerMacs(NamedTuple):
-    """Multiply-accumulates of one layer and image: see Macs."""
+    """The multiply-accumulates of one layer for one image, with the fields of Macs."""
 
     dense: int
     kept: int
@@ -78,13 +89,13 @@ class LayerMacs(NamedTuple):
 
 
 class Macs(NamedTuple):
-    """Multiply-accumulates of one image.
+    """The multiply-accumulates of a model for one image.
 
     Attributes:
-      dense: of the model without gates.
-      kept: of the kept channels, gates not included.
-      gates: what the gates cost on top.
-      layers: the same by layer name.
+      dense: those of the model without gates.
+      kept: those of the kept channels, without the gates.
+      gates: those of the gates.
+      layers: name of a layer -> its LayerMacs.
     """
 
     dense: int
@@ -94,7 +105,22 @@ class Macs(NamedTuple):
 
 
 def macs(model: PrunableModel, image_shape: tuple[int, int, int]) -> Macs:
-    """Counts the multiply-accumulates of one image (height, width, channels)."""
+    """Counts the multiply-accumulates of a model for one image.
+
+    Args:
+      model: one of MODELS.
+      image_shape: (height, width, channels).
+
+    Returns:
+      Macs, of Python integers.
+
+    Raises:
+      ValueError: if the model cannot read images of this shape.
+
+    Examples:
+      >>> macs(fedjax_prune.VGG11(10), (32, 32, 3)).dense
+      153293824
+    """
     layers = {
         layer.name: LayerMacs(
             dense=num_weights(layer) * layer.positions,
@@ -112,10 +138,10 @@ def macs(model: PrunableModel, image_shape: tuple[int, int, int]) -> Macs:
 
 
 def params_used(model: PrunableModel, image_shape: tuple[int, int, int]) -> float:
-    """Gives the share of weights one image uses, in (0, 1].
+    """Gives the share of weights that one image uses, in (0, 1].
 
-    Weights are those of kernels and dense layers; biases, norms and gates are not
-    counted.
+    Only the weights of convolutions and dense layers count, without biases, norms and
+    gates.
     """
     layers = model.layers(image_shape)
     return sum(map(num_weights_kept, layers)) / sum(map(num_weights, layers))
@@ -128,16 +154,22 @@ def keep_ratio_for(
     """Finds the keep ratio that leaves a given share of the MACs.
 
     Args:
-      model: its own keep ratio is ignored, its other gate settings count; a model
-        without gates is given the default ones.
+      model: one of MODELS. Its gate settings are used, except its keep ratio; without
+        gates, the default settings are used.
       image_shape: (height, width, channels).
+      flops_target: kept MACs over those of the model without gates, in (0, 1].
 
     Returns:
-      The keep ratio, a multiple of 0.001, whose share is nearest; of equally near
-      ones the smallest.
+      The keep ratio, a multiple of 0.001, whose share is nearest to the target; of
+      equally near ones the smallest.
 
     Raises:
-      ValueError: if `flops_target` is out of range.
+      ValueError: if `flops_target` is out of range, or if the model cannot read images
+        of this shape.
+
+    Examples:
+      >>> keep_ratio_for(fedjax_prune.VGG11(10), (32, 32, 3), flops_target=0.5)
+      0.705
     """
 
     def error(keep_ratio: float) -> float:

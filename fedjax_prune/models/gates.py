@@ -1,4 +1,4 @@
-"""Gates: which channels of a convolution one sample uses.
+"""Gates, which choose the channels of a convolution that one sample uses.
 
 A gate reads the convolution's input, scores every output channel, and keeps the
 K best of them, for every sample separately.
@@ -34,15 +34,24 @@ class GateSettings(NamedTuple):
     """How the convolutions of a model are gated.
 
     Attributes:
-      keep_ratio: rho.
-      mode: see `straight_through`.
-      rescale: kept channels are multiplied by 1, rho^-1/2 (keeps the second moment of
-        the features) or 1/rho, with rho = K/C.
-      bias: of the logits.
-      first: a ResNet's first convolution never is gated.
-      resnet: both convolutions of a block are gated (`branch`), only the first
-        (`inner`), or both and the first also reads only what the previous block's
-        gate kept (`literal`).
+      keep_ratio: share of the channels that a gate keeps, in (0, 1] (rho).
+      mode: one of MODES, see `straight_through`.
+      rescale: one of RESCALES. Kept channels are multiplied by 1, by rho^-1/2, which
+        keeps the second moment of the features, or by 1/rho, with rho = K/C.
+      bias: first bias of the logits, finite.
+      first: whether the first convolution is gated; that of a ResNet never is.
+      resnet: one of RESNET_GATINGS. A gate follows both convolutions of a block
+        (`branch`), only the first (`inner`), or both, and the first convolution reads
+        only the channels that the previous block's gate kept (`literal`).
+
+    References:
+      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
+      Adaptive Gradient, equations 2 to 4, https://arxiv.org/abs/2106.06921.
+
+    Examples:
+      >>> model = fedjax_prune.CNN(10, gates=GateSettings(keep_ratio=0.5))
+      >>> model.gates.mode
+      'hard_ste'
     """
 
     keep_ratio: Annotated[float, SHARE, "Share of the channels kept."]
@@ -65,7 +74,7 @@ _FIELDS = fields_of(GateSettings)
 
 
 def check_gate_settings(settings: GateSettings) -> None:
-    """Refuses settings that no gate can follow.
+    """Refuses settings that no gate can have.
 
     Raises:
       ValueError: if a number is out of range or a name is unknown.
@@ -74,7 +83,7 @@ def check_gate_settings(settings: GateSettings) -> None:
 
 
 def num_kept(keep_ratio: float, num_channels: int) -> int:
-    """Counts the channels kept, K: the nearest integer to rho C, at least 1."""
+    """Counts the kept channels, K: the integer nearest to rho C, at least 1."""
     return max(1, math.floor(keep_ratio * num_channels + 0.5))
 
 
@@ -83,7 +92,7 @@ def active_gates(
 ) -> GateSettings | None:
     """Gives a layer's gate settings, or None if its gate would keep all channels.
 
-    Such a gate is left out, so that keep ratio 1 is the ungated model.
+    Such a gate is left out, so that a model with keep ratio 1 has no gates.
     """
     if settings is None or num_kept(settings.keep_ratio, num_channels) == num_channels:
         return None
@@ -93,19 +102,27 @@ def active_gates(
 def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     """Marks the `k` largest entries along the last axis.
 
-    Logits are ranked, not saliences: float32 sigmoids tie above about 17. CPUs select
-    without sorting; the platform is that of `convolution.convolve`.
+    Logits are ranked and not saliences, because float32 sigmoids of logits above about
+    17 are equal. On CPUs the entries are selected without sorting; the platform is
+    found as in `convolve`. No gradient flows through the mask.
 
     Args:
       logits: [..., channels] float.
-      k: in [1, channels].
+      k: number of entries, in [1, channels].
 
     Returns:
-      [..., channels], dtype of the logits, with exactly `k` ones, the rest 0. Of
-      equal entries the lower index wins.
+      [..., channels], dtype of the logits, with exactly `k` ones; all others are 0. Of
+      equal entries the one with the lower index is marked.
 
     Raises:
       ValueError: if `k` is out of range.
+
+    References:
+      Yu et al., equations 3 and 4, https://arxiv.org/abs/2106.06921.
+
+    Examples:
+      >>> top_k_mask(jnp.array([0.1, 2.0, -1.0, 2.0]), k=2).tolist()
+      [0.0, 1.0, 0.0, 1.0]
     """
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
@@ -124,14 +141,18 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
 def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
     """Makes the multiplier of the features from a mask and its soft score.
 
-    `hard_ste` and `hard_dense_ste` are worth `mask` and have the gradient of
-    `score`, of kept channels only or of all; `scale` is `mask * score` with its
-    own gradient, as in FBS; `hard_nograd` is the mask as a constant. FedDP says only
-    that gates are trained with the network: the straight-through estimator (Bengio et
-    al., https://arxiv.org/abs/1308.3432) is our choice for the gradient of its top-K.
+    The modes are:
+
+    - `hard_ste` has the value of `mask` and the gradient of `score` for kept channels.
+    - `hard_dense_ste` has the value of `mask` and the gradient of `score` for all.
+    - `scale` is `mask * score` with its own gradient, as in FBS.
+    - `hard_nograd` is `mask` without a gradient.
+
+    FedDP says only that gates are trained with the network. The straight-through
+    estimator is our choice for the gradient of its top-K.
 
     Args:
-      mask: float, 0 or 1.
+      mask: [...] float, 0 or 1.
       score: shape and dtype of `mask`, in (0, 1).
       mode: one of MODES.
 
@@ -140,9 +161,18 @@ def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
 
     Raises:
       ValueError: if `mode` is unknown.
+
+    References:
+      Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for
+      Conditional Computation, https://arxiv.org/abs/1308.3432.
+
+    Examples:
+      >>> mask, score = jnp.array([0.0, 1.0]), jnp.array([0.25, 0.75])
+      >>> straight_through(mask, score, "scale").tolist()
+      [0.0, 0.75]
     """
     mask = jax.lax.stop_gradient(mask)
-    # Bracketed so that it is exactly 0: (1 + q) - q need not be exactly 1.
+    # This difference is exactly 0, whereas (1 + score) - score need not be exactly 1.
     surrogate = score - jax.lax.stop_gradient(score)
     match mode:
         case "hard_ste":
@@ -157,7 +187,7 @@ def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
 
 
 def rescaling(rescale: str, k: int, num_channels: int) -> float:
-    """Gives the constant that kept channels are multiplied by, at least 1.
+    """Gives the constant, at least 1, by which kept channels are multiplied.
 
     Raises:
       ValueError: if `rescale` is unknown.
@@ -177,9 +207,9 @@ def gate_logits(kernel: jax.Array, bias: jax.Array, pooled: jax.Array) -> jax.Ar
       pooled: [batch_size, in_channels], dtype of the kernel, the input's channel means.
 
     Returns:
-      [batch_size, channels], dtype of the kernel. At a lower precision other channels
-      win.
+      [batch_size, channels], dtype of the kernel.
     """
+    # At a lower precision the gate would keep other channels.
     product = jnp.dot(pooled, kernel, precision=jax.lax.Precision.HIGHEST)
     return product + bias[None]
 
@@ -199,11 +229,11 @@ def select(
         0 where the input's own gate dropped a channel.
       settings: valid gate settings.
       channels_before: as in Gate.
-      alive: [channels] bool, False = pruned; None is all alive.
+      alive: [channels] bool, False = pruned; None if all are alive.
 
     Returns:
-      indices [min(K, channels)] int32 and the multipliers of these channels, 0 for
-      those that are not alive.
+      indices [min(K, channels)] int32 and the multipliers [min(K, channels)] of these
+      channels, 0 for channels that are not alive.
     """
     logits = gate_logits(weights["kernel"], weights["bias"], pooled[None])[0]
     if alive is not None:
@@ -219,20 +249,21 @@ def select(
 class Gate(nn.Module):
     """Chooses K output channels of a convolution for every sample.
 
-    A channel that was pruned ranks last, as if its logit were minus infinity: where
-    fewer than K are alive, all of them are kept. Which are alive is in the collection
-    `alive`, as `alive` [channels] bool; without it all are. Its weights are in the
-    collection `gates`, drawn from the random stream of that name, so it never changes
-    what other modules draw or send. Into `gate_sums` it sows, over the samples in
-    `example_mask`, `lasso` [], the sum of |logits| (FedDP, equation 5), and `selected`
-    [channels], the number of samples that kept each channel. Weights, sums and masks
-    have the input's dtype, but at least float32.
+    A pruned channel ranks last, as if its logit were minus infinity, so a gate with
+    fewer than K channels alive keeps all of these. The collection `alive` holds `alive`
+    [channels] bool; without it all channels are alive.
+
+    The weights are in the collection `gates` and are drawn from the random stream of
+    that name, so a gate does not change what other modules draw or send. The gate sows
+    two sums over the real samples into `gate_sums`: `lasso` [], the sum of |logits|
+    (FedDP, equation 5), and `selected` [channels], the number of samples that kept each
+    channel. Weights, sums and masks have the input's dtype, but at least float32.
 
     Attributes:
       channels: output channels of the convolution.
       settings: valid gate settings.
-      channels_before: output channels before some were removed, more than K: what K
-        and the rescaling are computed from.
+      channels_before: output channels before some were removed, more than K; K and the
+        rescaling are computed from it.
     """
 
     channels: int
@@ -250,8 +281,8 @@ class Gate(nn.Module):
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          (multiplier, mask), each [batch_size, channels]: what the features are
-          multiplied by, and 1 for kept channels as a constant.
+          (multiplier, mask), each [batch_size, channels]. The features are multiplied
+          by the first; the second is 1 for kept channels, without a gradient.
         """
         kernel, bias = self._weights(x.shape[-1], wide(x.dtype))
         logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
@@ -286,7 +317,7 @@ class Gate(nn.Module):
         return kernel.value, bias.value
 
     def _sow(self, name: str, value: jax.Array) -> None:
-        # The last value alone, as an array: sow would otherwise collect a tuple.
+        # Without these functions sow would collect all values in a tuple.
         self.sow(
             "gate_sums",
             name,

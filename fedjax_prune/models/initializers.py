@@ -1,7 +1,7 @@
-"""Random starts of weights.
+"""The random starts of weights.
 
-Drawn flat and then reshaped: the numbers are the same, but XLA takes seconds to
-compile a draw of four axes for the CPU and a fraction of one for a flat draw.
+Weights are drawn flat and then reshaped. The numbers are the same, but XLA compiles a
+flat draw for the CPU in a fraction of a second, and a draw of four axes in seconds.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax
 from jax.typing import DTypeLike
 
 Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
-"""(key, shape of a kernel, dtype) -> its first weights."""
+"""(key, shape of a kernel, dtype) -> the weights that it starts with."""
 
 
 def normal(
@@ -33,7 +33,7 @@ def uniform(
 def he_fan_out(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
 ) -> jax.Array:
-    """Normal with variance 2 / fan-out, as in the authors' code of FedDP."""
+    """Draws a kernel from N(0, 2 / fan-out), as the code of FedDP's authors does."""
     fan_out = math.prod(shape[:-2]) * shape[-1]
     return normal(key, shape, math.sqrt(2 / fan_out), dtype)
 
@@ -41,6 +41,6 @@ def he_fan_out(
 def xavier(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
 ) -> jax.Array:
-    """Normal with variance 2 / (fan-in + fan-out), as in AutoFLIP's code."""
+    """Draws a kernel from N(0, 2 / (fan-in + fan-out)), as AutoFLIP's code does."""
     fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
     return normal(key, shape, math.sqrt(2 / fans), dtype)

@@ -22,11 +22,11 @@ HIDDEN = 256
 class LSTM(nn.Module):
     """A recurrent layer whose four gates share one kernel for each source.
 
-    Flax's cell has eight kernels. Here those of one source are one array, as in
+    Flax's cell has eight kernels. Here the kernels of one source are one array, as in
     PyTorch, so that pruning ranks and guards them together.
 
     Attributes:
-      hidden: units.
+      hidden: number of units.
     """
 
     hidden: int
@@ -59,20 +59,20 @@ class LSTM(nn.Module):
 
 
 class NextCharLSTM(nn.Module):
-    """An embedding, two LSTM layers, a dense layer on the last step.
+    """An embedding, two LSTM layers, and a dense layer on the last step.
 
-    At width 1 with 80 symbols it has 817,872 parameters. Gates and norms are for
-    convolutions and refused. No channel of it can be removed: embedding and gates of
-    the cells stay whole, and are pruned weight by weight.
+    At width 1 with 80 symbols it has 817,872 parameters. Gates and norms are refused,
+    because they are for convolutions. No channel can be removed; single weights can be
+    pruned.
 
     Attributes:
-      num_classes: symbols, of the input and of the output.
+      num_classes: number of symbols, of the input and of the output.
       width: multiplier of hidden units.
-      norm: `none`.
-      gates: None.
+      norm: must be `none`.
+      gates: must be None.
       dropout: rate before the dense layer.
-      dtype: of the activations; parameters and the last layer have it, too, but at
-        least float32. `float` is JAX's default.
+      dtype: dtype of the activations. Parameters and the last layer also have it, but
+        at least float32. `float` is JAX's default.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP, after LEAF,
@@ -88,7 +88,7 @@ class NextCharLSTM(nn.Module):
 
     @classmethod
     def needs(cls) -> Needs:
-        """Text; gates and norms are for convolutions."""
+        """Asks for text, without gates and norms, which are for convolutions."""
         return Needs(kind="text", norms=("none",), gates=False)
 
     def __post_init__(self) -> None:
@@ -107,8 +107,8 @@ class NextCharLSTM(nn.Module):
 
         Args:
           images: [batch_size, length, 1, 1] int32, symbols in [0, num_classes).
-          train: drop units (random stream `dropout`).
-          example_mask: unused, as nothing is averaged over the batch.
+          train: whether to drop units (random stream `dropout`).
+          example_mask: is not used, because nothing is averaged over the batch.
 
         Returns:
           [batch_size, num_classes], at least float32.
@@ -144,6 +144,6 @@ class NextCharLSTM(nn.Module):
     def channel_groups(
         self, image_shape: tuple[int, int, int]
     ) -> tuple[ChannelGroup, ...]:
-        """None: no channel can be removed."""
+        """Lists no channels, because none can be removed."""
         del image_shape
         return ()

@@ -1,4 +1,4 @@
-"""What a model needs: attributes in their ranges, and data of its kind and size."""
+"""Checks of what a model needs: attributes in their ranges, fitting data."""
 
 from collections.abc import Collection
 from typing import Annotated, NamedTuple
@@ -22,12 +22,12 @@ Dropout = Annotated[
 
 
 class Needs(NamedTuple):
-    """What a model class needs of data and settings, as its `needs()` says.
+    """The data and settings that a model class can work with; `needs()` returns them.
 
     Attributes:
-      kind: of the examples that it reads, `image` or `text`, as in `DatasetInfo`.
-      sides: what height and width of its images must be; the text follows "images".
-      norms: those it can have.
+      kind: kind of the examples that it reads, `image` or `text`, as in `DatasetInfo`.
+      sides: rule for height and width of its images; its text follows "images".
+      norms: names of the norms that it can have.
       gates: whether its convolutions can be gated.
     """
 
@@ -58,12 +58,12 @@ def check_size(model: str, needs: Needs, image_shape: tuple[int, ...]) -> None:
     """Refuses images that a model cannot read.
 
     Args:
-      model: its name, for the message.
-      needs: of its class.
+      model: name of the model, for the message.
+      needs: the needs of its class.
       image_shape: (height, width, channels).
 
     Raises:
-      ValueError: if a side is not as needed.
+      ValueError: if height or width breaks the rule.
     """
     height, width, _ = image_shape
     if not (needs.sides.holds(height) and needs.sides.holds(width)):

@@ -1,4 +1,4 @@
-"""Networks without branches: convolutions one after another, then dense layers."""
+"""Networks without branches: a sequence of convolutions, then dense layers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,11 +26,11 @@ from fedjax_prune.models.precision import at_least_float32
 
 
 class Pool(NamedTuple):
-    """What makes maps smaller.
+    """A function that makes maps smaller.
 
     Attributes:
-      apply: [..., height, width, channels] -> the same with fewer pixels.
-      size: what it makes of a height or width.
+      apply: maps [..., height, width, channels] -> maps with fewer pixels.
+      size: height or width before -> height or width after.
     """
 
     apply: Callable[[jax.Array], jax.Array]
@@ -42,11 +42,11 @@ HALVE = Pool(max_pool, lambda n: n // 2)
 
 
 class Stage(NamedTuple):
-    """A convolution and what follows it.
+    """A convolution and the pool that follows it.
 
     Attributes:
-      channels: at width 1.
-      pool: after it.
+      channels: output channels at width 1.
+      pool: pool after the convolution.
     """
 
     channels: int
@@ -54,19 +54,19 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What tells one of these networks from another.
+    """The differences between these networks.
 
     Attributes:
-      stages: its convolutions.
-      hidden: units of the dense layers but the last.
-      drops: what the dropout rate is multiplied by before each dense layer.
+      stages: convolutions in their order.
+      hidden: units of each dense layer except the last.
+      drops: factor of the dropout rate before each dense layer.
       least: height and width of the smallest image.
-      multiple: of what height and width must be multiples.
+      multiple: number that must divide height and width.
       kernel_size: height and width of all kernels.
       padding: pixels of zeros on each side of a convolution's input.
-      conv_init: of the kernels of convolutions.
+      conv_init: random start of the kernels of convolutions.
       dense: class of the dense layers.
-      widens_hidden: whether the width multiplies hidden units, too.
+      widens_hidden: whether the width also multiplies hidden units.
     """
 
     stages: tuple[Stage, ...]
@@ -82,17 +82,18 @@ class Plan(NamedTuple):
 
 
 class PlainNetwork(nn.Module):
-    """Gated convolutions with max-pools, then dense layers.
+    """Gated convolutions with max-pools, followed by dense layers.
 
     Attributes:
       num_classes: logits per image.
-      width: multiplier of all channels and, for most, of hidden units.
+      width: multiplier of all channels and, in most networks, of hidden units.
       norm: `none`, `bn` or `gn` (one group per channel); biases stay.
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before dense layers.
-      dtype: of the activations; parameters, norm statistics, gates and the last layer
-        have it, too, but at least float32. `float` is JAX's default.
-      left: channels that were not removed, by name of their group; {} for all.
+      dtype: dtype of the activations. Parameters, norm statistics, gates and the last
+        layer also have it, but at least float32. `float` is JAX's default.
+      left: name of a group -> number of its channels that were not removed; {} if none
+        was removed.
     """
 
     num_classes: int
@@ -107,7 +108,7 @@ class PlainNetwork(nn.Module):
 
     @classmethod
     def needs(cls) -> Needs:
-        """Images whose sides suit the plan."""
+        """Asks for images whose sides fit the plan."""
         least, multiple = cls.plan.least, cls.plan.multiple
         text = f"of at least {least}x{least}"
         if multiple > 1:
@@ -145,18 +146,19 @@ class PlainNetwork(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
     ) -> jax.Array:
-        """Computes logits, every channel computed and the dropped ones masked.
+        """Computes logits; all channels are computed and the dropped ones masked.
 
         Args:
           images: [batch_size, height, width, channels] float.
-          train: drop units (random stream `dropout`) and use batch statistics.
+          train: whether to drop units (random stream `dropout`) and to use the
+            statistics of the batch.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
           [batch_size, num_classes], at least float32.
 
         Raises:
-          ValueError: if the images have a size that the network cannot take.
+          ValueError: if the network cannot read images of this size.
         """
         self._check_size(images.shape[1:])
         x = images
@@ -169,7 +171,7 @@ class PlainNetwork(nn.Module):
         return self.denses[-1](at_least_float32(x))
 
     def gathered(self, image: jax.Array) -> jax.Array:
-        """Computes the logits [num_classes] of one image by its kept channels."""
+        """Computes the logits [num_classes] of one image from its kept channels."""
         self._check_size(image.shape)
         kept = keep_all(image)
         for conv in self.convs:
@@ -183,7 +185,7 @@ class PlainNetwork(nn.Module):
         """Lists what every layer costs on images (height, width, channels).
 
         Raises:
-          ValueError: if the images have a size that the network cannot take.
+          ValueError: if the network cannot read images of this size.
         """
         sizes = self._map_sizes(image_shape)
         layers: list[Layer] = []
@@ -224,7 +226,7 @@ class PlainNetwork(nn.Module):
         )
 
     def _map_sizes(self, image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Height and width of what each convolution writes; last, of what is read."""
+        """Lists (height, width) after each convolution, and before the dense layers."""
         self._check_size(image_shape)
         plan, (height, width, _) = self.plan, image_shape
         sizes = []
@@ -236,7 +238,7 @@ class PlainNetwork(nn.Module):
         return [*sizes, (height, width)]
 
     def _convs(self) -> list[tuple[str, int, int, GateSettings | None]]:
-        """Each convolution's name, channels, channels before removal, gates."""
+        """Lists each convolution's name, channels, channels before removal, gates."""
         gate_first = self.gates is not None and self.gates.first
         convs = []
         for i, stage in enumerate(self.plan.stages, start=1):
@@ -247,7 +249,7 @@ class PlainNetwork(nn.Module):
         return convs
 
     def _denses(self) -> list[tuple[str, int]]:
-        """Each dense layer's name and units."""
+        """Lists each dense layer's name and units."""
         width = self.width if self.plan.widens_hidden else 1
         units = [scaled(width, hidden) for hidden in self.plan.hidden]
         units = [self.left.get(f"fc{i}", n) for i, n in enumerate(units, start=1)]

@@ -1,8 +1,8 @@
-"""The platform that a program is traced for.
+"""The platform for which a program is traced.
 
 Convolutions and gates have one form for CPUs and another for accelerators. The
-placement of a round says which of them is traced, and not the machine that traces it,
-so a program can be lowered for a platform that this machine does not have.
+placement of a round decides which form is traced. The machine that traces the round
+does not, so a program can be lowered for a platform that this machine does not have.
 """
 
 from contextlib import AbstractContextManager
@@ -10,20 +10,20 @@ from contextlib import AbstractContextManager
 import jax
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
-"""Platforms that programs are lowered for; `gpu` stands for both makes of GPU."""
+"""Platforms for which programs are lowered; `gpu` means cuda or rocm."""
 
-# JAX keeps what it has traced, by this value too: a function that was traced for one
-# platform is traced again for another.
+# This value is a part of JAX's key for what it has traced, so a function that was
+# traced for one platform is traced again for another.
 _platform = jax.make_user_context()
 
 
 def tracing_for(platform: str) -> AbstractContextManager[None]:
-    """The context in which a program for a platform is traced.
+    """Makes the context in which a program for a platform is traced.
 
     Rounds and evaluations enter it for the platform of their placement.
 
     Args:
-      platform: as `jax.Device.platform` and `jax.export.export` name it.
+      platform: a name as in `jax.Device.platform` and `jax.export.export`.
 
     Examples:
       >>> with tracing_for("tpu"):
@@ -34,12 +34,12 @@ def tracing_for(platform: str) -> AbstractContextManager[None]:
 
 
 def traced_platform() -> str:
-    """Names the platform that is traced for: outside of any context the default one."""
+    """Names the platform of the context; without a context, the default platform."""
     return _platform.value or default_platform()
 
 
 def default_platform() -> str:
-    """Names the platform of the device that JAX runs on unless told otherwise."""
+    """Names the platform of JAX's default device."""
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None:
         return jax.default_backend()
@@ -47,7 +47,7 @@ def default_platform() -> str:
 
 
 def check_platform(platform: str) -> None:
-    """Refuses a platform that no program can be lowered for.
+    """Refuses a platform for which no program can be lowered.
 
     Raises:
       ValueError: if the name is unknown.

@@ -1,4 +1,4 @@
-"""The 2x2 max-pool of all image models, with a gradient of its own."""
+"""The 2x2 max-pool of the image models, with a gradient of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def max_pool(features: jax.Array) -> jax.Array:
     """Takes the maximum of 2x2 windows of [..., height, width, channels].
 
-    An odd last row or column is left out. The gradient of a window is shared by the
-    pixels that are its maximum.
+    An odd last row or column is left out. All pixels that equal the maximum of their
+    window share its gradient.
     """
     *batch, height, width, channels = features.shape
     height, width = height // 2, width // 2
@@ -16,9 +16,9 @@ def max_pool(features: jax.Array) -> jax.Array:
     return _max_of_windows(even.reshape(*batch, height, 2, width, 2, channels))
 
 
-# By reshaping, because the gradient of a window reduction has no deterministic form on
-# GPUs; with a gradient of its own, because XLA makes that of a maximum over two axes a
-# slow loop on CPUs.
+# The windows are reshaped, because the gradient of a window reduction has no
+# deterministic form on GPUs. The gradient is written out, because XLA makes a slow loop
+# on CPUs of the gradient of a maximum over two axes.
 @jax.custom_vjp
 def _max_of_windows(windows: jax.Array) -> jax.Array:
     (a, b), (c, d) = _pixels(windows)

@@ -1,13 +1,12 @@
-"""What may be rounded to fewer bits, and what is at least float32.
+"""The precision of a model: what may be rounded to fewer bits, and what may not.
 
-A model's `dtype` is that of its activations. `float`, the default, is JAX's own:
-float32, or float64 where `jax_enable_x64` is set. What is never reduced has this dtype,
-too, but at least float32.
+A model's `dtype` is the dtype of its activations. The default `float` is JAX's default:
+float32, or float64 with `jax_enable_x64`.
 
-Reduced: the operands of convolutions and dense layers and, with bfloat16, the
-activations between them. Never reduced: parameters, their gradients and optimiser
-states, control variates, sums over clients, norm statistics, gate logits, the last
-layer, the loss.
+The operands of convolutions and dense layers may be reduced to fewer bits and, with
+bfloat16, also the activations between them. These have the dtype of the model but at
+least float32: parameters, their gradients and optimiser states, control variates, sums
+over clients, norm statistics, gate logits, the last layer, and the loss.
 """
 
 from contextlib import AbstractContextManager
@@ -19,11 +18,11 @@ from jax.typing import DTypeLike
 
 
 class Precision(NamedTuple):
-    """How a model computes.
+    """The precision in which a model computes.
 
     Attributes:
-      dtype: of the activations.
-      products: what `jax.default_matmul_precision` is set to while tracing.
+      dtype: dtype of the activations.
+      products: value of `jax.default_matmul_precision` while the model is traced.
     """
 
     dtype: jnp.dtype
@@ -31,16 +30,16 @@ class Precision(NamedTuple):
 
 
 PRECISIONS = {
-    # JAX's own default is TF32 on NVIDIA and passes of bfloat16 on TPU.
+    # JAX's default is TF32 on NVIDIA and one or several bfloat16 products on TPU.
     "float32": Precision(jnp.dtype(jnp.float32), "highest"),
     "tf32": Precision(jnp.dtype(jnp.float32), "tensorfloat32"),
     "bfloat16": Precision(jnp.dtype(jnp.bfloat16), "highest"),
 }
-"""name -> Precision. TF32 differs from float32 on NVIDIA cards only."""
+"""Name -> Precision. TF32 differs from float32 on NVIDIA cards only."""
 
 
 def product_precision(name: str) -> AbstractContextManager:
-    """The context in which everything of a run is traced.
+    """Makes the context in which all programs of a run are traced.
 
     Args:
       name: a key of PRECISIONS.
@@ -49,12 +48,12 @@ def product_precision(name: str) -> AbstractContextManager:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Widens a reduced array; float32 and float64 pass."""
+    """Widens a reduced array; float32 and float64 arrays stay as they are."""
     return x.astype(wide(x.dtype))
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype of what is never reduced in a model with activations of `dtype`."""
+    """Gives the dtype of what a model with activations of `dtype` never reduces."""
     exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.float64
     return jnp.dtype(jnp.float64 if exact else jnp.float32)
 
@@ -63,8 +62,8 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies by a weight matrix in the precision of `x`.
 
-    Sums are float32 whatever the operands, and so is the gradient of the kernel:
-    it is never rounded to the precision of the activations.
+    Sums and the gradient of the kernel are at least float32 for all operands. The
+    gradient is never rounded to the precision of the activations.
 
     Args:
       x: [..., in_features] float.

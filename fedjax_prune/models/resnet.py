@@ -30,17 +30,17 @@ CHANNELS = (16, 32, 64)
 class Block(nn.Module):
     """Two convolutions whose result is added to a shortcut without parameters.
 
-    The second mask comes before the addition and the shortcut is never masked, so
-    what is dropped from the branch adds exactly nothing.
+    The second mask comes before the addition and the shortcut is never masked, so a
+    dropped channel of the branch adds exactly 0.
 
     Attributes:
       channels: output channels, at least as many as the input's.
-      gates: gate settings; None for a dense block.
-      norm: `none`, `bn` or `gn`; only without norm have convolutions a bias.
-      strides: of the first convolution and the shortcut.
+      gates: gate settings; None for a block without gates.
+      norm: `none`, `bn` or `gn`; convolutions have a bias only without norm.
+      strides: step of the first convolution and of the shortcut.
       inner: output channels of the first convolution.
-      channels_before: output channels of both before some were removed.
-      dtype: of the features.
+      channels_before: output channels of both convolutions before some were removed.
+      dtype: dtype of the features.
     """
 
     channels: int
@@ -72,17 +72,17 @@ class Block(nn.Module):
         train: bool,
         example_mask: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs a batch.
+        """Computes all channels of a batch and masks the dropped ones.
 
         Args:
           x: [batch_size, height, width, in_channels] float.
           kept_before: [batch_size, in_channels] float, 1 for the channels that
             the previous block's gate kept.
-          train: normalise by the batch's statistics over the real samples.
+          train: whether to normalise by the statistics of the batch's real samples.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
-          The features and this block's own `kept_before` for the next one.
+          The features and `kept_before` for the next block.
         """
         read = x
         if _is_literal(self.gates):
@@ -94,7 +94,10 @@ class Block(nn.Module):
     def gathered(
         self, x: jax.Array, kept_before: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs one sample; `kept_before` are indices of channels, int32."""
+        """Computes the kept channels of one sample [height, width, in_channels].
+
+        Here `kept_before` holds the indices of channels, [num_kept] int32.
+        """
         read = keep_all(x)
         if _is_literal(self.gates):
             read = KeptChannels(x[..., kept_before], kept_before)
@@ -107,7 +110,8 @@ class Block(nn.Module):
 class ResNet32(nn.Module):
     """A stem, three stages of five blocks, the mean over the map, a dense layer.
 
-    At width 1 on 32x32x3 images it has 464,154 parameters with batch norm.
+    It reads images [batch_size, height, width, channels] float. At width 1 on 32x32x3
+    images it has 464,154 parameters with batch norm.
 
     Attributes:
       num_classes: logits per image.
@@ -115,14 +119,22 @@ class ResNet32(nn.Module):
       norm: `none`, `bn` or `gn` (one group per channel).
       gates: gate settings of the blocks; None for the dense model.
       dropout: rate before the dense layer.
-      blocks_per_stage: 5 for the 32 layers, 6 n + 2 of them for n.
-      dtype: of the activations; parameters, norm statistics, gates and the last layer
-        have it, too, but at least float32. `float` is JAX's default.
-      left: channels that were not removed, by name of their group; {} for all.
+      blocks_per_stage: 5 for 32 layers; n for 6 n + 2 layers.
+      dtype: dtype of the activations. Parameters, norm statistics, gates and the last
+        layer also have it, but at least float32. `float` is JAX's default.
+      left: name of a group -> number of its channels that were not removed; {} if none
+        was removed.
+
+    Raises:
+      ValueError: if an attribute is out of range.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, CVPR 2016,
       section 4.2, option A, https://arxiv.org/abs/1512.03385.
+
+    Examples:
+      >>> len(ResNet32(10).layers((32, 32, 3)))
+      32
     """
 
     num_classes: int
@@ -136,7 +148,7 @@ class ResNet32(nn.Module):
 
     @classmethod
     def needs(cls) -> Needs:
-        """Images of any size."""
+        """Asks for images; they may have any size."""
         return Needs()
 
     def __post_init__(self) -> None:
@@ -176,11 +188,12 @@ class ResNet32(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
     ) -> jax.Array:
-        """Computes logits, every channel computed and the dropped ones masked.
+        """Computes logits; all channels are computed and the dropped ones masked.
 
         Args:
           images: [batch_size, height, width, channels] float.
-          train: drop units (random stream `dropout`) and use batch statistics.
+          train: whether to drop units (random stream `dropout`) and to use the
+            statistics of the batch.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
@@ -193,7 +206,7 @@ class ResNet32(nn.Module):
         return self.fc(self.drop(pooled, deterministic=not train))
 
     def gathered(self, image: jax.Array) -> jax.Array:
-        """Computes the logits [num_classes] of one image by its kept channels."""
+        """Computes the logits [num_classes] of one image from its kept channels."""
         x, indices = self.stem.gathered(keep_all(image))
         for block in self.blocks:
             x, indices = block.gathered(x, indices)
@@ -228,8 +241,8 @@ class ResNet32(nn.Module):
     ) -> tuple[ChannelGroup, ...]:
         """Lists the channels that can be removed.
 
-        The sum that runs through the blocks is three groups: the channels that it
-        begins with, and those that the second and the third stage add.
+        The channels of the sum that runs through the blocks are three groups: those of
+        the stem, and those that the second and the third stage add.
         """
         del image_shape
         groups = []
@@ -261,7 +274,7 @@ class ResNet32(nn.Module):
         return tuple(groups)
 
     def _channels(self, stage: int) -> int:
-        """Channels of the sum in a stage; none before the first."""
+        """Counts the channels of the sum in a stage; before the first it has none."""
         before = [0, *(scaled(self.width, channels) for channels in CHANNELS)]
         return sum(
             self.left.get(f"stage{s}", before[s] - before[s - 1])

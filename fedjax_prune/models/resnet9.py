@@ -1,4 +1,4 @@
-"""ResNet-9: eight convolutions, of which two pairs are added to their input."""
+"""ResNet-9: eight convolutions, two pairs of which are added to their input."""
 
 from collections.abc import Mapping
 
@@ -26,9 +26,9 @@ from fedjax_prune.models.precision import at_least_float32
 CHANNELS = (64, 128, 128, 128, 256, 512, 512, 512)
 POOLED = (False, True, False, False, True, True, False, False)
 OPENS, CLOSES = ("conv3", "conv7"), ("conv4", "conv8")
-"""What a convolution that opens a pair reads is added to what the other one writes."""
+"""The first and the second convolutions of the pairs."""
 SUMS = {"conv4": "conv2", "conv8": "conv6"}
-"""The second convolution of a pair -> the one that writes the same channels."""
+"""The second convolution of a pair -> the one whose output is added to its own."""
 
 
 class ResNet9(nn.Module):
@@ -43,9 +43,10 @@ class ResNet9(nn.Module):
       norm: `none`, `bn` or `gn` (one group per channel); biases stay.
       gates: gate settings of the convolutions; None for the dense model.
       dropout: rate before the dense layer.
-      dtype: of the activations; parameters, norm statistics, gates and the last layer
-        have it, too, but at least float32. `float` is JAX's default.
-      left: channels that were not removed, by name of their group; {} for all.
+      dtype: dtype of the activations. Parameters, norm statistics, gates and the last
+        layer also have it, but at least float32. `float` is JAX's default.
+      left: name of a group -> number of its channels that were not removed; {} if none
+        was removed.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP.
@@ -61,7 +62,7 @@ class ResNet9(nn.Module):
 
     @classmethod
     def needs(cls) -> Needs:
-        """Images of 32x32."""
+        """Asks for images of 32x32."""
         return Needs(sides=Rule(lambda n: n == 32, "of 32x32"))
 
     def __post_init__(self) -> None:
@@ -90,11 +91,12 @@ class ResNet9(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, example_mask: jax.Array
     ) -> jax.Array:
-        """Computes logits, every channel computed and the dropped ones masked.
+        """Computes logits; all channels are computed and the dropped ones masked.
 
         Args:
           images: [batch_size, 32, 32, channels] float.
-          train: drop units (random stream `dropout`) and use batch statistics.
+          train: whether to drop units (random stream `dropout`) and to use the
+            statistics of the batch.
           example_mask: [batch_size] bool, False = padding.
 
         Returns:
@@ -109,13 +111,13 @@ class ResNet9(nn.Module):
             shortcut = x if conv.name in OPENS else shortcut
             x, _ = conv(x, train=train, example_mask=example_mask)
             x = x + shortcut if conv.name in CLOSES else x
-        # A maximum over 4x4 windows is one over 2x2 windows twice.
+        # Two max-pools over 2x2 windows are one over 4x4 windows.
         x = max_pool(max_pool(x)).reshape(x.shape[0], -1)
         x = self.drop(at_least_float32(x), deterministic=not train)
         return self.fc(x)
 
     def gathered(self, image: jax.Array) -> jax.Array:
-        """Computes the logits [num_classes] of one image by its kept channels."""
+        """Computes the logits [num_classes] of one image from its kept channels."""
         _check_size(image.shape)
         kept = shortcut = keep_all(image)
         for conv in self.convs:
@@ -153,7 +155,7 @@ class ResNet9(nn.Module):
             )
             channels, kept = out, layers[-1].kept_out
             if name in CLOSES:
-                # The sum has channels that either of its terms has.
+                # The terms of the sum may keep different channels.
                 kept = channels
             if pooled:
                 height, width = height // 2, width // 2
@@ -162,7 +164,7 @@ class ResNet9(nn.Module):
     def channel_groups(
         self, image_shape: tuple[int, int, int]
     ) -> tuple[ChannelGroup, ...]:
-        """Lists the channels that can be removed; those of a sum go together."""
+        """Lists the channels that can be removed; a sum's terms lose them together."""
         _check_size(image_shape)
         names = [name for name, *_ in self._convs()]
         readers = dict(zip(names, [*names[1:], "fc"], strict=True))
@@ -182,7 +184,7 @@ class ResNet9(nn.Module):
         return tuple(groups)
 
     def _convs(self) -> list[tuple[str, int, int, GateSettings | None]]:
-        """Each convolution's name, channels, channels before removal, gates."""
+        """Lists each convolution's name, channels, channels before removal, gates."""
         gate_first = self.gates is not None and self.gates.first
         convs = []
         for i, channels in enumerate(CHANNELS, start=1):

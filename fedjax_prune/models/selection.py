@@ -1,27 +1,30 @@
-"""Selecting the k-th largest without sorting: XLA's sorts on CPUs use one core."""
+"""A function that finds the k-th largest entry without sorting.
+
+XLA's sorts use only one core on CPUs.
+"""
 
 import jax
 import jax.numpy as jnp
 
 
 def kth_largest(values: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The k-th largest entry along the last axis, found bit by bit.
+    """Finds the k-th largest entry along the last axis, bit by bit.
 
     Args:
       values: [..., size] float, without NaN.
-      k: in [1, size].
+      k: rank, in [1, size].
 
     Returns:
       [..., 1], dtype of the values.
     """
-    values = jnp.where(values == 0, 0, values)  # -0 equals 0
+    values = jnp.where(values == 0, 0, values)  # because -0 and 0 are equal
     bits = jnp.finfo(values.dtype).bits
     integer = jnp.dtype(f"int{bits}")
-    # Integers in the order of the floats.
+    # These integers have the order of the floats.
     order = _in_order(jax.lax.bitcast_convert_type(values, integer))
 
     def reaches(threshold: jax.Array) -> jax.Array:
-        """Whether at least k entries are as large, [..., 1] bool."""
+        """Tells whether at least k entries are as large, [..., 1] bool."""
         return (order >= threshold).sum(-1, keepdims=True, dtype=jnp.int32) >= k
 
     def set_bit(i: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -35,5 +38,5 @@ def kth_largest(values: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def _in_order(raw: jax.Array) -> jax.Array:
-    """Bits of floats as integers of the same order, and back."""
+    """Maps bits of floats to integers of the same order, and back."""
     return jnp.where(raw < 0, raw ^ jnp.iinfo(raw.dtype).max, raw)

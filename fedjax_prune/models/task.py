@@ -1,4 +1,4 @@
-"""From a Flax model to the pure functions that federated learning needs."""
+"""The function that makes a Task, pure functions, of a Flax model and its loss."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -11,17 +11,24 @@ import optax
 
 from fedjax_prune.data.augment import normalise, to_float
 from fedjax_prune.fields import at_least, checked
+from fedjax_prune.models.checks import (
+    check_collections,
+    check_logits,
+    check_module,
+    check_state,
+)
 from fedjax_prune.models.precision import at_least_float32
 from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
 
+ToInput = Callable[[jax.Array], jax.Array]
+"""Stored examples [batch_size, height, width, channels] -> what the model reads."""
+
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
-"""(key, images float32) -> images of the same shape."""
+"""(key, images [batch_size, height, width, channels] float32) -> images like them."""
 
 LassoWeight = Annotated[
     float, at_least(0), "Weight of the L1 norm of the gates' logits, FedDP's lambda."
 ]
-COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
-"""What the collections of a model may be called."""
 
 
 @checked
@@ -29,53 +36,75 @@ def make_task(
     model: nn.Module,
     image_shape: tuple[int, int, int],
     *,
-    to_input: Callable[[jax.Array], jax.Array] = to_float,
+    to_input: ToInput = to_float,
     augment: Augment | None = None,
     normalize: str = "none",
     lasso_weight: LassoWeight = 0.0,
 ) -> Task:
-    """Makes an image classification task.
+    """Makes a classification task of a model.
 
     The loss is the mean cross-entropy over the real examples of a batch plus,
     for gated models, `lasso_weight` times the mean over the same examples of
     the gates' L1 norm (FedDP, equations 5 and 8).
 
     Args:
-      model: a linen module called as `model(images, train=..., example_mask=...)`
-        on float32 images [batch_size, height, width, channels], returning logits
-        [batch_size, num_classes]. Weights in the collection `params` are shared,
-        in `gates` personal, both floats; `batch_stats` is model state, floats or
-        integers such as counters. What it sows into
-        `gate_sums/.../NAME/{lasso, selected}` is added up. An NNX module is wrapped by
+      model: a linen module, called as `model(images, train=..., example_mask=...)`. It
+        reads float32 images [batch_size, height, width, channels] and returns float
+        logits [batch_size, num_classes]. Floats in the collection `params` are shared,
+        and floats in `gates` are personal; `batch_stats` is model state, floats or
+        integers such as counters. Values sown into
+        `gate_sums/.../NAME/{lasso, selected}` are added up. Wrap an NNX module by
         `flax.nnx.bridge.to_linen(Class, *its_arguments)` first.
       image_shape: (height, width, channels).
-      to_input: makes stored uint8 examples what the model reads.
-      augment: applied to training images only; None leaves them as they are.
-      normalize: `none` or `cifar10`, applied after the augmentation.
+      to_input: stored examples -> the examples that the model reads.
+      augment: is applied to training images only; None leaves them as they are.
+      normalize: `none` or `cifar10`; is applied after the augmentation.
+      lasso_weight: FedDP's lambda, at least 0.
 
     Returns:
-      The Task. The sums of its loss are `loss`, `correct`, `count`, each a scalar
-      of the loss's dtype summed over real examples, and `selected/NAME` [channels]
-      for every gate. The loss and the logits are at least float32.
+      The Task. The sums of its loss are `loss`, `correct` and `count`, each [] of the
+      loss's dtype and summed over real examples, and `selected/NAME` [channels] for
+      every gate. The loss and the logits are float32, or float64 with
+      `jax_enable_x64`.
 
     Raises:
-      ValueError: if `lasso_weight` is out of its range, the model is no linen module,
-        returns anything but logits, has no params, weights that are not floats or
-        other collections. What a model does in training mode only is checked when the
-        loss is traced.
+      ValueError: if `lasso_weight` is out of range, or if the model is not a linen
+        module, does not return logits, has no params, has weights that are not floats,
+        or has other collections. Errors that show only in training mode are raised when
+        the loss is traced.
+
+    References:
+      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
+      Adaptive Gradient, equations 5 and 8, https://arxiv.org/abs/2106.06921.
+
+    Examples:
+      >>> task = make_task(fedjax_prune.CNN(10), (8, 8, 1))
+      >>> variables = jax.eval_shape(task.init, jax.random.key(0))
+      >>> variables.params["conv1"]["kernel"].shape
+      (3, 3, 1, 16)
     """
-    model_name = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model must be a flax.linen module, got {model_name}; wrap an NNX class "
-            "by flax.nnx.bridge.to_linen(Class, *its_arguments)."
-        )
-    num_classes = getattr(model, "num_classes", None)
+    check_module(model)
+    init = _make_init(model, image_shape, to_input)
+    # The checks in `init` need only shapes. JAX reuses this trace at the first call.
+    jax.eval_shape(init, jax.random.key(0))
+    return Task(
+        init,
+        _make_loss(model, to_input, augment, normalize, lasso_weight),
+        _make_predict(model, to_input, normalize),
+        groups=_described(model, "channel_groups", image_shape),
+        layers=_described(model, "layers", image_shape) or (),
+    )
+
+
+def _make_init(
+    model: nn.Module, image_shape: tuple[int, int, int], to_input: ToInput
+) -> Callable[[jax.Array], Variables]:
+    """Makes `Task.init`."""
 
     @jax.jit
     def init(key: jax.Array) -> Variables:
         params_key, gates_key = jax.random.split(key)
-        # Wrapped NNX modules ask for the stream of their dropout when they are made.
+        # A wrapped NNX module needs the stream of its dropout when it is made.
         streams = {"params": params_key, "gates": gates_key, "dropout": key}
         logits, collections = model.init_with_output(
             streams,
@@ -83,14 +112,26 @@ def make_task(
             train=False,
             example_mask=jnp.ones((1,), bool),
         )
-        _check_logits(model_name, logits, 1, num_classes)
-        _check_collections(model_name, collections)
+        check_logits(model, logits, 1)
+        check_collections(model, collections)
         params = collections["params"]
         return Variables(
             params=params,
             personal=collections.get("gates", {}),
             model_state=_as_wide_as(params, collections.get("batch_stats", {})),
         )
+
+    return init
+
+
+def _make_loss(
+    model: nn.Module,
+    to_input: ToInput,
+    augment: Augment | None,
+    normalize: str,
+    lasso_weight: float,
+) -> Callable[[Variables, Batch, jax.Array], tuple[jax.Array, tuple[Tree, Sums]]]:
+    """Makes `Task.loss`."""
 
     def loss(
         variables: Variables, batch: Batch, key: jax.Array
@@ -107,36 +148,31 @@ def make_task(
             mutable=["batch_stats", "gate_sums"],
             rngs={"dropout": dropout_key},
         )
-        _check_logits(model_name, logits, batch.labels.shape[0], num_classes)
+        check_logits(model, logits, batch.labels.shape[0])
         model_state = mutated.get("batch_stats", {})
-        _check_state(model_name, variables.model_state, model_state)
-        logits = at_least_float32(logits)
-        gate_sums: Any = flax.traverse_util.flatten_dict(
+        check_state(model, variables.model_state, model_state)
+        sums = _measure(at_least_float32(logits), batch)
+        gates: Any = flax.traverse_util.flatten_dict(
             mutated.get("gate_sums", {}), sep="/"
         )
-        count = batch.example_mask.sum(dtype=logits.dtype)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch.labels
-        )
-        # A select, not a product: a padded example may be anything, even NaN.
-        loss_sum = jnp.where(batch.example_mask, cross_entropy, 0.0).sum()
         lasso = sum(
-            (x for name, x in gate_sums.items() if name.endswith("/lasso")),
-            jnp.zeros((), logits.dtype),
+            (x for name, x in gates.items() if name.endswith("/lasso")),
+            jnp.zeros((), sums["loss"].dtype),
         )
-        predicted = logits.argmax(-1).astype(batch.labels.dtype)
-        correct = batch.example_mask & (predicted == batch.labels)
-        sums = {
-            "loss": loss_sum,
-            "correct": correct.sum(dtype=logits.dtype),
-            "count": count,
-        }
-        for path, value in gate_sums.items():
+        mean = (sums["loss"] + lasso_weight * lasso) / jnp.maximum(sums["count"], 1)
+        for path, value in gates.items():
             if path.endswith("/selected"):
                 layer = path.removesuffix("/selected").removesuffix("/gate")
                 sums[f"selected/{layer}"] = value
-        mean = (loss_sum + lasso_weight * lasso) / jnp.maximum(count, 1)
         return mean, (model_state, sums)
+
+    return loss
+
+
+def _make_predict(
+    model: nn.Module, to_input: ToInput, normalize: str
+) -> Callable[[Variables, jax.Array], jax.Array]:
+    """Makes `Task.predict`."""
 
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
         logits: Any = model.apply(
@@ -147,19 +183,26 @@ def make_task(
         )
         return at_least_float32(logits)
 
-    # The checks in it need shapes alone; the trace is kept for the first call.
-    jax.eval_shape(init, jax.random.key(0))
-    return Task(
-        init,
-        loss,
-        predict,
-        groups=_described(model, "channel_groups", image_shape),
-        layers=_described(model, "layers", image_shape) or (),
+    return predict
+
+
+def _measure(logits: jax.Array, batch: Batch) -> Sums:
+    """Sums the cross-entropy, the right answers and the number of real examples."""
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch.labels
     )
+    predicted = logits.argmax(-1).astype(batch.labels.dtype)
+    correct = batch.example_mask & (predicted == batch.labels)
+    return {
+        # A product would let NaN pass, and a padded example may give NaN.
+        "loss": jnp.where(batch.example_mask, cross_entropy, 0.0).sum(),
+        "correct": correct.sum(dtype=logits.dtype),
+        "count": batch.example_mask.sum(dtype=logits.dtype),
+    }
 
 
 def _described(model: nn.Module, method: str, image_shape: tuple[int, ...]) -> Any:
-    """What a model says of itself; None if it does not."""
+    """Calls the method by which a model describes itself; None if it has none."""
     describe = getattr(model, method, None)
     return describe(image_shape) if callable(describe) else None
 
@@ -174,8 +217,7 @@ def _collections(variables: Variables) -> dict[str, Tree]:
 
 
 def _as_wide_as(params: Tree, model_state: Tree) -> Tree:
-    # Flax's norms start their statistics as float32, but a step of float64 leaves
-    # float64 behind.
+    # Flax's norms start with float32 statistics, but a step in float64 returns float64.
     if all(leaf.dtype != jnp.float64 for leaf in jax.tree.leaves(params)):
         return model_state
 
@@ -184,66 +226,3 @@ def _as_wide_as(params: Tree, model_state: Tree) -> Tree:
         return leaf.astype(jnp.float64) if is_float else leaf
 
     return jax.tree.map(widen, model_state)
-
-
-def _check_logits(
-    model: str, logits: Any, batch_size: int, num_classes: int | None
-) -> None:
-    expected = f"float logits [batch_size, {num_classes or 'num_classes'}]"
-    if not isinstance(logits, jax.Array):
-        got = f"a {type(logits).__name__}"
-    elif (
-        not jnp.issubdtype(logits.dtype, jnp.floating)
-        or logits.ndim != 2
-        or logits.shape != (batch_size, num_classes or logits.shape[1])
-    ):
-        got = f"{logits.dtype} {list(logits.shape)} for {batch_size} image(s)"
-    else:
-        return
-    raise ValueError(f"{model} must return {expected}, got {got}.")
-
-
-def _check_collections(model: str, collections: Any) -> None:
-    for collection in collections:
-        if collection not in COLLECTIONS:
-            raise ValueError(
-                f"The collections of {model} must be params (shared weights), gates "
-                f"(personal weights) or batch_stats (other state), got {collection!r}: "
-                "move what it holds to one of them."
-            )
-    if not jax.tree.leaves(collections.get("params", {})):
-        raise ValueError(f"{model} must have weights in the collection params.")
-    for collection in ("params", "gates"):
-        leaves = jax.tree_util.tree_leaves_with_path(collections.get(collection, {}))
-        for path, leaf in leaves:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise ValueError(
-                    f"{collection} of {model} must be floats, got {leaf.dtype} at "
-                    f"{_joined(path)}: keep integers in the collection batch_stats."
-                )
-
-
-def _check_state(model: str, before: Tree, after: Tree) -> None:
-    old, new = (
-        {
-            _joined(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (before, after)
-    )
-    for path in old | new:
-        kinds = [
-            f"{tree[path].dtype} {list(tree[path].shape)}"
-            if path in tree
-            else "nothing"
-            for tree in (old, new)
-        ]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"batch_stats of {model} must keep their shapes and dtypes in a step, "
-                f"got {kinds[1]} from {kinds[0]} at {path}."
-            )
-
-
-def _joined(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -6,16 +6,26 @@ from fedjax_prune.models.plain import HALVE, PlainNetwork, Plan, Stage
 
 
 class VGG11(PlainNetwork):
-    """Eight gated convolutions and three dense layers, on multiples of 32x32.
+    """Eight convolutions, which can be gated, and three dense layers.
 
-    At width 1 on 32x32x3 images it has 9,750,922 parameters without norm. Dropout is
-    before each hidden dense layer.
+    It reads images [batch_size, height, width, channels] float whose sides are
+    multiples of 32. At width 1 on 32x32x3 images it has 9,750,922 parameters without
+    norm. Dropout is before each hidden dense layer. The attributes are those of
+    PlainNetwork.
+
+    Raises:
+      ValueError: if an attribute is out of range.
 
     References:
       Simonyan, Zisserman, Very Deep Convolutional Networks for Large-Scale Image
       Recognition, ICLR 2015, table 1 A, https://arxiv.org/abs/1409.1556; dense
       layers as in Li et al., Federated Learning on Non-IID Data Silos,
       https://arxiv.org/abs/2102.02079.
+
+    Examples:
+      >>> layer = VGG11(10, width=0.25).layers((32, 32, 3))[0]
+      >>> layer.name, layer.out_channels
+      ('conv1', 16)
     """
 
     dropout: float = 0.5

@@ -1,4 +1,4 @@
-"""Winograd's 3x3 convolution: 16 products in place of 36 for a 2x2 tile of outputs.
+"""Winograd's 3x3 convolution, with 16 products in place of 36 for a 2x2 output tile.
 
 The image is cut into tiles of 4x4 pixels that overlap by two. Tiles and kernel are
 transformed by additions, multiplied entry by entry as 16 matrix products over the
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Numbers of zeros added (above, below), (left, right)."""
 Grid = list[list[jax.Array]]
-"""A small matrix of arrays, one for each entry of all tiles."""
+"""A small matrix of arrays. Entry (a, b) holds entry (a, b) of every tile."""
 
 INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # B^T
 KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
@@ -53,7 +54,7 @@ def _forward(
 def _backward(
     pads: Pads, residuals: tuple[Grid, Grid], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # The transforms are linear: each goes back by its transposed matrix.
+    # The transforms are linear, so the transposed matrices give their gradients.
     tiles, kernels = residuals
     (above, below), (left, right) = pads
     products = _sandwich(_transpose(OUTPUT), _split_pixels(cotangent))
@@ -72,7 +73,7 @@ winograd.defvjp(_forward, _backward)
 
 
 def _sandwich(matrix: tuple[tuple[float, ...], ...], grid: Grid) -> Grid:
-    """matrix @ grid @ matrix^T."""
+    """Computes matrix @ grid @ matrix^T."""
     rows = [
         [_combine(weights, column) for column in zip(*grid, strict=True)]
         for weights in matrix
@@ -86,12 +87,12 @@ def _combine(weights: tuple[float, ...], parts: tuple | list) -> jax.Array:
         if weight:
             term = part if weight == 1 else weight * part
             total = term if total is None else total + term
-    assert total is not None  # no row of a transform is zero
+    assert total is not None  # because no row of a transform is zero
     return total
 
 
 def _entrywise(product, first: Grid, second: Grid) -> Grid:
-    """One product per entry: faster than all 16 as one batched product."""
+    """Computes one product per entry, which is faster than one batched product."""
     return [
         [product(a, b) for a, b in zip(*rows, strict=True)]
         for rows in zip(first, second, strict=True)
@@ -107,7 +108,7 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def _cut_tiles(x: jax.Array) -> Grid:
-    """Entry (a, b) holds pixel (a, b) of every tile."""
+    """Cuts images into tiles: entry (a, b) holds pixel (a, b) of every tile."""
     return [_cut(row, axis=2) for row in _cut(x, axis=1)]
 
 
@@ -123,7 +124,7 @@ def _cut(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _overlap_add(grid: Grid) -> jax.Array:
-    """The transpose of cutting: adds every tile's pixels where they came from."""
+    """Adds every tile's pixels where they came from: the transpose of cutting."""
     return _overlap([_overlap(row, axis=2) for row in grid], axis=1)
 
 

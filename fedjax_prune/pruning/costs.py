@@ -1,6 +1,6 @@
 """What rounds under masks cost: multiply-accumulates and bytes sent.
 
-All is computed from shapes and from the numbers that `wire.mask_facts` counts.
+All costs are computed from shapes and from the numbers that `wire.mask_facts` counts.
 """
 
 import math
@@ -14,13 +14,14 @@ from fedjax_prune.types import Tree
 
 
 class MaskedMacs(NamedTuple):
-    """Multiply-accumulates of one image under a mask, gates considered.
+    """The multiply-accumulates of a masked model for one image, by its kept channels.
 
     Attributes:
-      dense: of the model without mask.
-      theoretical: times the density of each layer: what sparse kernels could save.
-      realisable: of the model without removed channels: what dense hardware saves.
-      hybrid: realisable times the density inside the smaller layers.
+      dense: those of the model without a mask.
+      theoretical: each layer's, times its density: the cost with sparse kernels.
+      realisable: those of the model without its removed channels: the cost with dense
+        kernels.
+      hybrid: realisable ones, times the density inside each smaller layer.
     """
 
     dense: float
@@ -32,12 +33,12 @@ class MaskedMacs(NamedTuple):
 def masked_macs(
     model: PrunableModel, image_shape: tuple[int, int, int], facts: Mapping[str, int]
 ) -> MaskedMacs:
-    """Counts the multiply-accumulates of one image under a mask.
+    """Counts the multiply-accumulates of a masked model for one image.
 
     Args:
-      model: unmasked.
+      model: the model without a mask.
       image_shape: (height, width, channels).
-      facts: of `wire.mask_facts`; without any nothing is pruned.
+      facts: the numbers of `wire.mask_facts`; if it is empty, nothing is pruned.
     """
     left = _named(facts, "mask/channels/")
     kept = _named(facts, "mask/kept/")
@@ -61,14 +62,14 @@ def masked_macs(
 
 
 class Traffic(NamedTuple):
-    """Bytes of one round over the whole cohort.
+    """The bytes that a whole cohort receives and sends in one round.
 
     Attributes:
-      down: to the clients, the length of real messages.
-      up: from them.
-      spec_down: by the formula of the AutoFLIP spec, 4 bytes for each value kept and
-        one for each eight prunable entries where a mask is sent.
-      spec_up: by the same formula.
+      down: bytes of the messages to the clients.
+      up: bytes of the messages from the clients.
+      spec_down: bytes to the clients by AutoFLIP's formula: 4 for each kept value, and
+        one for eight prunable entries of each mask that is sent.
+      spec_up: bytes from the clients by the same formula.
     """
 
     down: int
@@ -83,10 +84,11 @@ def traffic(
     """Counts the bytes of one round.
 
     Args:
-      messages: of `FederatedAlgorithm.messages`.
-      cohort_size: clients that receive and send one.
-      facts: of `wire.mask_facts`, with `mask/sent`, and `mask/extra`, numbers that
-        each client sends more; None or empty if nothing is masked.
+      messages: the result of `FederatedAlgorithm.messages`.
+      cohort_size: number of clients that receive and send a message.
+      facts: the numbers of `wire.mask_facts`; `mask/sent`, the masks that are sent; and
+        `mask/extra`, further values that each client sends. It is None or empty if
+        nothing is masked.
     """
     facts = facts or {}
     kept = _named(facts, "mask/kept/")

@@ -8,16 +8,20 @@ def cost_paper(
 ) -> float:
     """Computes the communication cost as the FedDP paper reports it.
 
-    One direction, float32: 4 bytes times parameters, rounds and clients per round.
+    It counts one direction in float32: 4 bytes times parameters, rounds and clients.
 
     Args:
-      num_params: of the shared model.
-      rounds: until the target accuracy.
-      cohort_size: clients per round.
-      factor: 2 for algorithms that send control variates too.
+      num_params: parameters of the shared model.
+      rounds: rounds until the target accuracy.
+      cohort_size: clients of each round.
+      factor: 2 for algorithms that also send control variates, otherwise 1.
 
     Returns:
-      GiB (2^30 bytes).
+      The cost in GiB (2^30 bytes).
+
+    References:
+      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
+      Adaptive Gradient, https://arxiv.org/abs/2106.06921.
     """
     return 4 * num_params * rounds * cohort_size * factor / 2**30
 
@@ -34,8 +38,8 @@ def rounds_to_target(
     Args:
       rounds: finished rounds at which the metric was measured, ascending.
       values: the metric at these rounds.
-      target: what it must reach.
-      consecutive: measurements in a row that must reach it, at least 1.
+      target: the value that the metric must reach.
+      consecutive: number of measurements in a row that must reach it, at least 1.
 
     Returns:
       The first round of the first such run; None if there is none.

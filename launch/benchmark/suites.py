@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.data.partition import partition, to_population
+from fedjax_prune.data.partition import partition
+from fedjax_prune.data.population import to_population
 from fedjax_prune.types import Population
 
 PEERS = {

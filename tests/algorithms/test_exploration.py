@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import autoflip
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.preparation import prepare as prepare_in_groups
 from fedjax_prune.engine.server import make_server_tx

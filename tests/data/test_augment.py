@@ -63,7 +63,7 @@ def test_flip_mirrors_about_half():
 
 
 def jittered(image, brightness, contrast, saturation, hue):
-    """Numpy reference of one image in float64; hue by the standard library."""
+    """Changes one image in float64 by numpy, and its hue by the standard library."""
     grey = np.array([0.299, 0.587, 0.114])
     image = ((1 + brightness) * image).clip(0, 1)
     mean = (image @ grey).mean()
@@ -82,7 +82,7 @@ def test_colours_are_jittered_by_the_formula():
     draws = np.asarray(
         jax.random.uniform(key, (16, 4), jnp.float32, -0.5, 0.5), np.float64
     )
-    # Grey pixels have no hue, and pure ones lie where its branches meet.
+    # Grey pixels have no hue, and the branches of the formula meet at pure colours.
     images = IMAGES.at[0, 0, :4].set(jnp.eye(4, 3)).at[0, 1, 0].set(0.5)
     found = jax.jit(colour_jitter, static_argnums=2)(key, images, 0.5)
     wanted = [

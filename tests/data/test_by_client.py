@@ -31,7 +31,7 @@ def test_text_windows_by_hand(tmp_path):
     play += "BOB:\nShort.\n\n" * 3 + f"CARL:\n{speech}\n\n"
     (tmp_path / "play.txt").write_text(play)
     found = load_by_client("shakespeare", tmp_path, 1, seed=0)
-    # Three speeches joined by two line ends; Bob says too little, Carl speaks once.
+    # Two line ends join three speeches. Bob says too little, and Carl speaks once.
     total = 1502 - WINDOW
     assert found.population.sizes.tolist() == [total * 9 // 10]
     assert found.held_out.sizes.tolist() == [total - total * 9 // 10 - WINDOW + 1]
@@ -72,7 +72,7 @@ off."""
 
 
 def test_who_speaks():
-    """A name is a line of its own after a blank one; nobody says nothing."""
+    """A name stands alone in a line after a blank one; empty speeches are left out."""
     expected = {
         "First Citizen": [
             "Hear me: what I say\nis this:\nA list.",
@@ -140,7 +140,7 @@ def test_speeches_from_json(tmp_path):
 
 
 def leafs_pairs(text):
-    """What LEAF makes of a speaker's text."""
+    """Makes windows of a speaker's text as LEAF does."""
     places = range(len(text) - WINDOW)
     return {
         "x": [text[i : i + WINDOW] for i in places],
@@ -169,7 +169,7 @@ def test_leafs_pairs_are_read_as_they_are(tmp_path):
     assert nexts == data[users[0]]["y"] + data[users[1]]["y"]
     assert found.population.sizes.tolist() == [1278, 1278]
     assert found.held_out.sizes.tolist() == [1420 - 1278 - 79] * 2
-    # A file with the same pairs in two halves is the same user.
+    # Two files with half of the pairs each belong to the same user.
     for half, part in enumerate((slice(0, 700), slice(700, None))):
         halves = {
             user: {key: data[user][key][part] for key in ("x", "y")} for user in texts
@@ -283,7 +283,7 @@ def test_no_more_examples_than_the_clients_have(tmp_path):
         load_by_client("femnist", tmp_path, 3, num_train=61, seed=0)
     assert str(caught.value) == (
         "num_train (of a run: data.num_train) must be in [0, 60], the train examples "
-        "of the 3 clients taken of femnist, got 61."
+        "of the 3 clients drawn from femnist, got 61."
     )
     with pytest.raises(DataError, match=r"num_train = 41 leaves .* fewer than 2"):
         load_by_client("femnist", tmp_path, 3, num_train=41, seed=0)
@@ -346,7 +346,7 @@ def test_dirichlet_in_turn_takes_at_most_an_even_share(alpha):
     sizes = np.array([len(part) for part in parts])
     assert sizes.min() > 0 and sizes.max() <= 250
     assert 0.6 * 5000 < len(taken) <= 5000
-    # Each class is handed out from its front.
+    # Clients take the examples of each class in order.
     for label in range(10):
         own = np.sort(taken[LABELS[taken] == label])
         front = np.flatnonzero(label == LABELS)[: len(own)]
@@ -354,7 +354,7 @@ def test_dirichlet_in_turn_takes_at_most_an_even_share(alpha):
 
 
 def test_resized_images():
-    """A ramp stays a ramp; a constant stays what it is."""
+    """Resizing keeps a ramp a ramp and a constant the same."""
     ramp = np.tile(np.arange(8, dtype=np.uint8) * 30, (1, 8, 1))[..., None]
     images = np.concatenate([ramp, np.full_like(ramp, 77)])
     found = resize(Dataset(images, np.zeros(2, np.int32)), 4).images

@@ -23,12 +23,12 @@ def varint(value):
 
 
 def message(field, payload):
-    """A protocol buffer field of the wire type 2, shorter than 16 KiB."""
+    """Encodes a protocol buffer field of the wire type 2, shorter than 16 KiB."""
     return varint(field << 3 | 2) + varint(len(payload)) + payload
 
 
 def example(image, label):
-    """A tf.train.Example with a PNG image and a label."""
+    """Encodes a tf.train.Example with a PNG image and a label."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze()).save(buffer, "PNG")
     features = {
@@ -170,7 +170,7 @@ HIDDEN = {"type": "evil.Feature", "content": {}}
     ],
 )
 def test_only_known_features_are_read(tmp_path, monkeypatch, feature, named):
-    """A module that lies in the folder is not imported, whatever names it."""
+    """No name in features.json makes the reader import a module of the folder."""
     folder = prepare(tmp_path, "mnist", make_splits("mnist"))
     (folder / "evil.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(folder)
@@ -191,7 +191,7 @@ def test_only_known_features_are_read(tmp_path, monkeypatch, feature, named):
 
 
 def test_older_folders_are_read(tmp_path, monkeypatch):
-    """Both forms of features.json; the moduleName beside it imports nothing."""
+    """Both forms of features.json are read; their moduleName imports nothing."""
     splits = make_splits("cifar10")
     folder = prepare(tmp_path, "cifar10", splits)
     (folder / "evil.py").write_text("raise SystemExit('imported')")
@@ -199,7 +199,7 @@ def test_older_folders_are_read(tmp_path, monkeypatch):
     description = json.loads((folder / "dataset_info.json").read_text())
     description["moduleName"] = "evil"
     (folder / "dataset_info.json").write_text(json.dumps(description))
-    # The older form of the file, as before TFDS 4.4.
+    # TFDS before 4.4 wrote this form of the file.
     image = {"shape": [32, 32, 3], "dtype": "uint8", "encoding_format": "png"}
     content = {
         "image": {"type": CORE + "image_feature.Image", "content": image},
@@ -239,7 +239,7 @@ def test_the_newest_whole_version_is_read(tmp_path):
     old.rename(old.with_name("3.0.0"))
     splits = make_splits("mnist")
     prepare(tmp_path, "mnist", splits)
-    # What TFDS leaves when it is interrupted.
+    # TFDS leaves such a folder when it is interrupted.
     broken = old.with_name("incomplete.ABC_3.0.9")
     broken.mkdir()
     (broken / "dataset_info.json").write_text("{}")
@@ -279,7 +279,7 @@ def test_contents_of_another_shape_or_label(tmp_path, images, label, said):
 
 
 def test_a_missing_set_is_one_clear_error(tmp_path):
-    # A folder that cannot be: nothing is downloaded even where that would work.
+    # This folder cannot be made, so nothing is downloaded even with a network.
     folder = tmp_path / "file" / "inner folder"
     folder.parent.write_text("not a folder")
     with pytest.raises(DataError) as caught:
@@ -309,7 +309,7 @@ def test_digits_are_a_fixed_stratified_split():
     train, test = load("digits")
     images, labels = load_digits(return_X_y=True)
     pixels = np.concatenate([train.images, test.images]).reshape(-1, 64)
-    # The same images, only apart: sort both by all pixels.
+    # The images are the same in another order, so both are sorted by all pixels.
     expected = np.rint(images * 255 / 16).astype(np.uint8)
     np.testing.assert_array_equal(
         pixels[np.lexsort(pixels.T)], expected[np.lexsort(expected.T)]

@@ -16,8 +16,8 @@ from fedjax_prune.data.partition import (
     partition,
     quantity,
     shards,
-    to_population,
 )
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.runs.experiment import build
@@ -157,7 +157,7 @@ def test_padding_and_one_client():
 
 @pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-8, 1e-12, 5e-324])
 def test_a_tiny_alpha_is_as_uneven_as_asked(alpha):
-    """Ever fewer classes a client, down to one: never even, and all is handed out."""
+    """With a smaller alpha a client has fewer classes; every example has a client."""
 
     def mean_classes(name, alpha):
         counts = [
@@ -175,7 +175,7 @@ def test_a_tiny_alpha_is_as_uneven_as_asked(alpha):
 
 @pytest.mark.parametrize("alpha", [0.3, 1e-2, 1e-4, 1e-8])
 def test_shares_are_numpys_wherever_those_are_numbers(alpha):
-    """The same numbers from the same stream, and the stream is left at one place."""
+    """Draws are the same, and the stream ends at the same place, as NumPy's."""
     ours, numpys = np.random.RandomState(0), np.random.RandomState(0)
     largest = []
     for _ in range(1000):
@@ -191,13 +191,13 @@ def test_shares_are_numpys_wherever_those_are_numbers(alpha):
 
 
 def test_shares_of_those_who_take_something():
-    """Where numpy's draw falls on the others whole, theirs is not split evenly."""
+    """If NumPy gives all to clients who take nothing, the rest is not split evenly."""
     takes = np.arange(5) > 1
     for seed in range(20):
         rng, numpys = np.random.RandomState(seed), np.random.RandomState(seed)
         uniforms = numpys.random_sample(10)[::2]
         shares = dirichlet_shares(1e-6, takes, rng)
-        # x = U^(1 / alpha): the largest uniform of those who take has it all.
+        # As x = U^(1 / alpha), the largest uniform among `takes` gets everything.
         expected = np.where(takes, uniforms, 0).argmax()
         np.testing.assert_allclose(shares, np.arange(5) == expected, atol=1e-9)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedjax_prune.data.partition import dirichlet, to_population
+from fedjax_prune.data.partition import dirichlet
+from fedjax_prune.data.population import to_population
 from fedjax_prune.data.validation import class_counts, holdout, matched_test
 from fedjax_prune.engine.dealing import (
     make_cohort,

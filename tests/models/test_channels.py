@@ -32,7 +32,7 @@ def ones_like(tree):
 
 
 def masked_variables(model, shape, share=0.6, seed=1):
-    """Variables and masks in which random channels of every group are gone."""
+    """Makes variables and masks in which random channels of every group are pruned."""
     variables = draw_variables(model, shape)
     rng = np.random.default_rng(seed)
     groups = model.channel_groups(shape)
@@ -85,7 +85,7 @@ def test_compacted_equals_masked(name, norm, settings):
 
 @pytest.mark.parametrize(("name", "norm", "settings"), CASES[::2])
 def test_perturbing_what_is_removed_changes_no_logit(name, norm, settings):
-    """With the channels silent, all that reads them may be anything."""
+    """The weights that read a silent channel may have any value."""
     model, shape = SMALL[name]
     model = model.clone(norm=norm, **settings)
     variables, _, alive = masked_variables(model, shape)
@@ -117,25 +117,25 @@ def test_what_is_shrunk_comes_back(name):
     variables, masks, _ = masked_variables(model, shape)
     groups = model.channel_groups(shape)
     kept = kept_channels(model, masks, shape)
-    # Of all clients: a leading axis; and a record with other things in it.
+    # The rows of two clients have a leading axis; `t` is not an array of the model.
     tree = {"rows": jax.tree.map(lambda x: np.stack([x, 2 * x]), variables), "t": 3}
     smaller = jax.jit(lambda tree: shrink(tree, groups, kept))
     whole = jax.jit(lambda small, full: expand(small, groups, kept, full))
     small = smaller(tree)
     back = whole(small, jax.tree.map(np.zeros_like, tree))
-    # All that is left out belongs to removed channels.
+    # Only entries of removed channels are left out.
     jax.tree.map(np.testing.assert_array_equal, small, smaller(back))
     removed = jax.tree.map(lambda b, t: np.all((b == 0) | (b == t)), back, tree)
     assert all(jax.tree.leaves(removed))
     jax.tree.map(np.testing.assert_array_equal, whole(small, tree), tree)
-    # Of paths no longer than the slots' own.
+    # Here the paths are not longer than those of the slots.
     alone = smaller(variables["params"])
     first = jax.tree.map(lambda x: x[0], small["rows"]["params"])
     jax.tree.map(np.testing.assert_array_equal, alone, first)
 
 
 def test_a_gate_ranks_pruned_channels_last():
-    """Half of 8 channels are wanted; with three alive, all three are kept."""
+    """A gate that keeps 4 of 8 channels keeps all three that are alive."""
     model, shape = SMALL["cnn"]
     model = model.clone(gates=GateSettings(0.5))
     variables = draw_variables(model, shape)

@@ -165,7 +165,7 @@ def test_winograd_is_exact_in_float64():
 
 
 def compiled_gradient(channels):
-    """The program of three clients with kernels of their own."""
+    """Lowers the program of three clients with kernels of their own."""
     x, kernels = jnp.ones((3, 4, 6, 6, channels)), jnp.ones((3, 3, 3, channels, 4))
     gradient = jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))
     return jax.jit(jax.vmap(gradient)).lower(x, kernels).compile().as_text()

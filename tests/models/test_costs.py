@@ -1,4 +1,4 @@
-"""Costs: the counts of the papers' models, by shapes alone."""
+"""Costs: the counts of the papers' models, from shapes alone."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_resnet9(num_classes, params):
     found = shapes(model)["params"]
     assert count(found) == params
     assert count(found["fc"]) == 512 * num_classes + num_classes
-    # By hand: 3x3 convolutions on 32, 32, 16, 16, 16, 8, 4, 4 pixels a side.
+    # By hand: a 3x3 convolution has 9 in out MACs for each of its side^2 pixels.
     widths = [3, 64, 128, 128, 128, 256, 512, 512, 512]
     sides = [32, 32, 16, 16, 16, 8, 4, 4]
     convolutions = sum(
@@ -148,7 +148,7 @@ def test_resnet9(num_classes, params):
 def test_next_char_lstm():
     model, shape = NextCharLSTM(80), (80, 1, 1)
     params = shapes(model, shape, jnp.int32)["params"]
-    # PyTorch's two bias vectors a layer are one here.
+    # PyTorch has two bias vectors in each layer, and this model has one.
     assert count(params) == 817_872 == 819_920 - 2 * 4 * 256
     counted = macs(model, shape)
     assert counted.dense == 80 * (270_336 + 524_288) + 256 * 80 == 63_590_400

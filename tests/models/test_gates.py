@@ -40,7 +40,7 @@ def test_top_k_mask_keeps_exactly_k_and_the_lower_index_of_a_tie():
     masks = jax.jit(lambda z: top_k_mask(z, 2))(logits)
     np.testing.assert_array_equal(masks, [[0, 1, 1, 0], [1, 1, 0, 0]])
     assert masks.dtype == jnp.float32
-    # Both sigmoids are 1 in float32: ranking logits still tells them apart.
+    # Both sigmoids are 1 in float32, but the logits still differ.
     np.testing.assert_array_equal(top_k_mask(jnp.array([20.0, 30.0]), 1), [0, 1])
     random = draw((3, 5, 12))
     batched = jax.vmap(lambda z: top_k_mask(z, 7))(random)
@@ -104,7 +104,7 @@ def test_gate_pools_projects_and_counts_real_samples_only():
     settings = GateSettings(0.5, rescale="inverse", bias=1.0)
     gate, variables, x = gate_and_variables(settings)
     real = np.array([True, False, True, True])
-    # A padded sample may hold anything.
+    # A padded sample may have any values.
     x = x.at[1].set(jnp.nan)
     (multiplier, mask), sown = jax.jit(
         lambda v, x: gate.apply(v, x, jnp.asarray(real), mutable=["gate_sums"])
@@ -129,7 +129,7 @@ def test_gate_starts_he_normal_with_its_bias_and_without_params():
     assert set(variables) == {"gates", "gate_sums"}
     kernel = np.asarray(variables["gates"]["kernel"])
     assert kernel.shape == (256, 512)
-    # 131,072 draws: the estimated deviation is good to 0.2 % (one sigma).
+    # The deviation of 131,072 draws has a standard error of 0.2 %.
     assert kernel.std() == pytest.approx((2 / 256) ** 0.5, rel=0.01)
     np.testing.assert_array_equal(variables["gates"]["bias"], np.full(512, 0.25))
 

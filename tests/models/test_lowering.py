@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.partition import to_population
+from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement, share_work
@@ -25,14 +25,14 @@ from tests import toys
 
 SHAPE, SIZES = (8, 8, 1), (5, 12, 1, 8, 3, 9, 2)
 RUN = dict(epochs=2, batch_size=4)
-# Channels that the second convolution reads: 8 are convolved by `lax` on a CPU, 32 by
-# Winograd.
+# The second convolution reads these channels. On a CPU `lax` convolves 8 of them, and
+# Winograd's algorithm 32.
 WIDTHS = {"direct": 0.5, "winograd": 2.0}
 CASES = [("direct", 1), ("direct", 2), ("winograd", 1)]
 
 
 def lower(function, platform, *arguments):
-    """The StableHLO text of a jitted function for one platform, without locations."""
+    """Gives the StableHLO text of a jitted function for one platform."""
     exported = jax.export.export(function, platforms=[platform])(*arguments)
     text = re.sub(r"^#loc.*\n", "", exported.mlir_module(), flags=re.MULTILINE)
     return re.sub(r" loc\(#\w+\)", "", text)
@@ -45,13 +45,13 @@ def make_gated_task(form):
 
 
 def draw_cohort(placement):
-    """Five clients in two lanes on each device."""
+    """Makes a cohort of five clients in two lanes on each device."""
     population = to_population(np.split(np.arange(40), np.cumsum(SIZES)[:-1]))
     return make_cohort(population, [0, 1, 3, 4, 6], 2, placement=placement, **RUN)
 
 
 def lower_round(task, platform, num_devices=1):
-    """A round of SCAFFOLD."""
+    """Makes a round of SCAFFOLD."""
     algorithm = ALGORITHMS["scaffold"](
         task, make_solver(lr=0.2, momentum=0.9, **RUN), make_server_tx("momentum")
     )
@@ -69,7 +69,7 @@ def lower_round(task, platform, num_devices=1):
 
 
 def lower_preparation(task, platform, num_devices=1):
-    """FedSNIP's gradients before the first round."""
+    """Makes FedSNIP's gradients before the first round."""
     algorithm = ALGORITHMS["fedsnip"](
         task, make_solver(lr=0.2, **RUN), make_server_tx("sgd"), threshold=0.2
     )
@@ -87,7 +87,7 @@ def lower_preparation(task, platform, num_devices=1):
 
 
 def lower_evaluation(task, platform, num_devices=1):
-    """FedDP's: each client's gates on the test set and on its held-out examples."""
+    """Makes FedDP's evaluation, with each client's gates and held-out examples."""
     placement = make_placement(num_devices, platform=platform)
     data = toys.image_dataset(40, SHAPE, 3)
     held_out = Population(

@@ -121,7 +121,7 @@ def test_running_statistics_are_those_of_the_dense_output():
     padded = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
     y = np.einsum("bhwcij,ijco->bhwo", windows, np.asarray(kernel))[real]
-    # Initialising in training mode moved nothing: it still starts from 0 and 1.
+    # Initialising in training mode changes no statistics: they start from 0 and 1.
     np.testing.assert_allclose(found["mean"], 0.1 * y.mean((0, 1, 2)), atol=1e-6)
     variance = 0.9 + 0.1 * y.var((0, 1, 2))
     np.testing.assert_allclose(found["var"], variance, rtol=1e-5)
@@ -220,7 +220,7 @@ def test_initial_values():
     arguments = {"train": False, "example_mask": jnp.ones(1, bool)}
     x = jnp.ones((1, 2, 2, 64))
     params = jax.jit(lambda: conv.init(jax.random.key(0), x, **arguments))()["params"]
-    # 36,864 draws: the deviation is good to 0.4 % (one sigma).
+    # The deviation of 36,864 draws has a standard error of 0.4 %.
     deviation = float(params["kernel"].std())
     assert deviation == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
     np.testing.assert_array_equal(params["bias"], np.zeros(64))

@@ -1,4 +1,4 @@
-"""What is rounded to fewer bits, and what is not."""
+"""Precision: what is rounded to fewer bits, and what is not."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
             jnp.dtype("int32"),
         }
         after[dtype] = (state, sums)
-    # 8 bits in each of four layers, and steps of 0.01.
+    # bfloat16 has 8 bits in each of four layers, and steps are 0.01.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=0.01 * 2**-4),
         after[jnp.float32][0].params,

@@ -24,7 +24,7 @@ def a_batch(num_real: int = 3) -> Batch:
 
 
 class Net(nn.Module):
-    """A dense layer; what a test overrides makes it a stranger one."""
+    """A dense layer, of which each test overrides a part."""
 
     num_classes: int = 3
 
