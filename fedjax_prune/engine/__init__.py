@@ -1,1 +1,1 @@
-"""How a round runs; knows no algorithm and no mask."""
+"""The engine: how a round runs. It knows no algorithm and no mask."""

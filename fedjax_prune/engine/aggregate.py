@@ -1,4 +1,4 @@
-"""What the messages of clients become: means and totals over those that arrive.
+"""Aggregation of the messages that arrive into means and totals.
 
 Messages are added up as clients finish, each mean times its client's weight. When all
 are in, a mean is divided by the weight that has arrived. So a client that is dropped
@@ -19,11 +19,11 @@ from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
 
 
 class Gathered(NamedTuple):
-    """What has arrived so far.
+    """The messages that have arrived so far, added up.
 
     Attributes:
-      parts: like a message: values times weights, added up, and the weights' sum.
-      num_clients: [] int32, clients whose messages are in it.
+      parts: like a message: the sums of values times weights and of the weights.
+      num_clients: [] int32, the clients whose messages have arrived.
     """
 
     parts: Message
@@ -31,7 +31,7 @@ class Gathered(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """How a device gathers messages, and how the total is made of what all have.
+    """A way to gather messages on a device and to add up those of all devices.
 
     Attributes:
       empty: (shapes of one weighted message, block_size) -> kept, before the first.
@@ -47,7 +47,7 @@ class Reduction(NamedTuple):
 
 
 def weigh(message: Message) -> Message:
-    """One client's message, its means times their weight; integers stay as they are."""
+    """Multiplies the means of a message by their weight, except for integers."""
 
     def weigh_part(part: Mean | Total) -> Mean | Total:
         if isinstance(part, Total):
@@ -62,7 +62,7 @@ def weigh(message: Message) -> Message:
 
 
 def nothing(message: Message) -> Gathered:
-    """What is gathered before the first client.
+    """Makes what is gathered before the first client.
 
     Args:
       message: weighted, arrays or their shapes.
@@ -76,13 +76,17 @@ def nothing(message: Message) -> Gathered:
 
 
 def join(first: Gathered, second: Gathered) -> Gathered:
-    """What two groups of clients have sent together."""
+    """Adds up what two groups of clients have sent."""
     parts = _by_part(jnp.add, jnp.maximum, first.parts, second.parts)
     return Gathered(parts, first.num_clients + second.num_clients)
 
 
 def receive(gathered: Gathered) -> Received:
-    """The means and totals of what has arrived; zeros where no weight has."""
+    """Divides each mean by the weight that has arrived; totals stay.
+
+    If no weight has arrived, means of floats are 0 and means of integers have the
+    lowest value of their dtype.
+    """
 
     def of_part(part: Mean | Total) -> Tree:
         if isinstance(part, Total):
@@ -166,14 +170,14 @@ def _fixed_order() -> Reduction:
     return Reduction(empty, add, total)
 
 
-REDUCTIONS = {"all_reduce": _running_sum(), "fixed_order": _fixed_order()}
-"""name -> Reduction; the names are those of `placement.REDUCTIONS`."""
+REDUCTION_BY_NAME = {"all_reduce": _running_sum(), "fixed_order": _fixed_order()}
+"""A Reduction for each name in `devices.REDUCTIONS`."""
 
 
 def _by_part(
     add: Callable[..., jax.Array], most: Callable[..., jax.Array], *messages: Message
 ) -> Message:
-    """Maps over the arrays of messages: `most` over the integers of means."""
+    """Maps `most` over the integers of means and `add` over all other arrays."""
 
     def of_means(*leaves: Any) -> jax.Array:
         return (most if _is_integer(leaves[0]) else add)(*leaves)
@@ -188,7 +192,7 @@ def _by_part(
 
 
 def _arrived_only(messages: Message, arrived: jax.Array) -> Message:
-    """Messages of all lanes, [num_lanes, ...], neutral where none has arrived."""
+    """Replaces messages that have not arrived, [num_lanes, ...], by neutral ones."""
     neutral = nothing(jax.tree.map(lambda x: x[0], messages)).parts
 
     def select(x: jax.Array, other: jax.Array) -> jax.Array:

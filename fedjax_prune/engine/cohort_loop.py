@@ -1,4 +1,4 @@
-"""Local training of a cohort: clients run one after another in parallel lanes.
+"""Local training of a cohort: lanes side by side, clients one after another.
 
 Clients differ in size by a factor of a hundred, so padding all of them to the
 largest would waste most of a round. Here a lane runs its queue of clients back to
@@ -41,8 +41,7 @@ class CohortResult(NamedTuple):
         keeps its old one.
       sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite` and
         `arrived`.
-      trips: [] int32, steps that the lanes made side by side, counted where they
-        run.
+      trips: [] int32, steps that the lanes have made side by side.
     """
 
     messages: Tree
@@ -84,7 +83,7 @@ def train_cohort(
       solver: optimiser, schedule, epochs and batch size.
       program: the algorithm's part.
       inputs: of the round, with this device's rows and block of the cohort.
-      reduction: takes in what the clients send.
+      reduction: gathers what the clients send.
     """
     state, cohort = inputs.state, inputs.cohort
     # Every batch is then one slice of the order, the last partial one included.
@@ -136,7 +135,7 @@ class _Run(NamedTuple):
         return self.is_active(lanes) & self.training.has_finished(lanes.client)
 
     def start(self, rows: ClientState) -> _Carry:
-        """All lanes about to run their first clients; nothing sent, nothing summed."""
+        """Returns the carry before the first step of every lane's first client."""
         num_lanes = self.cohort.queues.shape[0]
         taken, position = take_next(
             self.cohort.queues,
@@ -166,12 +165,12 @@ class _Run(NamedTuple):
         )
 
     def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
-        """Lanes about to run the clients at these positions of the block.
+        """Returns lanes before the first step of the clients at some positions.
 
         Args:
-          position: [num_lanes] int32.
+          position: [num_lanes] int32, in the block.
           rows: [block_size, ...].
-          sums: what the lanes' sums begin with.
+          sums: [num_lanes], with which the lanes' sums begin.
         """
 
         def load_one(lane: tuple[jax.Array, Sums]) -> _Lane:
@@ -207,29 +206,30 @@ class _Run(NamedTuple):
         return lanes._replace(client=lanes.client._replace(order=order))
 
     def step(self, lanes: _Lane) -> _Lane:
-        """One local step of every lane; nothing at all if its queue is finished."""
+        """Makes a local step in every lane that has a client."""
         stepped = over_lanes(self.training.step, lanes.client)
         client = select_lanes(self.is_active(lanes), stepped, lanes.client)
         return lanes._replace(client=client)
 
-    def _finish_one(
-        self, client: Progress
-    ) -> tuple[Message, ClientState, tuple[jax.Array, jax.Array]]:
-        """What a client sends and keeps, and whether it has diverged and arrived."""
+    def _finish_one(self, client: Progress) -> tuple[Message, ClientState, jax.Array]:
+        """Returns the message, the row and how often numbers were not finite."""
         result = self.training.result(client)
         message, row = self.training.program.upload(result, client.row)
         message = weigh(message)
-        diverged = ~jnp.isfinite(optax.tree.norm(result.delta))
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
-        finite = [jnp.isfinite(x).all() for x in floats]
-        arrived = jnp.stack([~diverged, client.sums["nonfinite"] == 0, *finite]).all()
+        # The norm also finds a delta whose squares overflow.
+        finite = [
+            jnp.isfinite(x).all() for x in (optax.tree.norm(result.delta), *floats)
+        ]
+        diverged = ~jnp.stack(finite).all()
+        nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
         row = jax.tree.map(
-            lambda new, old: jnp.where(arrived, new, old), row, client.row
+            lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
         )
-        return message, row, (diverged, arrived)
+        return message, row, nonfinite
 
     def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
-        """The probe's sums, computed only when a client it wants has finished."""
+        """Returns the probe's sums; zeros while no client that it wants finishes."""
         if self.probe is None:
             return {}
         measure, examples = self.probe.measure, self.probe.examples
@@ -241,11 +241,11 @@ class _Run(NamedTuple):
         )
 
     def flush(self, carry: _Carry) -> _Carry:
-        """Takes in what finished clients leave and loads the next ones."""
+        """Gathers what finished clients leave and loads the next clients."""
         lanes, sums = carry.lanes, carry.lanes.client.sums
         finished = self.has_finished(lanes)
-        messages, rows, (diverged, arrived) = over_lanes(self._finish_one, lanes.client)
-        nonfinite = sums["nonfinite"] + diverged.astype(jnp.float32)
+        messages, rows, nonfinite = over_lanes(self._finish_one, lanes.client)
+        arrived = nonfinite == 0
         known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)}
         probed = {n: x for n, x in carry.sums.items() if n not in sums | known}
         probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))

@@ -1,7 +1,6 @@
-"""What a federated algorithm is: pure functions that the engine calls.
+"""The records of a federated algorithm: pure functions that the engine calls.
 
-`rounds.make_algorithm` makes an algorithm out of Rules. Whoever calls it reads only the
-records of this file.
+`rounds.make_algorithm` makes a FederatedAlgorithm out of Rules.
 """
 
 from collections.abc import Callable
@@ -24,16 +23,17 @@ from fedjax_prune.types import (
 )
 
 Received = dict[str, Tree]
-"""For each part of the messages, its mean or its sum over the clients that arrived."""
+"""For each part of the messages, its mean or total over the clients that arrived."""
 
 Round = Callable[..., tuple[ServerState, ClientState, Sums]]
 """(inputs, placement=ONE_DEVICE) -> (state, rows, sums).
 
-Leaves of sums are per client, [num_places, ...], except the scalar `steps_executed`."""
+Leaves of sums are [num_places, ...], one entry a client, except for the scalar
+`steps_executed` and the scalars about masks."""
 
 
 class ClientProgram(NamedTuple):
-    """What an algorithm adds to local training.
+    """The part of an algorithm that runs on the clients, beside local training.
 
     Attributes:
       extra_args: row -> keyword arguments of the solver's `shared_tx.update`, beside
@@ -41,6 +41,15 @@ class ClientProgram(NamedTuple):
       upload: (result, row) -> (message, row). The returned row is what the client
         keeps if its message arrives.
       alive: `Variables.alive` of all clients.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> def upload(result, row):
+      ...     return {"delta": fp.Mean(result.delta, result.num_examples)}, row
+      >>> program = fp.ClientProgram(extra_args=lambda row: {}, upload=upload)
+      >>> result = fp.LocalResult({"w": 0.5}, {}, {}, 8, 0.1, (), {})
+      >>> program.upload(result, fp.ClientState({}, {}))[0]
+      {'delta': Mean(values={'w': 0.5}, weight=8)}
     """
 
     extra_args: Callable[[ClientState], dict[str, Tree]]
@@ -49,9 +58,10 @@ class ClientProgram(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What an algorithm's clients and its server do.
+    """The functions that make an algorithm: what its clients and its server do.
 
-    One algorithm can be made of another by replacing or wrapping some of its rules.
+    An algorithm can be made from another one by replacing or wrapping some of its
+    rules.
 
     Attributes:
       solver: local training.
@@ -60,7 +70,14 @@ class Rules(NamedTuple):
       program: (state, cohort) -> the clients' part of this round; of the cohort it may
         read the numbers of clients and examples.
       update: (state, received) -> the state after the server's step. It is not called
-        for a round from which nothing arrived, and `make_round` counts the round.
+        for a round in which nothing arrives; `make_round` counts the round.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> rules = fp.fedavg(task, fp.make_solver(), fp.make_server_tx()).rules
+      >>> jax.eval_shape(rules.init, jax.random.key(0)).params["fc2"]["kernel"].shape
+      (6, 3)
     """
 
     solver: LocalSolver
@@ -73,7 +90,8 @@ class Rules(NamedTuple):
 class Preparation(NamedTuple):
     """What some clients do once, before the first round.
 
-    They may come in groups, so that nothing on a device grows with their number.
+    The clients may come in groups, so that no array on a device grows with their
+    number.
 
     Attributes:
       solver: how the clients train in it.
@@ -96,7 +114,7 @@ class Preparation(NamedTuple):
     def run(
         self, inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
-        """All clients in one group, called like `FederatedAlgorithm.round`."""
+        """Runs all clients as one group; it is called like a round."""
         gathered = self.start(inputs.state)
         gathered, rows, sums = self.gather(gathered, inputs, placement)
         state, facts = self.finish(inputs.state, gathered, inputs.key)
@@ -104,7 +122,7 @@ class Preparation(NamedTuple):
 
 
 class MaskedRound(NamedTuple):
-    """A round in two parts, of an algorithm whose shared parameters are masked.
+    """The two parts of a round of an algorithm whose shared parameters are masked.
 
     Attributes:
       remask: (state, rows, cohort) -> the state with the masks of this round.
@@ -134,6 +152,16 @@ class FederatedAlgorithm(NamedTuple):
       prepare: what is done once before the first round; None if nothing is. Rounds
         refuse to run before it has.
       masked: the two parts of the round if parameters are masked, else None.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> algorithm = fp.fedavg(task, fp.make_solver(), fp.make_server_tx())
+      >>> state = jax.eval_shape(algorithm.init, jax.random.key(0))
+      >>> state.params["conv1"]["kernel"].shape, state.round.dtype
+      ((3, 3, 1, 2), dtype('int32'))
+      >>> algorithm.prepare is None and algorithm.masked is None
+      True
     """
 
     init: Callable[[jax.Array], ServerState]

@@ -1,20 +1,16 @@
-"""Chooses the clients of a round and deals them to lanes.
+"""Cohorts: which clients a round has, and which lane of which device runs them."""
 
-A round lasts as long as its busiest lane. Lanes run their clients one after
-another, so what counts is how evenly the steps are dealt, not how equal clients are.
-"""
-
-import heapq
-
+import chex
 import numpy as np
 
 from fedjax_prune.data.population import check_indices
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.types import Cohort, Population
 
 
 def num_steps(sizes: np.ndarray, epochs: int, batch_size: int) -> np.ndarray:
-    """Local steps of a round: epochs * ceil(size / batch_size).
+    """Computes the local steps of a round: epochs * ceil(size / batch_size).
 
     Args:
       sizes: [num_clients] integers, examples per client.
@@ -26,108 +22,16 @@ def num_steps(sizes: np.ndarray, epochs: int, batch_size: int) -> np.ndarray:
 
     Raises:
       ValueError: if `epochs` or `batch_size` is below 1.
+
+    Examples:
+      >>> num_steps(np.array([5, 8]), epochs=2, batch_size=4).tolist()
+      [4, 4]
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     return epochs * -(-np.asarray(sizes) // batch_size)
-
-
-def pack_lanes(
-    steps: np.ndarray,
-    client_ids: np.ndarray,
-    num_lanes: int,
-    *,
-    num_devices: int = 1,
-    block_size: int | None = None,
-) -> list[list[int]]:
-    """Deals clients to lanes as evenly as can be had without a search.
-
-    Longest first, each to the lane with least to do; then the busiest lane swaps
-    clients with others as long as that helps. Equal clients are taken by client id,
-    equal lanes by number, so each lane runs the same clients in the same order however
-    the cohort is ordered.
-
-    Args:
-      steps: [cohort_size] integers, local steps per client.
-      client_ids: [cohort_size] integers, distinct.
-      num_lanes: of each device, at least 1; lanes beyond the cohort's size stay
-        empty.
-      num_devices: at least 1.
-      block_size: the most clients a device can take, at least
-        cohort_size / num_devices; None is no bound.
-
-    Returns:
-      num_devices * num_lanes lists, device by device: the positions in `steps`
-      that each lane runs, in order.
-
-    Raises:
-      ValueError: if a number is out of range.
-
-    References:
-      Graham, Bounds on Multiprocessing Timing Anomalies, SIAM J. Appl. Math. 1969.
-    """
-    for name, value in (("num_lanes", num_lanes), ("num_devices", num_devices)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    block_size = len(steps) if block_size is None else block_size
-    if block_size * num_devices < len(steps):
-        raise ValueError(
-            f"block_size must be at least {len(steps)} / {num_devices}, "
-            f"got {block_size}."
-        )
-    lanes: list[list[int]] = [[] for _ in range(num_devices * num_lanes)]
-    room = [block_size] * num_devices
-    loads = [(0, lane) for lane in range(len(lanes))]
-    for position in np.lexsort((client_ids, -np.asarray(steps))):
-        load, lane = heapq.heappop(loads)
-        while room[lane // num_lanes] == 0:
-            load, lane = heapq.heappop(loads)
-        room[lane // num_lanes] -= 1
-        lanes[lane].append(int(position))
-        heapq.heappush(loads, (load + int(steps[position]), lane))
-    while _relieve_busiest(lanes, np.asarray(steps)):
-        pass
-    return lanes
-
-
-def _relieve_busiest(lanes: list[list[int]], steps: np.ndarray) -> bool:
-    """Swaps a client of the busiest lane for a shorter one, where both lanes gain.
-
-    Swaps alone, so that every device keeps as many clients as it has places for.
-
-    Returns:
-      Whether there was such a swap; of several the one that evens out most, and of
-      equal ones the first client of the busiest lane and the first of the others.
-    """
-    loads = np.array([steps[lane].sum() for lane in lanes])
-    busiest = int(loads.argmax())
-    if loads[busiest] * len(lanes) < loads.sum() + len(lanes):
-        return False  # no dealing is more even
-    # Clients of equal length are alike: of each lane, the first of every length.
-    lengths = [np.unique(steps[lane], return_index=True) for lane in lanes]
-    own, own_places = lengths[busiest]
-    best = (int(loads[busiest]), 0, 0, 0)
-    for other, (theirs, places) in enumerate(lengths):
-        gap = loads[busiest] - loads[other]
-        if gap == 0 or len(theirs) == 0:
-            continue
-        # Best is half the gap shorter, and one of the two lengths nearest to that.
-        above = np.searchsorted(2 * theirs, 2 * own - gap)
-        for near in (above - 1, above):
-            near = near.clip(0, len(theirs) - 1)
-            shift = own - theirs[near]
-            after = loads[busiest] - np.minimum(shift, gap - shift)
-            places_of_best = np.flatnonzero(after == after.min())
-            first = min(places_of_best, key=lambda k: (own_places[k], places[near[k]]))
-            swap = after[first], own_places[first], other, places[near[first]]
-            best = min(best, tuple(map(int, swap)))
-    after, i, other, j = best
-    if after == loads[busiest]:
-        return False
-    lanes[busiest][i], lanes[other][j] = lanes[other][j], lanes[busiest][i]
-    return True
 
 
 def make_cohort(
@@ -152,13 +56,23 @@ def make_cohort(
       num_examples: of the Dataset, which must have all indices; None = not checked.
 
     Returns:
-      A Cohort of numpy arrays, in the order given on one device, and in that order
-      within the block of each device on several. `indices` is as wide as the
+      A Cohort of numpy arrays. Its clients are in the given order on one device, and in
+      that order within the block of each device on several. `indices` is as wide as the
       population's, so that every cohort of the same size has the same shapes.
 
     Raises:
-      ValueError: if a client is unknown, occurs twice, has no examples or one that the
-        Dataset has not, if there is none, or another argument is out of range.
+      ValueError: if there is no client, if a client is unknown, occurs twice, has no
+        examples or one that the Dataset does not have, or if another argument is out of
+        range.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> cohort = fp.make_cohort(population, [0, 2], 2, epochs=1, batch_size=1)
+      >>> cohort.indices.tolist(), cohort.sizes.tolist()
+      ([[0, 1, 0], [3, 4, 5]], [2, 3])
+      >>> cohort.queues.tolist()  # the longer client runs in the first lane
+      [[1, 2], [0, 2]]
     """
     return make_groups(
         population,
@@ -175,7 +89,7 @@ def make_cohort(
 def make_groups(
     population: Population,
     client_ids: np.ndarray,
-    most: int,
+    group_size: int,
     num_lanes: int,
     *,
     epochs: int,
@@ -183,12 +97,13 @@ def make_groups(
     placement: Placement = ONE_DEVICE,
     num_examples: int | None = None,
 ) -> list[Cohort]:
-    """Makes cohorts of chosen clients that are of the same shapes and add up to one.
+    """Makes groups of chosen clients: cohorts of the same shapes.
 
     Args:
       population: all clients.
       client_ids: as in `make_cohort`.
-      most: clients of a group, at least 1; the groups are as even as can be.
+      group_size: the most clients in a group, at least 1; groups differ by one client
+        at most.
       num_lanes: of each device, at least 1.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
@@ -196,8 +111,8 @@ def make_groups(
       num_examples: as in `make_cohort`.
 
     Returns:
-      As `make_cohort`. `cohort_size` and `cohort_examples` are those of all groups
-      together.
+      Cohorts as of `make_cohort`, except that `cohort_size` and `cohort_examples` are
+      those of all groups together.
 
     Raises:
       ValueError: as `make_cohort`.
@@ -206,15 +121,15 @@ def make_groups(
     num_clients = len(population.sizes)
     if len(client_ids) == 0:
         raise ValueError("client_ids must name at least 1 client, got none.")
-    if most < 1:
-        raise ValueError(f"most must be at least 1, got {most}.")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}.")
     if client_ids.min() < 0 or client_ids.max() >= num_clients:
         raise ValueError(
             f"client_ids must be in [0, {num_clients}), got {client_ids.tolist()}."
         )
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
-    groups = np.array_split(client_ids, -(-len(client_ids) // most))
+    groups = np.array_split(client_ids, -(-len(client_ids) // group_size))
     block_size = placement.block_size(len(groups[0]))
     all_sizes = np.asarray(population.sizes, np.int32)
     for client in client_ids:
@@ -246,7 +161,10 @@ def make_groups(
             num_examples=all_sizes.sum(dtype=np.int32),
         )
 
-    return [make_group(ids) for ids in groups]
+    cohorts = [make_group(ids) for ids in groups]
+    # One compiled program runs all of them.
+    chex.assert_trees_all_equal_shapes_and_dtypes(cohorts[0], *cohorts)
+    return cohorts
 
 
 def _lay_out(
@@ -255,8 +173,8 @@ def _lay_out(
     """Gives every client a place on its device.
 
     Returns:
-      places: [num_devices * block_size] int32, which client is there; their number
-        where none is.
+      places: [num_devices * block_size] int32, the position of the client at each
+        place; the number of clients at empty places.
       queues: [lanes, block_size] int32, as in Cohort.
     """
     num_lanes = len(lanes) // num_devices
@@ -285,8 +203,8 @@ def sample_cohort(
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
-    The draw depends on (seed, round) alone, so a resumed run draws what an
-    uninterrupted one would have.
+    The draw depends on (seed, round) alone, so a resumed run draws the same clients as
+    an uninterrupted one.
 
     Args:
       population: all clients.
@@ -304,6 +222,15 @@ def sample_cohort(
 
     Raises:
       ValueError: if an argument is out of range.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> cohort = fp.sample_cohort(
+      ...     population, 3, num_lanes=1, seed=0, round=0, epochs=1, batch_size=2
+      ... )
+      >>> cohort.client_ids.tolist(), int(cohort.cohort_examples)
+      ([0, 1, 2], 6)
     """
     ids = draw_clients(population, cohort_size, seed=seed, round=round)
     return make_cohort(
@@ -326,7 +253,7 @@ def draw_clients(
       [cohort_size] integers, ascending.
 
     Raises:
-      ValueError: if there are not so many.
+      ValueError: if `cohort_size` is not in [1, num_clients].
     """
     num_clients = len(population.sizes)
     if not 1 <= cohort_size <= num_clients:

@@ -1,7 +1,8 @@
-"""Where a round's lanes run, and in which order their messages are added.
+"""Placements: on which devices rounds run, and in which order messages are added.
 
-Each device trains its own block of the cohort in its own lanes, without a word to the
-others; only what the clients send crosses devices, once, at the end of the round.
+Each device trains its own block of the cohort in its own lanes and exchanges nothing
+with the others meanwhile. What the clients send crosses devices once, at the end of the
+round.
 """
 
 import dataclasses
@@ -21,15 +22,16 @@ AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 REDUCTIONS = ("all_reduce", "fixed_order")
 GROUP, ALONE = 16, 4
-"""Clients of a group for each of several lanes, and for a lone one."""
+"""Clients in a group: GROUP for each of several lanes, ALONE for a single lane."""
 
 
 class Placement(NamedTuple):
-    """Where a round runs.
+    """The devices on which a round runs, and the order of its sums.
 
     Attributes:
-      mesh: the devices, on one axis; None is the one default device.
-      num_devices: how many of them train, the first; the others stand idle.
+      mesh: the devices, on one axis; None is the default device alone.
+      num_devices: how many of them train. These are the first ones; the others are
+        idle.
       reduction: one of REDUCTIONS. `all_reduce` adds messages as clients finish,
         then over devices. `fixed_order` keeps them all and adds them by client id,
         the same on any number of devices.
@@ -44,7 +46,7 @@ class Placement(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """The platform of the programs, which are traced in the forms for it."""
+        """The platform that programs are traced and lowered for."""
         if self.target is not None:
             return self.target
         if self.mesh is None:
@@ -53,27 +55,28 @@ class Placement(NamedTuple):
 
     @property
     def num_blocks(self) -> int:
-        """Into how many parts split arrays are cut, one for each device of the mesh."""
+        """The number of parts of split arrays, one for each device of the mesh."""
         return 1 if self.mesh is None else self.mesh.size
 
     def block_size(self, cohort_size: int) -> int:
-        """How many clients of a cohort each device has places for.
+        """Says how many clients of a cohort each device has places for.
 
-        A quarter more than its share: where the longest clients meet on one device,
-        the others take more of the short ones. On the Dirichlet splits of FedDP no
-        lane then waits longer than without a bound. For the fixed order all of them:
-        then every device compiles the same program on any number of devices.
+        A device has places for a quarter more than its share: where the longest clients
+        meet on one device, the others take more of the short ones. On the Dirichlet
+        splits of FedDP no lane then waits longer than without a bound. With the fixed
+        order a device has places for all clients, so that the program is the same on
+        any number of devices.
         """
         if self.reduction == "fixed_order":
             return cohort_size
         return min(cohort_size, math.ceil(1.25 * cohort_size / self.num_devices))
 
     def group_size(self, num_lanes: int) -> int:
-        """How many clients come at once where all come in groups.
+        """Says how many clients are in a group where clients come in groups.
 
-        Enough that lanes wait little for the last clients of a group; a lone lane waits
-        for nobody. In a fixed order the groups, too, are the same on any number of
-        devices.
+        Groups are so large that lanes wait little for the last clients of a group; a
+        single lane never waits. With the fixed order the groups, too, are the same on
+        any number of devices.
 
         Args:
           num_lanes: on each device.
@@ -95,19 +98,26 @@ def make_placement(
 ) -> Placement:
     """Places rounds on the first local devices.
 
-    XLA compiles a program of one partition by other passes than one of several: it
-    fuses, and so rounds, otherwise. For the same bits on any number of devices, a
-    fixed order has a second device in the mesh even where one does the work.
+    XLA compiles a program of one partition by other passes than one of several, so it
+    fuses, and rounds, otherwise. For the same bits on any number of devices, the mesh
+    of a fixed order has a second device even where one does the work.
 
     Args:
       num_devices: at least 1, at most the number of local devices.
       reduction: one of REDUCTIONS.
       platform: one of PLATFORMS, to lower programs ahead of time for as many devices
-        of another platform than the local one.
+        of another platform than the local one; None is the local one.
 
     Raises:
       ValueError: if there are fewer devices, or the reduction or the platform is
         unknown.
+
+    Examples:
+      >>> make_placement().num_blocks
+      1
+      >>> make_placement(1, "sorted")
+      Traceback (most recent call last):
+      ValueError: reduction must be one of all_reduce, fixed_order, got 'sorted'.
     """
     if platform is not None:
         check_platform(platform)
@@ -163,7 +173,7 @@ def share_work(
         the leading axis of `parts` must not depend on the others.
       whole: given to every device.
       parts: leaves [size, ...], cut along the leading axis.
-      out_axis: where that axis is in the result.
+      out_axis: the place of that axis in the result.
 
     Returns:
       What `function(whole, parts)` would return.
@@ -187,7 +197,7 @@ def share_work(
 
 
 def input_specs(inputs: RoundInputs) -> Tree:
-    """How a round's inputs lie on the devices, for `jax.shard_map`."""
+    """Says how a round's inputs lie on the devices, for `jax.shard_map`."""
     probe = inputs.probe
     if probe is not None:
         probe = dataclasses.replace(probe, examples=WHOLE, wanted=SPLIT)

@@ -5,7 +5,7 @@
   client_local   the same, on each client's own validation set
   after_local    each client's parameters and gates before they are averaged away
 
-Each is a list of per-client counts; means are taken when a row is written.
+Here they are counts or shares for each client; means are taken when a row is written.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fedjax_prune.engine.devices import ONE_DEVICE, Placement, share_work
 from fedjax_prune.types import Dataset, Population, Probe, Sums, Task, Variables
 
 BATCH_SIZE = 100
-"""Examples a forward pass; the last batch is padded and the padding dropped."""
+"""Examples in a forward pass; the last batch overlaps the one before it."""
 
 
 def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.Array:
@@ -31,6 +31,14 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
 
     Returns:
       [num_examples] bool.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.Task(None, None, lambda variables, images: images[:, 0, 0])
+      >>> pixels = jnp.array([[1, 2, 3], [1, 3, 2]], jnp.uint8)
+      >>> dataset = fp.Dataset(pixels[:, None, None], jnp.array([2, 0]))
+      >>> fp.correct_examples(task, fp.Variables({}, {}, {}), dataset).tolist()
+      [True, False]
     """
     num_examples = dataset.labels.shape[0]
     batch_size = min(BATCH_SIZE, num_examples)
@@ -61,14 +69,27 @@ def correct_by_client(
 
     Args:
       task: a gated or plain task.
-      variables: `params` and `model_state` shared, `personal` with a leading axis
-        `num_clients`; `{}` makes all clients the same model, computed once.
+      variables: shared `params` and `model_state`; `personal` with a leading axis
+        `num_clients`, or `{}`, with which all clients have the same model and it is
+        computed once.
       dataset: on every device.
       placement: the devices, each of which takes a part of the examples.
 
     Returns:
       [num_clients, num_examples] bool, or [1, num_examples] without personal
       parameters.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> def predict(variables, images):
+      ...     return images[:, 0, 0] + variables.personal["bias"][None]
+      >>> images = jnp.array([[[[2.0, 1.0]]], [[[1.0, 2.0]]]])
+      >>> dataset = fp.Dataset(images, jnp.array([0, 1]))
+      >>> of_clients = {"bias": jnp.array([[0.0, 0.0], [5.0, 0.0]])}
+      >>> task = fp.Task(init=None, loss=None, predict=predict)
+      >>> variables = fp.Variables({}, of_clients, {})
+      >>> fp.correct_by_client(task, variables, dataset).tolist()
+      [[True, True], [True, False]]
     """
 
     def on_part(variables: Variables, part: Dataset) -> jax.Array:
@@ -85,10 +106,10 @@ def correct_by_client(
 
 
 def local_accuracy(correct: jax.Array, validation: Population) -> jax.Array:
-    """Accuracy of each client on its own validation set, from per-example results.
+    """Computes each client's accuracy on its own validation set.
 
     Args:
-      correct: [num_clients or 1, num_examples] bool.
+      correct: [num_clients or 1, num_examples] bool, from `correct_by_client`.
       validation: indices into the same examples, one row per client.
 
     Returns:
@@ -108,7 +129,7 @@ def holdout_accuracy(
     validation: Population,
     placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
-    """Accuracy of each client on training examples it has held out.
+    """Computes each client's accuracy on training examples that it has held out.
 
     Args:
       task: a gated or plain task.
@@ -141,7 +162,7 @@ def holdout_accuracy(
 
 
 def after_local_probe(task: Task, test: Dataset, wanted: jax.Array) -> Probe:
-    """Measures clients' own models on the test set before they are averaged.
+    """Makes a probe of clients' own models, before they are averaged.
 
     Args:
       task: a gated or plain task.
@@ -149,7 +170,7 @@ def after_local_probe(task: Task, test: Dataset, wanted: jax.Array) -> Probe:
       wanted: [num_places] bool, which clients of the cohort to measure.
 
     Returns:
-      A probe whose sum is `after_local`, the number of correct test examples.
+      A probe whose sum `after_local` is the number of correct test examples.
     """
 
     def measure(variables: Variables, test: Dataset) -> Sums:
@@ -160,7 +181,7 @@ def after_local_probe(task: Task, test: Dataset, wanted: jax.Array) -> Probe:
 
 
 def summarise(accuracies: np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation, 10th percentile and worst over clients.
+    """Computes mean, standard deviation, 10th percentile and minimum over clients.
 
     Args:
       accuracies: [num_clients], in [0, 1].

@@ -1,7 +1,7 @@
-"""What is done to all lanes of a device at once.
+"""Functions over all lanes of a device: map, select, write, take the next clients.
 
-A lone lane is common on CPUs and gets the shortest way: it is not mapped, and it is
-never idle, because the loop over the steps ends with it.
+A single lane is common on CPUs and takes a shorter way: it is not mapped. It is never
+idle, because the loop over the steps ends when it has no client left.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fedjax_prune.types import Tree
 
 
 def over_lanes(step: Callable[[Any], Any], lanes: Any) -> Any:
-    """Maps a function over the lanes; a lone lane runs as it is.
+    """Maps a function over the lanes; a single lane runs without a map.
 
     Mapped, its matrix products would be batches of one, whose transposed operands XLA
     copies on CPUs.
@@ -36,9 +36,9 @@ def select_lanes(flags: jax.Array, chosen: Tree, other: Tree) -> Tree:
     """Takes whole lanes from one of two trees.
 
     Args:
-      flags: [num_lanes] bool; that of a lone lane must be True.
-      chosen: leaves [num_lanes, ...], taken where the flag is set.
-      other: taken elsewhere.
+      flags: [num_lanes] bool; that of a single lane must be True.
+      chosen: leaves [num_lanes, ...], taken where the flag is True.
+      other: leaves [num_lanes, ...], taken where it is False.
     """
     if flags.shape[0] == 1:
         return chosen
@@ -50,16 +50,16 @@ def select_lanes(flags: jax.Array, chosen: Tree, other: Tree) -> Tree:
 
 
 def put_lanes(block: Tree, position: jax.Array, lanes: Tree) -> Tree:
-    """Writes what lanes hold to their places in a block.
+    """Writes the lanes' trees to their places in a block.
 
     Args:
       block: leaves [block_size, ...].
-      position: [num_lanes] int32 in the block; lanes at `block_size` are left out, but
-        a lone lane must have a place.
+      position: [num_lanes] int32 in the block; lanes at `block_size` are left out.
+        A single lane must have a place.
       lanes: leaves [num_lanes, ...].
 
     Returns:
-      The block.
+      The new block.
     """
     if position.shape[0] == 1:
         # A scatter would be written number by number on CPUs.
@@ -80,12 +80,12 @@ def take_next(
 ) -> tuple[jax.Array, jax.Array]:
     """Gives lanes their next clients.
 
-    Each takes from its own queue and then from the longest of the others: the queues
-    are even only if clients train for as long as was planned.
+    A lane takes from its own queue, and from the longest of the others when its own is
+    empty: the queues are even only if clients train for as long as was planned.
 
     Args:
       queues: [num_lanes, length] int32, positions of clients, padded with `nothing`.
-      nothing: beyond all positions.
+      nothing: stands for no client, above all positions.
       taken: [num_lanes] int32, clients taken from each queue.
       wants: [num_lanes] bool, which lanes have nothing to do.
 

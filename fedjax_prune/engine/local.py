@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.solver import LocalSolver, num_batches
@@ -27,7 +28,7 @@ from fedjax_prune.types import (
 
 
 class Progress(NamedTuple):
-    """A client in the middle of its local training."""
+    """The state of one client's local training."""
 
     size: jax.Array  # [] int32, examples of the client
     key: jax.Array  # [] of the client and the round
@@ -70,11 +71,12 @@ class LocalTraining(NamedTuple):
         key: jax.Array,
         sums: Sums,
     ) -> Progress:
-        """A client before its first step.
+        """Returns the progress of a client before its first step.
 
         Args:
           row: what the client has kept.
-          indices: [padded size] int32 into the dataset, a multiple of the batch size.
+          indices: [padded size] int32 into the dataset; the padded size is a multiple
+            of the batch size.
           size: [] int32, how many of them are real.
           key: of the client and the round.
           sums: zeros, as `no_sums` gives them.
@@ -100,7 +102,7 @@ class LocalTraining(NamedTuple):
         )
 
     def no_sums(self, progress: Progress) -> Sums:
-        """Zeros like the sums of a step, whatever sums the progress has."""
+        """Returns zeros like the sums of a step, whatever sums the progress has."""
 
         def of_step() -> Sums:
             # The loss alone is cheaper to trace than a step.
@@ -113,22 +115,24 @@ class LocalTraining(NamedTuple):
         )
 
     def has_finished(self, progress: Progress) -> jax.Array:
-        """Whether the client has made its last step, [] bool."""
+        """Says whether the client has made its last step, [] bool."""
         return progress.epoch == self.solver.epochs
 
     def draw_order(self, progress: Progress, indices: jax.Array) -> jax.Array:
-        """The order of the client's examples in the epoch that begins.
+        """Draws the order of the client's examples in the epoch that begins.
 
         Args:
           progress: between two epochs.
           indices: of the client, as in `begin`.
 
         Returns:
-          [padded size] int32, a permutation of the real indices, then the padding.
+          [padded size] int32: first a permutation of the real indices, then the
+          padding.
         """
         key = jax.random.fold_in(jax.random.fold_in(progress.key, 0), progress.epoch)
-        # One number for each place, whatever the padding; padding goes last. The dtype
-        # is said, because 64 bits would lie beyond the largest number of 32.
+        # Each place has its number, whatever the padding, and the padding comes last.
+        # The dtype is given, because with x64 numbers would be larger than the
+        # padding's.
         numbers = jnp.where(
             jnp.arange(indices.shape[0], dtype=jnp.int32) < progress.size,
             jax.random.bits(key, indices.shape, jnp.uint32),
@@ -137,7 +141,7 @@ class LocalTraining(NamedTuple):
         return jax.lax.sort_key_val(numbers, indices)[1]
 
     def step(self, progress: Progress) -> Progress:
-        """One local step; the first of an epoch needs that epoch's order."""
+        """Makes one local step. Before the first of an epoch, `draw_order` is due."""
         batches = num_batches(progress.size, self.solver.batch_size)
         key = jax.random.fold_in(jax.random.fold_in(progress.key, 1), progress.step)
         params, personal = progress.variables.params, progress.variables.personal
@@ -177,7 +181,7 @@ class LocalTraining(NamedTuple):
         )
 
     def result(self, progress: Progress) -> LocalResult:
-        """What the client is left with after its last step."""
+        """Returns what local training leaves behind, after the client's last step."""
         params = progress.variables.params
         return LocalResult(
             delta=jax.tree.map(jnp.subtract, self.anchor.params, params),
@@ -192,7 +196,7 @@ class LocalTraining(NamedTuple):
     def _gradients(
         self, progress: Progress, key: jax.Array
     ) -> tuple[jax.Array, Tree, Sums, tuple[Tree, Tree]]:
-        """The loss of a batch, its model state and sums, and both gradients."""
+        """Computes the loss of a batch, model state, sums and both gradients."""
         batch, variables = self._batch(progress), progress.variables
 
         def objective(trained: tuple[Tree, Tree]):
@@ -238,7 +242,7 @@ class LocalTraining(NamedTuple):
     def _watch(
         self, progress: Progress, sums: Sums, ends_epoch: jax.Array
     ) -> tuple[Watch | tuple[()], jax.Array]:
-        """What early stopping has seen, and the epoch that follows this one."""
+        """Updates early stopping and says which epoch follows this one."""
         watch, next_epoch = progress.watch, progress.epoch + 1
         if self.solver.stopping is None or not isinstance(watch, Watch):
             return watch, next_epoch
@@ -269,7 +273,39 @@ def train_client(
       indices: [max_size] int32 into the dataset, padded with 0.
       size: [] int32, how many of them are the client's, at least 1.
       key: `jax.random.fold_in(round_key, client_id)`.
+
+    Raises:
+      ValueError: if `indices` are not whole numbers on one axis, or if `size` is known,
+        not traced, and not in [1, max_size].
+
+    Examples:
+      One step of size 0.5 on the loss (w - 3)^2 / 2, from w = 1 to w = 2.
+
+      >>> import fedjax_prune as fp
+      >>> def loss(variables, batch, key):
+      ...     return (variables.params["w"] - 3) ** 2 / 2, ({}, {})
+      >>> result = fp.train_client(
+      ...     task=fp.Task(init=None, loss=loss, predict=None),
+      ...     solver=fp.make_solver(epochs=1, batch_size=1, lr=0.5),
+      ...     program=fp.ClientProgram(extra_args=lambda row: {}, upload=None),
+      ...     anchor=Anchor({"w": jnp.float32(1)}, {}, round=jnp.int32(0)),
+      ...     row=fp.ClientState(personal={}, client={}),
+      ...     dataset=fp.Dataset(jnp.zeros((1, 1, 1, 1), jnp.uint8), jnp.zeros(1, int)),
+      ...     indices=jnp.zeros(1, jnp.int32),
+      ...     size=jnp.int32(1),
+      ...     key=jax.random.key(0),
+      ... )
+      >>> result.delta["w"].item(), result.step_mass.item(), result.sums["steps"].item()
+      (-1.0, 0.5, 1.0)
     """
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(
+            "indices must be whole numbers on one axis, got "
+            f"{indices.dtype}{list(indices.shape)}."
+        )
+    # A client without examples would never make a last step.
+    if not isinstance(size, Tracer) and not 1 <= size <= indices.shape[0]:
+        raise ValueError(f"size must be in [1, {indices.shape[0]}], got {size}.")
     indices = pad_to_batches(indices, solver.batch_size)
     training = LocalTraining(task, solver, program, anchor, dataset)
     first = training.begin(row, indices, size, key, {})
@@ -291,13 +327,13 @@ def train_client(
 
 
 def pad_to_batches(indices: jax.Array, batch_size: int) -> jax.Array:
-    """Pads the last axis, so that every batch is one slice, the last one included."""
+    """Pads the last axis with 0 to a multiple of the batch size."""
     extra = -indices.shape[-1] % batch_size
     return jnp.pad(indices, ((0, 0),) * (indices.ndim - 1) + ((0, extra),))
 
 
 def float_dtype(tree: Tree) -> jnp.dtype:
-    """The dtype of a tree's floating arrays; JAX's default if it has none."""
+    """Returns the dtype of a tree's floating arrays; JAX's default if it has none."""
     leaves = [x.dtype for x in jax.tree.leaves(tree)]
     floats = [dtype for dtype in leaves if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.zeros(()).dtype

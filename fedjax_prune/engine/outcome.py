@@ -1,4 +1,4 @@
-"""A round's numbers on the host: whose they are, and whether they are usable."""
+"""The numbers of a round on the host: whose they are, and whether they are finite."""
 
 import numpy as np
 
@@ -6,24 +6,41 @@ from fedjax_prune.types import Cohort
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; the message names the round and the clients."""
+    """A run cannot go on. The message names the round and the clients, or the array.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> try:
+      ...     raise fp.TrainingError("The loss of client 3 became non-finite.")
+      ... except RuntimeError as error:
+      ...     print(error)
+      The loss of client 3 became non-finite.
+    """
 
 
 def by_id(cohort: Cohort) -> np.ndarray:
-    """The places of a cohort's clients, by ascending client id."""
+    """Sorts the places of a cohort's clients by client id, without empty places."""
     real = cohort.client_ids < cohort.num_clients
     return np.argsort(cohort.client_ids)[: real.sum()]
 
 
 def first_by_id(cohort: Cohort, count: int) -> np.ndarray:
-    """Marks the places of the first clients: [num_places] bool."""
+    """Marks the places of the clients with the smallest ids.
+
+    Args:
+      cohort: of the round, numpy.
+      count: how many clients are marked.
+
+    Returns:
+      [num_places] bool.
+    """
     chosen = np.zeros(len(cohort.client_ids), bool)
     chosen[by_id(cohort)[:count]] = True
     return chosen
 
 
 def of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndarray]:
-    """Sums of clients alone, by ascending client id."""
+    """Takes the clients' sums by ascending client id, without empty places."""
     places = by_id(cohort)
     return {
         name: value[places] if np.ndim(value) else value for name, value in sums.items()
@@ -32,6 +49,11 @@ def of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndar
 
 def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> None:
     """Refuses a round in which a client has diverged.
+
+    Args:
+      sums: of clients, as `of_clients` gives them.
+      number: of the round; 0 is the preparation.
+      cohort: of the round, numpy.
 
     Raises:
       TrainingError: naming the clients.

@@ -1,7 +1,6 @@
-"""What is done once before the first round, by groups of clients.
+"""Preparation: what clients do once, in groups, before the first round.
 
-A device holds what one group keeps; what all of them add up to is gathered from group
-to group.
+A device holds the rows of one group at a time, and the sums of all groups so far.
 """
 
 import time
@@ -15,20 +14,28 @@ from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_cohort, put_whole
 from fedjax_prune.engine.outcome import of_clients, require_finite
 from fedjax_prune.engine.store import Store
-from fedjax_prune.types import Dataset, Population, RoundInputs, ServerState
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    Population,
+    RoundInputs,
+    ServerState,
+    Tree,
+)
 
 PREPARATION = 2**32 - 2
-"""Stands for a round in the keys and draws of what comes before the first."""
+"""The number of the preparation where keys and draws take a round."""
 
 
 class Prepared(NamedTuple):
-    """What a preparation leaves behind, beside the rows of its clients.
+    """The result of a preparation, except for the rows of its clients.
 
     Attributes:
       state: before the first round.
-      sums: of its clients, by ascending client id, and scalars; numpy.
-      seconds: that it took.
-      compile_seconds: spent compiling before and after it.
+      sums: [num_clients of the preparation] by ascending client id, and scalars; numpy.
+      seconds: of the preparation, without compiling.
+      compile_seconds: of compiling it.
     """
 
     state: ServerState
@@ -48,23 +55,44 @@ def prepare(
     num_lanes: int = 1,
     placement: Placement = ONE_DEVICE,
 ) -> Prepared:
-    """Does what an algorithm does before its first round, as AutoFLIP explores.
+    """Runs an algorithm's preparation, such as AutoFLIP's exploration.
 
-    Call it once before the rounds, whatever the algorithm: without a preparation the
-    state stays as it is.
+    Call it once before the rounds, whatever the algorithm: if the algorithm has no
+    preparation, the state stays as it is.
 
     Args:
       algorithm: whose rounds follow.
-      state: the first one.
-      rows: of all clients; those that take part are replaced.
-      dataset: training examples.
-      population: who holds which of them.
+      state: from `algorithm.init`.
+      rows: of all clients; the rows of those that take part are replaced.
+      dataset: training examples, [num_examples, ...].
+      population: which client holds which of them.
       seed: of the run, at least 0.
       num_lanes: clients side by side on each device, at least 1.
-      placement: where it runs.
+      placement: of the rounds.
+
+    Returns:
+      The state before the first round, the clients' sums and the time taken.
 
     Raises:
+      ValueError: if a client has an index that the dataset does not have, or a number
+        is out of range.
       TrainingError: if a client's loss becomes non-finite.
+
+    References:
+      Exploration: Internò et al., https://arxiv.org/abs/2405.10271. First stage of
+      PruneFL: Jiang et al., https://arxiv.org/abs/1909.12326.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> algorithm = fp.fedavg(task, fp.make_solver(), fp.make_server_tx())
+      >>> state = jax.eval_shape(algorithm.init, jax.random.key(0))
+      >>> rows = fp.make_store("host", fp.ClientState({}, {}), num_clients=2)
+      >>> dataset = fp.Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
+      >>> population = fp.to_population([[0], [1]])
+      >>> prepared = fp.prepare(algorithm, state, rows, dataset, population, seed=0)
+      >>> prepared.state is state  # FedAvg has no preparation
+      True
     """
     steps, solver = algorithm.prepare, algorithm.rules.solver
     if steps is None:
@@ -78,46 +106,42 @@ def prepare(
         epochs=solver.epochs,
         batch_size=solver.batch_size,
         placement=placement,
+        num_examples=len(dataset.labels),
     )
     key = jax.random.fold_in(jax.random.key(seed), PREPARATION)
     dataset, key = put_whole(placement, (dataset, key))
 
-    def inputs_of(group) -> RoundInputs:
-        taken, cohort = rows.take(group.client_ids), put_cohort(placement, group)
-        return RoundInputs(state, taken, dataset, cohort, key)
+    def inputs_of(group: Cohort) -> tuple[ClientState, RoundInputs]:
+        """Takes a group's rows, which are donated, and makes inputs without rows."""
+        cohort = put_cohort(placement, group)
+        inputs = RoundInputs(state, ClientState((), ()), dataset, cohort, key)
+        return rows.take(group.client_ids), inputs
 
     @jax.jit(donate_argnums=(0, 1))
-    def gather(gathered, taken, inputs):
+    def gather(gathered: Tree, taken: ClientState, inputs: RoundInputs):
         return steps.gather(gathered, inputs._replace(rows=taken), placement)
-
-    def split(inputs: RoundInputs):
-        return inputs.rows, inputs._replace(rows=())
 
     began = time.monotonic()
     gathered = jax.jit(steps.start)(state)
-    run = gather.lower(gathered, *split(inputs_of(groups[0]))).compile()
-    started = time.monotonic()
+    run = gather.lower(gathered, *inputs_of(groups[0])).compile()
+    compile_seconds = time.monotonic() - began
     of_groups = []
     for group in groups:
-        gathered, taken, sums = run(gathered, *split(inputs_of(group)))
+        gathered, taken, sums = run(gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
         of_groups.append(of_clients(jax.device_get(sums), group))
         require_finite(of_groups[-1], 0, group)
-    gathering = time.monotonic()
+    gathering_ended = time.monotonic()
     finish = jax.jit(steps.finish).lower(state, gathered, key).compile()
-    compiled = time.monotonic()
-    state, facts = finish(state, gathered, key)
-    facts = jax.device_get(facts)
-    return Prepared(
-        state,
-        _add_up(of_groups) | facts,
-        time.monotonic() - compiled + gathering - started,
-        started - began + compiled - gathering,
-    )
+    compile_seconds += time.monotonic() - gathering_ended
+    after, facts = finish(state, gathered, key)
+    sums = _add_up(of_groups) | jax.device_get(facts)
+    seconds = time.monotonic() - began - compile_seconds
+    return Prepared(after, sums, seconds, compile_seconds)
 
 
 def _add_up(of_groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One client after another; scalars are added."""
+    """Joins what groups have for each client, and adds up their scalars."""
     names = of_groups[0]
     columns = {name: [sums[name] for sums in of_groups] for name in names}
     return {

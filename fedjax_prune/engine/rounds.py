@@ -1,12 +1,13 @@
-"""An algorithm, out of what its clients and its server do."""
+"""Rounds and algorithms, made from rules for clients and server."""
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.aggregate import REDUCTIONS, Gathered, receive
+from fedjax_prune.engine.aggregate import REDUCTION_BY_NAME, Gathered, receive
 from fedjax_prune.engine.cohort_loop import train_cohort
 from fedjax_prune.engine.contract import (
     ClientProgram,
@@ -48,6 +49,21 @@ def make_algorithm(
       task: the model and its loss.
       rules: of clients and server.
       messages: as in FederatedAlgorithm.
+
+    Returns:
+      The algorithm, without preparation and masks. It delivers the state's `params` and
+      `model_state`.
+
+    Examples:
+      FedAvg whose server never moves.
+
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> base = fp.fedavg(task, fp.make_solver(), fp.make_server_tx())
+      >>> rules = base.rules._replace(update=lambda state, received: state)
+      >>> still = fp.make_algorithm(task, rules, base.messages)
+      >>> still.rules.update("state before", received={})
+      'state before'
     """
     return FederatedAlgorithm(
         init=rules.init,
@@ -65,7 +81,42 @@ def make_round(
     program: Callable[[ServerState, Cohort], ClientProgram],
     update: Callable[[ServerState, Received], ServerState],
 ) -> Round:
-    """Makes `FederatedAlgorithm.round`; the arguments are as in Rules."""
+    """Makes `FederatedAlgorithm.round`.
+
+    Args:
+      task: the model and its loss.
+      solver: as in Rules.
+      program: as in Rules.
+      update: as in Rules.
+
+    Returns:
+      (inputs, placement=ONE_DEVICE) -> (state, rows, sums). It raises ValueError if the
+      inputs' rows, probe and cohort do not belong together, or the cohort is not made
+      for the placement.
+
+    Examples:
+      FedAvg by hand. The loss of a client with target y is (w - y)^2 / 2. From w = 0,
+      one step of size 0.5 leads to 1 and to 3; their mean is 2.
+
+      >>> import fedjax_prune as fp
+      >>> def loss(variables, batch, key):
+      ...     return (variables.params["w"] - batch.labels[0]) ** 2 / 2, ({}, {})
+      >>> first = fp.Variables(params={"w": jnp.zeros(())}, personal={}, model_state={})
+      >>> task = fp.Task(init=lambda key: first, loss=loss, predict=None)
+      >>> solver = fp.make_solver(epochs=1, batch_size=1, lr=0.5)
+      >>> algorithm = fp.fedavg(task, solver, fp.make_server_tx("sgd", lr=1.0))
+      >>> rules, key = algorithm.rules, jax.random.key(0)
+      >>> run = fp.make_round(task, solver, rules.program, rules.update)
+      >>> dataset = fp.Dataset(jnp.zeros((2, 1, 1, 1), jnp.uint8), jnp.array([2, 6]))
+      >>> cohort = fp.make_cohort(
+      ...     fp.to_population([[0], [1]]), [0, 1], num_lanes=2, epochs=1, batch_size=1
+      ... )
+      >>> rows = fp.ClientState(personal={}, client={})
+      >>> inputs = fp.RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
+      >>> state, rows, sums = jax.jit(run)(inputs)
+      >>> state.params["w"].item(), sums["steps"].tolist()
+      (2.0, [1.0, 1.0])
+    """
     train = make_training(task, solver, program)
 
     def round(
@@ -78,13 +129,17 @@ def make_round(
           placement: where it runs; its platform chooses the forms of convolutions.
 
         Returns:
-          The state and the rows after the round and the sums, [num_places, ...], with
-          `steps`, `nonfinite`, `arrived` and the scalar `steps_executed`. If no
-          message has arrived, the state is as before and the round is counted.
+          The state and the rows after the round, and the sums: of the task and the
+          probe, `steps`, `nonfinite` and `arrived`, [num_places, ...] float32, and the
+          scalar `steps_executed`. If no message has arrived, the state stays, except
+          that the round is counted.
+
+        Raises:
+          ValueError: as `check_inputs`.
         """
         state = inputs.state
         gathered, rows, sums = train(inputs, placement)
-        # A computation of its own: its roundings do not depend on what comes after it.
+        # In a branch of its own, its roundings do not depend on what comes after it.
         after = jax.lax.cond(
             gathered.num_clients > 0,
             lambda: update(state, receive(gathered)),
@@ -100,7 +155,12 @@ def make_training(
     solver: LocalSolver,
     program: Callable[[ServerState, Cohort], ClientProgram],
 ) -> Callable[[RoundInputs, Placement], tuple[Gathered, ClientState, Sums]]:
-    """Makes a round without the server's step; the arguments are as in Rules.
+    """Makes a round without the server's step.
+
+    Args:
+      task: the model and its loss.
+      solver: as in Rules.
+      program: as in Rules.
 
     Returns:
       (inputs, placement) -> what the clients have sent, the rows and the sums.
@@ -109,18 +169,21 @@ def make_training(
     def train(
         inputs: RoundInputs, placement: Placement
     ) -> tuple[Gathered, ClientState, Sums]:
+        check_inputs(inputs, placement)
         inputs = inputs._replace(
             dataset=jax.tree.map(jnp.asarray, inputs.dataset),
             cohort=jax.tree.map(jnp.asarray, inputs.cohort),
         )
-        reduction, many = REDUCTIONS[placement.reduction], placement.mesh is not None
+        many = placement.mesh is not None
+        reduction = REDUCTION_BY_NAME[placement.reduction]
 
         def on_one_device(
             inputs: RoundInputs,
         ) -> tuple[Gathered, ClientState, Sums, jax.Array]:
             cohort = inputs.cohort
-            own = program(inputs.state, cohort)
-            result = train_cohort(task, solver, own, inputs, reduction)
+            result = train_cohort(
+                task, solver, program(inputs.state, cohort), inputs, reduction
+            )
             gathered = reduction.total(result.messages, cohort, many)
             # Every lane waits for the slowest device.
             trips = jax.lax.pmax(result.trips, AXIS) if many else result.trips
@@ -144,10 +207,46 @@ def make_training(
     return train
 
 
+def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
+    """Refuses inputs that do not belong together; only shapes are looked at.
+
+    Args:
+      inputs: of a round, which may be traced.
+      placement: of the round.
+
+    Raises:
+      ValueError: if the cohort is not made for the placement, or rows or probe are not
+        of the cohort.
+    """
+    cohort, num_blocks = inputs.cohort, placement.num_blocks
+    chex.assert_rank([cohort.client_ids, cohort.sizes], 1)
+    chex.assert_rank([cohort.indices, cohort.queues], 2)
+    chex.assert_equal_shape_prefix([cohort.client_ids, cohort.sizes, cohort.indices], 1)
+    num_places = len(cohort.client_ids)
+    num_queues, block_size = cohort.queues.shape
+    if block_size * num_blocks != num_places or num_queues % num_blocks:
+        raise ValueError(
+            f"cohort must have a block of places for each of the placement's "
+            f"{num_blocks} devices, got {num_places} places in blocks of "
+            f"{block_size}: pass the round's placement to make_cohort."
+        )
+    for leaf in jax.tree.leaves(inputs.rows):
+        if leaf.shape[:1] != (num_places,):
+            raise ValueError(
+                f"rows must have the cohort's {num_places} places as leading axis, got "
+                f"{list(leaf.shape)}: take them by this cohort's client_ids."
+            )
+    if inputs.probe is not None and inputs.probe.wanted.shape != (num_places,):
+        raise ValueError(
+            f"probe.wanted must be a flag for each of the cohort's {num_places} "
+            f"places, got {list(inputs.probe.wanted.shape)}."
+        )
+
+
 def with_preparation(
     algorithm: FederatedAlgorithm, preparation: Preparation
 ) -> FederatedAlgorithm:
-    """The algorithm with a preparation, without which its rounds refuse to run."""
+    """Adds a preparation to an algorithm; its rounds refuse to run before it."""
 
     def init(key: jax.Array) -> ServerState:
         return algorithm.init(key)._replace(pending=Unprepared())

@@ -1,6 +1,6 @@
-"""Rows of all clients as one tree of arrays: how those of some come out and go back.
+"""Rows of all clients as one tree of arrays on the devices: create, take and put.
 
-Pure functions, on one device or on several of which each has an equal part.
+These are pure functions, for one device or for several of which each has an equal part.
 """
 
 from collections.abc import Callable
@@ -31,12 +31,12 @@ def create(row: ClientState, num_clients: int) -> ClientState:
 def take(
     rows: ClientState, client_ids: jax.Array, placement: Placement = ONE_DEVICE
 ) -> ClientState:
-    """The rows of some clients.
+    """Takes the rows of some clients.
 
     Args:
       rows: of all clients; on several devices each has an equal part.
-      client_ids: [num_places] int32, each device's block; an id outside the
-        population gives a row that means nothing.
+      client_ids: [num_places] int32, a block for each device; an id outside the
+        population gives a row without a meaning.
       placement: of the rows.
 
     Returns:
@@ -47,10 +47,10 @@ def take(
         wanted = jax.lax.all_gather(ids, AXIS, tiled=True)
 
         def fetch(x: jax.Array) -> jax.Array:
-            # Every device adds what it has to zeros, and keeps its block of the sum.
+            # Every device adds its rows to zeros and keeps its block of the sum.
             place, here = _own(x, wanted)
             found = jnp.where(_spread(here, x), x[place], jnp.zeros((), x.dtype))
-            # Flags do not add up.
+            # Flags cannot be added up.
             summed = found.astype(jnp.int8) if x.dtype == jnp.bool else found
             return jax.lax.psum_scatter(summed, AXIS, tiled=True).astype(x.dtype)
 
@@ -67,7 +67,7 @@ def put(
     cohort_rows: ClientState,
     placement: Placement = ONE_DEVICE,
 ) -> ClientState:
-    """Rows with those of some clients replaced; all others keep their bits.
+    """Replaces the rows of some clients; all others keep their bits.
 
     Args:
       rows: as in `take`.
@@ -76,7 +76,7 @@ def put(
       placement: of all three.
 
     Returns:
-      The rows.
+      The new rows of all clients.
     """
 
     def put_own(
@@ -105,7 +105,7 @@ def put(
 
 
 def take_whole(rows: Tree, client_ids: jax.Array, placement: Placement) -> Tree:
-    """`take` of any tree of rows, with all that is taken on every device."""
+    """Takes the rows of some clients as `take`, each of them on every device."""
     picked = _pick(rows, client_ids)
     if placement.mesh is None:
         return picked
@@ -134,7 +134,7 @@ def _mapped(
 
 
 def _own(x: jax.Array, client_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Places of clients in this device's part, and whether they are in it."""
+    """Finds the places of clients in this device's part, and whether they are in it."""
     place = client_ids - jax.lax.axis_index(AXIS) * x.shape[0]
     here = (place >= 0) & (place < x.shape[0])
     return jnp.where(here, place, 0), here

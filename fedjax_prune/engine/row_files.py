@@ -1,7 +1,7 @@
-"""The rows of all clients as files: one a leaf, written and read in pieces.
+"""Rows of all clients as files: one for each leaf, written and read in pieces.
 
-The files are the same wherever the rows live and on any number of devices. Beside the
-rows themselves the host holds one piece at a time.
+The files are the same wherever the rows live and on any number of devices. The host
+holds one piece at a time, beside the rows themselves.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,8 +28,8 @@ def write(
     Args:
       folder: made here; leaf n of the tree becomes `n.npy`.
       shapes: leaves `jax.ShapeDtypeStruct` [num_clients, ...].
-      leaves: of each leaf its pieces along the leading axis, in order. What they have
-        beyond `num_clients` is padding and is not written.
+      leaves: for each leaf its pieces along the leading axis, in order. Rows beyond
+        `num_clients` are padding and are not written.
 
     Raises:
       OSError: if the folder exists or cannot be written.
@@ -43,7 +43,7 @@ def write(
             "fortran_order": False,
             "shape": like.shape,
         }
-        # Not by a mapped file: on a full disk that would end the process.
+        # A mapped file would end the process when the disk is full.
         with (folder / f"{place}.npy").open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             missing = like.shape[0]
@@ -54,14 +54,14 @@ def write(
 
 
 def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:
-    """Opens the files of a snapshot; rows are read when they are asked for.
+    """Opens the files of a snapshot; a row is read when it is used.
 
     Args:
       folder: as `write` has filled it.
       shapes: as in `write`.
 
     Returns:
-      Leaves [num_clients, ...], numpy, which cannot be written.
+      Leaves [num_clients, ...], read-only numpy arrays.
 
     Raises:
       OSError: if a file is missing or cannot be read.
@@ -71,7 +71,7 @@ def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:
     def open_leaf(place: int, like: jax.ShapeDtypeStruct) -> np.ndarray:
         file = Path(folder) / f"{place}.npy"
         saved = np.load(file, mmap_mode="r")
-        # NumPy's format stores a dtype that it does not know, as bfloat16, as bytes.
+        # NumPy's format stores a dtype that it does not know, like bfloat16, as bytes.
         dtype = like.dtype if saved.dtype.kind == "V" else saved.dtype
         if (saved.shape, dtype) != (like.shape, like.dtype):
             raise ValueError(
@@ -118,12 +118,12 @@ def place(saved: np.ndarray, shape: tuple[int, ...], sharding: Sharding) -> jax.
 
 
 def rows_at_once(row_bytes: int) -> int:
-    """How many rows make a piece."""
+    """Says how many rows make a piece."""
     return max(1, PIECE_BYTES // max(1, row_bytes))
 
 
 def _pieces(leaf: np.ndarray | jax.Array) -> Iterator[tuple[int, int]]:
-    """Where each piece begins along the leading axis, and its length."""
+    """Yields where each piece begins along the leading axis, and its length."""
     count = rows_at_once(_row_bytes(leaf))
     for start in range(0, len(leaf), count):
         yield start, min(count, len(leaf) - start)
@@ -135,7 +135,7 @@ def _row_bytes(leaf: np.ndarray | jax.Array) -> int:
 
 def _place_part(saved: np.ndarray, length: int, device: Any) -> jax.Array:
     """Sends a device its rows, piece by piece, and pads them to a length."""
-    # Each piece is waited for, so that no more than one is on the host.
+    # It waits for each piece, so that the host holds no more than one.
     shape = (length, *saved.shape[1:])
     if length <= rows_at_once(_row_bytes(saved)):
         whole = np.zeros(shape, saved.dtype)

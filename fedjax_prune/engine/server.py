@@ -60,8 +60,15 @@ def make_server_tx(
       ValueError: if a value is out of its range or the name unknown.
 
     References:
-      Reddi et al., Adaptive Federated Optimization, ICLR 2021,
+      Reddi et al., Adaptive Federated Optimization, ICLR 2021, algorithm 2,
       https://arxiv.org/abs/2003.00295.
+
+    Examples:
+      >>> tx = make_server_tx("sgd", lr=0.5)
+      >>> params, pseudo_gradient = {"w": jnp.float32(3)}, {"w": jnp.float32(2)}
+      >>> updates, _ = tx.update(pseudo_gradient, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].item()
+      2.0
     """
     return SERVER_OPTIMIZERS[optimizer](lr, momentum, b1, b2, eps)
 
@@ -72,13 +79,13 @@ def server_step(
     opt_state: Tree,
     pseudo_gradient: Tree,
 ) -> tuple[Tree, Tree]:
-    """Applies the pseudo-gradient.
+    """Applies the pseudo-gradient to the shared parameters.
 
-    With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k), n = sum_k n_k
-    over the clients of the cohort. FedDP's algorithm 1 prints w <- w + sum_k (n_k / n)
-    w_k, which would add whole models to the old one, and calls n the number of all
-    samples, with which the weights of a smaller cohort would not sum to 1: its w_k are
-    read as changes, and its n as the cohort's total.
+    With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k). n is the total
+    of the cohort's examples. Algorithm 1 of FedDP prints
+    w^{t+1} = w^t + sum_k (n_k / n) w_k, which would add whole models to the old one;
+    w_k is read as the change of client k. It calls n the number of all samples, with
+    which the weights of a smaller cohort would not sum to 1.
 
     Args:
       server_tx: the server optimiser.
@@ -94,7 +101,7 @@ def server_step(
 
 
 def scale(tree: Tree, factor: jax.Array) -> Tree:
-    """The tree times a scalar: a client's weighted part of a sum.
+    """Multiplies a tree by a scalar.
 
     Args:
       tree: float arrays.

@@ -22,19 +22,31 @@ The step size is of JAX's default float dtype, so float64 where `jax_enable_x64`
 
 
 class LocalSolver(NamedTuple):
-    """Local training, but for the model and for what an algorithm adds.
+    """The settings of local training, without the model and the algorithm's part.
 
     Attributes:
       shared_tx: the chain for `params`; algorithms put their corrections first.
       personal_tx: the same optimiser without corrections, for `personal`.
-      mass_tx: its part that is linear in the gradient, without weight decay: the
-        displacement of a scalar with gradient 1 under it is the step mass. None
-        if the optimiser is not linear, so that no step mass exists.
+      mass_tx: the optimiser without weight decay, if it is linear in the gradient. The
+        step mass is how far it moves a scalar whose gradient is always 1. None if the
+        optimiser is not linear, so that no step mass exists.
       step_size: the schedule within a round.
       epochs: local epochs a round, at least 1.
       batch_size: examples a step, at least 1; the last batch may have fewer.
-      lr_decay: what the step sizes of each round are multiplied by in the next.
-      stopping: early stopping; None for all epochs.
+      lr_decay: the factor of all step sizes from one round to the next.
+      stopping: early stopping; None runs all epochs.
+
+    Examples:
+      A transformation before the descent: gradients are clipped to 1, then a step of
+      size 0.5 is made.
+
+      >>> import fedjax_prune as fp
+      >>> tx = fp.make_solver().before_descent(optax.clip(1.0)).shared_tx
+      >>> params, gradients = {"w": jnp.float32(0)}, {"w": jnp.float32(4)}
+      >>> state, step_size = tx.init(params), jnp.float32(0.5)
+      >>> updates, _ = tx.update(gradients, state, params, step_size=step_size)
+      >>> updates["w"].item()
+      -0.5
     """
 
     shared_tx: optax.GradientTransformationExtraArgs
@@ -47,16 +59,21 @@ class LocalSolver(NamedTuple):
     stopping: EarlyStopping | None = None
 
     def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
-        """The same solver with `tx` applied to the gradients of `params` first."""
+        """Returns a solver that applies `tx` first, to the gradients of `params`."""
         return self._replace(shared_tx=_chain(tx, self.shared_tx))
 
     def after_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
-        """The same solver with `tx` applied last, to the steps of `params`."""
+        """Returns a solver that applies `tx` last, to the steps of `params`."""
         return self._replace(shared_tx=_chain(self.shared_tx, tx))
 
 
 def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
-    """Batches per epoch of a client with `size` examples, the last one partial."""
+    """Computes the batches per epoch of a client; the last may be partial.
+
+    Args:
+      size: [] or [num_clients] integers, examples of a client.
+      batch_size: at least 1.
+    """
     # Python's division would round negative numbers, too.
     return jax.lax.div(size + (batch_size - 1), jnp.asarray(batch_size, size.dtype))
 
@@ -75,7 +92,7 @@ def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
 
 
 def per_step_mass(tree: Tree, step_mass: jax.Array) -> Tree:
-    """Divides by the step mass; zeros if there is none.
+    """Divides by the step mass; returns zeros if it is 0.
 
     The step mass is 0 where all step sizes of a round underflow, as with a small
     `lr_decay` after many rounds. The client has then not moved: its mean gradient is
@@ -145,14 +162,14 @@ def _cosine(lr: float, lr_min: float, progress: jax.Array) -> jax.Array:
 
 
 OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
-"""name -> momentum -> (transformation, whether it is linear in the gradient)."""
+"""For each name, momentum -> (transformation, whether it is linear in the gradient)."""
 
 SCHEDULES = {
     "cosine_epoch": _cosine_epoch,
     "cosine_step": _cosine_step,
     "constant": _constant,
 }
-"""name -> (lr, lr_min, epochs) -> StepSize; each starts anew in every round."""
+"""For each name, (lr, lr_min, epochs) -> StepSize; it starts anew in every round."""
 
 
 @checked
@@ -194,6 +211,12 @@ def make_solver(
     References:
       FedDP, section 5, https://arxiv.org/abs/2106.06921v2: SGD, batch 64, ten
       local epochs, cosine decay within the round, weight decay 5e-4.
+
+    Examples:
+      >>> solver = make_solver(epochs=2, lr=0.5, lr_schedule="cosine_epoch")
+      >>> epochs, batch, batches = jnp.arange(2), jnp.int32(0), jnp.int32(1)
+      >>> solver.step_size(epochs, batch, batches).round(3).tolist()
+      [0.5, 0.25]
     """
     if lr_min > lr:
         raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")

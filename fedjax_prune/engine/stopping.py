@@ -21,7 +21,7 @@ Monitor = Annotated[
 
 
 class Watch(NamedTuple):
-    """What early stopping has seen of a client: scalars of JAX's default dtypes."""
+    """The state of early stopping for one client: scalars of JAX's default dtypes."""
 
     loss: jax.Array  # float, sum of this epoch
     count: jax.Array  # float, its examples
@@ -30,11 +30,12 @@ class Watch(NamedTuple):
 
 
 class EarlyStopping(NamedTuple):
-    """When a client ends its local training before its last epoch.
+    """A rule by which a client ends its local training before its last epoch.
 
     Attributes:
-      patience: epochs in a row without a loss below the best so far.
-      monitor: whose mean training loss that is, of the `epoch` or its `last_batch`.
+      patience: epochs in a row without a loss below the lowest so far.
+      monitor: the mean training loss that is watched, of the `epoch` or of its
+        `last_batch`.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP, which looks at the last batch.
@@ -44,22 +45,22 @@ class EarlyStopping(NamedTuple):
     monitor: Monitor = "epoch"
 
     def start(self) -> Watch:
-        """Nothing seen."""
+        """Returns the state before the first step."""
         zero = jnp.zeros((), float)
         return Watch(zero, zero, jnp.full_like(zero, jnp.inf), jnp.int32(0))
 
     def after_step(
         self, watch: Watch, sums: Sums, ends_epoch: jax.Array
     ) -> tuple[Watch, jax.Array]:
-        """Takes in a step.
+        """Updates the state after a step.
 
         Args:
           watch: before it.
-          sums: its `loss` and `count`.
-          ends_epoch: [] bool, whether it was the last of its epoch.
+          sums: of the step; its `loss` and `count` are read.
+          ends_epoch: [] bool, whether the step was the last of its epoch.
 
         Returns:
-          The watch and whether the client has had enough, [] bool.
+          The watch after the step and whether the client stops, [] bool.
         """
         step_loss, step_count = (
             sums[name].astype(watch.best.dtype) for name in ("loss", "count")
@@ -82,5 +83,10 @@ def make_stopping(patience: Patience, monitor: Monitor = "epoch") -> EarlyStoppi
 
     Raises:
       ValueError: if the patience is out of its range or the monitor unknown.
+
+    Examples:
+      >>> make_stopping(0)
+      Traceback (most recent call last):
+      ValueError: patience must be at least 1, got 0.
     """
     return EarlyStopping(patience, monitor)

@@ -1,9 +1,8 @@
-"""Where the rows of all clients live: shared out over the devices, or on the host.
+"""Stores: the rows of all clients, shared out over the devices or on the host.
 
-The rounds see only the cohort's rows, so an algorithm does not know how many clients
-there are or where their rows are, and neither do its compiled shapes. A store alone
-holds the rows of all clients: it is made from one row, and it writes and reads a
-snapshot in pieces.
+A round sees only the cohort's rows, so neither an algorithm nor its compiled shapes
+depend on the number of clients or on where their rows are. Only a store holds the rows
+of all clients: it is made from one row, and it writes and reads a snapshot in pieces.
 """
 
 from collections.abc import Callable
@@ -35,16 +34,21 @@ class Store(Protocol):
         ...
 
     def take(self, client_ids: np.ndarray) -> ClientState:
-        """The rows of a cohort's places, each device with those of its block.
+        """Takes the rows of a cohort's places; each device gets those of its block.
 
         Args:
           client_ids: [num_places] int32; an id outside the population gives a row
-            that means nothing.
+            without a meaning.
+
+        Returns:
+          Leaves [num_places, ...].
         """
         ...
 
     def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
-        """Replaces the rows of a cohort's places; ids outside are left out.
+        """Replaces the rows of a cohort's places.
+
+        Ids outside the population are left out.
 
         Args:
           client_ids: [num_places] int32.
@@ -53,15 +57,15 @@ class Store(Protocol):
         ...
 
     def personal(self, client_ids: np.ndarray) -> Tree:
-        """The personal parameters of some clients, all of them on every device."""
+        """Takes personal parameters of some clients, all of them on every device."""
         ...
 
     def snapshot(self, folder: str | Path) -> None:
-        """Writes all rows, each leaf as a file of its own in NumPy's format.
+        """Writes all rows; each leaf becomes a file in NumPy's format.
 
-        The files are the same for every kind of store and any number of devices. The
-        host holds no more than `row_files.PIECE_BYTES` beside the store, or one row
-        of a leaf if that is larger.
+        The files are the same for every kind of store and any number of devices. Beside
+        the store, the host holds no more than `row_files.PIECE_BYTES`, or one row of a
+        leaf if that is larger.
 
         Args:
           folder: made here; leaf n of the tree becomes `n.npy`, [num_clients, ...].
@@ -132,7 +136,7 @@ class DeviceStore:
         saved = jax.tree.leaves(row_files.open_leaves(folder, self.shapes))
         for place, new in enumerate(saved):
             shape, sharding = leaves[place].shape, leaves[place].sharding
-            # Its memory is for the leaf that replaces it.
+            # The leaf that replaces it needs its memory.
             leaves[place].delete()
             leaves[place] = row_files.place(new, shape, sharding)
         self._rows = jax.tree.unflatten(tree, leaves)
@@ -141,10 +145,10 @@ class DeviceStore:
 class HostStore:
     """Rows of all clients in the memory of the host, as numpy arrays.
 
-    The devices hold those of one cohort at a time. Rows that a device still computes
-    are waited for when some are asked for again. Memory is taken at the first `put`:
-    until then all clients share one row, or the rows stay in the files of the
-    snapshot and only those asked for are read.
+    The devices hold the rows of one cohort at a time. While a device still computes
+    rows that were put, the next call waits for them. Memory is taken at the first
+    `put`: until then all clients share one row, or the rows stay in the files of the
+    snapshot and only those that are taken are read.
     """
 
     def __init__(
@@ -184,7 +188,7 @@ class HostStore:
         self._arriving = None
 
     def _settled(self) -> ClientState:
-        """All rows, those that were arriving included."""
+        """Returns all rows, after it has written those that were arriving."""
         if self._arriving is not None:
             client_ids, rows = self._arriving
             self._arriving = None
@@ -201,7 +205,7 @@ STORES: dict[str, type[DeviceStore] | type[HostStore]] = {
     "device": DeviceStore,
     "host": HostStore,
 }
-"""name -> where rows live."""
+"""For each name, a class whose objects hold the rows of all clients."""
 
 
 def make_store(
@@ -223,6 +227,16 @@ def make_store(
 
     Raises:
       ValueError: if the kind is unknown or there is no client.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> row = fp.ClientState(personal={}, client={"h": np.zeros(2, np.float32)})
+      >>> store = fp.make_store("host", row, num_clients=3)
+      >>> ids = np.array([2, 0])
+      >>> new = row._replace(client={"h": np.array([[1, 2], [3, 4]], np.float32)})
+      >>> store.put(ids, new)
+      >>> store.take(np.arange(3)).client["h"].tolist()
+      [[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
     """
     if kind not in STORES:
         raise ValueError(f"kind must be one of {', '.join(STORES)}, got {kind!r}.")
@@ -252,7 +266,7 @@ _take_whole = jax.jit(take_whole, static_argnums=2)
 
 
 def _take_on_host(rows: Tree, client_ids: np.ndarray) -> Tree:
-    # Not by `np.take`, which copies all rows where they are not in memory.
+    # `np.take` would copy all rows where they are not in memory.
     return jax.tree.map(lambda x: x[np.clip(client_ids, 0, len(x) - 1)], rows)
 
 

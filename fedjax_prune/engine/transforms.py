@@ -1,12 +1,12 @@
 """Optax transformations that federated algorithms add to the client's chain.
 
-What changes from round to round (the anchor, the control variates, the step
-size) comes in as keyword arguments of `update`, so that a chain is built once,
-compiled once and has no hidden state.
+What changes from round to round or from step to step (the anchor, the control variates,
+the step size) is a keyword argument of `update`. So a chain is built once and compiled
+once, and it has no hidden state.
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,14 @@ def add_proximal(mu: Mu) -> optax.GradientTransformationExtraArgs:
     References:
       Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020,
       section 3.2, https://arxiv.org/abs/1812.06127.
+
+    Examples:
+      >>> tx = add_proximal(0.5)
+      >>> gradient, params, anchor = jnp.float32(1), jnp.float32(7), jnp.float32(3)
+      >>> state = tx.init(params)
+      >>> updates, _ = tx.update(gradient, state, params, anchor=anchor)
+      >>> updates.item()  # 1 + 0.5 (7 - 3)
+      3.0
     """
 
     def update(updates, state, params=None, *, anchor, **extra_args):
@@ -47,17 +55,13 @@ def add_proximal(mu: Mu) -> optax.GradientTransformationExtraArgs:
         pulled = jax.tree.map(lambda g, p, a: g + mu * (p - a), updates, params, anchor)
         return pulled, state
 
-    # Optax types `update` without the keywords that it passes on.
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state,
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update)
 
 
 def add_control_variates() -> optax.GradientTransformationExtraArgs:
     """Corrects the client's drift: adds `server_control - client_control`.
 
-    Placed before the momentum buffer, so the optimiser sees `g - c_k + c`.
+    It is placed before the momentum buffer, so that the optimiser sees `g - c_k + c`.
 
     Returns:
       A transformation without state. Its `update` needs the keywords
@@ -66,6 +70,14 @@ def add_control_variates() -> optax.GradientTransformationExtraArgs:
     References:
       Karimireddy et al., SCAFFOLD, ICML 2020, equation 3,
       https://arxiv.org/abs/1910.06378.
+
+    Examples:
+      >>> tx = add_control_variates()
+      >>> gradient, c, c_k = jnp.float32(1), jnp.float32(3), jnp.float32(2)
+      >>> state = tx.init(gradient)
+      >>> updates, _ = tx.update(gradient, state, server_control=c, client_control=c_k)
+      >>> updates.item()  # 1 - 2 + 3
+      2.0
     """
 
     def update(
@@ -77,11 +89,7 @@ def add_control_variates() -> optax.GradientTransformationExtraArgs:
         )
         return corrected, state
 
-    # Optax types `update` without the keywords that it passes on.
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state,
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update)
 
 
 def descend() -> optax.GradientTransformationExtraArgs:
@@ -89,45 +97,19 @@ def descend() -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation without state. Its `update` needs the keyword `step_size`,
-      a float scalar: it depends on the client's own number of batches, so no step
-      counter could give it. It is rounded to the dtype of each gradient.
+      a float scalar, which is rounded to the dtype of each gradient. It depends on the
+      client's own number of batches, so a counter of steps could not give it.
     """
 
     def update(updates, state, params=None, *, step_size, **extra_args):
         del params, extra_args
         return jax.tree.map(lambda g: -step_size.astype(g.dtype) * g, updates), state
 
-    # Optax types `update` without the keywords that it passes on.
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state,
-        update,  # pyright: ignore[reportArgumentType]
-    )
-
-
-def freeze_pruned() -> optax.GradientTransformationExtraArgs:
-    """Keeps pruned parameters where they are: their steps are exactly 0.
-
-    Last in the chain, so that no momentum, decay or correction moves them. Parameters
-    that start at 0 stay 0.
-
-    Returns:
-      A transformation without state. Its `update` needs the keyword `masks`, bool trees
-      like the updates, False = pruned.
-    """
-
-    def update(updates, state, params=None, *, masks, **extra_args):
-        del params, extra_args
-        return jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, updates), state
-
-    # Optax types `update` without the keywords that it passes on.
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state,
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update)
 
 
 class FirstEpoch(NamedTuple):
-    """The parameters as they were after one epoch."""
+    """The state of `remember_first_epoch`: the parameters after one epoch."""
 
     first_epoch: Tree
 
@@ -148,15 +130,11 @@ def remember_first_epoch() -> optax.GradientTransformationExtraArgs:
         )
         return updates, FirstEpoch(kept)
 
-    # Optax types `update` without the keywords that it passes on.
-    return optax.GradientTransformationExtraArgs(
-        lambda params: FirstEpoch(params),
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update, FirstEpoch)
 
 
 class Accumulated(NamedTuple):
-    """Sums of a function of the gradients over the steps of a round."""
+    """The state of `accumulate`: sums over the steps of a round."""
 
     accumulated: Tree  # like the parameters
     num_accumulated: jax.Array  # [] steps, dtype of the parameters
@@ -165,7 +143,7 @@ class Accumulated(NamedTuple):
 def accumulate(
     function: Callable[[jax.Array], jax.Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds up a function of the gradients; they pass unchanged.
+    """Adds up a function of the gradients, which pass unchanged.
 
     Args:
       function: of each array, such as its square.
@@ -184,14 +162,11 @@ def accumulate(
         total = jax.tree.map(lambda t, g: t + function(g), total, updates)
         return updates, Accumulated(total, count + 1)
 
-    return optax.GradientTransformationExtraArgs(
-        init,
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update, init)
 
 
 def mean_accumulated(solver_state: Tree) -> Tree:
-    """The mean over the steps of what `accumulate` has added up.
+    """Computes the mean over the steps of what `accumulate` has added up.
 
     Args:
       solver_state: of a chain with one `accumulate`, after at least one step.
@@ -205,11 +180,11 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
     """Sets new random entries of the parameters to 0 after every step.
 
     Args:
-      counts: for each array, how many of its entries.
+      counts: for each array, how many of its entries are set to 0.
 
     Returns:
-      A transformation without state, last in its chain. Its `update` needs `params` and
-      the keyword `key` of the step.
+      A transformation without state, to be the last in its chain. Its `update` needs
+      `params` and the keyword `key` of the step.
     """
 
     def update(updates, state, params=None, *, key, **extra_args):
@@ -230,3 +205,17 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
         optax.init_empty_state,
         update,  # pyright: ignore[reportArgumentType]
     )
+
+
+def make_transformation(
+    update: Any, init: Any = optax.init_empty_state
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a transformation whose `update` takes keywords.
+
+    Args:
+      update: (updates, state, params=None, *, named keywords, **extra_args) ->
+        (updates, state). Its type is Any, because Optax types `update` without the
+        keywords that it passes on.
+      init: params -> state; without it there is none.
+    """
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -33,12 +33,13 @@ from fedjax_prune.engine.contract import (
 )
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.rounds import make_round
-from fedjax_prune.engine.transforms import freeze_pruned
 from fedjax_prune.fields import checked, one_of
-from fedjax_prune.models.channels import (
-    alive_channels,
-    drop_channels,
-    match_masks,
+from fedjax_prune.pruning.enforce import (
+    alive_entries,
+    apply_masks,
+    freeze_pruned,
+    gate_flags,
+    keep_where,
 )
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masks import prunable
@@ -183,7 +184,7 @@ def masked(
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             message, after = inner.upload(result, row)
-            kept = _keep(masks, after.client, row.client)
+            kept = keep_where(masks, after.client, row.client)
             return message | masking.message(result), after._replace(client=kept)
 
         return ClientProgram(extra_args, upload, gate_flags(task, masks))
@@ -217,11 +218,11 @@ def masked(
             inputs._replace(state=sent, rows=inner_rows), placement
         )
         old = state.params, state.server.base
-        params, server = _keep(masks, (after.params, after.server.base), old)
+        params, server = keep_where(masks, (after.params, after.server.base), old)
         # A channel that is silent for a while comes back with its old statistics.
         model_state = jax.tree.map(
             jnp.where,
-            _alive_entries(task, masks, state.model_state),
+            alive_entries(task, masks, state.model_state),
             after.model_state,
             state.model_state,
         )
@@ -244,7 +245,7 @@ def masked(
             return state
         kept = state.params, state.server.base
         zeros = jax.tree.map(jnp.zeros_like, kept)
-        params, base = _keep(state.server.masks, kept, zeros)
+        params, base = keep_where(state.server.masks, kept, zeros)
         return state._replace(params=params, server=state.server._replace(base=base))
 
     def round(
@@ -289,38 +290,3 @@ def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerStat
             masks=masks, version=version, guarded=guarded, guide=guide
         )
     )
-
-
-def apply_masks(masks: Tree, params: Tree) -> Tree:
-    """The parameters, 0 where the masks prune."""
-    return jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
-
-
-def gate_flags(task: Task, masks: Tree) -> Tree:
-    """`Variables.alive`: for every gate, which channels the masks have left.
-
-    Args:
-      task: gated or not; without gates there is nothing to say.
-      masks: bool, like the parameters.
-    """
-    if not task.groups:
-        return {}
-    gates = jax.tree.map(
-        lambda gate: {"alive": gate["bias"]},
-        jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
-        is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
-    )
-    return _alive_entries(task, masks, gates)
-
-
-def _alive_entries(task: Task, masks: Tree, tree: Tree) -> Tree:
-    """bool like `tree`, by channel of the model: False where the masks removed it."""
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), tree)
-    groups = task.groups or ()
-    alive = {group.name: alive_channels(masks, group) for group in groups}
-    return drop_channels(ones, groups, alive)
-
-
-def _keep(masks: Tree, new: Tree, old: Tree) -> Tree:
-    """The new tree where masks keep, the old one where they prune."""
-    return match_masks(lambda m, n, o: jnp.where(m, n, o), masks, new, old)

@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
-from fedjax_prune.engine.dealing import pack_lanes
+from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import Probe, RoundInputs

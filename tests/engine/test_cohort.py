@@ -6,13 +6,9 @@ import pytest
 from fedjax_prune.data.partition import dirichlet
 from fedjax_prune.data.population import to_population
 from fedjax_prune.data.validation import class_counts, holdout, matched_test
-from fedjax_prune.engine.dealing import (
-    make_cohort,
-    num_steps,
-    pack_lanes,
-    sample_cohort,
-)
+from fedjax_prune.engine.dealing import make_cohort, num_steps, sample_cohort
 from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.types import Population
 
 LABELS = np.repeat(np.arange(10), 5000)

@@ -148,3 +148,31 @@ def test_a_step_size_of_zero_changes_nothing(name):
         (after.params, after.server, rows_after),
     )
     assert (np.asarray(moved.params["kernel"]) != state.params["kernel"]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": jnp.int32(0)}, r"size must be in \[1, 4\], got 0"),
+        ({"size": jnp.int32(5)}, r"size must be in \[1, 4\], got 5"),
+        ({"indices": jnp.zeros((2, 2), jnp.int32)}, r"one axis, got int32\[2, 2\]"),
+        ({"indices": jnp.zeros(4)}, r"indices must be whole numbers .* float32\[4\]"),
+    ],
+)
+def test_a_client_without_its_own_examples_is_refused(changes, words):
+    """Without an example its training would never end."""
+    algorithm = problems.build("fedavg")
+    state, rows = problems.begin(algorithm)
+    arguments = {
+        "task": problems.task(),
+        "solver": algorithm.rules.solver,
+        "program": algorithm.rules.program(state, ()),
+        "anchor": Anchor(state.params, state.model_state, state.round),
+        "row": jax.tree.map(lambda x: x[0], rows),
+        "dataset": problems.dataset_of_clients(),
+        "indices": jnp.zeros(4, jnp.int32),
+        "size": jnp.int32(4),
+        "key": jax.random.key(0),
+    }
+    with pytest.raises(ValueError, match=words):
+        train_client(**arguments | changes)

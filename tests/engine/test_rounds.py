@@ -1,0 +1,60 @@
+"""Inputs of a round that do not belong together are refused before compiling."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_prune.engine import store
+from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
+from fedjax_prune.engine.rounds import check_inputs
+from fedjax_prune.types import Probe, RoundInputs
+from tests import problems, toys
+
+
+def inputs_of(ids, num_rows, **changes):
+    """Inputs of three clients and two lanes, with the rows of so many clients."""
+    algorithm = problems.build("scaffold")
+    key = jax.random.key(0)
+    cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2)
+    rows = store.create(algorithm.row(key), num_rows)
+    inputs = RoundInputs(
+        algorithm.init(key), rows, problems.dataset_of_clients(), cohort, key
+    )
+    return inputs._replace(**changes)
+
+
+def test_inputs_of_one_cohort_are_taken():
+    check_inputs(inputs_of([0, 2, 4], 3), ONE_DEVICE)
+
+
+def test_rows_of_another_cohort_are_refused():
+    """As when the rows of all clients are passed to a round."""
+    algorithm = problems.build("scaffold")
+    words = r"rows must have the cohort's 3 places as leading axis, got \[5, 9, 3\]"
+    inputs = inputs_of([0, 2, 4], 5)
+    rows = inputs.rows._replace(client={"kernel": inputs.rows.client["kernel"]})
+    with pytest.raises(ValueError, match=words):
+        jax.jit(algorithm.round)(inputs._replace(rows=rows))
+
+
+def test_a_cohort_for_another_placement_is_refused():
+    words = r"placement's 2 devices, got 4 places in blocks of 4: pass the round's"
+    inputs = inputs_of([0, 1, 2, 4], 4)
+    with pytest.raises(ValueError, match=words):
+        check_inputs(inputs, make_placement(2))
+
+
+def test_a_probe_of_another_cohort_is_refused():
+    probe = Probe(lambda variables, examples: {}, {}, np.ones(2, bool))
+    with pytest.raises(ValueError, match=r"probe.wanted .* 3 places, got \[2\]"):
+        check_inputs(inputs_of([0, 2, 4], 3, probe=probe), ONE_DEVICE)
+
+
+def test_a_cohort_whose_arrays_disagree_is_refused():
+    inputs = inputs_of([0, 2, 4], 3)
+    cohort = inputs.cohort._replace(sizes=np.ones(2, np.int32))
+    with pytest.raises(AssertionError, match="shape prefix"):
+        check_inputs(inputs._replace(cohort=cohort), ONE_DEVICE)
+    cohort = inputs.cohort._replace(queues=inputs.cohort.queues[0])
+    with pytest.raises(AssertionError, match="rank"):
+        check_inputs(inputs._replace(cohort=cohort), ONE_DEVICE)
