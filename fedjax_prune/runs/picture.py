@@ -122,11 +122,11 @@ def _plot_traffic(axes: "Axes", rows: Rows) -> None:
         totals.append({"round": row["round"], "sent": sent, "unmasked": unmasked})
     _line(axes, totals, "sent", label="with masks")
     top = None
-    if sent < unmasked:
-        grey = {"color": "0.6", "linestyle": "--"}
-        _line(axes, totals, "unmasked", label="without", **grey)
+    # An exploration may send more than the masks save.
+    if sent != unmasked:
+        _line(axes, totals, "unmasked", label="without", color="0.6", linestyle="--")
         # The legend needs room above the lines.
-        top = 1.5 * unmasked
+        top = 1.5 * max(sent, unmasked)
         axes.legend(loc="upper left", frameon=False)
     axes.set(ylabel="MB sent so far", ylim=(0, top))
 
