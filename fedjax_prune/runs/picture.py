@@ -21,7 +21,7 @@ ACCURACIES = {
 }
 """Field of a row -> its line in the legend; means are over clients."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.grid": True,
     "axes.spines.top": False,
@@ -71,27 +71,25 @@ def plot(rows: Rows) -> "Figure | None":
     rounds = [row for row in rows if row["round"] > 0]
     if not rounds:
         return None
-    below = ["loss", "sent"]
-    if any("sparsity/all" in row for row in rounds):
-        below.append("sparsity")
+    has_masks = any("sparsity/all" in row for row in rounds)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.8), dpi=130, layout="constrained")
-        axes = figure.subplot_mosaic(
-            [["accuracy"] * len(below), below], height_ratios=[3, 2]
-        )
-        for one in axes.values():
-            one.xaxis.set_major_locator(
+        grid = figure.add_gridspec(2, 3 if has_masks else 2, height_ratios=[3, 2])
+        _plot_accuracies(figure.add_subplot(grid[0, :]), rounds)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        loss = figure.add_subplot(grid[1, 0])
+        _line(loss, rounds, "train/loss")
+        loss.set(ylabel="training loss", ylim=(0, None))
+        _plot_traffic(figure.add_subplot(grid[1, 1]), rows)
+        if has_masks:
+            pruned = figure.add_subplot(grid[1, 2])
+            _line(pruned, rounds, "sparsity/all", scale=100)
+            pruned.set(ylabel="pruned (%)", ylim=(0, 100))
+        for axes in figure.axes:
+            axes.set_xlabel("round")
+            axes.xaxis.set_major_locator(
                 MaxNLocator(6, steps=[1, 2, 5, 10], integer=True)
             )
-            one.set_xlabel("round")
-        _plot_accuracies(axes["accuracy"], rounds)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        _line(axes["loss"], rounds, "train/loss")
-        axes["loss"].set(ylabel="training loss", ylim=(0, None))
-        _plot_traffic(axes["sent"], rows)
-        if "sparsity" in axes:
-            _line(axes["sparsity"], rounds, "sparsity/all", scale=100)
-            axes["sparsity"].set(ylabel="pruned (%)", ylim=(0, 100))
     return figure
 
 
