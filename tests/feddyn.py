@@ -7,9 +7,6 @@
 
 References:
   Acar et al., ICLR 2021, algorithm 1, https://arxiv.org/abs/2111.04263.
-
-Choices:
-  Batch statistics are averaged as the parameters are, all clients alike.
 """
 
 from typing import Annotated
@@ -29,26 +26,23 @@ Alpha = Annotated[float, above(0), "Weight of the pull to the received parameter
 
 @checked
 def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm:
-    """Builds FedDyn; its server step has no optimiser, so `server_tx` is unused."""
-    base = fedavg(task, solver, server_tx)
+    """Builds FedDyn, in which clients count alike; `server_tx` is unused."""
+    avg = fedavg(task, solver, server_tx)
     pull, correct = add_proximal(alpha), add_control_variates()
     solver = solver.before_descent(pull).before_descent(correct)
 
     def init(key):
-        state = base.init(key)
+        state = avg.init(key)
         return state._replace(server=tree.zeros_like(state.params))
 
     def row(key):
-        zeros = tree.zeros_like(base.init(key).params)
-        return base.row(key)._replace(client=zeros)
+        return avg.row(key)._replace(client=init(key).server)
 
     def program(state, cohort):
         def extra_args(row):
-            return {
-                "anchor": state.params,
-                "client_control": row.client,
-                "server_control": tree.zeros_like(row.client),
-            }
+            zeros = tree.zeros_like(row.client)
+            controls = {"client_control": row.client, "server_control": zeros}
+            return {"anchor": state.params, **controls}
 
         def upload(result, row):
             h = tree.add_scale(row.client, alpha, result.delta)
@@ -65,10 +59,7 @@ def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm
 
     def update(state, received):
         h = tree.add_scale(state.server, alpha, received["share"])
-        params = tree.sub(state.params, received["delta"])
-        params = tree.add_scale(params, -1 / alpha, h)
-        model_state = received["model_state"]
-        return state._replace(params=params, model_state=model_state, server=h)
+        w = tree.add_scale(tree.sub(state.params, received["delta"]), -1 / alpha, h)
+        return state._replace(params=w, model_state=received["model_state"], server=h)
 
-    rules = Rules(solver, init, row, program, update)
-    return make_algorithm(task, rules, base.messages)
+    return make_algorithm(task, Rules(solver, init, row, program, update), avg.messages)
