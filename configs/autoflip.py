@@ -1,4 +1,4 @@
-"""AutoFLIP's experiments, chosen by WORK,METHOD,SIZE; METHOD and SIZE may be left out.
+"""The experiments of AutoFLIP, chosen by WORK,METHOD,SIZE; the last two have defaults.
 
     python -m launch.train --config=configs/autoflip.py:mnist --workdir=runs/mnist
     python -m launch.train --config=configs/autoflip.py:mnist,prunefl,cpu \
@@ -14,7 +14,8 @@ magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent
 is full (the authors' commands) or cpu (minutes on two cores).
 
 FEMNIST and Shakespeare are read from the folder `data.dir`; data.num_clients clients of
-it take part. What the authors' commands leave open is as in their code.
+it take part. What the authors' commands leave open is as in their code. Results of the
+size cpu are in configs/README.md.
 
 References:
   Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,

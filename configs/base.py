@@ -4,8 +4,8 @@
 
 An algorithm's name after a colon brings that algorithm's fields:
 `--config=configs/base.py:fedprox`. Any field can be changed on the command line:
-`--config.client.epochs=2`; `--help` lists all of them. Defaults are declared with what
-they configure; what FedDP has otherwise is set here.
+`--config.client.epochs=2`; `--help` lists all of them. Defaults are declared beside
+what they configure; this file changes one of them, the weight decay of the clients.
 """
 
 from typing import Any

@@ -1,12 +1,12 @@
-"""Runs for timing, the works of launch.benchmark on real data.
+"""The works of launch.benchmark on real data, for timing.
 
     python -m launch.train --config=configs/bench.py:w1 --workdir=runs/w1
 
-w1: CIFAR-10 dealt evenly to 1,000 clients, 50 a round, the small dropout CNN, 1,500
-rounds. w2: CIFAR-10 on ten very unequal clients, all in every round, VGG-11 without
-norm. w3: EMNIST (balanced, 47 classes) on 3,400 clients of unequal size, 10 a round.
-All with FedAvg, without gates, one local epoch, a constant step size and no
-augmentation.
+w1 deals CIFAR-10 evenly to 1,000 clients, 50 a round, and trains the small dropout CNN
+for 1,500 rounds. w2 deals CIFAR-10 to ten very unequal clients, all in every round, and
+trains VGG-11 without norm. w3 deals EMNIST (balanced, 47 classes) to 3,400 clients of
+unequal size, 10 a round. All of them run FedAvg without gates, with one local epoch, a
+constant step size and no augmentation.
 """
 
 from typing import Any

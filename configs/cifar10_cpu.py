@@ -1,11 +1,12 @@
-"""FedDP's setting at a size for CPUs: VGG-11 at a quarter of its width.
+"""The settings of the FedDP paper at a size for CPUs: VGG-11 at a quarter of its width.
 
     python -m launch.train --config=configs/cifar10_cpu.py:feddp,10 \
         --config.data.dir=DATASETS --workdir=runs/cifar10_cpu
 
-METHOD,CLIENTS with METHOD as in configs/feddp.py and CLIENTS 10 or 30. A few thousand
-training images, two local epochs in batches of 16; ten clients evaluated on 1,000 test
-images, half-way and at the end.
+The string is METHOD,CLIENTS with METHOD as in configs/feddp.py and CLIENTS 10 or 30.
+Clients share a few thousand training images and train two local epochs in batches of
+16. Ten clients are evaluated on 1,000 test images, half-way and at the end. Results are
+in configs/README.md.
 """
 
 from typing import Any, NamedTuple

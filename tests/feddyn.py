@@ -1,4 +1,4 @@
-"""FedDyn: each client's loss gets a linear term that makes all optima agree.
+"""FedDyn: a linear term in each client's loss makes the optima of all clients agree.
 
     local gradient:  g - h_k + alpha (w - w^t)
     client state:    h_k+ = h_k - alpha (w_k - w^t)
@@ -6,62 +6,60 @@
                      w^{t+1} = mean_{S_t} w_k - h+ / alpha
 
 References:
-  Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021,
-  algorithm 1, https://arxiv.org/abs/2111.04263.
+  Acar et al., ICLR 2021, algorithm 1, https://arxiv.org/abs/2111.04263.
 """
 
-import jax
+from typing import Annotated
+
 import jax.numpy as jnp
+from optax import tree
 
-import fedjax_prune as fp
+from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Rules
+from fedjax_prune.engine.rounds import make_algorithm
+from fedjax_prune.engine.transforms import add_control_variates, add_proximal
+from fedjax_prune.fields import above, checked
+from fedjax_prune.types import ClientState, Mean, Total
+
+Alpha = Annotated[float, above(0), "Weight of the pull to the received parameters."]
 
 
-def feddyn(task, solver, server_tx, *, alpha: float = 0.1) -> fp.FederatedAlgorithm:
-    """Builds FedDyn; its server step has no optimiser, so `server_tx` is unused."""
-    base = fp.fedavg(task, solver, server_tx)
-    solver = solver.before_descent(fp.add_proximal(alpha))
-    solver = solver.before_descent(fp.add_control_variates())
-
-    def zeros(tree):
-        return jax.tree.map(jnp.zeros_like, tree)
+@checked
+def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm:
+    """Builds FedDyn, in which clients count alike; `server_tx` is unused."""
+    avg = fedavg(task, solver, server_tx)
+    pull, correct = add_proximal(alpha), add_control_variates()
+    solver = solver.before_descent(pull).before_descent(correct)
 
     def init(key):
-        state = base.init(key)
-        return state._replace(server=zeros(state.params))
+        state = avg.init(key)
+        return state._replace(server=tree.zeros_like(state.params))
 
     def row(key):
-        return base.row(key)._replace(client=zeros(base.init(key).params))
+        return avg.row(key)._replace(client=init(key).server)
 
     def program(state, cohort):
         def extra_args(row):
-            h, none = row.client, zeros(row.client)
-            anchor = {"anchor": state.params}
-            return anchor | {"client_control": h, "server_control": none}
+            zeros = tree.zeros_like(row.client)
+            controls = {"client_control": row.client, "server_control": zeros}
+            return {"anchor": state.params, **controls}
 
         def upload(result, row):
-            h = jax.tree.map(lambda h, d: h + alpha * d, row.client, result.delta)
-            num_clients = cohort.num_clients.astype(result.step_mass.dtype)
-            share = jax.tree.map(lambda d: d / num_clients, result.delta)
+            h = tree.add_scale(row.client, alpha, result.delta)
+            one = jnp.ones_like(result.step_mass)
+            share = one / cohort.num_clients.astype(one.dtype)
             message = {
-                "delta": fp.Mean(result.delta, 1),
-                "share": fp.Total(share),
-                "model_state": fp.Mean(result.model_state, 1),
+                "delta": Mean(result.delta, one),
+                "share": Total(tree.scale(share, result.delta)),
+                "model_state": Mean(result.model_state, one),
             }
-            return message, fp.ClientState(result.personal, h)
+            return message, ClientState(result.personal, h)
 
-        return fp.ClientProgram(extra_args, upload)
+        return ClientProgram(extra_args, upload)
 
     def update(state, received):
-        h = jax.tree.map(lambda h, d: h + alpha * d, state.server, received["share"])
-        params = jax.tree.map(
-            lambda w, d, h: w - d - h / alpha, state.params, received["delta"], h
-        )
-        model_state = received["model_state"]
-        return state._replace(params=params, model_state=model_state, server=h)
+        h = tree.add_scale(state.server, alpha, received["share"])
+        w = tree.add_scale(tree.sub(state.params, received["delta"]), -1 / alpha, h)
+        return state._replace(params=w, model_state=received["model_state"], server=h)
 
-    def messages(state):
-        return (state.params, state.model_state), (state.params, state.model_state)
-
-    return fp.make_algorithm(
-        task, fp.Rules(solver, init, row, program, update), messages
-    )
+    return make_algorithm(task, Rules(solver, init, row, program, update), avg.messages)

@@ -1,18 +1,42 @@
-"""What README shows runs as it stands."""
+"""What README shows runs as it stands, and what it names exists."""
 
+import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import fedjax_prune
+from fedjax_prune.pruning import masks
+from fedjax_prune.runs import settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+LOOP, FEDDYN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+GUIDES = ("README.md", "configs/README.md", "launch/benchmark/README.md")
+
+TRIAL = """
+import fedjax_prune as fp
+from fedjax_prune.runs import settings
+
+config = settings.default_config("feddyn")
+print(fp.__file__)
+print(config["algorithm"])
+settings.check(config)
+config["algorithm"]["alpha"] = 0.0
+print(settings.problems(config))
+"""
 
 
 def test_the_library_example_learns(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     variables = {}
-    exec(code, variables)
+    exec(LOOP, variables)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 10
     assert np.mean(losses[-3:]) < losses[0]
@@ -21,9 +45,8 @@ def test_the_library_example_learns(capsys):
 
 def test_the_library_loop_prepares_and_prunes(capsys):
     """The same loop with FedSNIP, which is FedAvg if nobody prepares it."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert "fp.scaffold(task" in code
-    code = code.replace("fp.scaffold(task", "fp.fedsnip(task")
+    assert "fp.scaffold(task" in LOOP
+    code = LOOP.replace("fp.scaffold(task", "fp.fedsnip(task")
     variables = {}
     exec(code, variables)
     assert len(capsys.readouterr().out.splitlines()) == 10
@@ -36,9 +59,81 @@ def test_the_library_loop_prepares_and_prunes(capsys):
         exec(without, {})
 
 
-def test_named_files_exist():
-    root = Path(__file__).parent.parent
-    names = re.findall(r"(?:configs|launch|tests|fedjax_prune)/[\w/]+\.\w+", README)
-    assert len(names) > 10
-    for name in set(names):
-        assert (root / name).exists(), name
+def test_the_algorithm_is_the_tested_file():
+    """tests/algorithms/test_feddyn.py holds that file against numpy."""
+    assert (ROOT / "tests" / "feddyn.py").read_text() == FEDDYN
+    _, _, code = FEDDYN.split('"""', 2)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 60
+
+
+def test_the_algorithm_is_added_as_readme_says(tmp_path):
+    """The file, its import and its entry are all; the rest knows it by its name."""
+    library = tmp_path / "fedjax_prune"
+    shutil.copytree(
+        ROOT / "fedjax_prune", library, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (library / "algorithms" / "feddyn.py").write_text(FEDDYN)
+    (entry,) = re.findall(r'`("feddyn": .*?)`', README)
+    names = library / "algorithms" / "__init__.py"
+    text = names.read_text()
+    first, table = text.index("from fedjax_prune"), "ALGORITHMS = {\n"
+    assert table in text
+    text = f"{text[:first]}from fedjax_prune.algorithms.feddyn import feddyn\n" + (
+        text[first:].replace(table, f"{table}    {entry}\n")
+    )
+    names.write_text(text)
+    loop = LOOP.replace("range(10)", "range(1)")
+    loop = loop.replace("fp.scaffold(task", 'fp.ALGORITHMS["feddyn"](task')
+    done = subprocess.run(
+        [sys.executable, "-c", TRIAL + loop],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    where, fields, problems, round_one = done.stdout.splitlines()
+    assert where == str(library / "__init__.py")
+    assert ast.literal_eval(fields) == {"name": "feddyn", "alpha": 0.1}
+    assert problems == "['algorithm.alpha must be above 0, got 0.0']"
+    number, loss = round_one.split()
+    assert number == "1"
+    assert 0 < float(loss) < 2 * np.log(3)
+
+
+def test_a_pruning_score_is_one_function(monkeypatch):
+    monkeypatch.setitem(masks.NORMALIZATIONS, "root", jnp.sqrt)
+    deviations = {"kernel": jnp.array([0.0, 4.0, 9.0])}
+    guidance = masks.guidance_matrix(deviations, normalization="root")
+    np.testing.assert_array_equal(guidance["kernel"], [0, 2, 3])
+    config = settings.default_config("autoflip")
+    config["algorithm"]["guidance_norm"] = "root"
+    assert not [p for p in settings.problems(config) if "guidance_norm" in p]
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_named_files_exist(guide):
+    text = (ROOT / guide).read_text()
+    names = re.findall(r"\b(?:configs|launch|tests|fedjax_prune)/[\w/]+\.\w+", text)
+    assert names
+    for name in names:
+        assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\((?!https)(.*?)\)", text):
+        assert (ROOT / guide).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_named_modules_exist(guide):
+    package = Path(fedjax_prune.__file__).parent.parent
+    for name in re.findall(r"\bfedjax_prune((?:\.\w+)+)", (ROOT / guide).read_text()):
+        parts = ["fedjax_prune", *name.strip(".").split(".")]
+        assert any(
+            package.joinpath(*parts[:n]).with_suffix(".py").exists()
+            or package.joinpath(*parts[:n], "__init__.py").exists()
+            for n in range(len(parts), len(parts) - 2, -1)
+        ), name
