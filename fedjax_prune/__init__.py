@@ -1,7 +1,5 @@
 """Federated learning with model pruning, simulated at accelerator scale."""
 
-from typing import TYPE_CHECKING, Any
-
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.eflprune import eflprune
@@ -36,6 +34,7 @@ from fedjax_prune.models.costs import keep_ratio_for, macs
 from fedjax_prune.models.gates import GateSettings, straight_through, top_k_mask
 from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.smaller import gathered_predict
+from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import (
@@ -53,9 +52,6 @@ from fedjax_prune.types import (
     Total,
     Variables,
 )
-
-if TYPE_CHECKING:
-    from fedjax_prune.runs.checkpoint import CheckpointError
 
 __version__ = "0.1.0"
 
@@ -128,12 +124,3 @@ __all__ = [
     "top_k_mask",
     "train_client",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Orbax takes half a second to import, and only runs use it.
-    if name == "CheckpointError":
-        from fedjax_prune.runs.checkpoint import CheckpointError
-
-        return CheckpointError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

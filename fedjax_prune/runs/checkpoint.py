@@ -15,8 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
 from fedjax_prune.engine.store import Store
 from fedjax_prune.types import Tree
@@ -120,6 +118,10 @@ def _parts(rows: Store | None) -> tuple[str, ...]:
 
 
 def _write(folder: Path, tree: Tree) -> None:
+    # Orbax takes half a second to import, and only checkpoints use it.
+    import orbax.checkpoint as ocp
+    from etils import epath
+
     leaves = map(np.asarray, jax.tree.leaves(jax.device_get(tree)))
     kept = {str(n): leaf for n, leaf in enumerate(leaves) if leaf.size}
     folder.mkdir()
@@ -132,6 +134,8 @@ def _write(folder: Path, tree: Tree) -> None:
 
 
 def _read(folder: Path, template: Tree) -> Tree:
+    import orbax.checkpoint as ocp
+
     likes, tree = jax.tree.flatten(template)
     # Orbax refuses arrays without entries, so those are made here.
     values = {str(n): np.empty(x.shape, x.dtype) for n, x in enumerate(likes)}

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs import capacity, console, metrics, report
+from fedjax_prune.runs import capacity, console, metrics, picture, report
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
@@ -41,7 +41,8 @@ def run(config: Config, workdir: str | Path) -> int:
       workdir: folder of the run, made if missing.
 
     Returns:
-      The exit code: 0 if the run is finished, INTERRUPTED if it was stopped.
+      The exit code: 0 if the run is finished, INTERRUPTED if it was stopped. In both
+      cases the finished rounds are drawn into `rounds.png`.
 
     Raises:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
@@ -71,8 +72,9 @@ def run(config: Config, workdir: str | Path) -> int:
                 return INTERRUPTED
         if finished < config.rounds:
             finished = run_rounds(experiment, folder, placement, state, rows, finished)
-        summary = report.summary(learning, read_metrics(folder), folder)
-        console.print_table("Result", summary)
+        measured = read_metrics(folder)
+        picture.draw(measured, folder / "rounds.png")
+        console.print_table("Result", report.summary(learning, measured, folder))
         return 0 if finished >= config.rounds else INTERRUPTED
 
 

@@ -115,15 +115,15 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     def launch(verb, *flags):
         return run(elsewhere, "fedjax_prune", verb, *flags, **known)
 
-    flags = ("--config=tiny.py", "--workdir=~/runs", "--settings=2", "--jobs=2")
+    flags = ("--config=tiny.py", "--workdir=~/runs[1]", "--settings=2", "--jobs=2")
     out, err = launch("sweep", *flags)
     assert err == ""
     assert re.search(r"^\| 2 \| 2 \|", out, re.MULTILINE)
-    workdir = elsewhere / "runs" / "2"
+    workdir = elsewhere / "runs[1]" / "2"
     assert json.loads((workdir / "config.json").read_text())["rounds"] == 2
     out, _ = launch("evaluate", f"--workdir={workdir}")
     assert re.search(r"round +2 ", out)
-    launch("export", "--workdir=~/runs/2", "--output=model")
+    launch("export", "--workdir=~/runs[1]/2", "--output=model")
     assert (elsewhere / "model").is_dir()
 
 
