@@ -138,7 +138,8 @@ class Task(NamedTuple):
       init: key -> Variables.
       loss: (variables, batch, key) -> (mean, (model_state, sums)). The mean is a
         float [] over the real examples of the batch.
-      predict: (variables, images) -> logits [batch_size, num_classes] float.
+      predict: (variables, images) -> logits [batch_size, num_classes] float32, or
+        float64 with `jax_enable_x64`.
       groups: the ChannelGroups that the model describes; None if it describes none.
       layers: what the layers of the model cost; () if it does not say.
 
@@ -160,7 +161,7 @@ class ServerState(NamedTuple):
 
     Attributes:
       round: [] int32, finished rounds.
-      params: shared parameters, float.
+      params: shared parameters, float32, or float64 with `jax_enable_x64`.
       model_state: averaged batch statistics; `{}` if none.
       server: what the algorithm keeps at the server.
       pending: Unprepared before a preparation that the algorithm needs, else ().
@@ -215,12 +216,13 @@ class LocalResult(NamedTuple):
     """What local training returns for one client; `train_client` makes it.
 
     Attributes:
-      delta: anchor minus params, float, so that it acts as a gradient.
+      delta: anchor minus params, so that it acts as a gradient; float32, or float64
+        with `jax_enable_x64`.
       personal: the client's trained personal parameters.
       model_state: the client's batch statistics.
       num_examples: [] int32, the client's training examples (n_k).
-      step_mass: [] float, the sum of the step sizes really taken, momentum included
-        (A_k); 0 if the solver has none.
+      step_mass: [], dtype of the params: the sum of the step sizes really taken,
+        momentum included (A_k); 0 if the solver has none.
       solver_state: the last state of the solver's chain for params. Read what a
         transformation has left there by name, with `optax.tree.get`.
       sums: the sums of the task over all steps, with `steps` and `nonfinite`.

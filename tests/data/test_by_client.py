@@ -302,7 +302,7 @@ def test_a_run_tests_on_no_more_than_is_held_out(tmp_path):
     config.data.local_val = "holdout"
     config.model.update(name="femnist_cnn", width=0.1, gated=False)
     config.eval.num_examples = 4
-    assert len(build(config).test.labels) == 4
+    assert len(build(config).data.test.labels) == 4
     config.eval.num_examples = 5
     with pytest.raises(DataError, match=r"eval\.num_examples\) must be in \[0, 4\]"):
         build(config)
