@@ -44,7 +44,11 @@ def parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(plain, known_only=True)
         if asked:
             usage.show("--helpfull" in asked)
+            sys.stdout.flush()
             sys.exit(0)
+    except BrokenPipeError:  # such as `--help | head`
+        console.discard(sys.stdout)
+        sys.exit(1)
     except (flags.Error, settings.SettingsError) as error:
         console.print_error(str(error))
         sys.exit(1)

@@ -158,6 +158,14 @@ def test_a_run_piped_to_head_saves_its_checkpoint(elsewhere):
     assert newest == len(rows) < 5000
 
 
+def test_help_that_nobody_reads_ends_quietly(elsewhere):
+    with start(elsewhere, "fedjax_prune", "train", "--help") as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
 CLOSED = """
 import os, sys
 os.close(1)
