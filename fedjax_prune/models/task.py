@@ -86,7 +86,7 @@ def make_task(
     check_module(model)
     init = _make_init(model, image_shape, to_input)
     # The checks in `init` need only shapes. JAX reuses this trace at the first call.
-    jax.eval_shape(init, jax.random.key(0))
+    jax.eval_shape(lambda: init(jax.random.key(0)))
     return Task(
         init,
         _make_loss(model, to_input, augment, normalize, lasso_weight),

@@ -10,7 +10,8 @@ from fedjax_prune.engine import devices as placement
 from fedjax_prune.engine import preparation
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.store import make_store
-from fedjax_prune.runs.experiment import build, start
+from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.learning import start
 from fedjax_prune.types import Population
 from tests.small_runs import PRUNED_FIELDS, pruned_config
 from tests.toys import all_rows
@@ -33,7 +34,7 @@ def prepared(config, num_devices=1):
     """What is left of the state, the rows and the sums, all numpy."""
     experiment = build(config)
     where = make_placement(num_devices, config.reduction)
-    state, row = jax.jit(partial(start, config, experiment))()
+    state, row = jax.jit(partial(start, experiment.learning))()
     rows = make_store(config.client_rows, row, config.data.num_clients, where)
     state = placement.put_whole(where, state)
     done = prepare(config, experiment, where, state, rows)
@@ -89,7 +90,9 @@ def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
         shape = (num_clients, 10)
         indices = np.broadcast_to(np.arange(10, dtype=np.int32), shape)
         sizes = np.full(num_clients, 10, np.int32)
-        experiment = experiment._replace(population=Population(indices, sizes))
+        population = Population(indices, sizes)
+        data = experiment.data._replace(population=population)
+        experiment = experiment._replace(data=data)
         plans = []
         compile_program = jax.stages.Lowered.compile
 
@@ -100,7 +103,7 @@ def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
             return compiled
 
         before = {id(x) for x in jax.live_arrays()}
-        state, row = jax.jit(partial(start, config, experiment))()
+        state, row = jax.jit(partial(start, experiment.learning))()
         rows = make_store("host", row, num_clients)
         with monkeypatch.context() as patch:
             patch.setattr(jax.stages.Lowered, "compile", noted)

@@ -8,6 +8,7 @@ import pytest
 from configs import autoflip
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import experiment, savings, tables, train
+from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError, check
 from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import PRUNED_FIELDS, final_state, pruned_config, tiny_config
@@ -53,7 +54,7 @@ def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
     config, workdir = whole
     short = pruned_config(rounds=1)
     assert train.run(short, tmp_path) == 0
-    monkeypatch.setattr(train, "_prepare", None)
+    monkeypatch.setattr(train, "prepare", None)
     assert train.run(config, tmp_path) == 0
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -105,7 +106,7 @@ def test_a_sparse_server_has_forgotten_before_the_round():
     """Compacted rounds put back what was there before, so it must be 0 by then."""
     config = pruned_config(fields=PRUNED_FIELDS | {"server_store": "sparse"})
     config.algorithm.mask_schedule = "fixed"
-    algorithm = experiment.build(config).algorithm
+    algorithm = make_learning(config).algorithm
     state = jax.tree.map(jnp.ones_like, algorithm.init(jax.random.key(0)))
     masks = jax.tree.map(
         lambda x: jnp.arange(x.size).reshape(x.shape) % 3 > 0, state.params

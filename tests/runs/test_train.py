@@ -304,21 +304,21 @@ def test_holdout_and_per_client_gates(tmp_path):
 
 def test_another_cohort_and_evaluation_do_not_recompile(tmp_path):
     """A run compiles its round before the first and calls that program alone."""
-    config = tiny_config(rounds=4)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event)
     )
-    try:
-        assert train.run(config, tmp_path) == 0
-        compiles = [e for e in compiled if e.endswith("backend_compile_duration")]
-        # Once more from the start: what the first run compiled is all there is.
+
+    def compilations(rounds, folder):
         compiled.clear()
-        config.rounds = 8
-        assert train.run(config, tmp_path) == 0
-        again = [e for e in compiled if e.endswith("backend_compile_duration")]
+        assert train.run(tiny_config(rounds=rounds), tmp_path / folder) == 0
+        return sum(event.endswith("backend_compile_duration") for event in compiled)
+
+    try:
+        compilations(1, "first")  # also what this process compiles only once
+        few, many = compilations(1, "few"), compilations(8, "many")
     finally:
         jax.monitoring.clear_event_listeners()
-    assert len(again) <= len(compiles)
-    rows = read_metrics(tmp_path)
-    assert [("seconds/compile" in row) for row in rows] == [True, *[False] * 3] * 2
+    assert few == many > 0
+    rows = read_metrics(tmp_path / "many")
+    assert [("seconds/compile" in row) for row in rows] == [True, *[False] * 7]
