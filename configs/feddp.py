@@ -10,10 +10,15 @@ scaffold_narrow, a plain network of about half the MACs. Models: vgg11, resnet32
 Clients: 10, 30, 50, 100.
 
 What the paper leaves open: the rounds are those of its sister paper SPATL
-(arXiv 2111.14345), mu = 0.01 is that of NIID-Bench (arXiv 2102.02079), the lasso
-weight that of FBS (arXiv 1810.05331). VGG-11 has batch norm, as the paper's equation 2
-has it and its authors' code has not: of the norms tried, the only one with which the
-gated network left the plateau (README, "Which norm").
+(arXiv 2111.14345), mu = 0.01 is that of NIID-Bench (arXiv 2102.02079), the lasso weight
+is that of FBS (arXiv 1810.05331). VGG-11 has batch norm, as in the paper's equation 2
+and unlike in its authors' code: it is the only norm, of those tried, with which the
+gated network left the plateau (README, "Which norm"). alpha = 5e-3 appears once in the
+paper, undefined, and is bound to nothing.
+
+Not in the paper, chosen here: momentum 0, as lr is 0.1; one keep ratio for all layers,
+the one whose MACs are nearest to half; gates start with bias 1 (FBS); weight decay 5e-4
+acts on gates, too.
 
 References:
   Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using Dynamic Model

@@ -1,4 +1,4 @@
-"""The federated algorithms, by name."""
+"""Algorithms: the table of all of them, by name."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 
 
 class Algorithm(NamedTuple):
-    """A builder, and what its algorithm needs and has. It is called like the builder.
+    """A builder of an algorithm and facts about it. It is called like the builder.
 
     Attributes:
       build: (task, solver, server_tx, **fields) -> FederatedAlgorithm; its signature
@@ -48,4 +48,9 @@ ALGORITHMS = {
     "fedsnip": Algorithm(fedsnip, has_masks=True),
     "magnitude": Algorithm(magnitude, has_masks=True),
 }
-"""name -> its builder, and what it needs of other settings."""
+"""For each name, the builder of the algorithm and what it needs of other settings.
+
+Examples:
+  >>> ALGORITHMS["scaffold"].needs_step_mass, ALGORITHMS["scaffold"].has_masks
+  (True, False)
+"""

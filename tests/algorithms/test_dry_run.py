@@ -16,7 +16,8 @@ from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import TwoCNN
 from fedjax_prune.models.costs import macs
 from fedjax_prune.models.task import make_task
-from fedjax_prune.pruning.masks import guidance_matrix, prunable, unstructured_masks
+from fedjax_prune.pruning.guidance import guidance_matrix
+from fedjax_prune.pruning.masks import prunable, unstructured_masks
 from fedjax_prune.types import ClientState, ServerState
 
 SHARED = Path(__file__).parents[3] / "shared/data/tensorflow_datasets"
