@@ -1,4 +1,10 @@
-"""Algorithms: the table of all of them, by name."""
+"""Algorithms: the table of all of them, by name.
+
+Examples:
+  >>> import fedjax_prune as fp
+  >>> [name for name, entry in fp.ALGORITHMS.items() if entry.needs_step_mass]
+  ['fednova', 'scaffold']
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,9 +54,4 @@ ALGORITHMS = {
     "fedsnip": Algorithm(fedsnip, has_masks=True),
     "magnitude": Algorithm(magnitude, has_masks=True),
 }
-"""For each name, the builder of the algorithm and what it needs of other settings.
-
-Examples:
-  >>> ALGORITHMS["scaffold"].needs_step_mass, ALGORITHMS["scaffold"].has_masks
-  (True, False)
-"""
+"""For each name, the builder of the algorithm and what it needs of other settings."""
