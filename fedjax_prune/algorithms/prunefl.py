@@ -1,4 +1,4 @@
-"""PruneFL: weights are pruned, and regrown where squared gradients pay for their time.
+"""PruneFL: weights are pruned, and regrown by their squared gradient per time.
 
   before     one client trains alone and the mask is adjusted repeatedly, until its size
              has changed by less than a tenth in five adjustments in a row
@@ -163,7 +163,7 @@ def prunefl(
         return state.server.guide | {"squares": received["squares"]}
 
     def extra(state: ServerState) -> jax.Array:
-        """Squared gradients of all entries, where the next round adjusts."""
+        """Counts the squared gradients that are sent before a round that adjusts."""
         adjusts = (state.round + 1) % adjust_every == 0
         return jnp.where(adjusts, sum(math.prod(x.shape) for x in sizes), 0)
 
@@ -275,8 +275,8 @@ def adjust(
     order = jnp.argsort(ratio, descending=True, stable=True)
     gained = jnp.where(kept, square, 0).sum() + jnp.cumsum(square[order])
     spent = constant + jnp.where(kept, time, 0).sum() + jnp.cumsum(time[order])
-    # Gamma before a candidate is added; it only rises, so the first failure is the
-    # last.
+    # This is Gamma before each candidate. It only rises with those that are added, so
+    # that after the first candidate that fails no other is added.
     gamma = (gained - square[order]) / (spent - time[order])
     adds = jnp.cumprod((ratio[order] > gamma).astype(jnp.int32)).astype(bool)
     chosen = kept.at[order].set(kept[order] | adds)

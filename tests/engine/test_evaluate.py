@@ -66,11 +66,9 @@ def test_holdout_accuracy_runs_on_the_held_out_examples():
 
 def test_probe_counts_correct_examples():
     wanted = np.array([True, False])
-    measure, examples, chosen = evaluate.after_local_probe(
-        threshold_task(), TEST, wanted
-    )
-    assert chosen is wanted
-    assert float(measure(SHARED, examples)["after_local"]) == 6
+    probe = evaluate.after_local_probe(threshold_task(), TEST, wanted)
+    assert probe.wanted is wanted
+    assert float(probe.measure(SHARED, probe.examples)["after_local"]) == 6
 
 
 def test_summary_of_eleven_clients():

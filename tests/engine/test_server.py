@@ -81,7 +81,7 @@ def test_scale_multiplies_every_array():
         ({"eps": 0.0}, "eps must be above 0, got 0.0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"b1": -0.1}, r"b1 must be in \[0, 1\), got -0.1"),
-        ({"optimizer": "adamw"}, "server optimizer must be one of sgd, .* 'adamw'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of sgd, .* 'adamw'"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
