@@ -23,6 +23,7 @@ Choices, where the paper leaves something open:
   VGG-11 has batch norm, which the paper's equation 2 has and its authors' code has not.
   Of the norms that were tried it is the only one with which the gated network left the
   plateau (configs/README.md, "Which norm").
+  alpha = 5e-3 appears once in the paper, undefined, and is bound to nothing.
 
 References:
   Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using Dynamic Model

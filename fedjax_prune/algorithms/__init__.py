@@ -1,4 +1,10 @@
-"""The federated algorithms, by name."""
+"""Algorithms: the table of all of them, by name.
+
+Examples:
+  >>> import fedjax_prune as fp
+  >>> [name for name, entry in fp.ALGORITHMS.items() if entry.needs_step_mass]
+  ['fednova', 'scaffold']
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +23,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 
 
 class Algorithm(NamedTuple):
-    """A builder, and what its algorithm needs and has. It is called like the builder.
+    """A builder of an algorithm and facts about it. It is called like the builder.
 
     Attributes:
       build: (task, solver, server_tx, **fields) -> FederatedAlgorithm; its signature
@@ -48,4 +54,4 @@ ALGORITHMS = {
     "fedsnip": Algorithm(fedsnip, has_masks=True),
     "magnitude": Algorithm(magnitude, has_masks=True),
 }
-"""name -> its builder, and what it needs of other settings."""
+"""For each name, the builder of the algorithm and what it needs of other settings."""

@@ -1,20 +1,20 @@
-"""EFLPrune: each round the strongest channels of the current model, as a small network.
+"""EFLPrune: each round trains the strongest channels of the current model.
 
-Before release the server ranks the channels of every layer by the L1 norm of their
-kernel and sends the network of the best; what comes back is written into the full
-model. Channels left out keep their values and can be chosen again.
+Before each round the server ranks the channels of every layer by the L1 norm of their
+kernel and sends the network of the best ones. It writes what comes back into the full
+model. Channels that are left out keep their values and can be chosen again.
 
 References:
-  The name is not expanded where AutoFLIP compares with it; most likely Wu, Song, Zeng,
-  Complex & Intelligent Systems 9:6999, 2023.
+  AutoFLIP compares with EFLPrune and does not expand the name; most likely it is Wu,
+  Song, Zeng, Complex & Intelligent Systems 9:6999, 2023.
 
 Choices:
   A channel's score is the mean magnitude of the weights that it is computed from: its
   L1 norm divided by a number that is the same for all channels of a layer. The same
-  share goes in every layer, and at least a twentieth of its channels, and one, stays.
-  Channels that residual additions join stay, unless `structured_residual` is set. What
-  is trained under the masks is FedAvg, and channels left out keep their optimiser's
-  state.
+  share is left out of every layer; at least a twentieth of its channels, and at least
+  one, stays. Channels that residual additions join stay, unless `structured_residual`
+  is set. FedAvg trains under the masks, and channels that are left out keep the state
+  of the server's optimiser.
 """
 
 from typing import Annotated
@@ -58,11 +58,28 @@ def eflprune(
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
-      The algorithm.
+      The algorithm. `ServerState.server` is a MaskedServer; the masks, bool like the
+      parameters, are made anew before each round.
 
     Raises:
       ValueError: if the share is out of range or the model does not say what its
         channels are.
+
+    References:
+      AutoFLIP's comparison, Internò et al., https://arxiv.org/abs/2405.10271.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> [(group.name, group.size) for group in task.groups]
+      [('conv1', 2), ('conv2', 3), ('fc1', 6)]
+      >>> tx = fp.make_server_tx()
+      >>> half = fp.eflprune(task, fp.make_solver(), tx, channel_share=0.5)
+      >>> def channels_left(key):
+      ...     state = half.masked.remask(half.init(key), rows=(), cohort=())
+      ...     return half.masked.facts(state)["mask/channels/fc1"]
+      >>> int(jax.jit(channels_left)(jax.random.key(0)))
+      3
     """
     if task.groups is None:
         raise ValueError("eflprune needs a model with channel_groups.")

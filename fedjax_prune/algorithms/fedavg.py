@@ -1,17 +1,18 @@
-"""FedAvg: average what the clients learned, weighted by their examples.
+"""FedAvg: the mean of the clients' changes, weighted by their examples.
 
     w^{t+1} = server_step(w^t, sum_k p_k (w^t - w_k)),  p_k = n_k / sum_{S_t} n
 
-On a gated task this is FedAvg with dynamic pruning: the gates are personal
-parameters and stay on their client.
+n is the total of the cohort's examples, over the clients that arrive. On a gated task
+this is FedAvg with dynamic pruning: the gates are personal parameters and stay on their
+client.
 
 References:
   McMahan et al., Communication-Efficient Learning of Deep Networks from
   Decentralized Data, AISTATS 2017, algorithm 1, https://arxiv.org/abs/1602.05629.
 
 Choices:
-  Batch statistics are averaged with the same weights and are not stepped on by
-  the server optimiser.
+  Batch statistics are averaged with the same weights; the server optimiser does not
+  apply to them.
 """
 
 import jax
@@ -51,6 +52,19 @@ def fedavg(
 
     Returns:
       The algorithm. `ServerState.server` is the state of `server_tx`.
+
+    References:
+      McMahan et al., AISTATS 2017, algorithm 1, https://arxiv.org/abs/1602.05629.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task, tx = fp.Task(init=None, loss=None, predict=None), fp.make_server_tx()
+      >>> rules = fp.fedavg(task, fp.make_solver(), tx).rules
+      >>> params = {"w": jnp.float32(3)}
+      >>> state = fp.ServerState(jnp.int32(0), params, {}, tx.init(params))
+      >>> received = {"delta": {"w": jnp.float32(1)}, "model_state": {}}
+      >>> rules.update(state, received).params["w"].item()  # 3 - 1
+      2.0
     """
 
     def init(key: jax.Array) -> ServerState:

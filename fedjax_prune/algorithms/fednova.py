@@ -1,9 +1,9 @@
-"""FedNova: deltas are divided by the step mass that produced them.
+"""FedNova: clients divide their deltas by the step mass that produced them.
 
     w^{t+1} = server_step(w^t, (sum_k p_k A_k) * sum_k p_k (w^t - w_k) / A_k)
 
-A_k is the sum of the step sizes client k really took, momentum included, so a
-client with many batches no longer pulls harder than its weight.
+A_k is the sum of the step sizes that client k really took, momentum included. So a
+client with many batches counts no more than its weight p_k.
 
 References:
   Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous
@@ -11,8 +11,8 @@ References:
   With a_k the paper's normalisation vector, A_k = lr * ||a_k||_1.
 
 Choices:
-  No global momentum. Batch statistics are averaged with p_k, never normalised.
-  Without momentum a client sends one scalar more than in FedAvg.
+  There is no global momentum. Batch statistics are averaged with p_k, never
+  normalised. A client sends one scalar more than in FedAvg, its step mass.
 """
 
 import numpy as np
@@ -50,6 +50,19 @@ def fednova(
 
     Raises:
       ValueError: if the solver has no step mass.
+
+    References:
+      Wang et al., NeurIPS 2020, equation 6, https://arxiv.org/abs/2007.07481.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task, tx = fp.Task(init=None, loss=None, predict=None), fp.make_server_tx()
+      >>> rules = fp.fednova(task, fp.make_solver(), tx).rules
+      >>> w, d, mass = np.float32(3), np.float32(0.5), np.float32(2)
+      >>> state = fp.ServerState(np.int32(0), w, {}, tx.init(w))
+      >>> received = {"normalised_delta": d, "step_mass": mass, "model_state": {}}
+      >>> rules.update(state, received).params.item()  # 3 - 2 * 0.5
+      2.0
     """
     require_step_mass(solver, "fednova")
 

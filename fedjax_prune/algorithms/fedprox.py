@@ -8,8 +8,8 @@ References:
 
 Choices:
   FedDP does not give mu; 0.01 is what NIID-Bench (https://arxiv.org/abs/2102.02079)
-  uses for VGG-11 with ten clients and Dirichlet 0.1. The pull comes after weight
-  decay has been left to the solver's own chain; both are added to the gradient.
+  uses for VGG-11 with ten clients and Dirichlet 0.1. The pull is added to the gradient
+  before the solver's own chain, which adds weight decay.
 """
 
 import optax
@@ -38,9 +38,19 @@ def fedprox(
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
-      The algorithm.
+      The algorithm. `ServerState.server` is the state of `server_tx`.
 
     Raises:
       ValueError: if `mu` is out of its range.
+
+    References:
+      Li et al., MLSys 2020, section 3.2, https://arxiv.org/abs/1812.06127.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task, tx = fp.Task(init=None, loss=None, predict=None), fp.make_server_tx()
+      >>> fp.fedprox(task, fp.make_solver(), tx, mu=-1)
+      Traceback (most recent call last):
+      ValueError: mu must be at least 0, got -1.
     """
     return fedavg(task, solver.before_descent(add_proximal(mu)), server_tx)

@@ -1,4 +1,4 @@
-"""FedSNIP: connections to which the loss is least sensitive go, before the first round.
+"""FedSNIP: connections that matter least to the loss are pruned before the first round.
 
     s_j = |g_j w_j|,   g the mean over clients of the gradient at w^0
 
@@ -8,11 +8,11 @@ References:
 
 Choices:
   The paper takes the gradient of one batch. Here all clients send the mean of their
-  gradients over the batches of one epoch at w^0, weighted by their examples, and |g w|
-  is taken of the mean of all. Only kernels and embeddings are pruned, ranked in the
-  whole network as in the paper or array by array (`threshold_scope`). A hundredth of
-  each array always stays (`min_keep`), so that no layer is emptied. Rounds are
-  FedAvg's.
+  gradients over the batches of one epoch at w^0. The server averages these means,
+  weighted by examples, before it takes |g w|. Only kernels and embeddings are pruned;
+  they are ranked in the whole network as in the paper, or array by array
+  (`threshold_scope`). A hundredth of each array always stays (`min_keep`), so that no
+  layer is emptied. The rounds are those of FedAvg.
 """
 
 import jax
@@ -73,9 +73,20 @@ def fedsnip(
 
     Returns:
       The algorithm. It takes the gradients of all clients in `prepare`.
+      `ServerState.server` is a MaskedServer.
 
     Raises:
       ValueError: if a number is out of range or a name unknown.
+
+    References:
+      Lee et al., SNIP, ICLR 2019, equation 4, https://arxiv.org/abs/1810.02340.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> algorithm = fp.fedsnip(task, fp.make_solver(), fp.make_server_tx())
+      >>> algorithm.prepare.num_clients(10), algorithm.prepare.solver.epochs
+      (10, 1)
     """
     rule = MaskRule(
         prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),

@@ -1,6 +1,6 @@
-"""Magnitude pruning: the smallest weights go, once, for all rounds. A control.
+"""Magnitude pruning, a control: the smallest weights are pruned once, for all rounds.
 
-The mask is made of |w| before the first round, or after a few unpruned ones.
+The mask is made from |w| before the first round, or after a few rounds without pruning.
 
 References:
   Han et al., Learning both Weights and Connections for Efficient Neural Networks,
@@ -8,10 +8,11 @@ References:
 
 Choices:
   The paper prunes a trained network, in turn with more training. Here the mask is made
-  once: of |w^0|, or after `warmup_rounds` rounds without pruning. Only kernels and
-  embeddings are pruned, ranked in the whole network or array by array
-  (`threshold_scope`). Channels of which the mask leaves almost nothing can be removed,
-  by AutoFLIP's rule `keep_ratio`; its other rule is not offered. Rounds are FedAvg's.
+  once: from |w^0|, or after `warmup_rounds` rounds without pruning. Only kernels and
+  embeddings are pruned; they are ranked in the whole network or array by array
+  (`threshold_scope`). Channels of which the mask leaves almost nothing can be removed
+  by AutoFLIP's rule `keep_ratio`; its other rule is not offered. The rounds are those
+  of FedAvg.
 """
 
 from typing import Annotated
@@ -69,10 +70,25 @@ def magnitude(
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
-      The algorithm.
+      The algorithm. `ServerState.server` is a MaskedServer.
 
     Raises:
-      ValueError: if a number is out of range or a name unknown.
+      ValueError: if a number is out of range, a name unknown, or channels are to be
+        removed and the model does not say what they are.
+
+    References:
+      Han et al., NeurIPS 2015, section 3, https://arxiv.org/abs/1506.02626.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> first = fp.Variables({"kernel": jnp.array([1.0, -4.0, 3.0, 2.0])}, {}, {})
+      >>> task = fp.Task(lambda key: first, loss=None, predict=None, groups=())
+      >>> tx = fp.make_server_tx()
+      >>> algorithm = fp.magnitude(task, fp.make_solver(), tx, threshold=0.5)
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> state = algorithm.masked.remask(state, rows=(), cohort=())
+      >>> state.server.masks["kernel"].tolist()
+      [False, True, True, False]
     """
     rule = MaskRule(
         prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),

@@ -1,13 +1,14 @@
-"""PruneFL: weights are pruned and regrown where squared gradients pay for their time.
+"""PruneFL: weights are pruned, and regrown by their squared gradient per time.
 
-  before     one client trains alone and the mask is adjusted again and again, until its
-             size changes by less than a tenth in five adjustments running
-  during     every so many rounds clients send squared gradients, also of pruned
+  before     one client trains alone and the mask is adjusted repeatedly, until its size
+             has changed by less than a tenth in five adjustments in a row
+  during     every `adjust_every` rounds clients send squared gradients, also of pruned
              weights, and the server adjusts the mask
 
-An adjustment keeps, of each array, the active weights but the smallest share, and then
-adds candidates (those just dropped and all inactive) in order of g_j^2 / t_j while that
-exceeds Gamma = (sum of kept g^2) / (c + sum of kept t).
+An adjustment drops the smallest share of each array's active weights and keeps the
+others. Then it adds candidates (those just dropped and all inactive weights) in order
+of g_j^2 / t_j, as long as that exceeds
+Gamma = (sum of kept g^2) / (c + sum of kept t).
 
 References:
   Jiang et al., Model Pruning Enables Efficient Federated Learning on Edge Devices, IEEE
@@ -15,13 +16,13 @@ References:
 
 Choices:
   Times are relative, not measured: t_j of a weight is `byte_time` for each of its four
-  bytes and `mac_time` for each place where it is used; c is `constant_time`. Squared
+  bytes plus `mac_time` for each place where it is used; c is `constant_time`. Squared
   gradients are means over the local steps of a round, weighted by examples. In the
   first stage the client trains for a round between adjustments and goes on from its own
-  parameters, without the server's optimiser. Of the active weights of each array that
-  can be pruned the largest stay, rounded up; biases and norms always stay. Regrown
-  weights start at 0, and the mask is enforced after every local step. Rounds are
-  FedAvg's.
+  parameters, without the server's optimiser. The share of active weights that is
+  dropped is rounded down to whole weights; biases and norms always stay. Regrown
+  weights start at 0, and the mask is enforced after every local step. The rounds are
+  those of FedAvg.
 """
 
 import math
@@ -56,7 +57,8 @@ from fedjax_prune.types import (
 )
 
 SETTLED, CHANGE = 5, 0.1
-"""The first stage ends after so many adjustments that change the size by less."""
+"""The first stage ends after SETTLED adjustments in a row whose relative change of the
+size is below CHANGE."""
 
 
 @checked
@@ -94,10 +96,21 @@ def prunefl(
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
-      The algorithm. Its first stage is `prepare`, with one client.
+      The algorithm. Its first stage is `prepare`, with one client. `ServerState.server`
+      is a MaskedServer.
 
     Raises:
       ValueError: if a number is out of range, or both times of a weight are 0.
+
+    References:
+      Jiang et al., IEEE TNNLS 2022, https://arxiv.org/abs/1909.12326.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> algorithm = fp.prunefl(task, fp.make_solver(), fp.make_server_tx())
+      >>> algorithm.prepare.num_clients(10)
+      1
     """
     if byte_time + mac_time == 0:
         raise ValueError(
@@ -150,7 +163,7 @@ def prunefl(
         return state.server.guide | {"squares": received["squares"]}
 
     def extra(state: ServerState) -> jax.Array:
-        """Squared gradients of all entries, where the next round adjusts."""
+        """Counts the squared gradients that are sent before a round that adjusts."""
         adjusts = (state.round + 1) % adjust_every == 0
         return jnp.where(adjusts, sum(math.prod(x.shape) for x in sizes), 0)
 
@@ -162,7 +175,7 @@ def prunefl(
         base = fedavg(task, measured, tx)
         return masked(task, base, masking, server_store="sparse")
 
-    # Alone, a client goes on from where it was: no server step comes between.
+    # Alone, a client goes on from its own parameters: plain averaging keeps them.
     algorithm, alone = on_fedavg(server_tx), on_fedavg(make_server_tx())
     pruned = algorithm.masked
     assert pruned is not None
@@ -178,7 +191,7 @@ def prunefl(
                 inputs._replace(state=state, rows=rows, key=key), placement
             )
             before = _count(state.server.masks)
-            # Rounds are not counted here: the schedule of the next stage begins at 0.
+            # These rounds are not counted: the schedule of the next stage begins at 0.
             state = with_masks(state._replace(round=jnp.int32(0)), *renew(state))
             change = jnp.abs(_count(state.server.masks) / before - 1)
             return state, rows, sums, change < CHANGE
@@ -221,19 +234,30 @@ def adjust(
     share: jax.Array,
     constant: float,
 ) -> Tree:
-    """One adjustment of a mask.
+    """Adjusts masks once.
 
     Args:
       masks: bool, before.
-      params: whose magnitudes decide what is dropped.
-      squares: g^2, also of what is pruned.
-      times: t of an entry of each array, a number.
+      params: like `masks`; the active entries of smallest magnitude are dropped.
+      squares: g^2, like `masks`, also where the masks prune.
+      times: for each array, t of one of its entries, a number.
       may: a bool for each array, whether it may be pruned.
-      share: of the active entries of each array that are dropped, [] float32.
+      share: [] float32, the share of each array's active entries that is dropped.
       constant: c.
 
     Returns:
-      The masks after.
+      The masks after, bool.
+
+    Examples:
+      The smaller active entry is dropped. The pruned entry comes back, as 9 / 1 exceeds
+      Gamma = 4 / (1 + 1); the dropped one does not, as 1 / 1 is below 13 / (1 + 2).
+
+      >>> masks = {"kernel": jnp.array([True, True, False])}
+      >>> params = {"kernel": jnp.array([3.0, 1.0, 0.0])}
+      >>> squares, times = {"kernel": jnp.array([4.0, 1.0, 9.0])}, {"kernel": 1.0}
+      >>> may, half = {"kernel": True}, jnp.float32(0.5)
+      >>> adjust(masks, params, squares, times, may, half, 1.0)["kernel"].tolist()
+      [True, False, True]
     """
     safe = jax.tree.map(
         lambda mask, param, flag: _largest_active(mask, param, share) if flag else mask,
@@ -251,8 +275,8 @@ def adjust(
     order = jnp.argsort(ratio, descending=True, stable=True)
     gained = jnp.where(kept, square, 0).sum() + jnp.cumsum(square[order])
     spent = constant + jnp.where(kept, time, 0).sum() + jnp.cumsum(time[order])
-    # Gamma before a candidate is added; it only rises, so the first failure is the
-    # last.
+    # This is Gamma before each candidate. It only rises with those that are added, so
+    # that after the first candidate that fails no other is added.
     gamma = (gained - square[order]) / (spent - time[order])
     adds = jnp.cumprod((ratio[order] > gamma).astype(jnp.int32)).astype(bool)
     chosen = kept.at[order].set(kept[order] | adds)
@@ -265,7 +289,7 @@ def adjust(
 
 
 def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.Array:
-    """The active entries but the share of smallest magnitude, rounded down."""
+    """Drops the share of active entries of smallest magnitude, rounded down."""
     magnitude = jnp.where(mask, jnp.abs(param), jnp.inf).reshape(-1)
     order = jnp.argsort(magnitude, stable=True)
     places = jnp.arange(order.size, dtype=jnp.int32)

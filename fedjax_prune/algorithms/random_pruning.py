@@ -1,8 +1,8 @@
 """Random pruning, the control that a pruning method must beat.
 
-`random_pruning`, clean: one random mask for all rounds, with as many entries of every
-array pruned as AutoFLIP's mask from the same exploration has. `random_steps`, as in the
-code of AutoFLIP: after every local step a new random set of entries is set to 0, and
+`random_pruning` has one random mask for all rounds. It prunes as many entries of every
+array as AutoFLIP's mask from the same exploration. `random_steps` does what the code of
+AutoFLIP does: after every local step it sets a new random set of entries to 0, and
 nothing stays pruned.
 
 References:
@@ -10,11 +10,11 @@ References:
 
 Choices:
   `random_pruning` repeats the exploration of the AutoFLIP that it is compared with and
-  shuffles the mask of every array, so that both prune as much of each; whole channels
-  go only by chance. It begins where that AutoFLIP begins. `random_steps` keeps the
-  code's budget, which shrinks from array to array, so that the last ones are hardly
-  touched; biases and norms are set to 0, too, and the mean of the clients is not
-  pruned.
+  shuffles the mask of every array, so that both prune as much of each; it removes whole
+  channels only by chance. Its rounds begin with the parameters with which that AutoFLIP
+  begins. `random_steps` keeps the code's budget, which shrinks from array to array, so
+  that few entries of the last arrays are set to 0. Entries of biases and norms are set
+  to 0, too, and the mean of the clients is not pruned.
 """
 
 import math
@@ -65,6 +65,17 @@ def random_pruning(
 
     Raises:
       ValueError: as `autoflip`.
+
+    References:
+      A control for AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> solver, tx = fp.make_solver(), fp.make_server_tx()
+      >>> control = fp.random_pruning(task, solver, tx, explorer_share=0.5)
+      >>> control.prepare.num_clients(10)
+      5
     """
     fields["mask_schedule"] = "fixed"
     explored = autoflip(task, solver, server_tx, **fields)
@@ -87,11 +98,11 @@ def random_pruning(
 
 
 def permute(masks: Tree, key: jax.Array) -> Tree:
-    """Shuffles every mask: as many entries are kept, others.
+    """Shuffles the entries of every mask; the number of kept ones stays.
 
     Args:
       masks: bool.
-      key: of the shuffle; each array has its own.
+      key: of the shuffle; each array gets a key of its own.
     """
     leaves, treedef = jax.tree.flatten(masks)
     keys = jax.random.split(key, len(leaves))
@@ -123,10 +134,20 @@ def random_steps(
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
-      The algorithm.
+      The algorithm. `ServerState.server` is the state of `server_tx`.
 
     Raises:
       ValueError: if the ratio is out of range.
+
+    References:
+      https://github.com/ChristianInterno/AutoFLIP.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task, tx = fp.Task(init=None, loss=None, predict=None), fp.make_server_tx()
+      >>> fp.random_steps(task, fp.make_solver(), tx, ratio=1.0)
+      Traceback (most recent call last):
+      ValueError: ratio must be in [0, 1), got 1.0.
     """
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     counts = shrinking_counts(shapes, ratio)
@@ -134,14 +155,22 @@ def random_steps(
 
 
 def shrinking_counts(params: Tree, ratio: float) -> Tree:
-    """How many entries of each array are set to 0.
+    """Computes how many entries of each array are set to 0.
 
-    Of N entries the budget is B = floor(ratio N); of each array in order c = floor(B
-    size / N) go, and B shrinks by c.
+    With N entries in all, the budget is B = floor(ratio N). For each array in turn, the
+    count is c = floor(B size / N), and B shrinks by c.
 
     Args:
       params: arrays or their shapes.
       ratio: in [0, 1).
+
+    Returns:
+      A number for each array.
+
+    Examples:
+      >>> ten = jax.ShapeDtypeStruct((10,), float)
+      >>> shrinking_counts({"a": ten, "b": ten}, 0.5)  # 10 * 10 / 20, 5 * 10 / 20
+      {'a': 5, 'b': 2}
     """
     leaves, treedef = jax.tree.flatten(params)
     sizes = [math.prod(leaf.shape) for leaf in leaves]

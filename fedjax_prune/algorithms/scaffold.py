@@ -4,8 +4,8 @@
     client control:  c_k+ = c_k - c + (w^t - w_k) / A_k            (option II)
     server control:  c+ = c + (1/N) sum_{S_t} (c_k+ - c_k)
 
-On a gated task this is FedDP (algorithm 1): gates are personal parameters, they
-are trained by the same backward pass and know no control variate.
+On a gated task this is FedDP (algorithm 1): gates are personal parameters; the same
+backward pass trains them, and they have no control variate.
 
 References:
   Karimireddy et al., SCAFFOLD, ICML 2020, algorithm 1,
@@ -14,17 +14,19 @@ References:
   https://arxiv.org/abs/2106.06921v2.
 
 Choices:
-  A_k is the step mass really taken, so that c_k+ is exactly the weighted mean of
-  the gradients along the client's path; the printed 1/(E lr) of FedDP counts
-  epochs and makes the controls too large by the number of batches. Controls start
-  at zero and a client keeps its own between participations; with 1/N, c is then
-  the mean of all c_k after every round. Deltas are weighted by size (FedDP), not
-  uniformly (SCAFFOLD). `control_weights` says which objective is minimised:
-  `uniform` the mean of the client losses, `size` FedAvg's, weighted by examples.
-  Batch statistics are averaged, never corrected. `control_init = random_legacy`
-  and `control_divisor = m_legacy` repeat two faults of widely copied code (controls
-  start as a random network; division by the cohort instead of the population),
-  invisible with full participation and divergent without.
+  n is the total of the cohort's examples. Algorithm 1 prints
+  w^{t+1} = w^t + sum (n_k/n) w_k; w_k is read as the change of client k. A_k is the
+  step mass really taken, so that c_k+ is exactly the weighted mean of the gradients
+  along the client's path; the printed 1/(E lr) of FedDP counts epochs and makes the
+  controls too large by the number of batches. Controls start at zero and a client keeps
+  its own between participations; with 1/N, c is then the mean of all c_k after every
+  round. Deltas are weighted by size (FedDP), not uniformly (SCAFFOLD).
+  `control_weights` says which objective is minimised: `uniform` the mean of the client
+  losses, `size` that of FedAvg, weighted by examples. Batch statistics are averaged,
+  never corrected. `control_init = random_legacy` and `control_divisor = m_legacy`
+  repeat two faults of widely copied code: controls start as a random network, and
+  changes of controls are divided by the cohort's size instead of the population's. With
+  full participation these faults cannot be seen; without, training diverges.
 """
 
 from typing import Annotated, NamedTuple
@@ -63,7 +65,7 @@ CONTROL_DIVISORS = ("num_clients", "m_legacy")
 
 
 class ScaffoldServer(NamedTuple):
-    """What the server keeps: its optimiser's state and its control (c)."""
+    """The server's part of the state: that of its optimiser and the control c."""
 
     opt_state: Tree
     control: Tree
@@ -101,11 +103,27 @@ def scaffold(
 
     Returns:
       The algorithm. `ServerState.server` is a ScaffoldServer, `ClientState.client`
-      the client's control.
+      the client's control c_k, both controls like the parameters.
 
     Raises:
       ValueError: if an option is unknown, the legacy divisor is asked for with
         weights by size, or the solver has no step mass.
+
+    References:
+      Karimireddy et al., ICML 2020, algorithm 1, https://arxiv.org/abs/1910.06378;
+      FedDP, Yu et al., algorithm 1, https://arxiv.org/abs/2106.06921v2.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task, tx = fp.Task(init=None, loss=None, predict=None), fp.make_server_tx()
+      >>> rules = fp.scaffold(task, fp.make_solver(), tx).rules
+      >>> w, d, change = jnp.float32(3), jnp.float32(1), jnp.float32(0.5)
+      >>> server = ScaffoldServer(tx.init(w), control=jnp.float32(2))
+      >>> state = fp.ServerState(jnp.int32(0), w, {}, server)
+      >>> received = {"delta": d, "control_change": change, "model_state": {}}
+      >>> after = rules.update(state, received)
+      >>> after.params.item(), after.server.control.item()  # 3 - 1, 2 + 0.5
+      (2.0, 2.5)
     """
     require_step_mass(solver, "scaffold")
     if control_weights == "size" and control_divisor == "m_legacy":
@@ -142,7 +160,7 @@ def scaffold(
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             mass, num_examples = result.step_mass, result.num_examples
-            # Step sizes that underflow to 0 say nothing of the gradient.
+            # Step sizes that underflow to 0 give no information on the gradient.
             new_control = jax.tree.map(
                 lambda c_k, c, d: jnp.where(mass > 0, c_k - c + d / mass, c_k),
                 row.client,

@@ -51,7 +51,7 @@ class CohortResult(NamedTuple):
 
 
 class _Lane(NamedTuple):
-    """What a lane is running. Leaves carry a leading axis `num_lanes`."""
+    """The clients that lanes run. Leaves have a leading axis `num_lanes`."""
 
     position: jax.Array  # [] int32 in the block; block_size = nothing left to do
     client: Progress
@@ -98,8 +98,8 @@ def train_cohort(
     )
 
     def run_until_one_has_finished(carry: _Carry) -> _Carry:
-        # A loop of its own: in a conditional, XLA would copy the parameters at every
-        # step at which no client finishes.
+        # This is a loop, because in a conditional XLA would copy the parameters at
+        # every step at which no client finishes.
         trips, lanes = jax.lax.while_loop(
             lambda inner: ~run.has_finished(inner[1]).any(),
             lambda inner: (inner[0] + 1, run.step(run.shuffle(inner[1]))),

@@ -90,9 +90,11 @@ def make_round(
       update: as in Rules.
 
     Returns:
-      (inputs, placement=ONE_DEVICE) -> (state, rows, sums). It raises ValueError if the
-      inputs' rows, probe and cohort do not belong together, or the cohort is not made
-      for the placement.
+      (inputs, placement=ONE_DEVICE) -> (state, rows, sums), the round.
+
+    Raises:
+      ValueError: by the round, if the inputs' rows, probe and cohort do not belong
+        together, or the cohort is not made for the placement.
 
     Examples:
       FedAvg by hand. The loss of a client with target y is (w - y)^2 / 2. From w = 0,

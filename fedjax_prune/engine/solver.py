@@ -74,7 +74,7 @@ def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
       size: [] or [num_clients] integers, examples of a client.
       batch_size: at least 1.
     """
-    # Python's division would round negative numbers, too.
+    # `//` would also compute how negative numbers are rounded.
     return jax.lax.div(size + (batch_size - 1), jnp.asarray(batch_size, size.dtype))
 
 

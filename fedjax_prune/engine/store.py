@@ -3,6 +3,16 @@
 A round sees only the cohort's rows, so neither an algorithm nor its compiled shapes
 depend on the number of clients or on where their rows are. Only a store holds the rows
 of all clients: it is made from one row, and it writes and reads a snapshot in pieces.
+
+Without a store, `create`, `take` and `put` keep the rows of all clients as one tree.
+
+Examples:
+  >>> import fedjax_prune as fp
+  >>> row = fp.ClientState(personal={}, client={"h": np.zeros(1, np.float32)})
+  >>> rows, ids = fp.store.create(row, 3), np.array([2])
+  >>> new = row._replace(client={"h": np.ones((1, 1), np.float32)})
+  >>> fp.store.put(rows, ids, new).client["h"].tolist()
+  [[0.0], [0.0], [1.0]]
 """
 
 from collections.abc import Callable

@@ -194,7 +194,7 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
 
         def zero(update, param, count, key):
             numbers = jax.random.bits(key, (update.size,), jnp.uint32)
-            # Equal numbers are told apart by their place, so that exactly count go.
+            # The sort is stable, so that exactly `count` entries become 0.
             place = jnp.argsort(numbers)[:count]
             gone = jnp.zeros(update.size, bool).at[place].set(True)
             return jnp.where(gone.reshape(update.shape), -param, update)

@@ -1,1 +1,1 @@
-"""Masks: how they are made, trained under, sent and made smaller models of."""
+"""Pruning: masks are made, enforced, counted, sent, and turned into smaller models."""

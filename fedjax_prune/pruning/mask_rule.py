@@ -1,4 +1,7 @@
-"""Masks of single weights and whole channels by one rule: AutoFLIP, steps 8 to 17."""
+"""The rule that makes masks of single weights and whole channels from deviations.
+
+These are steps 8 to 17 of AutoFLIP.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
@@ -9,10 +12,10 @@ import jax.numpy as jnp
 from fedjax_prune.fields import DECAY, FRACTION, at_most, one_of
 from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import find_leaf
+from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.masks import (
     SCOPES,
     guard,
-    guidance_matrix,
     lowest_channels,
     structured_masks,
     unstructured_masks,
@@ -45,11 +48,12 @@ StructuredResidual = Annotated[
 
 
 class GuardedMasks(NamedTuple):
-    """Masks of single weights and of whole channels.
+    """Masks, and how many entries the guard has kept.
 
     Attributes:
-      masks: bool, like the parameters.
-      guarded: [] int32, entries that only the guard has kept, before channels went.
+      masks: bool, like the parameters, False = pruned.
+      guarded: [] int32, entries that only the guard has kept, counted before channels
+        were removed.
     """
 
     masks: Tree
@@ -57,22 +61,22 @@ class GuardedMasks(NamedTuple):
 
 
 class MaskRule(NamedTuple):
-    """All that makes masks of deviations, AutoFLIP's steps 8 to 17.
+    """The settings by which deviations become masks, AutoFLIP's steps 8 to 17.
 
-    Its values are fields of the algorithms that have a rule, and checked there.
+    They are fields of the algorithms that have a rule, and are checked there.
 
     Attributes:
       prunable: a bool for each array.
       groups: of the model.
       normalization: of `guidance_matrix`.
-      threshold: of `unstructured_masks`, like the scope.
-      scope: of the threshold.
-      min_keep: of the guard.
-      structured: `keep_ratio`, by `structured_masks`; `guidance_l1`, by
-        `lowest_channels`; `off`.
-      density: of `keep_ratio`.
+      threshold: T_p of `unstructured_masks`.
+      scope: of `unstructured_masks`.
+      min_keep: of `guard`.
+      structured: how channels are removed: `keep_ratio` by `structured_masks`,
+        `guidance_l1` by `lowest_channels`, `off` not at all.
+      density: theta_s of `keep_ratio`.
       share: T_s of `guidance_l1`.
-      residual: of both.
+      residual: of `keep_ratio` and `guidance_l1`.
     """
 
     prunable: Tree
@@ -87,7 +91,7 @@ class MaskRule(NamedTuple):
     residual: StructuredResidual = False
 
     def masks(self, deviations: Tree) -> GuardedMasks:
-        """The masks that deviations call for."""
+        """Makes masks from deviations, which are like the parameters."""
         guidance = guidance_matrix(deviations, normalization=self.normalization)
         masks = unstructured_masks(
             guidance, self.prunable, self.threshold, scope=self.scope
@@ -95,7 +99,12 @@ class MaskRule(NamedTuple):
         return self.complete(masks, guidance)
 
     def complete(self, masks: Tree, scores: Tree) -> GuardedMasks:
-        """Guards masks of single weights, then removes channels."""
+        """Guards masks of single weights, then removes channels.
+
+        Args:
+          masks: bool, of single weights.
+          scores: like `masks`; the guard keeps the entries of largest score.
+        """
         kept = guard(masks, scores, self.prunable, self.min_keep)
         guarded = sum(
             (k & ~m).sum(dtype=jnp.int32)
@@ -126,8 +135,8 @@ def check_rule(rule: MaskRule) -> None:
     """Refuses a rule that the model does not allow.
 
     Raises:
-      ValueError: if channels are to be removed of a model that does not say what they
-        are.
+      ValueError: if the rule removes channels and the model does not say what its
+        channels are.
     """
     if rule.groups is None and rule.structured != "off":
         raise ValueError(

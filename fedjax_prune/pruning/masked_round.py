@@ -1,26 +1,30 @@
-"""Any algorithm under a mask: pruned parameters are 0 on the wire and on the client.
+"""Rounds of any algorithm under a mask.
+
+Pruned parameters are 0 in messages and on clients:
 
     clients start from    w^{t-1} * M^t, and no local step moves what M^t prunes
-    the server steps      where M^t keeps; elsewhere it keeps what it had
+    the server steps      where M^t keeps; elsewhere its values stay
 
 A pruning method says when and how masks are made; the algorithm below it (FedAvg,
-FedProx, SCAFFOLD) trains. Momenta and control variates change only where the mask
-keeps, too.
+FedProx, SCAFFOLD) trains. Momenta and control variates, too, change only where the mask
+keeps.
 
 References:
-  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271; masks enforced after every
-  local step and aggregation on the mask as in its authors' code.
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271. As in its authors' code,
+  masks are enforced after every local step and in the aggregation.
 
 Choices:
-  The server keeps what it had where a mask prunes (`server_store`), so that a weight
-  that comes back goes on from its last value. Batch statistics of a removed channel
-  stay as they are until it comes back; the code of AutoFLIP does not aggregate any. A
-  client is sent a mask only where it holds another one.
+  The server's values stay where a mask prunes (`server_store`), so that a weight that
+  comes back goes on from its last value. A removed channel keeps the batch statistics
+  of the last round in which it was alive; they come back with it. The code of AutoFLIP
+  does not aggregate batch statistics. A client is sent a mask only if it holds another
+  one.
 """
 
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -67,14 +71,14 @@ ServerStore = Annotated[
 
 
 class MaskedServer(NamedTuple):
-    """What the server keeps.
+    """The server's part of the state.
 
     Attributes:
       base: of the algorithm below.
       masks: bool, like the parameters, False = pruned (M^t).
       version: [] int32, how often the masks have changed.
       guarded: [] int32, entries that only the guard has kept.
-      guide: what the method makes masks of.
+      guide: what the method makes its masks from.
     """
 
     base: Tree
@@ -85,12 +89,13 @@ class MaskedServer(NamedTuple):
 
 
 class MaskedRow(NamedTuple):
-    """What a client keeps.
+    """The client's part of the state.
 
     Attributes:
       base: of the algorithm below.
-      version: [] int32, of the masks it was last sent; 0 are those that prune nothing.
-      own: what the method keeps of it.
+      version: [] int32, of the masks that it was last sent; those of version 0 prune
+        nothing.
+      own: what the method keeps for this client.
     """
 
     base: Tree
@@ -103,15 +108,15 @@ class Masking(NamedTuple):
 
     Attributes:
       start: parameters -> guide.
-      own: parameters -> what is kept of a client.
+      own: parameters -> the first `MaskedRow.own`.
       refresh: (state, rows, cohort) -> (GuardedMasks, guide) of this round, before it
         is trained. `state.server` is a MaskedServer.
       message: result -> parts that a client sends beside those of the base.
       absorb: (state, received) -> guide after the round.
-      delivered: the server's part of the state -> masks of the delivered model.
+      delivered: MaskedServer -> masks of the delivered model.
       may: parameters or masks -> a bool for each array, whether it may be pruned.
-      extra: state -> [] int32, numbers that each client of the round sends beside what
-        the mask keeps.
+      extra: state -> [] int32, how many numbers each client of the round sends beside
+        those that the mask keeps.
     """
 
     start: Callable[[Tree], Tree]
@@ -129,7 +134,7 @@ class Masking(NamedTuple):
 def keep_masks(
     state: ServerState, rows: ClientState, cohort: Cohort
 ) -> tuple[GuardedMasks, Tree]:
-    """`Masking.refresh` of masks that never change."""
+    """Keeps the masks as they are: a `Masking.refresh`."""
     del rows, cohort
     return GuardedMasks(state.server.masks, state.server.guarded), state.server.guide
 
@@ -148,13 +153,13 @@ def masked(
       task: the model and its loss.
       base: the algorithm below.
       masking: makes the masks.
-      server_store: `dense`, so that a weight that comes back goes on from where it
-        was, or `sparse`, so that it starts at 0.
+      server_store: `dense`, so that a weight that comes back goes on from its last
+        value, or `sparse`, so that it starts at 0.
 
     Returns:
       The algorithm. `ServerState.server` is a MaskedServer, `ClientState.client` a
       MaskedRow. Its sums have the scalars of `wire.mask_facts`, `mask/guarded`,
-      `mask/extra` and `mask/sent`, the clients that need the masks.
+      `mask/extra` and `mask/sent`, the number of clients that are sent the masks.
 
     Raises:
       ValueError: if `server_store` is unknown.
@@ -219,7 +224,7 @@ def masked(
         )
         old = state.params, state.server.base
         params, server = keep_where(masks, (after.params, after.server.base), old)
-        # A channel that is silent for a while comes back with its old statistics.
+        # A removed channel keeps its statistics until it comes back.
         model_state = jax.tree.map(
             jnp.where,
             alive_entries(task, masks, state.model_state),
@@ -233,7 +238,7 @@ def masked(
         )
         version = state.server.version
         outdated = (jnp.asarray(inputs.cohort.sizes) > 0) & (kept.version != version)
-        # Of a client that is dropped nobody knows what it still has.
+        # The server does not know which masks a dropped client has.
         known = jnp.where(sums["arrived"] > 0, version, kept.version)
         client = MaskedRow(inner_rows.client, known, kept.own)
         sums |= {"mask/sent": outdated.sum(dtype=jnp.int32)}
@@ -279,8 +284,15 @@ def masked(
 
 
 def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerState:
-    """The state with new masks, a new version if they differ, and a new guide."""
+    """Replaces the masks and the guide; the version grows if the masks differ.
+
+    Args:
+      state: of a masked algorithm.
+      new: masks of the shapes that the state has.
+      guide: what the method makes its next masks from.
+    """
     server, (masks, guarded) = state.server, new
+    chex.assert_trees_all_equal_shapes_and_dtypes(masks, server.masks)
     changed = jnp.stack(
         jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), masks, server.masks))
     ).any()

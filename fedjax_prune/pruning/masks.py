@@ -1,10 +1,10 @@
-"""Which weights to prune: from deviations by way of guidance to masks.
+"""Masks of single weights and of channels, from guidance: phase 3 of AutoFLIP.
 
-AutoFLIP's phases 2 and 3, without anything federated. A mask is a tree like the
-parameters, True where a weight is kept, and True wherever nothing may be pruned.
+A mask is a tree like the parameters, True where a weight is kept and wherever nothing
+may be pruned.
 
-Tags say where a rule is from: [P] the paper, [C] its authors' code, [R] a
-reconstruction, where both are silent, contradict each other or fail.
+Tags name the source of a rule: [P] the paper, [C] its authors' code, [R] a
+reconstruction, where both say nothing, contradict each other or fail.
 
 References:
   Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,
@@ -13,7 +13,7 @@ References:
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
-from fedjax_prune.models.selection import kth_largest
+from fedjax_prune.pruning.guidance import quantile
 from fedjax_prune.types import Tree
 
 KERNELS = ("kernel", "recurrent_kernel", "embedding")
-"""Names of prunable arrays; all others only with `biases`."""
+"""Names of arrays that may be pruned; all others may only with `biases`."""
 
 SCOPES = ("global", "per_tensor")
 
@@ -39,14 +39,20 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
 
     Args:
       params: nested dictionaries of arrays, or of their shapes.
-      biases: also biases and norms [C]; without, kernels and embeddings alone [R].
-      exempt: patterns, as of a shell, of paths joined by "/" that may not.
+      biases: whether biases and norms may be pruned, too [C]; if not, only kernels and
+        embeddings may [R].
+      exempt: shell patterns of paths, joined by "/", that may not be pruned.
 
     Returns:
       A bool for each array.
 
     Raises:
       ValueError: if a pattern fits no array.
+
+    Examples:
+      >>> params = {"fc1": {"bias": 0, "kernel": 0}, "fc2": {"kernel": 0}}
+      >>> prunable(params, exempt=["fc2/*"])
+      {'fc1': {'bias': False, 'kernel': True}, 'fc2': {'kernel': False}}
     """
     names = [
         "/".join(str(entry.key) for entry in path)
@@ -67,58 +73,28 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
     return jax.tree_util.tree_map_with_path(flag, params)
 
 
-def guidance_matrix(deviations: Tree, *, normalization: str = "minmax") -> Tree:
-    """Normalises squared deviations, each array on its own [C].
-
-    A weight that moved little lies in a flat direction and is a candidate for pruning.
-
-    Args:
-      deviations: D, the mean over explorers of (w_explored - w_0)^2, at least 0.
-      normalization: one of NORMALIZATIONS. `minmax` [C]: (D - min) / (max - min), and 0
-        for an array whose entries are all equal [R]. `robust` [C]: (D - median) /
-        (75th - 25th percentile), not confined to [0, 1]; `minmax` where these are equal
-        [R]. `rank` [R]: rank / (size - 1), equal entries share their mean rank. `none`
-        [R]: D, so that arrays compete.
-
-    Returns:
-      G, like `deviations`, dtypes included.
-    """
-    return jax.tree.map(NORMALIZATIONS[normalization], deviations)
-
-
-def quantile(values: jax.Array, share: float) -> jax.Array:
-    """The value below which a share of the entries lies, linearly interpolated.
-
-    Exact for any number of entries: the position is computed in Python, because float32
-    cannot count beyond 2^24.
-
-    Args:
-      values: any shape, at least one entry.
-      share: in [0, 1].
-    """
-    flat = values.reshape(-1)
-    position = share * (flat.size - 1)
-    below = math.floor(position)
-    low = kth_largest(flat, flat.size - below)[0]
-    high = kth_largest(flat, max(1, flat.size - below - 1))[0]
-    return low + (position - below) * (high - low)
-
-
 def unstructured_masks(
     guidance: Tree, prunable: Tree, threshold: float, *, scope: str = "global"
 ) -> Tree:
     """Prunes the weights whose guidance is not above its quantile.
 
-    Ties at the quantile are pruned [C], so more than `threshold` can go.
+    Entries that equal the quantile are pruned [C], so that more than the share
+    `threshold` can be.
 
     Args:
       guidance: G.
       prunable: a bool for each array.
       threshold: T_p, the share to prune, in [0, 1); 0 prunes nothing.
-      scope: `global`, one quantile for the whole network [C], or `per_tensor` [R].
+      scope: `global`, one quantile for the whole network [C], or `per_tensor`, one for
+        each array [R].
 
     Returns:
       The masks.
+
+    Examples:
+      >>> guidance = {"w": jnp.array([0.1, 0.4, 0.2, 0.3])}
+      >>> unstructured_masks(guidance, {"w": True}, 0.5)["w"].tolist()
+      [False, True, False, True]
     """
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), guidance)
     leaves, flags = jax.tree.leaves(guidance), jax.tree.leaves(prunable)
@@ -141,17 +117,19 @@ def unstructured_masks(
 
 
 def guard(masks: Tree, scores: Tree, prunable: Tree, min_keep: float) -> Tree:
-    """Keeps a few entries of each array that may be pruned [R].
+    """Makes sure that masks keep a few entries of each array [R].
 
     Args:
       masks: bool.
-      scores: the largest are kept; of equal ones the first.
-      prunable: a bool for each array.
-      min_keep: share kept at least, and one entry, in [0, 1]; with 0 an array may be
-        emptied.
+      scores: like `masks`; entries of the largest scores are kept, of equal ones the
+        first.
+      prunable: a bool for each array; other arrays stay.
+      min_keep: the share that is kept at least, in [0, 1], rounded up to whole entries;
+        with 0 an array may be emptied.
 
     Returns:
-      The masks; where one keeps less than that, with the entries of largest score.
+      The masks. One that keeps fewer entries than that also keeps those of largest
+      score.
     """
     if min_keep == 0:
         return masks
@@ -179,19 +157,20 @@ def structured_masks(
 ) -> Tree:
     """Removes the channels of which masks leave almost nothing [R].
 
-    A channel goes if at most `max_density` of the weights that it is computed from are
-    kept; of each group the densest `min_units`, at least one, stay. With a channel go
-    its kernel slice, bias and norm, and the slices of every kernel that reads it. That
-    can thin out channels of the next layer, so it is repeated until nothing changes.
-    That pruning is structured as well is from the paper [P], the rule is not.
+    A channel is removed if at most `max_density` of the weights that it is computed
+    from are kept. Of each group the densest `min_units`, at least one channel, stay.
+    With a channel its kernel slice, bias and norm are removed, and the slices of every
+    kernel that reads it. That can thin out channels of the next layer, so it is
+    repeated until nothing changes. Structured pruning is from the paper [P], this rule
+    is not.
 
     Args:
       masks: of single weights.
       groups: of the model.
       max_density: theta_s, at most 1; below 0 nothing is removed.
       min_units: share of each group, in [0, 1].
-      residual: whether channels of branches that are added go, too, once they are to go
-        in all of them.
+      residual: whether channels of branches that are added may be removed, too; they
+        are if the rule removes them in all branches.
 
     Returns:
       The masks with all slices of removed channels False.
@@ -209,7 +188,7 @@ def structured_masks(
 
     def stay(group: ChannelGroup, thinned: Tree, alive: jax.Array) -> jax.Array:
         density = channel_means(thinned, group)
-        # Channels that are gone come last, however dense the others are.
+        # Removed channels are ranked last.
         ranked = jnp.where(alive, density, -1.0)
         return (density > max_density) | _first(ranked, _fewest(group, min_units))
 
@@ -237,9 +216,9 @@ def lowest_channels(
 
     Args:
       masks: of single weights.
-      scores: like the parameters; a channel's is the mean over the weights that it is
-        computed from: of guidance for AutoFLIP's rule `guidance_l1`, of magnitudes for
-        EFLPrune's.
+      scores: like the parameters; the score of a channel is the mean over the weights
+        that it is computed from: of guidance in AutoFLIP's rule `guidance_l1`, of
+        magnitudes in EFLPrune.
       groups: of the model.
       share: T_s, in [0, 1); rounded down to whole channels.
       min_units: share of each group that stays at least, in [0, 1].
@@ -259,19 +238,24 @@ def lowest_channels(
 def removable(
     groups: Sequence[ChannelGroup], *, residual: bool = False
 ) -> list[ChannelGroup]:
-    """The groups whose channels may go: without `residual` none that are added."""
+    """Returns the groups whose channels may be removed.
+
+    Args:
+      groups: of the model.
+      residual: whether channels that several layers write, and that are added, may be.
+    """
     return [group for group in groups if residual or len(group.producers) == 1]
 
 
 def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
-    """The mean over the weights that each channel is computed from.
+    """Computes the mean over the weights that each channel is computed from.
 
     Args:
-      tree: like the parameters; of masks it is the kept share.
+      tree: like the parameters; for masks the mean is the kept share.
       group: of channels.
 
     Returns:
-      [size], at least float32; of several branches the largest.
+      [size], at least float32; for several branches the largest mean.
     """
     means = []
     for slot in group.producers:
@@ -285,40 +269,6 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
 
 def _fewest(group: ChannelGroup, min_units: float) -> int:
     return max(1, math.ceil(min_units * group.size))
-
-
-def _minmax(deviation: jax.Array) -> jax.Array:
-    low, high = deviation.min(), deviation.max()
-    width = jnp.where(high > low, high - low, 1)
-    return jnp.where(high > low, (deviation - low) / width, 0)
-
-
-def _robust(deviation: jax.Array) -> jax.Array:
-    low, middle, high = (quantile(deviation, share) for share in (0.25, 0.5, 0.75))
-    width = jnp.where(high > low, high - low, 1)
-    return jnp.where(high > low, (deviation - middle) / width, _minmax(deviation))
-
-
-def _rank(deviation: jax.Array) -> jax.Array:
-    flat, places = deviation.reshape(-1), jnp.arange(deviation.size, dtype=jnp.int32)
-    ordered, order = jax.lax.sort_key_val(flat, places)
-    # Equal entries stand in a row, from `first` to `last`.
-    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
-    first = jax.lax.cummax(jnp.where(starts, places, 0))
-    last = jax.lax.cummin(jnp.where(ends, places, flat.size), reverse=True)
-    middle = first.astype(flat.dtype) / 2 + last.astype(flat.dtype) / 2
-    ranks = jnp.zeros_like(flat).at[order].set(middle)
-    return (ranks / max(1, flat.size - 1)).reshape(deviation.shape)
-
-
-NORMALIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "minmax": _minmax,
-    "robust": _robust,
-    "rank": _rank,
-    "none": lambda deviation: deviation,
-}
-"""name -> what turns an array of deviations into guidance."""
 
 
 def _first(values: jax.Array, count: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From a masked model to really smaller computations."""
+"""Smaller computations that give the same logits as a masked model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ from fedjax_prune.models.channels import alive_channels, map_slots
 from fedjax_prune.types import Tree
 
 KeptIndices = Mapping[str, Any]
-"""Name of a group -> indices of the channels that stay, ascending."""
+"""For each group's name, the indices of the channels that stay, ascending."""
 
 
 class Compacted(NamedTuple):
     """A smaller model and its arrays.
 
     Attributes:
-      model: with as many channels as stay.
+      model: the model with the channels that stay.
       variables: its collections.
-      kept: which channels these are.
+      kept: which channels stay.
     """
 
     model: Any
@@ -37,19 +37,19 @@ def compact(
     *,
     multiple: int = 1,
 ) -> Compacted:
-    """Removes silent channels physically: the logits stay those of the masked model.
+    """Makes a model without the removed channels; its logits are the masked model's.
 
     Args:
       model: one of MODELS; its `channel_groups` says what belongs to a channel.
       variables: its collections, with or without leading axes, params masked.
       masks: bool, like `params`: concrete, not traced.
       image_shape: (height, width, channels).
-      multiple: sizes are rounded up to multiples of it, so that few of them occur;
-        at least 1.
+      multiple: numbers of channels are rounded up to multiples of it, so that few of
+        them occur; at least 1.
 
     Returns:
-      The smaller model. A gated one ranks channels as before and keeps as many, or all
-      that are left.
+      The smaller model. If it is gated, it ranks channels as before and keeps as many,
+      or all that are left.
 
     Raises:
       ValueError: if `multiple` is below 1.
@@ -57,7 +57,7 @@ def compact(
     kept = kept_channels(model, masks, image_shape, multiple=multiple)
     groups = model.channel_groups(image_shape)
     smaller = smaller_model(model, {name: len(i) for name, i in kept.items()})
-    # One program, where each array alone would compile several.
+    # This is one program; array by array, several would be compiled.
     taken = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
     return Compacted(smaller, taken, kept)
 
@@ -71,7 +71,14 @@ def kept_channels(
 ) -> KeptIndices:
     """Says which channels of a model stay: those alive, and at least one of a group.
 
-    Arguments and errors are those of `compact`.
+    Args:
+      model: as in `compact`.
+      masks: as in `compact`.
+      image_shape: as in `compact`.
+      multiple: as in `compact`.
+
+    Raises:
+      ValueError: if `multiple` is below 1.
     """
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
@@ -85,18 +92,23 @@ def kept_channels(
 
 
 def round_up(count: int, size: int, multiple: int) -> int:
-    """How many of `size` channels are taken for `count`: at least one, at most all."""
+    """Rounds a number of channels up to a multiple, at least one and at most all.
+
+    Examples:
+      >>> round_up(5, size=16, multiple=4), round_up(15, size=15, multiple=4)
+      (8, 15)
+    """
     return min(size, -(-max(1, count) // multiple) * multiple)
 
 
 def choose_channels(
     alive: Mapping[str, np.ndarray], widths: Mapping[str, int]
 ) -> KeptIndices:
-    """Takes the channels that are alive, and the first of the others to fill up.
+    """Chooses the channels that are alive, and then the first of the others.
 
     Args:
       alive: [size] bool for each group.
-      widths: how many of each group are taken, at least those alive.
+      widths: how many of each group are chosen, at least those alive.
     """
     return {
         name: np.sort(np.argsort(~flags, kind="stable")[: widths[name]])
@@ -105,13 +117,13 @@ def choose_channels(
 
 
 def smaller_model(model: Any, widths: Mapping[str, int]) -> Any:
-    """The model with only so many channels of each group."""
+    """Makes the model with only so many channels of each group."""
     # A model without groups has no such attribute.
     return model.clone(left=dict(widths)) if widths else model
 
 
 def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: KeptIndices) -> Tree:
-    """Takes the entries of the channels that stay out of every array.
+    """Makes arrays with only the entries of the channels that stay.
 
     Args:
       tree: containers of arrays with the model's paths; other arrays stay.
@@ -130,7 +142,7 @@ def shrink(tree: Tree, groups: Sequence[ChannelGroup], kept: KeptIndices) -> Tre
 def expand(
     tree: Tree, groups: Sequence[ChannelGroup], kept: KeptIndices, full: Tree
 ) -> Tree:
-    """Puts the entries of the channels that stayed back into the arrays they are from.
+    """Puts the entries of the channels that stayed back into the larger arrays.
 
     Args:
       tree: as `shrink` has left it.
@@ -142,7 +154,7 @@ def expand(
     def put(old: Any, slots: list[tuple[ChannelGroup, Slot]], small: Any) -> Any:
         if not slots:
             return small
-        # By gathers: XLA scatters on CPUs entry by entry.
+        # These are gathers, because XLA scatters entry by entry on CPUs.
         stays = jnp.ones((1,) * np.ndim(old), bool)
         for axis, indices in _indices(np.shape(old), slots, kept):
             size = np.shape(old)[axis]
@@ -155,14 +167,14 @@ def expand(
 
 
 def _along(ndim: int, axis: int) -> list[int]:
-    """The shape that lays a vector along an axis."""
+    """Returns the shape that lays a vector along an axis."""
     return [-1 if i == axis else 1 for i in range(ndim)]
 
 
 def _indices(
     shape: tuple[int, ...], slots: list[tuple[ChannelGroup, Slot]], kept: KeptIndices
 ) -> list[tuple[int, jax.Array]]:
-    """Which indices stay along each axis of an array that loses some."""
+    """Says which indices stay along each axis of an array that loses some."""
     by_axis: dict[int, list[tuple[ChannelGroup, Slot]]] = {}
     for group, slot in slots:
         by_axis.setdefault(slot.axis + len(shape), []).append((group, slot))
@@ -172,14 +184,14 @@ def _indices(
         period = shape[axis] // repeats
         stays, place = [], 0
         for group, slot in sorted(along, key=lambda pair: pair[1].start):
-            # Between groups are channels that cannot be removed.
+            # Channels between groups cannot be removed.
             stays.append(jnp.arange(place, slot.start))
             stays.append(slot.start + jnp.asarray(kept[group.name]))
             place = slot.start + group.size
         stays = jnp.concatenate([*stays, jnp.arange(place, period)])
         starts = period * jnp.arange(repeats)
         indices = (starts[:, None] + stays[None]).reshape(-1)
-        # Fused into a gather, they would be computed anew for every entry.
+        # Fused into a gather, the indices would be computed anew for every entry.
         found.append((axis, jax.lax.optimization_barrier(indices)))
     return found
 
@@ -187,11 +199,11 @@ def _indices(
 def gathered_predict(
     model: Any, variables: Mapping[str, Any], image: jax.Array
 ) -> jax.Array:
-    """Runs one image through only the channels its gates keep.
+    """Runs one image through only the channels that its gates keep.
 
-    Kernels are gathered by index on both axes (FedDP, equation 3), so the
-    products really are small; in evaluation mode the result equals the masked
-    model's to rounding. Shapes are static: it can be jitted and mapped.
+    Kernels are gathered by index on both axes (FedDP, equation 3), so the products are
+    as small as the kept channels. The result equals the masked model's in evaluation
+    mode, to rounding. Shapes are static, so the function can be jitted and mapped.
 
     Args:
       model: one of the convolutional MODELS.
@@ -205,6 +217,18 @@ def gathered_predict(
     References:
       Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
       Adaptive Gradient, section 3, https://arxiv.org/abs/2106.06921.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> gates = fp.GateSettings(keep_ratio=0.5)
+      >>> model = fp.CNN(num_classes=3, width=0.1, gates=gates)
+      >>> init = fp.make_task(model, (8, 8, 1)).init
+      >>> def predict(image):
+      ...     first = init(jax.random.key(0))
+      ...     collections = {"params": first.params, "gates": first.personal}
+      ...     return fp.gathered_predict(model, collections, image)
+      >>> jax.eval_shape(predict, jnp.zeros((8, 8, 1))).shape
+      (3,)
     """
     logits = model.apply(variables, image, method="gathered")
     assert isinstance(logits, jax.Array)

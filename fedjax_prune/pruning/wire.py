@@ -1,11 +1,11 @@
-"""Sparse messages: what is sent under a mask, and how long it is.
+"""Sparse messages: the bytes that are sent under a mask, and their number.
 
 A message is the values that the mask keeps, float32, array after array in the order of
-the tree. The server knows the masks, so the uplink carries nothing else. The downlink
-carries them too where the client's are of another version: one byte that says how, then
-all entries of the masks as bits or as run lengths, whichever is shorter.
+the tree. The server knows the masks, so a client sends nothing else. The server also
+sends the masks if the client's are of another version: one byte that names the form,
+then all entries of the masks as bits or as run lengths, whichever is shorter.
 
-Lengths come from the mask alone and are counted on the device, so that metrics state
+Lengths depend on the mask alone and are counted on the device, so that metrics state
 the length of real messages without making any.
 """
 
@@ -24,7 +24,7 @@ BITS, RUNS = b"\x00", b"\x01"
 
 
 def encode_values(tree: Tree, masks: Tree) -> bytes:
-    """Writes what masks keep.
+    """Writes the values that masks keep.
 
     Args:
       tree: float32 arrays.
@@ -32,6 +32,12 @@ def encode_values(tree: Tree, masks: Tree) -> bytes:
 
     Returns:
       Four bytes, little-endian, for each entry that is kept.
+
+    Examples:
+      >>> masks = {"w": np.array([True, False, True])}
+      >>> message = encode_values({"w": np.array([1.0, 2.0, 3.0])}, masks)
+      >>> len(message), decode_values(message, masks)["w"].tolist()
+      (8, [1.0, 0.0, 3.0])
     """
     leaves, kept = jax.tree.leaves(tree), jax.tree.leaves(masks)
     return b"".join(
@@ -41,7 +47,14 @@ def encode_values(tree: Tree, masks: Tree) -> bytes:
 
 
 def decode_values(message: bytes, masks: Tree) -> Tree:
-    """Reads what `encode_values` has written; what is pruned is 0.
+    """Reads what `encode_values` has written; pruned entries are 0.
+
+    Args:
+      message: from `encode_values`.
+      masks: bool, those with which it was written.
+
+    Returns:
+      float32 numpy arrays, like `masks`.
 
     Raises:
       ValueError: if the message has another length.
@@ -65,17 +78,22 @@ def decode_values(message: bytes, masks: Tree) -> Tree:
 
 
 def encode_masks(masks: Tree) -> bytes:
-    """Writes masks in the shorter of two ways.
+    r"""Writes masks in the shorter of two forms.
 
-    As bits, eight a byte; or as the lengths of runs of equal entries, the first of
-    entries that are kept (possibly 0), each in base 128, the lowest digit first, with
-    128 added to all digits but the last (LEB128).
+    One form is bits, eight in a byte. The other is the lengths of runs of equal
+    entries; the first run is of entries that are kept, possibly 0. A length is written
+    in base 128, the lowest digit first, with 128 added to all digits except for the
+    last (LEB128).
 
     Args:
       masks: bool arrays.
 
     Returns:
       BITS or RUNS and the entries of all arrays.
+
+    Examples:
+      >>> encode_masks({"w": np.array([True] * 200 + [False])})  # 200 = 72 + 1 * 128
+      b'\x01\xc8\x01\x01'
     """
     flat = _flat(masks)
     runs = _leb128(_run_lengths(flat))
@@ -118,7 +136,9 @@ def decode_masks(message: bytes, like: Tree) -> Tree:
 
 
 def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
-    """Counts what messages and costs depend on; it can be traced.
+    """Counts the entries and channels that messages and costs depend on.
+
+    It can be traced.
 
     Args:
       masks: bool, like the parameters.
@@ -126,10 +146,10 @@ def mask_facts(masks: Tree, groups: Sequence[ChannelGroup], may: Tree) -> Sums:
       may: a bool for each array, whether it may be pruned.
 
     Returns:
-      int32 scalars: `mask/kept/PATH` entries kept of each array, `mask/channels/NAME`
-      channels left of each group, `mask/bytes`, the length of `encode_masks(masks)`,
-      `mask/prunable`, entries of arrays that may be pruned, and `mask/prunable_kept`,
-      those of them that are kept.
+      int32 scalars: `mask/kept/PATH`, entries kept of each array; `mask/channels/NAME`,
+      channels left of each group; `mask/bytes`, the length of `encode_masks(masks)`;
+      `mask/prunable`, entries of arrays that may be pruned; `mask/prunable_kept`, how
+      many of them are kept.
     """
     arrays = zip(jax.tree.leaves(masks), jax.tree.leaves(may), strict=True)
     prunable = [mask for mask, flag in arrays if flag]
@@ -154,7 +174,7 @@ def _flat(masks: Tree) -> np.ndarray:
 
 
 def _run_lengths(flat: np.ndarray) -> np.ndarray:
-    """Lengths of runs of equal entries, the first of entries that are True."""
+    """Computes lengths of runs of equal entries; the first run is of True entries."""
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(np.concatenate([[0], edges, [flat.size]]))
     return lengths if flat[0] else np.concatenate([[0], lengths])
@@ -178,13 +198,13 @@ def _from_leb128(body: np.ndarray) -> np.ndarray:
 
 
 def _body_length(flat: jax.Array) -> jax.Array:
-    """Bytes of the shorter form of `flat`, [size] bool, counted without making it.
+    """Counts the bytes of the shorter form of `flat`, [size] bool, without making it.
 
-    A run takes one byte if it is shorter than a block; any other ends as the first of
-    its block, so of each block only the first and the last end count.
+    A run that is shorter than a block takes one byte. Any other run is the first to end
+    in its block, so only the first and the last end of each block are looked at.
     """
     block = 128
-    # The last run ends where what fills the last block begins.
+    # The last run ends where the filling of the last block begins.
     rest = jnp.broadcast_to(~flat[-1], (block + -flat.size % block,))
     words = _words(jnp.concatenate([flat, rest]))
     following = jnp.concatenate([words[1:], words[-1:]])
@@ -204,20 +224,20 @@ def _body_length(flat: jax.Array) -> jax.Array:
 
 
 def _count(mask: jax.Array) -> jax.Array:
-    """How many entries are True, [] int32."""
+    """Counts the entries that are True, [] int32."""
     words = _words(mask.reshape(-1))
     return jax.lax.population_count(words).sum(dtype=jnp.int32)
 
 
 def _words(flat: jax.Array) -> jax.Array:
-    """Flags in the bytes of uint32, the first in the lowest; False at the end.
+    """Packs flags into the bytes of uint32, the first into the lowest, padded by False.
 
-    XLA goes through flags one by one on CPUs, through words many at a time.
+    On CPUs XLA works through flags one by one and through words many at a time.
     """
     entries = jnp.pad(flat, (0, -flat.size % 4)).astype(jnp.uint8)
     return jax.lax.bitcast_convert_type(entries.reshape(-1, 4), jnp.uint32)
 
 
 def _highest_byte(words: jax.Array) -> jax.Array:
-    """Which byte, [size] int32, holds the highest 1; words are not 0."""
+    """Says which byte, [size] int32, holds the highest 1; words are not 0."""
     return (31 - jax.lax.clz(words).astype(jnp.int32)) // 8

@@ -7,17 +7,23 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.algorithms.autoflip.exploration import Exploration, make_exploration
+from fedjax_prune.algorithms.autoflip.exploration import (
+    Exploration,
+    make_exploration,
+    what_explorers_left,
+)
 from fedjax_prune.data.load import load, resize
 from fedjax_prune.data.partition import partition
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
+from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import TwoCNN
 from fedjax_prune.models.costs import macs
 from fedjax_prune.models.task import make_task
-from fedjax_prune.pruning.masks import guidance_matrix, prunable, unstructured_masks
-from fedjax_prune.types import ClientState, ServerState
+from fedjax_prune.pruning.guidance import guidance_matrix
+from fedjax_prune.pruning.masks import prunable, unstructured_masks
+from fedjax_prune.types import ClientState, RoundInputs, ServerState
 
 SHARED = Path(__file__).parents[3] / "shared/data/tensorflow_datasets"
 DATA = Path(os.environ.get("TFDS_DATA_DIR", SHARED))
@@ -50,20 +56,20 @@ def deviation():
         weight_decay=0.0,
     )
     settings = Exploration(epochs=2, patience=2)
-    start, explore = make_exploration(
+    _, start, explore = make_exploration(
         task, solver, settings, lambda deviation: {}, lambda kept: {}
     )
     variables = task.init(jax.random.key(0))
     state = ServerState(jax.numpy.int32(0), variables.params, {}, {})
     rows = store.create(ClientState({}, {}), 6)
     cohort = make_cohort(population, np.arange(6), num_lanes=1, epochs=2, batch_size=10)
+    inputs = RoundInputs(state, rows, jax.device_put(train), cohort, jax.random.key(0))
     with jax.numpy_dtype_promotion("standard"):
-        explored, _, sums = jax.jit(explore)(
-            *(state, start(state), rows),
-            *(jax.device_put(train), cohort, jax.random.key(0)),
-        )
+        gathered, _, sums = jax.jit(
+            lambda inputs: explore(start(inputs.state), inputs, ONE_DEVICE)
+        )(inputs)
     assert 90 * 6 <= sums["steps"].sum() <= 110 * 6
-    return explored.deviation
+    return what_explorers_left(gathered).deviation
 
 
 def table_row(deviation, normalization):

@@ -14,7 +14,8 @@ from fedjax_prune.engine.transforms import accumulate, descend, zero_random
 from fedjax_prune.models.channels import ChannelGroup, Slot
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.task import make_task
-from fedjax_prune.pruning.masks import NORMALIZATIONS, channel_means
+from fedjax_prune.pruning.guidance import NORMALIZATIONS
+from fedjax_prune.pruning.masks import channel_means
 from fedjax_prune.types import Batch, Variables
 from tests.small_models import LSTM, SMALL
 

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 
 from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import between
+from fedjax_prune.pruning.guidance import NORMALIZATIONS, guidance_matrix, quantile
 from fedjax_prune.pruning.mask_rule import MaskRule, check_rule
 from fedjax_prune.pruning.masks import (
-    NORMALIZATIONS,
     guard,
-    guidance_matrix,
     lowest_channels,
     prunable,
-    quantile,
     structured_masks,
     unstructured_masks,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.models.costs import tree_bytes
-from fedjax_prune.pruning.masked_round import apply_masks
+from fedjax_prune.pruning.enforce import apply_masks
 from fedjax_prune.runs import train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.experiment import build

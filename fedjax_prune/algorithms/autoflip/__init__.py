@@ -1,1 +1,1 @@
-"""AutoFLIP: exploration, guidance, masks and their schedules."""
+"""AutoFLIP: exploration, schedules of masks and agreement of clients."""

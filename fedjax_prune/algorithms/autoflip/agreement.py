@@ -1,9 +1,9 @@
-"""Client agreement: masks that follow what many clients, again and again, hold up.
+"""Scores and masks of AutoFLIP's client agreement.
 
 A weight's score is the rank of its guidance times a power of the smoothed share of
-clients that vote for it; each update may change few entries. That clients score masks
-by agreement is from the paper's fourth version [P], the formulas are reconstructions
-[R].
+clients that vote for it. Each update of a mask may change only few entries. Scoring by
+the agreement of clients is from the paper's fourth version [P]; the formulas are
+reconstructions [R].
 
 References:
   Internò et al., Pruning Federated Models through Loss Landscape Analysis and Client
@@ -15,46 +15,66 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.pruning.masks import guidance_matrix, unstructured_masks
+from fedjax_prune.pruning.guidance import guidance_matrix
+from fedjax_prune.pruning.masks import unstructured_masks
 from fedjax_prune.types import Tree
 
 
 def votes(
     deviations: Tree, prunable: Tree, threshold: float, normalization: str
 ) -> Tree:
-    """What one client would keep: guidance above its own quantile.
+    """Computes one client's votes: it keeps guidance above its own quantile.
 
     Args:
-      deviations: of this client alone.
+      deviations: squared, of this client alone.
       prunable: a bool for each array.
       threshold: T_p, in [0, 1).
       normalization: of the guidance.
 
     Returns:
-      bool, like `deviations`.
+      bool, like `deviations`, True = keep.
+
+    Examples:
+      >>> deviations = {"w": jnp.array([0.1, 0.4, 0.2, 0.3])}
+      >>> votes(deviations, {"w": True}, 0.5, "minmax")["w"].tolist()
+      [False, True, False, True]
     """
     guidance = guidance_matrix(deviations, normalization=normalization)
     return unstructured_masks(guidance, prunable, threshold)
 
 
 def smooth(agreement: Tree, now: Tree, rate: float) -> Tree:
-    """A^t = (1 - rate) A^{t-1} + rate a^t."""
+    """Smooths agreement over rounds: A^t = (1 - rate) A^{t-1} + rate a^t.
+
+    Args:
+      agreement: A^{t-1}, float, like the parameters.
+      now: a^t, like `agreement`.
+      rate: rho, in (0, 1].
+
+    Examples:
+      >>> smooth({"w": jnp.float32(0)}, {"w": jnp.float32(1)}, 0.25)["w"].item()
+      0.25
+    """
     return jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, agreement, now)
 
 
 def ramped(
     threshold: float, first: float, ramp: int, round: jax.Array
 ) -> float | jax.Array:
-    """T_t, a cubic ramp from `first` to `threshold` over `ramp` rounds.
+    """Computes T_t on a cubic ramp from `first` to `threshold` over `ramp` rounds.
 
     Args:
       threshold: T_p.
       first: T_init.
-      ramp: rounds until T_p is reached; 0 is T_p at once.
+      ramp: rounds until T_p is reached; with 0 it is T_p at once.
       round: t, [] int32, from 1.
 
     Returns:
       [] float; `threshold` itself without a ramp.
+
+    Examples:
+      >>> ramped(0.5, 0.0, ramp=10, round=jnp.int32(5)).item()  # 0.5 (1 - 0.5^3)
+      0.4375
     """
     if ramp == 0:
         return threshold
@@ -63,11 +83,19 @@ def ramped(
 
 
 def ranks(guidance: Tree, prunable: Tree) -> Tree:
-    """q_j, the rank of each entry among all prunable ones, in [0, 1].
+    """Ranks each entry among all prunable ones: q_j, in [0, 1].
+
+    Args:
+      guidance: G, float, like the parameters.
+      prunable: a bool for each array.
 
     Returns:
       Like `guidance`; 0 where nothing may be pruned. Of equal entries the first has the
       highest rank, so that it is kept first.
+
+    Examples:
+      >>> ranks({"w": jnp.array([0.5, 0.9, 0.1])}, {"w": True})["w"].tolist()
+      [0.5, 1.0, 0.0]
     """
     flat = _flatten(guidance, prunable)
     order = jnp.argsort(flat, descending=True, stable=True)
@@ -85,9 +113,10 @@ def rescore(
 ) -> Tree:
     """Moves a mask towards the entries of highest score, by few changes.
 
-    Wanted is the 1 - threshold share of highest score, of equal ones the first. At most
-    `max_change` of the entries change: first those that alter the number of kept ones,
-    then swaps of the best that is wanted for the worst that is not, in equal numbers.
+    The share 1 - threshold of the entries with the highest scores is wanted; of equal
+    entries the first are. At most the share `max_change` of the entries changes: first
+    as many as bring the number of kept entries to the wanted one, then as many swaps of
+    the best wanted entry for the worst unwanted one as are left.
 
     Args:
       kept: bool, the mask before.
@@ -123,7 +152,7 @@ def rescore(
 
 
 def _place(values: jax.Array, among: jax.Array) -> jax.Array:
-    """The place of each entry in ascending order; those not among them come last."""
+    """Finds the place of each entry in ascending order, those not `among` last."""
     order = jnp.argsort(jnp.where(among, values, jnp.inf), stable=True)
     places = jnp.arange(values.size, dtype=jnp.int32)
     return jnp.zeros_like(places).at[order].set(places)

@@ -2,15 +2,16 @@
 
     exploration   delta_i = (w_i^exp - w^0)^2 on every explorer, once        [P]
     guidance      G, the mean deviation, normalised array by array           [C]
-    masks         weights below a quantile of G, then near-empty channels    [C], [R]
+    masks         prune weights below a quantile of G, then sparse channels  [C], [R]
     rounds        a FedAvg, FedProx or SCAFFOLD under M^t                    [C]
 
-Masks come once from all explorers (`fixed`), anew from those among each round's clients
-(`participants`), or from guidance and the smoothed agreement of clients (`agreement`).
+Masks are made once from all explorers (`fixed`), each round from the explorers among
+its clients (`participants`), or from guidance and the smoothed agreement of clients
+(`agreement`).
 
-Tags: [P] stated by the paper, [C] taken from its authors' code, [R] reconstructed where
-both are silent, contradict each other or fail. The rule for channels and the formulas
-of agreement are [R].
+Tags name the source of a rule: [P] the paper, [C] its authors' code, [R] a
+reconstruction, where both say nothing, contradict each other or fail. The rule for
+channels and the formulas of agreement are [R].
 
 References:
   Internò, Raponi, van Stein, Bäck, Olhofer, Jin, Hammer, Federated Hybrid Model Pruning
@@ -21,15 +22,16 @@ References:
 Choices:
   Only the abstracts of the paper and the authors' code could be read; its equations and
   tables could not. Masks change from round to round (`participants`), as version 3 says
-  and the code means to. The threshold is a quantile of the guidance, and the low end is
-  pruned. Guidance is scaled array by array (`minmax`); that prunes mostly the largest
-  dense layer, which `rank` and `robust` do not. Kernels and embeddings are pruned; the
-  code takes biases and norms, too (`prune_biases`). Rounds begin at w^0; the code goes
-  on from what explorers have trained (`start_from`). How channels are removed is ours:
-  the paper names structured pruning, the code has none. A hundredth of each array
-  stays. The mask is enforced after every local step, and the server keeps what is
-  pruned (`server_store`), so that a weight that comes back goes on from its last value.
-  Delivered is the model under the mask of all explorers, with agreement under the last.
+  and the code intends. The threshold is a quantile of the guidance, and weights below
+  it are pruned. Guidance is scaled array by array (`minmax`); that prunes mostly the
+  largest dense layer, which `rank` and `robust` do not. Kernels and embeddings are
+  pruned; the code prunes biases and norms, too (`prune_biases`). Rounds begin at w^0;
+  the code goes on from the parameters that explorers have trained (`start_from`). The
+  rule for channels is ours: the paper names structured pruning, the code has none. A
+  hundredth of each array stays. The mask is enforced after every local step, and the
+  server keeps the values of pruned weights (`server_store`), so that a weight that
+  comes back goes on from its last value. The delivered model is under the mask of all
+  explorers, and with `agreement` under the last mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,20 +45,20 @@ from fedjax_prune.algorithms.autoflip.exploration import (
     EXPLORE_BASES,
     WEIGHTINGS,
     Exploration,
-    make_exploration,
-    what_explorers_left,
 )
+from fedjax_prune.algorithms.autoflip.preparation import START_FROM, make_preparation
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.algorithms.fedprox import fedprox
 from fedjax_prune.algorithms.scaffold import scaffold
-from fedjax_prune.engine.aggregate import Gathered
-from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation
-from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.contract import (
+    FederatedAlgorithm,
+)
 from fedjax_prune.engine.rounds import with_preparation
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.stopping import Monitor, Patience
 from fedjax_prune.engine.transforms import Mu
 from fedjax_prune.fields import DECAY, FRACTION, SHARE, at_least, checked, one_of
+from fedjax_prune.pruning.guidance import NORMALIZATIONS
 from fedjax_prune.pruning.mask_rule import (
     STRUCTURED,
     MaskRule,
@@ -71,16 +73,10 @@ from fedjax_prune.pruning.masked_round import (
     SERVER_STORES,
     ServerStore,
     masked,
-    with_masks,
 )
-from fedjax_prune.pruning.masks import NORMALIZATIONS, prunable
+from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
-    ClientState,
-    RoundInputs,
-    ServerState,
-    Sums,
     Task,
-    Tree,
 )
 
 
@@ -88,7 +84,7 @@ class MaskedBase(NamedTuple):
     """An algorithm that can train under AutoFLIP's masks.
 
     Attributes:
-      build: (task, solver, server_tx, mu) -> it.
+      build: (task, solver, server_tx, mu) -> the algorithm.
       stores: what `server_store` may be with it.
     """
 
@@ -109,11 +105,7 @@ MASKED_BASES = {
         ("dense",),
     ),
 }
-"""name -> the algorithm that trains under the masks."""
-
-MASK_SCHEDULES = {"fixed": 1, "participants": 1, "agreement": 10}
-"""name -> rounds between its masks where nothing else is said."""
-START_FROM = ("init", "explored_mean")
+"""For each name, the algorithm that trains under the masks."""
 
 
 @checked
@@ -177,7 +169,7 @@ def autoflip(
     structured_residual: StructuredResidual = False,
     mask_schedule: Annotated[
         str,
-        one_of(MASK_SCHEDULES),
+        one_of(schedules.MASK_SCHEDULES),
         "When masks are made, once, from each round's clients [C], or from guidance "
         "and the agreement of clients [P, formulas R].",
     ] = "participants",
@@ -211,22 +203,34 @@ def autoflip(
     ] = 0,
     server_store: ServerStore = "dense",
 ) -> FederatedAlgorithm:
-    """Builds AutoFLIP. The defaults are the spec's preset `autoflip-v3`.
+    """Builds AutoFLIP. The defaults follow version 3 of the paper.
 
     Args:
       task: the model and its loss.
       solver: local training, in exploration (with other epochs) and in rounds.
-      server_tx: applied to the weighted mean of the deltas; the authors' is `damped`.
+      server_tx: applied to the weighted mean of the deltas; the authors use `damped`.
 
     The other fields are described where they are declared, in the signature.
 
     Returns:
-      The algorithm. It explores in `prepare`.
+      The algorithm. It explores in `prepare`. `ServerState.server` is a MaskedServer,
+      whose masks are bool and like the parameters.
 
     Raises:
-      ValueError: if a number is out of range, a name unknown, a base does not allow the
-        server's store, agreement ranks array by array, a pattern fits no array, or
-        channels are to be removed of a model that does not say what they are.
+      ValueError: if a number is out of range, a name unknown, `server_store` not
+        possible with the base, `threshold_scope` not `global` with agreement, or if a
+        pattern fits no array or the model does not say what its channels are.
+
+    References:
+      Internò et al., https://arxiv.org/abs/2405.10271v3 and v5.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
+      >>> solver, tx = fp.make_solver(), fp.make_server_tx("damped")
+      >>> algorithm = fp.autoflip(task, solver, tx, explorer_share=0.3)
+      >>> algorithm.prepare.num_clients(10), algorithm.prepare.solver.epochs
+      (3, 150)
     """
     if server_store not in MASKED_BASES[base].stores:
         allowed = " or ".join(MASKED_BASES[base].stores)
@@ -262,62 +266,22 @@ def autoflip(
         residual=structured_residual,
     )
     check_rule(rule)
-    every = mask_every or MASK_SCHEDULES[mask_schedule]
-    match mask_schedule:
-        case "fixed":
-            schedule = schedules.fixed(rule)
-        case "participants":
-            schedule = schedules.participants(rule, every, explorer_weighting)
-        case _:
-            settings = schedules.Agreement(
-                rate=agreement_rate,
-                power=agreement_power,
-                max_change=agreement_change,
-                source=agreement_source,
-                threshold_start=threshold_start,
-                ramp=threshold_ramp,
-            )
-            schedule = schedules.agreement(rule, every, settings)
+    agreement = schedules.Agreement(
+        rate=agreement_rate,
+        power=agreement_power,
+        max_change=agreement_change,
+        source=agreement_source,
+        threshold_start=threshold_start,
+        ramp=threshold_ramp,
+    )
+    schedule = schedules.make_schedule(
+        mask_schedule, rule, mask_every, explorer_weighting, agreement
+    )
     below = MASKED_BASES[base].build(task, solver, server_tx, mu)
     masking = schedule.masking._replace(may=lambda tree: rule.prunable)
     algorithm = masked(task, below, masking, server_store=server_store)
-    rounds = algorithm.masked
-    assert rounds is not None
-    explorer, start, explore = make_exploration(
-        task, solver, exploration, schedule.keep, schedule.pool
+    assert algorithm.masked is not None
+    preparation = make_preparation(
+        task, solver, exploration, schedule, algorithm.masked, start_from
     )
-
-    def gather(
-        gathered: Gathered, inputs: RoundInputs, placement: Placement
-    ) -> tuple[Gathered, ClientState, Sums]:
-        kept = inputs.rows.client
-        own = inputs.rows._replace(client=kept.own)
-        gathered, rows, sums = explore(gathered, inputs._replace(rows=own), placement)
-        return gathered, rows._replace(client=kept._replace(own=rows.client)), sums
-
-    def finish(
-        state: ServerState, gathered: Gathered, key: jax.Array
-    ) -> tuple[ServerState, Sums]:
-        del key
-        explored = what_explorers_left(gathered)
-        if start_from == "explored_mean":
-            params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
-            state = state._replace(params=params)
-        state = with_masks(state, *schedule.begin(explored))
-        return state, rounds.facts(state)
-
-    def explore_messages(state: ServerState) -> tuple[Tree, Tree]:
-        sent = (state.params,) * (1 + (start_from == "explored_mean"))
-        return state.params, sent
-
-    return with_preparation(
-        algorithm,
-        Preparation(
-            solver=explorer,
-            num_clients=exploration.num_clients,
-            start=start,
-            gather=gather,
-            finish=finish,
-            messages=explore_messages,
-        ),
-    )
+    return with_preparation(algorithm, preparation)

@@ -3,21 +3,22 @@
     delta_{i,j} = (w_{i,j}^exp - w^0_j)^2,     D_j = mean over explorers
 
 Explorers are independent: each starts from w^0, and none sees another's parameters.
-They run one after another in lanes, and in groups of so many for each lane, so memory
-grows with lanes, not with explorers.
+They run one after another in lanes, and in groups whose size depends on the lanes. So
+memory grows with the number of lanes, not with that of explorers.
 
 References:
-  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271: exploration and squared
-  deviations [P]; all clients, 150 epochs at most, patience 40, the last epoch's
-  parameters [C].
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271. Exploration and squared
+  deviations are from the paper [P]; all clients, 150 epochs at most, patience 40 and
+  the last epoch's parameters are from the code [C].
 
 Choices:
   Every explorer starts from its own copy of w^0; the authors' code hands one model from
   client to client, so that only the last one's deviations count. Deviations are
-  measured from w^0, in the code from where the explorer is after one epoch (`warm`).
-  Early stopping watches the mean loss of an epoch, in the code that of its last batch.
-  Step sizes are the first of a round, for a schedule would be that of the round's
-  epochs. Explorers count the same, whatever their examples.
+  measured from w^0; the code measures them from the explorer's parameters after one
+  epoch (`warm`). Early stopping watches the mean loss of an epoch; the code watches
+  that of its last batch. All step sizes are the first of a round, because a schedule
+  would be made for the round's epochs. Explorers count the same, whatever the number of
+  their examples.
 """
 
 from collections.abc import Callable
@@ -52,16 +53,17 @@ WEIGHTINGS = ("uniform", "samples")
 
 
 class Exploration(NamedTuple):
-    """Settings of an exploration, fields of `autoflip` and checked there.
+    """The settings of an exploration: fields of `autoflip`, and checked there.
 
     Attributes:
-      share: of the clients that explore.
-      epochs: at most so many.
+      share: of the clients, how many explore.
+      epochs: of an explorer, at most.
       patience: epochs without a lower loss before an explorer stops.
-      monitor: whose loss that is, of an `epoch` or its `last_batch`.
-      base: deviations are measured from `init` (w^0) or, `warm`, from where the
-        explorer is after one epoch more.
-      weighting: explorers count the same, `uniform`, or by their `samples`.
+      monitor: the loss that is watched, of an `epoch` or of its `last_batch`.
+      base: deviations are measured from w^0 with `init`; with `warm` from the
+        explorer's parameters after one epoch, and it trains for one epoch more.
+      weighting: explorers count the same with `uniform`, and by their examples with
+        `samples`.
     """
 
     share: float = 1.0
@@ -72,12 +74,12 @@ class Exploration(NamedTuple):
     weighting: str = "uniform"
 
     def num_clients(self, num_clients: int) -> int:
-        """How many of the clients explore: the nearest integer, at least one."""
+        """Says how many clients explore: the nearest integer, at least one."""
         return max(1, int(self.share * num_clients + 0.5))
 
 
 class Explored(NamedTuple):
-    """What explorers leave behind.
+    """The means over all explorers.
 
     Attributes:
       deviation: D, their weighted mean squared deviation.
@@ -91,7 +93,7 @@ class Explored(NamedTuple):
 
 
 def what_explorers_left(gathered: Gathered) -> Explored:
-    """The means over all explorers whose messages have arrived."""
+    """Returns the means over all explorers whose messages have arrived."""
     return Explored(**receive(gathered))
 
 
@@ -107,18 +109,19 @@ def make_exploration(
     Args:
       task: the model and its loss.
       solver: local training as in a round, at its first step size; epochs and stopping
-        are those of settings.
+        are those of the settings.
       settings: in their ranges.
-      keep: deviation of one explorer -> what is kept of it.
-      pool: what is kept of one explorer -> float32, what is averaged over all.
+      keep: deviation of one explorer -> what its row keeps.
+      pool: what its row keeps -> float32, averaged over all explorers.
 
     Returns:
-      `solver`, `start` and `gather` of a Preparation; a row's `client` is what is kept.
+      `solver`, `start` and `gather` of a Preparation. `ClientState.client` of a row is
+      what `keep` returns.
     """
     is_warm = settings.base == "warm"
     first_step_size = solver.step_size
     solver = solver._replace(
-        # A schedule would be that of the round's epochs.
+        # A schedule would be made for the round's epochs.
         step_size=lambda epoch, batch, batches: first_step_size(
             jnp.zeros_like(epoch), jnp.zeros_like(batch), batches
         ),
@@ -175,7 +178,7 @@ def make_exploration(
 def _message(
     deviation: Tree, delta: Tree, pooled: Tree, weight: jax.Array, size: jax.Array
 ) -> Message:
-    """What an explorer sends; `weight` counts in the guidance, `size` in the pool."""
+    """Makes a message; `weight` counts in the guidance, `size` in the pool."""
     return {
         "deviation": Mean(deviation, weight),
         "delta": Mean(delta, weight),

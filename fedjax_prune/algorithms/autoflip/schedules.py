@@ -1,20 +1,20 @@
-"""When AutoFLIP makes masks, and of whose deviations.
+"""Schedules of AutoFLIP's masks: when they are made, and from whose deviations.
 
   fixed         once, from all explorers
   participants  every few rounds, from the explorers among the round's clients
   agreement     every few rounds, from guidance and the smoothed agreement of clients
 
 References:
-  AutoFLIP, https://arxiv.org/abs/2405.10271: version 3 has masks "updated each FL
+  AutoFLIP, https://arxiv.org/abs/2405.10271. In version 3 masks are "updated each FL
   round" [P]; its code takes the guidance of the round's participants [C]; versions 4
   and 5 name client agreement [P].
 
 Choices:
   The formulas of agreement are reconstructions [R]: a score is the rank of the guidance
-  times a power of the smoothed share of clients that vote for a weight. Masks stay
-  where none of a round's clients explored. `participants` delivers the model under the
-  mask of all explorers, `agreement` that under its last mask. Agreement from the signs
-  of live updates starts at 1, and weights that are pruned keep theirs.
+  times a power of the smoothed share of clients that vote for a weight. Masks stay if
+  none of a round's clients explored. `participants` delivers the model under the mask
+  of all explorers, `agreement` that under its last mask. Agreement from the signs of
+  live updates starts at 1, and that of pruned weights stays.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
 from fedjax_prune.engine.contract import Received
+from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.mask_rule import GuardedMasks, MaskRule
 from fedjax_prune.pruning.masked_round import Masking, keep_masks
-from fedjax_prune.pruning.masks import guidance_matrix, unstructured_masks
+from fedjax_prune.pruning.masks import unstructured_masks
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -39,15 +40,17 @@ from fedjax_prune.types import (
     Tree,
 )
 
+MASK_SCHEDULES = {"fixed": 1, "participants": 1, "agreement": 10}
+"""For each name, the rounds between its masks if nothing else is said."""
 SOURCES = ("votes", "update_sign")
 
 
 class Own(NamedTuple):
-    """What is kept of a client.
+    """The part of a row that a schedule keeps.
 
     Attributes:
-      explored: [] bool, whether it was an explorer.
-      tree: its deviation, or its votes; zeros before.
+      explored: [] bool, whether the client was an explorer.
+      tree: its deviation, float, or its votes, bool; zeros if it did not explore.
     """
 
     explored: jax.Array
@@ -58,10 +61,10 @@ class Schedule(NamedTuple):
     """A mask schedule.
 
     Attributes:
-      masking: for the rounds.
-      keep: deviation of an explorer -> what is kept of it.
-      begin: explored -> (GuardedMasks, guide) after the exploration.
-      pool: what is kept of an explorer -> float32, `Explored.pooled` of it alone.
+      masking: of the rounds.
+      keep: deviation of an explorer -> what its row keeps.
+      begin: Explored -> (GuardedMasks, guide) after the exploration.
+      pool: what its row keeps -> float32, which is averaged to `Explored.pooled`.
     """
 
     masking: Masking
@@ -71,7 +74,7 @@ class Schedule(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Settings of the schedule `agreement`, fields of `autoflip` and checked there.
+    """The settings of `agreement`: fields of `autoflip`, and checked there.
 
     Attributes:
       rate: rho, of the smoothing.
@@ -91,15 +94,38 @@ class Agreement(NamedTuple):
 
 
 class _Guide(NamedTuple):
-    """What agreement keeps at the server, each like the parameters."""
+    """The guide of `agreement`: each part is like the parameters."""
 
     rank: Tree  # float32, q
     agreement: Tree  # float32, A
     kept: Tree  # bool, before guard and channels
 
 
+def make_schedule(
+    name: str, rule: MaskRule, every: int, weighting: str, settings: Agreement
+) -> Schedule:
+    """Makes a schedule of masks by its name.
+
+    Args:
+      name: one of MASK_SCHEDULES.
+      rule: makes masks.
+      every: rounds between masks; 0 is the number in MASK_SCHEDULES. `fixed` does not
+        read it.
+      weighting: of explorers; only `participants` reads it.
+      settings: only `agreement` reads them.
+    """
+    every = every or MASK_SCHEDULES[name]
+    match name:
+        case "fixed":
+            return fixed(rule)
+        case "participants":
+            return participants(rule, every, weighting)
+        case _:
+            return agreement(rule, every, settings)
+
+
 def fixed(rule: MaskRule) -> Schedule:
-    """One mask for all rounds."""
+    """Makes the schedule with one mask for all rounds."""
     return Schedule(
         Masking(lambda params: {}, lambda params: {}, keep_masks),
         lambda deviation: {},
@@ -108,10 +134,10 @@ def fixed(rule: MaskRule) -> Schedule:
 
 
 def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
-    """Masks from the deviations of each round's clients.
+    """Makes the schedule with masks from the deviations of each round's clients.
 
-    Where none of them explored, the masks stay. Delivered is the model under the mask
-    of all explorers, which the guide keeps.
+    If none of them explored, the masks stay. The delivered model is under the mask of
+    all explorers, which the guide keeps.
 
     Args:
       rule: makes masks.
@@ -151,7 +177,7 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
 
 
 def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
-    """Masks from guidance and from how many clients, over time, hold weights up.
+    """Makes the schedule with masks from guidance and the agreement of clients.
 
     Args:
       rule: makes masks.
@@ -243,7 +269,7 @@ def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
 
 
 def _shares(own: Own, cohort: Cohort, *, by_size: bool) -> jax.Array:
-    """[num_places] float32, each explorer's share among those of the cohort."""
+    """Computes each explorer's share among the cohort's, [num_places] float32."""
     sizes = jnp.asarray(cohort.sizes)
     weights = sizes if by_size else jnp.minimum(sizes, 1)
     weights = jnp.where(own.explored & (sizes > 0), weights, 0).astype(jnp.float32)
@@ -251,7 +277,7 @@ def _shares(own: Own, cohort: Cohort, *, by_size: bool) -> jax.Array:
 
 
 def _weighted_mean(tree: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
-    """Sums rows times their shares, by client id: the same bits wherever they lie."""
+    """Sums rows times their shares by client id, so that places do not change bits."""
     order = jnp.argsort(jnp.asarray(cohort.client_ids))
 
     def sum_leaf(rows: jax.Array) -> jax.Array:

@@ -1,0 +1,101 @@
+"""Guidance: deviations of the parameters, normalised. This is phase 2 of AutoFLIP.
+
+Tags name the source of a rule: [P] the paper, [C] its authors' code, [R] a
+reconstruction, where both say nothing, contradict each other or fail.
+
+References:
+  Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,
+  2025, https://arxiv.org/abs/2405.10271.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_prune.models.selection import kth_largest
+from fedjax_prune.types import Tree
+
+
+def guidance_matrix(deviations: Tree, *, normalization: str = "minmax") -> Tree:
+    """Normalises squared deviations, each array on its own [C].
+
+    A weight that has moved little lies in a flat direction of the loss and is a
+    candidate for pruning.
+
+    Args:
+      deviations: D, the mean over explorers of (w_explored - w_0)^2, at least 0.
+      normalization: one of NORMALIZATIONS. `minmax` [C]: (D - min) / (max - min), and 0
+        for an array whose entries are all equal [R]. `robust` [C]: (D - median) /
+        (75th - 25th percentile), not confined to [0, 1]; `minmax` where these are equal
+        [R]. `rank` [R]: rank / (size - 1), equal entries share their mean rank. `none`
+        [R]: D, so that arrays compete.
+
+    Returns:
+      G, like `deviations`, dtypes included.
+
+    Examples:
+      >>> guidance_matrix({"w": jnp.array([1.0, 2.0, 5.0])})["w"].tolist()
+      [0.0, 0.25, 1.0]
+    """
+    return jax.tree.map(NORMALIZATIONS[normalization], deviations)
+
+
+def quantile(values: jax.Array, share: float) -> jax.Array:
+    """Computes a quantile, interpolated linearly.
+
+    It is exact for any number of entries: the position is computed in Python, because
+    float32 cannot count beyond 2^24.
+
+    Args:
+      values: of any shape, with at least one entry.
+      share: in [0, 1].
+
+    Returns:
+      [], dtype of `values`; that share of the entries lies below it.
+
+    Examples:
+      >>> quantile(jnp.array([4.0, 1.0, 2.0]), 0.75).item()
+      3.0
+    """
+    flat = values.reshape(-1)
+    position = share * (flat.size - 1)
+    below = math.floor(position)
+    low = kth_largest(flat, flat.size - below)[0]
+    high = kth_largest(flat, max(1, flat.size - below - 1))[0]
+    return low + (position - below) * (high - low)
+
+
+def _minmax(deviation: jax.Array) -> jax.Array:
+    low, high = deviation.min(), deviation.max()
+    width = jnp.where(high > low, high - low, 1)
+    return jnp.where(high > low, (deviation - low) / width, 0)
+
+
+def _robust(deviation: jax.Array) -> jax.Array:
+    low, middle, high = (quantile(deviation, share) for share in (0.25, 0.5, 0.75))
+    width = jnp.where(high > low, high - low, 1)
+    return jnp.where(high > low, (deviation - middle) / width, _minmax(deviation))
+
+
+def _rank(deviation: jax.Array) -> jax.Array:
+    flat, places = deviation.reshape(-1), jnp.arange(deviation.size, dtype=jnp.int32)
+    ordered, order = jax.lax.sort_key_val(flat, places)
+    # Equal entries are neighbours, from `first` to `last`.
+    starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
+    first = jax.lax.cummax(jnp.where(starts, places, 0))
+    last = jax.lax.cummin(jnp.where(ends, places, flat.size), reverse=True)
+    middle = first.astype(flat.dtype) / 2 + last.astype(flat.dtype) / 2
+    ranks = jnp.zeros_like(flat).at[order].set(middle)
+    return (ranks / max(1, flat.size - 1)).reshape(deviation.shape)
+
+
+NORMALIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "minmax": _minmax,
+    "robust": _robust,
+    "rank": _rank,
+    "none": lambda deviation: deviation,
+}
+"""For each name, a function from an array of deviations to guidance."""
