@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fedjax_prune
-from fedjax_prune.pruning import masks
+from fedjax_prune.pruning import guidance
 from fedjax_prune.runs import settings
 
 ROOT = Path(__file__).parent.parent
@@ -103,10 +103,10 @@ def test_the_algorithm_is_added_as_readme_says(tmp_path):
 
 
 def test_a_pruning_score_is_one_function(monkeypatch):
-    monkeypatch.setitem(masks.NORMALIZATIONS, "root", jnp.sqrt)
+    monkeypatch.setitem(guidance.NORMALIZATIONS, "root", jnp.sqrt)
     deviations = {"kernel": jnp.array([0.0, 4.0, 9.0])}
-    guidance = masks.guidance_matrix(deviations, normalization="root")
-    np.testing.assert_array_equal(guidance["kernel"], [0, 2, 3])
+    scores = guidance.guidance_matrix(deviations, normalization="root")
+    np.testing.assert_array_equal(scores["kernel"], [0, 2, 3])
     config = settings.default_config("autoflip")
     config["algorithm"]["guidance_norm"] = "root"
     assert not [p for p in settings.problems(config) if "guidance_norm" in p]
