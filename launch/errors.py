@@ -4,6 +4,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 from absl import logging
 
@@ -20,7 +22,7 @@ INTERRUPTED = 130
 
 def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; prints its errors and returns 1 if it has some."""
-    _open_standard_streams()
+    open_standard_streams()
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -40,13 +42,23 @@ def exit_code(command: Callable[[], int]) -> int:
     return 1
 
 
-def _open_standard_streams() -> None:
+def open_standard_streams() -> None:
     """Gives a closed standard stream to the null device.
 
-    The next file that is opened would get its number, and what native code logs.
+    The next file that is opened would get its number, and what native code logs. Python
+    has None for an output that was closed before it started.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _null()
+    if sys.stderr is None:
+        sys.stderr = _null()
+
+
+def _null() -> TextIO:
+    # Not by the closed stream's number: what Python opened at its start may have it.
+    return Path(os.devnull).open("w")

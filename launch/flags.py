@@ -16,6 +16,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.runs import console, settings
 
 from . import config_file, usage
+from .errors import open_standard_streams
 
 _OVERRIDE = re.compile(r"--?(no)?config\.")
 
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str]) -> list[str]:
       The program, what is neither a flag nor an override, the overrides as
       `--config.field=value`.
     """
+    open_standard_streams()
     asked = usage.HELP & set(argv)
     plain, overrides = [], []
     waiting = (argument for argument in argv if argument not in asked)

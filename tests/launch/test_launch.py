@@ -166,6 +166,21 @@ def test_help_that_nobody_reads_ends_quietly(elsewhere):
         assert process.wait() == 1
 
 
+@pytest.mark.parametrize(
+    "command", ["evaluate --help", "train --workdir=run --config=tiny.py"]
+)
+def test_an_output_that_is_closed_from_the_start_is_no_error(elsewhere, command):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m fedjax_prune {command} >&-', sys.executable],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 CLOSED = """
 import os, sys
 os.close(1)
