@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         folder, target = local_folder(workdir), local_folder(output)
         runtime.prepare()
         exported = export_model(folder, target, compact=_COMPACT.value)
-        num_params = costs.tree_bytes(exported.variables.params) // 4
+        num_params = costs.num_entries(exported.variables.params)
         left = getattr(exported.model, "left", {}).items()
         console.print_table(
             "Result",

@@ -183,6 +183,11 @@ def keep_ratio_for(
     return min((step / GRID for step in range(1, GRID + 1)), key=error)
 
 
+def num_entries(tree: Tree) -> int:
+    """Counts the entries of a tree's arrays or `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
 def tree_bytes(tree: Tree) -> int:
     """Counts the bytes of a tree's arrays or `jax.ShapeDtypeStruct`s."""
     return sum(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
@@ -21,6 +22,10 @@ WORTH_TIMING = 5e12
 """FLOPs of a run from which its time is estimated: about a minute of two CPU cores."""
 LONG = 3600
 """Seconds of a run from which the table says what to change for a trial."""
+TRIAL_EXAMPLES = 1000
+"""Training examples of a trial, at least."""
+TRIAL_FACTOR = 10
+"""Times the examples that clients must have; with fewer a split is seldom found."""
 
 
 def plan(learning: Learning) -> dict[str, str]:
@@ -34,7 +39,7 @@ def plan(learning: Learning) -> dict[str, str]:
         "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
         "rounds": f"{config.rounds}",
         "clients": f"{config.data.num_clients}, {config.cohort_size} a round",
-        "parameters": f"{costs.tree_bytes(state.params) // 4:,} shared",
+        "parameters": f"{costs.num_entries(state.params):,} shared",
         "MACs an image": f"{macs.dense:,}",
         "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up"
         + (", before masks" if learning.algorithm.masked else ""),
@@ -82,8 +87,25 @@ def preflight(
             f"{left} rounds, without evaluation"
         )
         if seconds * left > LONG:
-            facts["for a trial"] = "--config.rounds=2 --config.data.num_train=1000"
+            facts["for a trial"] = trial(config, len(experiment.data.train.labels))
     return facts
+
+
+def trial(config: Config, num_train: int) -> str:
+    """The overrides that make a run short.
+
+    Args:
+      config: of the run.
+      num_train: its training examples.
+    """
+    data, rounds = config.data, "--config.rounds=2"
+    options = OPTIONS.get(data.partitioner, ())
+    least = data.min_size if "min_size" in options else 1
+    wanted = max(TRIAL_EXAMPLES, TRIAL_FACTOR * least * data.num_clients)
+    # Clients that come with their examples cannot have fewer of them.
+    if data.partitioner == "by_client" or wanted >= num_train:
+        return rounds
+    return f"{rounds} --config.data.num_train={wanted}"
 
 
 def round_seconds(chosen: Chosen, rows: list[dict[str, Any]]) -> float:
@@ -189,10 +211,12 @@ def _to_target(
         row["bytes/down"] + row["bytes/up"] for row in rows if row["round"] <= reached
     )
     state, _ = jax.eval_shape(lambda: start(learning))
-    num_params = costs.tree_bytes(state.params) // 4
     up = costs.tree_bytes(learning.algorithm.messages(state)[1])
     paper = cost_paper(
-        num_params, reached, config.cohort_size, factor=up // (4 * num_params)
+        costs.num_entries(state.params),
+        reached,
+        config.cohort_size,
+        factor=up // costs.tree_bytes(state.params),
     )
     steady = rounds_to_target(
         numbers, [row[HEADLINE] for row in evaluated], target, consecutive=3

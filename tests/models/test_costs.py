@@ -16,7 +16,13 @@ from fedjax_prune.models import (
     ResNet32,
     TwoCNN,
 )
-from fedjax_prune.models.costs import keep_ratio_for, macs, params_used, tree_bytes
+from fedjax_prune.models.costs import (
+    keep_ratio_for,
+    macs,
+    num_entries,
+    params_used,
+    tree_bytes,
+)
 from fedjax_prune.models.gates import GateSettings
 
 SHAPE = (32, 32, 3)
@@ -235,7 +241,8 @@ def test_bytes_of_a_message():
     assert tree_bytes(sent) == 1_865_704
     assert tree_bytes((sent, resnet["params"])) == 3_722_320
     assert tree_bytes({"a": jnp.zeros((3, 2), jnp.int8), "b": np.zeros(2)}) == 22
-    assert tree_bytes({}) == 0
+    assert tree_bytes({}) == num_entries({}) == 0
+    assert num_entries({"a": jnp.zeros((3, 2), jnp.int8), "b": np.zeros(2)}) == 8
 
 
 def test_bytes_of_a_round():

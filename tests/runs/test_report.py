@@ -1,11 +1,17 @@
 """What is said before a run: what it is, how long it takes, what is too large."""
 
+import math
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.runs import capacity, experiment, report, train
+from configs import base
+from fedjax_prune.runs import capacity, experiment, report, settings, train
 from fedjax_prune.runs.capacity import Chosen
 from fedjax_prune.runs.experiment import build
+from fedjax_prune.runs.learning import make_learning, make_model, start
 from fedjax_prune.runs.settings import SettingsError
 from tests.small_runs import tiny_config
 
@@ -37,9 +43,54 @@ def test_a_long_run_says_what_to_change_for_a_trial(monkeypatch):
     assert facts["time"] == (
         "about 5 h a round, 83 days for 400 rounds, without evaluation"
     )
-    assert facts["for a trial"] == "--config.rounds=2 --config.data.num_train=1000"
+    assert facts["for a trial"] == "--config.rounds=2"
     short = report.preflight(chosen_of(1000.0), 2, [])
     assert short["rounds done"] == "2 of 4" and "for a trial" not in short
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_train"),
+    [
+        ({"data.num_clients": 5}, 1000),
+        ({"data.num_clients": 3400}, 340_000),
+        ({"data.num_clients": 3400, "data.partitioner": "iid"}, 34_000),
+    ],
+)
+def test_the_advice_for_a_trial_is_accepted(changes, num_train):
+    config = tiny_config(**{"data.min_size": 10, "data.num_train": 0, **changes})
+    advice = report.trial(config, 10**6)
+    assert advice == f"--config.rounds=2 --config.data.num_train={num_train}"
+    for override in advice.split():
+        name, value = override.removeprefix("--config.").split("=")
+        config.update_from_flattened_dict({name: int(value)})
+    assert settings.problems(config) == []
+
+
+def test_the_numbers_of_parameters_do_not_depend_on_their_precision():
+    """By hand: SCAFFOLD sends twice the parameters; the formula counts 4 bytes each."""
+    changes = {"eval.target_accuracy": 0.5, "model.norm": "none", "model.gated": False}
+    config = tiny_config(**changes)
+    config.algorithm = base.algorithm("scaffold")
+    row = {
+        "round": 7,
+        "seconds": 1.0,
+        "bytes/down": 1e6,
+        "bytes/up": 1e6,
+        "eval/clients": 1,
+        "eval/global_dense/accuracy": 0.75,
+        "eval/headline": 0.75,
+    }
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            learning = make_learning(config, make_model(config).clone(dtype=float))
+            state, _ = jax.eval_shape(lambda learning=learning: start(learning))
+            (size,) = {x.dtype.itemsize for x in jax.tree.leaves(state.params)}
+            assert size == (8 if x64 else 4)
+            count = report.plan(learning)["parameters"].removesuffix(" shared")
+            text = report.summary(learning, [row], Path())["to target"]
+        count = int(count.replace(",", ""))
+        assert count == sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+        assert f"({4 * count * 7 * 3 * 2 / 2**30:.3g} GiB by the paper" in text
 
 
 def test_images_beyond_the_memory_are_refused_before_they_are_made(
