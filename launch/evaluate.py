@@ -2,9 +2,9 @@
 
 python -m fedjax_prune evaluate --workdir=DIR
 
-It prints the accuracies of the shared model on the test set and on the data of each
-client, all clients counted. In a checkout `python -m launch.evaluate` is the same.
-For example:
+It prints the accuracies of the shared model on the test set and on the data of the
+clients: all of them, or the first `eval.num_clients` if the run's configuration limits
+them. In a checkout `python -m launch.evaluate` is the same. For example:
 
     python -m fedjax_prune evaluate --workdir=runs/quickstart
 """

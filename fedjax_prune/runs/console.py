@@ -202,7 +202,11 @@ def print_table(title: str, facts: Mapping[str, str]) -> None:
     # Text, because a path in square brackets is not markup.
     for name, value in facts.items():
         table.add_row(Text(name), Text(value))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    # Rich itself ends the process when nobody reads the output.
+    with console.capture() as captured:
+        console.print(table)
+    _print(captured.get().removesuffix("\n"))
 
 
 def _duration(seconds: float) -> str:

@@ -42,13 +42,14 @@ def run(config: Config, workdir: str | Path) -> int:
 
     Returns:
       The exit code: 0 if the run is finished, INTERRUPTED if it was stopped. In both
-      cases the finished rounds are drawn into `rounds.png`.
+      cases the finished rounds, if there are any, are drawn into `rounds.png`. A
+      preparation that is asked to stop is finished and saved first.
 
     Raises:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
         round, if the run cannot be started.
-      TrainingError: if a client's loss becomes non-finite. The last checkpoint and
-        the rows of the rounds before stay.
+      TrainingError: if a client's loss or update becomes non-finite. The last
+        checkpoint and the rows of the rounds before stay.
     """
     with open_workdir(workdir) as folder, product_precision(config.precision):
         learning = make_learning(config)
@@ -64,22 +65,26 @@ def run(config: Config, workdir: str | Path) -> int:
         state, rows, finished = restore_or_start(learning, folder, placement)
         facts = report.preflight(chosen, finished or 0, read_metrics(folder))
         console.print_table("On this machine", facts)
+        stopped = False
         if finished is None:
             finished = 0
             with stop_requested() as stop:
                 state = prepare(experiment, folder, placement, state, rows)
-            if stop.is_set():
-                return INTERRUPTED
-        if finished < config.rounds:
+            stopped = stop.is_set()
+        if finished < config.rounds and not stopped:
             finished = run_rounds(experiment, folder, placement, state, rows, finished)
         measured = read_metrics(folder)
         picture.draw(measured, folder / "rounds.png")
-        console.print_table("Result", report.summary(learning, measured, folder))
+        # All is done: a wish to stop, as of an output that nobody reads, is too late.
+        with stop_requested():
+            console.print_table("Result", report.summary(learning, measured, folder))
         return 0 if finished >= config.rounds else INTERRUPTED
 
 
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run on all of its clients.
+    """Evaluates the newest checkpoint of a run as the run does after its last round.
+
+    The clients are all of them, or the first `eval.num_clients` if that is not 0.
 
     Args:
       workdir: folder of the run.

@@ -1,5 +1,6 @@
 """What is printed, away from a terminal and on one."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 from fedjax_prune.runs import console
+from fedjax_prune.runs.interrupt import stop_requested
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +95,16 @@ def test_a_run_whose_output_nobody_reads_is_asked_to_stop():
         process.stdin.close()
         assert process.stderr.read() == "stopped after 2\n"
         assert process.wait() == 0
+
+
+def test_a_table_that_nobody_reads_asks_the_run_to_stop(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream, stop_requested() as stop:
+        monkeypatch.setattr(sys, "stdout", stream)
+        console.print_table("Result", {"rounds": "5"})
+        assert stop.is_set()
+        console.print_table("Result", {"rounds": "5"})
 
 
 def test_times_are_short():
