@@ -45,7 +45,7 @@ def load(
     """
     if name not in DATASETS:
         known = ", ".join(DATASETS)
-        raise ValueError(f"dataset must be one of {known}, got {name!r}.")
+        raise ValueError(f"name must be one of {known}, got {name!r}.")
     info = DATASETS[name]
     if info.by_client:
         raise ValueError(f"{name} has no test set: read it with load_by_client.")

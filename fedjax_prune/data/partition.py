@@ -239,7 +239,7 @@ def partition(
     """
     if name not in PARTITIONERS:
         known = ", ".join(PARTITIONERS)
-        raise ValueError(f"partitioner must be one of {known}, got {name!r}.")
+        raise ValueError(f"name must be one of {known}, got {name!r}.")
     options = {
         "alpha": alpha,
         "min_size": min_size,

@@ -11,10 +11,10 @@ class TrainingError(RuntimeError):
     Examples:
       >>> import fedjax_prune as fp
       >>> try:
-      ...     raise fp.TrainingError("The loss of client 3 became non-finite.")
+      ...     raise fp.TrainingError("The update of client 3 became non-finite.")
       ... except RuntimeError as error:
       ...     print(error)
-      The loss of client 3 became non-finite.
+      The update of client 3 became non-finite.
     """
 
 
@@ -62,7 +62,7 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
     if bad.any():
         ids = ", ".join(str(i) for i in cohort.client_ids[by_id(cohort)][bad])
         raise TrainingError(
-            f"The loss of client {ids} became non-finite in round {number}. A "
-            "smaller client.lr, or model.norm bn or gn, usually helps; the rounds "
-            "before are kept."
+            f"The loss or the update of client {ids} became non-finite in round "
+            f"{number}. A smaller client.lr, or model.norm bn or gn, usually helps; "
+            "the rounds before are kept."
         )

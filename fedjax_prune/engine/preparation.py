@@ -76,7 +76,7 @@ def prepare(
     Raises:
       ValueError: if a client has an index that the dataset does not have, or a number
         is out of range.
-      TrainingError: if a client's loss becomes non-finite.
+      TrainingError: if a client's loss or update becomes non-finite.
 
     References:
       Exploration: Internò et al., https://arxiv.org/abs/2405.10271. First stage of

@@ -1,6 +1,7 @@
 """What a run learns with: network, task, solver and algorithm. It needs no data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -48,22 +49,35 @@ def make_learning(config: Config, model: Any = None) -> Learning:
 
     Raises:
       SettingsError: if the network cannot read images of that size or lacks the layers
-        that the algorithm names.
+        that the algorithm names, or a builder refuses its fields; the message begins
+        with the sections that these are of.
     """
     fields = dict(config.algorithm)
-    try:
+    with _told_of("model and data"):
         model = make_model(config) if model is None else model
         task = task_of(config, model)
-        algorithm = ALGORITHMS[fields.pop("name")](
-            task,
-            make_solver(**config.client),
-            make_server_tx(**config.server),
-            **fields,
-        )
         dense_task = task_of(config, model.clone(gates=None))
-    except ValueError as error:
-        raise SettingsError([f"model, data and algorithm: {error}"]) from error
+    with _told_of("client"):
+        solver = make_solver(**config.client)
+    with _told_of("server"):
+        server_tx = make_server_tx(**config.server)
+    with _told_of("model, data and algorithm"):
+        make = ALGORITHMS[fields.pop("name")]
+        algorithm = make(task, solver, server_tx, **fields)
     return Learning(config, image_shape_of(config), model, task, dense_task, algorithm)
+
+
+@contextmanager
+def _told_of(sections: str) -> Iterator[None]:
+    """Puts the sections whose fields are read before the message of an error.
+
+    Raises:
+      SettingsError: for a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError([f"{sections}: {error}"]) from error
 
 
 def make_model(config: Config) -> Any:

@@ -78,8 +78,8 @@ class Journal(NamedTuple):
           When it was finished, on the same clock.
 
         Raises:
-          TrainingError: if a client's loss became non-finite, or masks leave nothing
-            of an array.
+          TrainingError: if a client's loss or update became non-finite, or masks
+            leave nothing of an array.
         """
         sums, accuracies = read_devices((done.sums, done.accuracies))
         finished = time.monotonic()

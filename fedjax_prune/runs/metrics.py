@@ -3,7 +3,8 @@
 Every round has
 
   round, seconds, seconds/compile   its number; time without and of compilation
-  clients, clients/arrived          its clients; those that did not diverge
+  clients, clients/arrived          its clients; those that did not diverge, which
+                                    are all, because one that does ends the run
   train/loss, train/accuracy        mean over the examples of all local steps
   steps/real, steps/executed        local steps with examples; steps of all lanes
   bytes/down, bytes/up              sent to and from all clients

@@ -34,8 +34,8 @@ def prepare(
       The state before the first round.
 
     Raises:
-      TrainingError: if a client's loss becomes non-finite, or masks leave nothing of an
-        array.
+      TrainingError: if a client's loss or update becomes non-finite, or masks leave
+        nothing of an array.
     """
     config, learning, data = experiment.config, experiment.learning, experiment.data
     steps = learning.algorithm.prepare

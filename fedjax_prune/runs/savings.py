@@ -20,7 +20,7 @@ class Totals(NamedTuple):
       theoretical_all: the same three with what came before the first round.
       realisable_all: see above.
       sent_all: see above.
-      megabytes: sent in all, exploration included.
+      megabytes: sent in all, round 0 included.
     """
 
     sparsity: float
@@ -70,7 +70,7 @@ def in_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if rows[0]["round"] == 0:
         facts["with round 0"] = (
             f"{saved.realisable_all:.1%}, {saved.theoretical_all:.1%} and "
-            f"{saved.sent_all:.1%}: exploration included"
+            f"{saved.sent_all:.1%}: what came before round 1 included"
         )
     return facts
 

@@ -324,7 +324,7 @@ def test_digits_are_a_fixed_stratified_split():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"one of cifar10, .*digits, .*, got 'cifar'"):
+    with pytest.raises(ValueError, match=r"^name must be one of cifar10, .* 'cifar'"):
         load("cifar")
 
 

@@ -1,5 +1,7 @@
 """Whole runs with masks: preparation, files, resuming, compaction, tables."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from configs import autoflip
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs import experiment, savings, tables, train
+from fedjax_prune.runs import checkpoint, experiment, savings, tables, train
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError, check
 from fedjax_prune.runs.workdir import read_metrics
@@ -47,7 +49,23 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     words = savings.in_words(rows)
     assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]
     assert words["compute saved"].startswith(f"{totals.realisable:.1%} ")
-    assert f" and {totals.sent_all:.1%}" in words["with round 0"]
+    included = f" and {totals.sent_all:.1%}: what came before round 1 included"
+    assert words["with round 0"].endswith(included)
+
+
+def test_a_stop_while_exploring_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    prepare = train.prepare
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return prepare(*args)
+
+    monkeypatch.setattr(train, "prepare", interrupted)
+    assert train.run(pruned_config(), tmp_path) == train.INTERRUPTED
+    assert [row["round"] for row in read_metrics(tmp_path)] == [0]
+    assert checkpoint.latest(tmp_path / "checkpoints") == 0
+    out = capsys.readouterr().out
+    assert "0 of 4" in out and "the same command goes on from here" in out
 
 
 def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
@@ -89,7 +107,7 @@ def test_a_layer_without_weights_ends_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.name": "resnet9"}, "algorithm: ResNet9 needs images of 32x32"),
+        ({"model.name": "resnet9"}, "^model and data: ResNet9 needs images of 32x32"),
         ({"fields": PRUNED_FIELDS | {"exempt_layers": ("fc9/*",)}}, "algorithm: .*fc9"),
     ],
 )

@@ -16,7 +16,7 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import checkpoint, loop, tables, train
 from fedjax_prune.runs import start as resume
 from fedjax_prune.runs.experiment import build
-from fedjax_prune.runs.learning import own_personal, start
+from fedjax_prune.runs.learning import make_learning, own_personal, start
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import final_state, tiny_config
@@ -37,8 +37,14 @@ def test_rows_have_the_promised_fields(finished):
     rows = read_metrics(workdir)
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     always = {
-        *("seconds", "clients", "train/loss", "train/accuracy"),
-        *("bytes/down", "bytes/up", "steps/real", "steps/executed"),
+        "seconds",
+        "clients",
+        "train/loss",
+        "train/accuracy",
+        "bytes/down",
+        "bytes/up",
+        "steps/real",
+        "steps/executed",
     }
     metrics = ("client_gated", "client_local", "after_local")
     evaluated = {"eval/global_dense/accuracy"} | {
@@ -240,10 +246,16 @@ def test_impossible_split_is_refused_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("section", ["client", "server"])
+def test_what_a_builder_refuses_is_told_with_its_section(section):
+    with pytest.raises(SettingsError, match=rf"^{section}: lr must be above 0"):
+        make_learning(tiny_config(**{f"{section}.lr": -1.0}))
+
+
 def test_diverging_client_stops_the_run_and_is_named(tmp_path):
     config = tiny_config()
     config.client.lr = 1e20
-    with pytest.raises(TrainingError, match=r"client [\d, ]+ became .* round 1"):
+    with pytest.raises(TrainingError, match=r"update of client [\d, ]+ became .* 1\."):
         train.run(config, tmp_path)
     assert read_metrics(tmp_path) == []
     assert checkpoint.latest(tmp_path / "checkpoints") is None
