@@ -26,7 +26,15 @@ _FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names it and says what to do."""
+    """A checkpoint that cannot be used; the message names it and says what to do.
+
+    Examples:
+      >>> try:
+      ...     restore("/nowhere", template={})
+      ... except fedjax_prune.CheckpointError as error:
+      ...     print(error)
+      /nowhere has no checkpoint.
+    """
 
 
 def save(

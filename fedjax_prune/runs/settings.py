@@ -18,6 +18,13 @@ class SettingsError(ValueError):
 
     Attributes:
       problems: one sentence per mistake; `str` of the error has one on each line.
+
+    Examples:
+      >>> try:
+      ...     check(default_config() | {"rounds": 0})
+      ... except fedjax_prune.SettingsError as error:
+      ...     print(error.problems)
+      ['rounds must be at least 1, got 0']
     """
 
     def __init__(self, problems: list[str]):

@@ -32,7 +32,15 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class WorkdirError(RuntimeError):
-    """A workdir that cannot be used; the message names it and the reason."""
+    """A workdir that cannot be used; the message names it and the reason.
+
+    Examples:
+      >>> try:
+      ...     read_config("/nowhere")
+      ... except fedjax_prune.WorkdirError as error:
+      ...     print(error)
+      /nowhere/config.json does not exist: no run was started here.
+    """
 
 
 def local_folder(path: str | Path) -> Path:
