@@ -110,7 +110,10 @@ def _train(
 ) -> int:
     """Trains in a process of its own and returns its exit code."""
     command = [
-        *(sys.executable, "-m", "fedjax_prune", "train"),
+        sys.executable,
+        "-m",
+        "fedjax_prune",
+        "train",
         f"--config={_CONFIG.value}:{run.setting}",
         f"--workdir={workdir / run.folder}",
         *overrides,

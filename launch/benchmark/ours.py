@@ -290,13 +290,13 @@ def main() -> None:
     options, channel, data = worker.start(parser)
     own = options.own
     settings = Settings(
-        own.algorithm,
-        own.gated,
-        own.devices,
-        own.reduction,
-        own.precision,
-        own.removed,
-        own.compact,
+        algorithm=own.algorithm,
+        gated=own.gated,
+        devices=own.devices,
+        reduction=own.reduction,
+        precision=own.precision,
+        removed=own.removed,
+        compact=own.compact,
     )
     runtime.prepare()
     with product_precision(settings.precision):
@@ -305,12 +305,12 @@ def main() -> None:
     worker.serve(
         channel,
         data,
-        "ours",
-        "jax",
-        runner.run_round,
-        runner.checksum,
-        runner.facts,
-        runner.counted,
+        peer="ours",
+        package="jax",
+        run_round=runner.run_round,
+        checksum=runner.checksum,
+        facts=runner.facts,
+        counted=runner.counted,
     )
 
 

@@ -47,7 +47,7 @@ class Suite(NamedTuple):
       work: one of worker.WORKS.
       image_shape: (height, width, channels).
       num_classes: classes.
-      make_data: (generator, rounds) -> the arrays of the data file, but for those
+      make_data: (generator, rounds) -> the arrays of the data file, except those
         that follow from the fields above.
       groups: (threads, platform) -> our workers; those of one group take turns, one
         group comes after another.
@@ -241,41 +241,79 @@ _W1 = (
 )
 
 SUITES = {
-    "w1": Suite(_W1, "w1", (32, 32, 3), 10, _w1, _compared),
+    "w1": Suite(
+        _W1,
+        work="w1",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w1,
+        groups=_compared,
+    ),
     "w2_one": Suite(
         "one client with 640 images of 32x32x3, ten steps of 64, SGD 0.1, FedAvg; "
         "VGG-11 without norm, dropout 0.5, 9,750,922 parameters, no augmentation",
-        *("w2", (32, 32, 3), 10, _w2_one, _compared),
+        work="w2",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w2_one,
+        groups=_compared,
     ),
-    "w2_ten": Suite(f"{_TEN}; FedAvg", "w2", (32, 32, 3), 10, _w2_ten, _compared),
+    "w2_ten": Suite(
+        f"{_TEN}; FedAvg",
+        work="w2",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w2_ten,
+        groups=_compared,
+    ),
     "w2_variants": Suite(
         f"{_TEN}; FedAvg and SCAFFOLD, each without gates and with half of the "
         "multiplications pruned (SCAFFOLD with gates is FedDP)",
-        *("w2", (32, 32, 3), 10, _w2_ten, _variants),
+        work="w2",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w2_ten,
+        groups=_variants,
         with_peers=False,
     ),
     "w3": Suite(
         "3,400 clients with about 200 images of 28x28x1 each (log-normal, 10 to 400), "
         "62 classes, 10 clients a round; batches of 20, one epoch, SGD 0.1, FedAvg; "
         "CNN with dropout, 1,206,590 parameters",
-        *("w3", (28, 28, 1), 62, _w3, _compared),
+        work="w3",
+        image_shape=(28, 28, 1),
+        num_classes=62,
+        make_data=_w3,
+        groups=_compared,
     ),
     "compact_two_cnn": Suite(
         "four clients with 500 images of 24x24x3 each, batches of 50, five epochs, SGD "
         f"0.1; TwoCNN, 1,664,970 parameters, no augmentation{_REMOVED}",
-        *("two_cnn", (24, 24, 3), 10, _two_cnn, _compacted),
+        work="two_cnn",
+        image_shape=(24, 24, 3),
+        num_classes=10,
+        make_data=_two_cnn,
+        groups=_compacted,
         with_peers=False,
     ),
     "compact_vgg11": Suite(
         "four clients with 320 images of 32x32x3 each, batches of 64, one epoch, SGD "
         "0.1; VGG-11 without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
         f"{_REMOVED}",
-        *("w2", (32, 32, 3), 10, _w2_four, _compacted),
+        work="w2",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w2_four,
+        groups=_compacted,
         with_peers=False,
     ),
     "devices": Suite(
         f"{_W1}; on CPU devices x lanes of each, messages added by either reduction",
-        *("w1", (32, 32, 3), 10, _w1, _devices),
+        work="w1",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=_w1,
+        groups=_devices,
         with_peers=False,
         on_cpu=True,
     ),

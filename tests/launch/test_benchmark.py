@@ -253,8 +253,14 @@ def test_peers_are_exact_on_the_cpu():
 def test_mistakes_are_told_one_line_each(tmp_path):
     output = tmp_path / "missing" / "result.json"
     command = [
-        *(sys.executable, "-m", "launch.benchmark", "--suite=w1,w9", "--peers=ray"),
-        *("--threads=0", f"--output={output}", "--round=3"),
+        sys.executable,
+        "-m",
+        "launch.benchmark",
+        "--suite=w1,w9",
+        "--peers=ray",
+        "--threads=0",
+        f"--output={output}",
+        "--round=3",
     ]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False

@@ -11,8 +11,15 @@ import fedjax_prune
 ROOT = Path(__file__).parents[2]
 
 SLOW = {
-    *("array_record", "grain", "matplotlib", "orbax", "sklearn", "tensorboardX"),
-    *("tensorflow", "tensorflow_datasets", "tensorstore"),
+    "array_record",
+    "grain",
+    "matplotlib",
+    "orbax",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorstore",
 }
 """Needed by runs alone, or by one data set."""
 
@@ -35,8 +42,11 @@ def test_the_library_imports_nothing_slow_before_it_is_used():
 
 def test_all_errors_are_exported():
     for name in (
-        *("CheckpointError", "DataError", "SettingsError"),
-        *("TrainingError", "WorkdirError"),
+        "CheckpointError",
+        "DataError",
+        "SettingsError",
+        "TrainingError",
+        "WorkdirError",
     ):
         assert name in fedjax_prune.__all__
         assert issubclass(getattr(fedjax_prune, name), Exception)

@@ -69,8 +69,12 @@ def test_fields_are_read_of_functions_and_records():
 def test_a_checked_function_is_called_with_good_values():
     assert build("m", epochs=2) == ("m", 0.01, 2, "a", (), False)
     assert build(model=-1, mu=0, epochs=np.int32(7), layers=["x"]) == (
-        *(-1, 0, 7),
-        *("a", ["x"], False),
+        -1,
+        0,
+        7,
+        "a",
+        ["x"],
+        False,
     )
     assert build.__name__ == "build" and build.__doc__ == "Builds."
 
@@ -168,8 +172,12 @@ def test_a_function_may_take_over_the_fields_of_another():
         return model, fields
 
     assert list(inspect.signature(other).parameters) == [
-        *("model", "mu", "epochs"),
-        *("name", "layers", "both"),
+        "model",
+        "mu",
+        "epochs",
+        "name",
+        "layers",
+        "both",
     ]
     assert fields_of(other)["epochs"].default == 4
     assert fields_of(other)["mu"] == fields_of(build)["mu"]
