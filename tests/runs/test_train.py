@@ -207,6 +207,15 @@ def test_finished_run_started_again_only_reports(finished, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_a_finished_run_whose_result_nobody_reads_has_succeeded(finished, monkeypatch):
+    def print_table(title, facts):
+        if title == "Result":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.console, "print_table", print_table)
+    assert train.run(*finished) == 0
+
+
 def test_evaluate_workdir_repeats_the_last_evaluation(finished):
     _, workdir = finished
     last, again = read_metrics(workdir)[-1], train.evaluate_workdir(workdir)
