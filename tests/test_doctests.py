@@ -19,6 +19,7 @@ import fedjax_prune
 ROOT = Path(fedjax_prune.__file__).parent
 NAMES = {"np": np, "jnp": jnp, "jax": jax, "fedjax_prune": fedjax_prune}
 
+
 def modules_with_examples():
     for path in sorted(ROOT.rglob("*.py")):
         if ">>> " in path.read_text():
