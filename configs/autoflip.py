@@ -1,7 +1,7 @@
 """The experiments of AutoFLIP, chosen by WORK,METHOD,SIZE; the last two have defaults.
 
-    python -m launch.train --config=configs/autoflip.py:mnist --workdir=runs/mnist
-    python -m launch.train --config=configs/autoflip.py:mnist,prunefl,cpu \
+    python -m fedjax_prune train --config=autoflip:mnist --workdir=runs/mnist
+    python -m fedjax_prune train --config=autoflip:mnist,prunefl,cpu \
         --workdir=runs/mnist_prunefl
 
 WORK is mnist, cifar10, cifar100, femnist or shakespeare. METHOD is autoflip (preset
@@ -23,6 +23,8 @@ References:
 """
 
 from typing import Any, NamedTuple
+
+from fedjax_prune.data.datasets import DATASETS
 
 from . import base
 
@@ -55,18 +57,15 @@ class Small(NamedTuple):
 WORKS = {
     "mnist": Work("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10),
     "cifar10": Work(
-        *("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10), augment="jitter"
+        "pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10, augment="jitter"
     ),
     "cifar100": Work(
-        *("dirichlet_in_turn", 1.0, 24, "two_cnn", 4.0, 20, 1, 10), augment="jitter"
+        "dirichlet_in_turn", 1.0, 24, "two_cnn", 4.0, 20, 1, 10, augment="jitter"
     ),
     # A hundred whole writers have about 2.82 % of the 805,263 images.
     "femnist": Work("by_client", 0.1, 0, "femnist_cnn", 1.0, 100, 25, 20),
     # LEAF has 1,129 roles; 0.016 of them a round.
-    "shakespeare": Work(
-        *("by_client", 0.1, 0, "next_char_lstm", 1.0, 1129, 18, 10),
-        explorer_share=0.03,
-    ),
+    "shakespeare": Work("by_client", 0.1, 0, "next_char_lstm", 1.0, 1129, 18, 10, 0.03),
 }
 
 SMALL = {
@@ -168,7 +167,7 @@ def get_config(text: str = "mnist") -> Any:
     config.data.num_clients = work.num_clients
     config.data.local_val = "holdout"
     config.data.augment = work.augment
-    if method == "autoflip_code" and name != "shakespeare":
+    if method == "autoflip_code" and DATASETS[name].kind == "image":
         config.data.augment = "code"
     config.model.name = work.model
     config.model.width = work.width

@@ -1,9 +1,9 @@
 """Every field with its default: FedDP on CIFAR-10, ten clients, VGG-11.
 
-    python -m launch.train --config=configs/base.py --workdir=runs/base
+    python -m fedjax_prune train --config=base --workdir=runs/base
 
 An algorithm's name after a colon brings that algorithm's fields:
-`--config=configs/base.py:fedprox`. Any field can be changed on the command line:
+`--config=base:fedprox`. Any field can be changed on the command line:
 `--config.client.epochs=2`; `--help` lists all of them. Defaults are declared beside
 what they configure; this file changes one of them, the weight decay of the clients.
 """

@@ -1,6 +1,6 @@
 """The works of launch.benchmark on real data, for timing.
 
-    python -m launch.train --config=configs/bench.py:w1 --workdir=runs/w1
+    python -m fedjax_prune train --config=bench:w1 --workdir=runs/w1
 
 w1 deals CIFAR-10 evenly to 1,000 clients, 50 a round, and trains the small dropout CNN
 for 1,500 rounds. w2 deals CIFAR-10 to ten very unequal clients, all in every round, and

@@ -1,6 +1,6 @@
 """The settings of the FedDP paper at a size for CPUs: VGG-11 at a quarter of its width.
 
-    python -m launch.train --config=configs/cifar10_cpu.py:feddp,10 \
+    python -m fedjax_prune train --config=cifar10_cpu:feddp,10 \
         --config.data.dir=DATASETS --workdir=runs/cifar10_cpu
 
 The string is METHOD,CLIENTS with METHOD as in configs/feddp.py and CLIENTS 10 or 30.

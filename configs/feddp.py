@@ -1,6 +1,6 @@
 """The settings of the FedDP paper, chosen by METHOD,MODEL,CLIENTS.
 
-    python -m launch.train --config=configs/feddp.py:feddp,vgg11,30 \
+    python -m fedjax_prune train --config=feddp:feddp,vgg11,30 \
         --workdir=runs/feddp_vgg11_30
 
 Methods: fedavg, fedprox, fednova, scaffold, and with dynamic pruning fedavg_dp,

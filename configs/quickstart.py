@@ -1,6 +1,6 @@
 """FedDP on handwritten digits: embedded data, about a minute on two CPU cores.
 
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
 
 Ten clients have very different shares of the ten digits (Dirichlet 0.1). All of them
 take part in every round, and gates prune half of the multiplications. The result is

@@ -77,7 +77,7 @@ TYPES: dict[Any, Rule] = {
 """Annotated type -> the rule that a value must meet before the field's own rule."""
 
 BITS = {int: 31, float: 128}
-"""Annotated type -> a power of 2 below which numbers fit the types of devices."""
+"""Annotated type -> the power of 2 below which magnitudes fit the types of devices."""
 
 
 class Field(NamedTuple):
@@ -112,9 +112,10 @@ class Field(NamedTuple):
         if not self.rule.holds(value):
             return self.rule.text
         bits = BITS.get(self.type)
-        if bits is not None and self.rule is not SEED and not value < 2**bits:
-            return f"{self.rule.text} and below 2^{bits}"
-        return ""
+        if bits is None or self.rule is SEED or abs(value) < 2**bits:
+            return ""
+        bound = f"below 2^{bits}" if value > 0 else f"above -2^{bits}"
+        return f"{self.rule.text} and {bound}" if self.rule.text else bound
 
     def read(self, text: str) -> Any:
         """Reads a value from a text of the command line; gives the text if it cannot.

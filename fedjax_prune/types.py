@@ -74,7 +74,9 @@ class Cohort(NamedTuple):
       num_examples: [] int32, examples in the whole population.
 
     Examples:
-      >>> population = fedjax_prune.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> population = fedjax_prune.to_population(
+      ...     [[0, 1], [2], [3, 4, 5]], num_examples=6
+      ... )
       >>> cohort = fedjax_prune.make_cohort(
       ...     population, np.array([2, 0]), num_lanes=1, epochs=1, batch_size=2
       ... )

@@ -7,6 +7,9 @@
 
 References:
   Acar et al., ICLR 2021, algorithm 1, https://arxiv.org/abs/2111.04263.
+
+Choices:
+  Clients count alike also in the mean of their batch statistics.
 """
 
 from typing import Annotated
@@ -62,4 +65,5 @@ def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm
         w = tree.add_scale(tree.sub(state.params, received["delta"]), -1 / alpha, h)
         return state._replace(params=w, model_state=received["model_state"], server=h)
 
+    # The server can compute `share` of the deltas, so it adds no bytes.
     return make_algorithm(task, Rules(solver, init, row, program, update), avg.messages)

@@ -65,7 +65,8 @@ def start(model):
 def run(model, placement, *, begin=None, numbers=range(3), ids=COHORT, width=None):
     """The state and the rows of all clients after rounds with these numbers."""
     state, rows = begin or start(model)
-    population = to_population(np.split(np.arange(40), np.cumsum(SIZES)[:-1]))
+    parts = np.split(np.arange(40), np.cumsum(SIZES)[:-1])
+    population = to_population(parts, num_examples=40)
     if width is not None:
         missing = width - population.indices.shape[1]
         indices = np.pad(population.indices, ((0, 0), (0, missing)))

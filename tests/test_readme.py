@@ -43,17 +43,30 @@ def test_the_library_example_learns(capsys):
     assert float(variables["accuracy"]) > 0.8
 
 
-def test_the_library_loop_prepares_and_prunes(capsys):
-    """The same loop with FedSNIP, which is FedAvg if nobody prepares it."""
-    assert "fp.scaffold(task" in LOOP
-    code = LOOP.replace("fp.scaffold(task", "fp.fedsnip(task")
+EXPLORES = ", explore_epochs=2, structured_rule='off'"
+SHARES = {
+    "fedsnip": ("", 0.29, 0.32),
+    "autoflip": (EXPLORES, 0.29, 0.32),
+    "random_pruning": (EXPLORES, 0.29, 0.32),
+    "prunefl": (", max_adjustments=2", 0.01, 0.99),
+}
+"""Name -> its further arguments, and bounds of the share that it prunes."""
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_the_library_loop_prepares_and_prunes(name, capsys):
+    """The same loop with methods that train unpruned if nobody prepares them."""
+    made = "fp.scaffold(task, solver, fp.make_server_tx()"
+    assert made in LOOP
+    fields, least, most = SHARES[name]
+    code = LOOP.replace(made, made.replace("scaffold", name) + fields)
     variables = {}
     exec(code, variables)
     assert len(capsys.readouterr().out.splitlines()) == 10
     delivered = variables["algorithm"].deliver(variables["state"]).params
     kernels = [np.asarray(layer["kernel"]) for layer in delivered.values()]
     zeros = sum((k == 0).sum() for k in kernels) / sum(k.size for k in kernels)
-    assert 0.29 < zeros < 0.32
+    assert least < zeros < most
     without = re.sub(r"state = fp\.prepare.*\n", "", code)
     with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare"):
         exec(without, {})

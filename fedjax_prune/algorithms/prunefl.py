@@ -16,7 +16,9 @@ References:
 
 Choices:
   Times are relative, not measured: t_j of a weight is `byte_time` for each of its four
-  bytes plus `mac_time` for each place where it is used; c is `constant_time`. Squared
+  bytes plus `mac_time` for each place where it is used; c is `constant_time`. A weight
+  outside `Task.layers` counts as used at one place. If a network does not describe its
+  layers, all weights have the same time, so that only gradients choose. Squared
   gradients are means over the local steps of a round, weighted by examples. In the
   first stage the client trains for a round between adjustments and goes on from its own
   parameters, without the server's optimiser. The share of active weights that is
@@ -43,6 +45,7 @@ from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import Masking, masked, with_masks
 from fedjax_prune.pruning.masks import prunable
+from fedjax_prune.pruning.wire import VALUE
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -91,7 +94,8 @@ def prunefl(
     """Builds PruneFL on FedAvg.
 
     Args:
-      task: the model and its loss.
+      task: the model and its loss. `mac_time` distinguishes weights only if it has
+        `layers`, which a network describes by a method `layers`.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
 
@@ -123,7 +127,7 @@ def prunefl(
     def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
         del leaf
         layer = "/".join(str(entry.key) for entry in path[:-1])
-        return 4 * byte_time + mac_time * uses.get(layer, 1)
+        return VALUE.itemsize * byte_time + mac_time * uses.get(layer, 1)
 
     times = jax.tree_util.tree_map_with_path(time_of, shapes)
 

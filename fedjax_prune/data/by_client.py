@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.load import as_dataset
-from fedjax_prune.data.population import to_population
+from fedjax_prune.data.population import pad
 from fedjax_prune.data.validation import holdout
 from fedjax_prune.types import Dataset, Population
 
@@ -284,15 +284,13 @@ def _windows_apart(parts: list[np.ndarray], seed: int) -> tuple[Population, Popu
     stops = [len(part) * 9 // 10 for part in parts]
     both = list(zip(parts, stops, strict=True))
     return (
-        to_population([part[:stop] for part, stop in both]),
-        to_population([part[stop + WINDOW - 1 :] for part, stop in both]),
+        pad([part[:stop] for part, stop in both]),
+        pad([part[stop + WINDOW - 1 :] for part, stop in both]),
     )
 
 
 SOURCES = {
     "shakespeare": Source(_shakespeare, 10 * WINDOW - 9, _windows_apart),
-    "femnist": Source(
-        _femnist, 2, lambda parts, seed: holdout(to_population(parts), 0.1, seed)
-    ),
+    "femnist": Source(_femnist, 2, lambda parts, seed: holdout(pad(parts), 0.1, seed)),
 }
 """Name of a data set -> how its clients are read."""

@@ -29,11 +29,12 @@ def to_population(
         index outside [0, num_examples).
 
     Examples:
-      >>> to_population([[4, 5], [1]]).indices.tolist()
+      >>> to_population([[4, 5], [1]], num_examples=6).indices.tolist()
       [[4, 5], [1, 0]]
     """
     if len(parts) == 0:
         raise ValueError("parts must hold at least 1 client, got none.")
+    end = 2**31 if num_examples is None else num_examples
     rows = []
     for client, part in enumerate(parts):
         try:
@@ -43,7 +44,23 @@ def to_population(
                 f"client {client} must have integers of shape [size], got lists of "
                 "several lengths."
             ) from error
-        check_indices(client, rows[-1], num_examples)
+        check_indices(client, rows[-1], end)
+    return pad(rows)
+
+
+def pad(rows: Sequence[np.ndarray]) -> Population:
+    """Pads clients' indices to the longest.
+
+    Args:
+      rows: for each client [size] integers that are known to be right.
+
+    Returns:
+      A Population, padded with 0.
+
+    Examples:
+      >>> pad([np.array([4, 5]), np.array([1])]).sizes.tolist()
+      [2, 1]
+    """
     sizes = np.array([len(row) for row in rows], np.int32)
     indices = np.zeros((len(rows), sizes.max()), np.int32)
     for row, part in zip(indices, rows, strict=True):
@@ -51,14 +68,13 @@ def to_population(
     return Population(indices, sizes)
 
 
-def check_indices(client: int, indices: np.ndarray, num_examples: int | None) -> None:
+def check_indices(client: int, indices: np.ndarray, num_examples: int) -> None:
     """Refuses a client whose examples cannot be used.
 
     Args:
       client: number of the client, for the message.
       indices: [size] integers, at least one, in [0, num_examples).
-      num_examples: number of examples of the Dataset; None only checks that the
-        indices fit into int32.
+      num_examples: number of examples of the Dataset.
 
     Raises:
       ValueError: if the indices are something else.
@@ -71,10 +87,9 @@ def check_indices(client: int, indices: np.ndarray, num_examples: int | None) ->
             f"client {client} must have integers of shape [size], got "
             f"{indices.dtype} of shape {indices.shape}{first}."
         )
-    end = 2**31 if num_examples is None else num_examples
-    outside = np.flatnonzero((indices < 0) | (indices >= end))
+    outside = np.flatnonzero((indices < 0) | (indices >= num_examples))
     if len(outside):
         raise ValueError(
-            f"client {client} must have indices in [0, {end}), got "
+            f"client {client} must have indices in [0, {num_examples}), got "
             f"{indices[outside[0]]} at position {outside[0]}."
         )

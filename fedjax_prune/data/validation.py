@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_prune.data.population import to_population
+from fedjax_prune.data.population import pad, to_population
 from fedjax_prune.types import Population
 
 
@@ -79,7 +79,7 @@ def matched_test(
             for indices, count in zip(members, wanted, strict=True)
         ]
         parts.append(np.sort(np.concatenate(drawn)))
-    return to_population(parts)
+    return to_population(parts, num_examples=len(test_labels))
 
 
 def holdout(
@@ -115,7 +115,7 @@ def holdout(
         is_held[rng.choice(size, number, replace=False)] = True
         train.append(indices[:size][~is_held])
         validation.append(indices[:size][is_held])
-    return to_population(train), to_population(validation)
+    return pad(train), pad(validation)
 
 
 def _matched_counts(

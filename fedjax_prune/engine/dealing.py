@@ -3,7 +3,6 @@
 import chex
 import numpy as np
 
-from fedjax_prune.data.population import check_indices
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.types import Cohort, Population
@@ -42,18 +41,16 @@ def make_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
-    num_examples: int | None = None,
 ) -> Cohort:
     """Makes a cohort of chosen clients.
 
     Args:
-      population: all clients.
+      population: all clients, from `to_population`, which has checked their indices.
       client_ids: [cohort_size] integers, distinct, in [0, num_clients).
       num_lanes: of each device, at least 1.
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
-      num_examples: of the Dataset, which must have all indices; None = not checked.
 
     Returns:
       A Cohort of numpy arrays. Its clients are in the given order on one device, and in
@@ -62,12 +59,11 @@ def make_cohort(
 
     Raises:
       ValueError: if there is no client, if a client is unknown, occurs twice, has no
-        examples or one that the Dataset does not have, or if another argument is out of
-        range.
+        examples, or if another argument is out of range.
 
     Examples:
       >>> import fedjax_prune as fp
-      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]], num_examples=6)
       >>> cohort = fp.make_cohort(population, [0, 2], 2, epochs=1, batch_size=1)
       >>> cohort.indices.tolist(), cohort.sizes.tolist()
       ([[0, 1, 0], [3, 4, 5]], [2, 3])
@@ -82,7 +78,6 @@ def make_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
-        num_examples=num_examples,
     )[0]
 
 
@@ -95,7 +90,6 @@ def make_groups(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
-    num_examples: int | None = None,
 ) -> list[Cohort]:
     """Makes groups of chosen clients: cohorts of the same shapes.
 
@@ -108,7 +102,6 @@ def make_groups(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the groups; a block for each of its devices.
-      num_examples: as in `make_cohort`.
 
     Returns:
       Cohorts as of `make_cohort`, except that `cohort_size` and `cohort_examples` are
@@ -132,9 +125,10 @@ def make_groups(
     groups = np.array_split(client_ids, -(-len(client_ids) // group_size))
     block_size = placement.block_size(len(groups[0]))
     all_sizes = np.asarray(population.sizes, np.int32)
-    for client in client_ids:
-        own = population.indices[client][: all_sizes[client]]
-        check_indices(int(client), np.asarray(own), num_examples)
+    if (empty_clients := client_ids[all_sizes[client_ids] < 1]).size:
+        raise ValueError(
+            f"client {empty_clients[0]} must have at least 1 example, got none."
+        )
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = all_sizes[ids]
@@ -199,7 +193,6 @@ def sample_cohort(
     epochs: int,
     batch_size: int,
     placement: Placement = ONE_DEVICE,
-    num_examples: int | None = None,
 ) -> Cohort:
     """Draws the clients of a round uniformly, without replacement.
 
@@ -215,7 +208,6 @@ def sample_cohort(
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
-      num_examples: as in `make_cohort`.
 
     Returns:
       A Cohort of numpy arrays, by ascending client id on each device.
@@ -225,7 +217,7 @@ def sample_cohort(
 
     Examples:
       >>> import fedjax_prune as fp
-      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]])
+      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]], num_examples=6)
       >>> cohort = fp.sample_cohort(
       ...     population, 3, num_lanes=1, seed=0, round=0, epochs=1, batch_size=2
       ... )
@@ -240,7 +232,6 @@ def sample_cohort(
         epochs=epochs,
         batch_size=batch_size,
         placement=placement,
-        num_examples=num_examples,
     )
 
 

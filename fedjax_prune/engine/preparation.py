@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.data.population import check_indices
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_cohort, put_whole
@@ -89,7 +90,7 @@ def prepare(
       >>> state = jax.eval_shape(algorithm.init, jax.random.key(0))
       >>> rows = fp.make_store("host", fp.ClientState({}, {}), num_clients=2)
       >>> dataset = fp.Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
-      >>> population = fp.to_population([[0], [1]])
+      >>> population = fp.to_population([[0], [1]], num_examples=2)
       >>> prepared = fp.prepare(algorithm, state, rows, dataset, population, seed=0)
       >>> prepared.state is state  # FedAvg has no preparation
       True
@@ -98,15 +99,18 @@ def prepare(
     if steps is None:
         return Prepared(state, {}, 0.0, 0.0)
     num_clients = steps.num_clients(len(population.sizes))
+    ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
+    for client in ids.tolist():
+        own = np.asarray(population.indices[client])[: population.sizes[client]]
+        check_indices(client, own, len(dataset.labels))
     groups = make_groups(
         population,
-        draw_clients(population, num_clients, seed=seed, round=PREPARATION),
+        ids,
         placement.group_size(num_lanes),
         num_lanes,
         epochs=solver.epochs,
         batch_size=solver.batch_size,
         placement=placement,
-        num_examples=len(dataset.labels),
     )
     key = jax.random.fold_in(jax.random.key(seed), PREPARATION)
     dataset, key = put_whole(placement, (dataset, key))

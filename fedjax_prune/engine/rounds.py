@@ -110,8 +110,9 @@ def make_round(
       >>> rules, key = algorithm.rules, jax.random.key(0)
       >>> run = fp.make_round(task, solver, rules.program, rules.update)
       >>> dataset = fp.Dataset(jnp.zeros((2, 1, 1, 1), jnp.uint8), jnp.array([2, 6]))
+      >>> population = fp.to_population([[0], [1]], num_examples=2)
       >>> cohort = fp.make_cohort(
-      ...     fp.to_population([[0], [1]]), [0, 1], num_lanes=2, epochs=1, batch_size=1
+      ...     population, [0, 1], num_lanes=2, epochs=1, batch_size=1
       ... )
       >>> rows = fp.ClientState(personal={}, client={})
       >>> inputs = fp.RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
@@ -134,7 +135,8 @@ def make_round(
           The state and the rows after the round, and the sums: of the task and the
           probe, `steps`, `nonfinite` and `arrived`, [num_places, ...] float32, and the
           scalar `steps_executed`. If no message has arrived, the state stays, except
-          that the round is counted.
+          that the round is counted. An algorithm under masks makes the masks of a round
+          before this, and they stay, too.
 
         Raises:
           ValueError: as `check_inputs`.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_prune.models.costs import PrunableModel, num_weights, num_weights_kept
+from fedjax_prune.pruning.wire import VALUE
 from fedjax_prune.types import Tree
 
 
@@ -21,7 +22,8 @@ class MaskedMacs(NamedTuple):
       theoretical: each layer's, times its density: the cost with sparse kernels.
       realisable: those of the model without its removed channels: the cost with dense
         kernels.
-      hybrid: realisable ones, times the density inside each smaller layer.
+      hybrid: realisable ones, times the density inside each smaller layer: the cost
+        with removed channels and sparse kernels both used.
     """
 
     dense: float
@@ -84,7 +86,8 @@ def traffic(
     """Counts the bytes of one round.
 
     Args:
-      messages: the result of `FederatedAlgorithm.messages`.
+      messages: the result of `FederatedAlgorithm.messages`. Each of their values is
+        sent as `wire.VALUE`, whatever its dtype.
       cohort_size: number of clients that receive and send a message.
       facts: the numbers of `wire.mask_facts`; `mask/sent`, the masks that are sent; and
         `mask/extra`, further values that each client sends. It is None or empty if
@@ -93,7 +96,7 @@ def traffic(
     facts = facts or {}
     kept = _named(facts, "mask/kept/")
     down, up = (cohort_size * _masked_bytes(tree, kept) for tree in messages)
-    up += 4 * cohort_size * facts.get("mask/extra", 0)
+    up += VALUE.itemsize * cohort_size * facts.get("mask/extra", 0)
     sent = facts.get("mask/sent", 0)
     bits = -(-facts.get("mask/prunable", 0) // 8)
     return Traffic(
@@ -111,7 +114,7 @@ def _masked_bytes(tree: Tree, kept: Mapping[str, int]) -> int:
         tails = ("/".join(names[i:]) for i in range(len(names)))
         found = [kept[tail] for tail in tails if tail in kept]
         size = found[0] if found else math.prod(leaf.shape)
-        total += size * leaf.dtype.itemsize
+        total += VALUE.itemsize * size
     return total
 
 

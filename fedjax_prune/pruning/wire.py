@@ -6,7 +6,7 @@ sends the masks if the client's are of another version: one byte that names the 
 then all entries of the masks as bits or as run lengths, whichever is shorter.
 
 Lengths depend on the mask alone and are counted on the device, so that metrics state
-the length of real messages without making any.
+the length that messages of this format have without making any.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,19 @@ from fedjax_prune.types import Sums, Tree
 BITS, RUNS = b"\x00", b"\x01"
 """The first byte of encoded masks."""
 
+VALUE = np.dtype("<f4")
+"""What a value is written as, whatever the dtype of the parameters."""
+
 
 def encode_values(tree: Tree, masks: Tree) -> bytes:
     """Writes the values that masks keep.
 
     Args:
-      tree: float32 arrays.
+      tree: float arrays.
       masks: bool, the same structure and shapes.
 
     Returns:
-      Four bytes, little-endian, for each entry that is kept.
+      VALUE, four bytes, for each entry that is kept.
 
     Examples:
       >>> masks = {"w": np.array([True, False, True])}
@@ -41,7 +44,7 @@ def encode_values(tree: Tree, masks: Tree) -> bytes:
     """
     leaves, kept = jax.tree.leaves(tree), jax.tree.leaves(masks)
     return b"".join(
-        np.asarray(leaf, "<f4")[np.asarray(mask)].tobytes()
+        np.asarray(leaf, VALUE)[np.asarray(mask)].tobytes()
         for leaf, mask in zip(leaves, kept, strict=True)
     )
 
@@ -59,15 +62,14 @@ def decode_values(message: bytes, masks: Tree) -> Tree:
     Raises:
       ValueError: if the message has another length.
     """
-    values = np.frombuffer(message, "<f4")
     leaves, treedef = jax.tree.flatten(masks)
     num_kept = sum(int(np.sum(mask)) for mask in leaves)
-    if len(message) != 4 * num_kept:
+    length = VALUE.itemsize * num_kept
+    if len(message) != length:
         raise ValueError(
-            f"message must have {4 * num_kept} bytes for these masks, "
-            f"got {len(message)}."
+            f"message must have {length} bytes for these masks, got {len(message)}."
         )
-    decoded, start = [], 0
+    values, decoded, start = np.frombuffer(message, VALUE), [], 0
     for mask in leaves:
         leaf = np.zeros(np.shape(mask), np.float32)
         stop = start + int(np.sum(mask))

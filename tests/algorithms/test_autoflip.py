@@ -126,6 +126,22 @@ def test_all_participants_have_the_mask_of_all_explorers(problem):
     np.testing.assert_array_equal(few_rows.client.version, [0, 2, 2, 0])
 
 
+def test_a_round_without_messages_keeps_its_masks_and_no_more(problem):
+    dataset, _ = problem
+    algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
+    state, rows, _ = prepare(algorithm, dataset)
+    expected, _, _ = rounds(algorithm, dataset, state, rows, [[1, 2]])
+    broken = dataset._replace(images=jnp.full_like(dataset.images, jnp.nan))
+    after, after_rows, sums = rounds(algorithm, broken, state, rows, [[1, 2]])
+    assert sums["arrived"].sum() == 0 and sums["mask/sent"] == 2
+    masks = kernel(after.server.masks)
+    np.testing.assert_array_equal(masks, kernel(expected.server.masks))
+    assert (masks != kernel(state.server.masks)).any()
+    made = after.server._replace(base=state.server.base)
+    kept = state._replace(round=state.round + 1, server=made)
+    jax.tree.map(np.testing.assert_array_equal, (after, after_rows), (kept, rows))
+
+
 def test_with_everybody_participants_is_fixed(problem):
     dataset, _ = problem
     states = []

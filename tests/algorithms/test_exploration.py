@@ -115,7 +115,7 @@ def test_stopped_explorers_make_room():
         state,
         rows,
         Dataset(images, labels),
-        to_population(parts),
+        to_population(parts, num_examples=len(labels)),
         seed=0,
         num_lanes=lanes,
     ).sums

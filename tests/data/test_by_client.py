@@ -1,4 +1,4 @@
-"""Data that comes with its clients, and the splits of AutoFLIP's experiments."""
+"""Data that comes with its clients: LEAF's files and plays."""
 
 import json
 import os
@@ -15,14 +15,10 @@ from fedjax_prune.data.by_client import (
     speeches_by_speaker,
 )
 from fedjax_prune.data.datasets import DataError
-from fedjax_prune.data.load import resize
-from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
 from fedjax_prune.runs.experiment import build
-from fedjax_prune.types import Dataset
 
 SHARED = Path(__file__).parents[3] / "shared/data/shakespeare"
 PLAYS = Path(os.environ.get("SHAKESPEARE_DIR", SHARED))
-LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
 
 
 def test_text_windows_by_hand(tmp_path):
@@ -318,46 +314,3 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "all_data_0.json").write_text('{"users": ["a"]}')
     with pytest.raises(DataError, match="is not json of LEAF"):
         load_by_client("femnist", tmp_path, 1, seed=0)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pathological_clients_have_two_whole_shards(seed):
-    parts = pathological(LABELS, 20, 2, np.random.RandomState(seed))
-    assert len(parts) == 20 and {len(part) for part in parts} == {250}
-    assert len(np.unique(np.concatenate(parts))) == 5000
-    for part in parts:
-        classes, counts = np.unique(LABELS[part], return_counts=True)
-        assert len(classes) == 2 and (counts == 125).all()
-
-
-def test_pathological_limits():
-    rng = np.random.RandomState(0)
-    with pytest.raises(ValueError, match=r"multiple of the 10 classes, got 3 \* 2"):
-        pathological(LABELS, 3, 2, rng)
-    with pytest.raises(ValueError, match=r"classes_per_client must be in \[1, 10\]"):
-        pathological(LABELS, 20, 11, rng)
-
-
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
-def test_dirichlet_in_turn_takes_at_most_an_even_share(alpha):
-    parts = dirichlet_in_turn(LABELS, 20, alpha, np.random.RandomState(0))
-    taken = np.concatenate(parts)
-    assert len(np.unique(taken)) == len(taken)
-    sizes = np.array([len(part) for part in parts])
-    assert sizes.min() > 0 and sizes.max() <= 250
-    assert 0.6 * 5000 < len(taken) <= 5000
-    # Clients take the examples of each class in order.
-    for label in range(10):
-        own = np.sort(taken[LABELS[taken] == label])
-        front = np.flatnonzero(label == LABELS)[: len(own)]
-        np.testing.assert_array_equal(own, front)
-
-
-def test_resized_images():
-    """Resizing keeps a ramp a ramp and a constant the same."""
-    ramp = np.tile(np.arange(8, dtype=np.uint8) * 30, (1, 8, 1))[..., None]
-    images = np.concatenate([ramp, np.full_like(ramp, 77)])
-    found = resize(Dataset(images, np.zeros(2, np.int32)), 4).images
-    assert found.shape == (2, 4, 4, 1) and found.dtype == np.uint8
-    assert (found[1] == 77).all()
-    np.testing.assert_allclose(found[0, 0, 1:3, 0], [75, 135], atol=1)

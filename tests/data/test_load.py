@@ -1,4 +1,4 @@
-"""Loading: TFDS folders made here, the embedded digits, and the caller's arrays."""
+"""Loading: TFDS folders made here, and the embedded digits."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedjax_prune.data.datasets import DATASETS, DataError
-from fedjax_prune.data.load import as_dataset, load
+from fedjax_prune.data.load import load
 
 VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "emnist": "3.1.0"}
 
@@ -332,42 +332,3 @@ def test_unknown_name():
 def test_sets_by_client_are_not_read_as_others(name):
     with pytest.raises(ValueError, match=f"{name} has no test set: .* load_by_client"):
         load(name)
-
-
-def test_as_dataset_keeps_bytes_and_narrows_floats():
-    images = np.zeros((2, 4, 4, 3), np.uint8)
-    dataset = as_dataset(images, [1, 0], num_classes=2)
-    assert dataset.images.dtype == np.uint8
-    assert dataset.labels.dtype == np.int32
-    floats = np.linspace(0, 1, 96).reshape(2, 4, 4, 3)
-    dataset = as_dataset(floats, np.array([1, 0], np.uint8), num_classes=2)
-    assert dataset.images.dtype == np.float32
-    np.testing.assert_array_equal(dataset.images, floats.astype(np.float32))
-
-
-def floats_with(value):
-    images = np.zeros((3, 2, 2, 1))
-    images[1, 0, 1, 0] = value
-    return images
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "said"),
-    [
-        (floats_with(np.nan), [0, 1, 1], "got nan at index (1, 0, 1, 0)"),
-        (floats_with(np.inf), [0, 1, 1], "got inf at index (1, 0, 1, 0)"),
-        (floats_with(255), [0, 1, 1], "in [0, 1], got 255.0 at index (1, 0, 1, 0)"),
-        (floats_with(-0.1), [0, 1, 1], "in [0, 1], got -0.1 at index (1, 0, 1, 0)"),
-        (floats_with(0), [0, 1, 2], "labels must be in [0, 2), got 2 at index 2"),
-        (floats_with(0), [0, -1, 2], "labels must be in [0, 2), got -1 at index 1"),
-        (floats_with(0), [0, 1], "labels must have shape (3,), one for each image"),
-        (floats_with(0), [0.0, 1.0, 1.0], "labels must be integers, got float64"),
-        (floats_with(0)[..., 0], [0, 1, 1], "got (3, 2, 2)"),
-        (floats_with(0)[:0], [], "got (0, 2, 2, 1)"),
-        (floats_with(0).astype(int), [0, 1, 1], "images must be uint8 or floats"),
-    ],
-)
-def test_as_dataset_names_the_first_bad_value(images, labels, said):
-    with pytest.raises(ValueError) as caught:
-        as_dataset(images, labels, num_classes=2)
-    assert said in str(caught.value)

@@ -123,7 +123,9 @@ def test_fixed_order_drops_alike():
     algorithm, _ = compiled("scaffold")
     state, rows = problems.begin(algorithm)
     ends = np.cumsum(problems.SIZES)
-    population = to_population(np.split(np.arange(ends[-1]), ends[:-1]))
+    population = to_population(
+        np.split(np.arange(ends[-1]), ends[:-1]), num_examples=ends[-1]
+    )
     results = []
     for reduction in ("all_reduce", "fixed_order"):
         _, run = compiled("scaffold", reduction)

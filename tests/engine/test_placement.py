@@ -55,7 +55,8 @@ def compiled(model, num_devices, reduction):
 
 
 def arguments(model, placement, ids, num_lanes):
-    population = to_population(np.split(np.arange(40), np.cumsum(SIZES)[:-1]))
+    parts = np.split(np.arange(40), np.cumsum(SIZES)[:-1])
+    population = to_population(parts, num_examples=40)
     cohort = make_cohort(
         population,
         ids,

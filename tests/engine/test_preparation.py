@@ -74,6 +74,21 @@ def test_groups_in_a_fixed_order_are_the_same_on_any_number_of_devices(monkeypat
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+def test_clients_have_no_examples_beyond_the_data():
+    config = pruned_config()
+    experiment = build(config)
+    data = experiment.data
+    train = jax.tree.map(lambda x: x[:-1], data.train)
+    lost = len(train.labels)
+    experiment = experiment._replace(data=data._replace(train=train))
+    state, row = jax.jit(partial(start, experiment.learning))()
+    rows = make_store("host", row, config.data.num_clients)
+    with pytest.raises(
+        ValueError, match=rf"client \d .* in \[0, {lost}\), got {lost} at"
+    ):
+        prepare(config, experiment, placement.ONE_DEVICE, state, rows)
+
+
 @pytest.mark.parametrize("schedule", ["participants", "fixed"])
 def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
     """Ten times the explorers: the same arrays on the device, XLA's plan the same."""

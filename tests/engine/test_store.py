@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.array import ArrayImpl
 
 from fedjax_prune.engine import row_files
 from fedjax_prune.engine.devices import make_placement, put_split
@@ -167,9 +166,19 @@ def copied(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(ArrayImpl, "_value", property(noted(ArrayImpl._value.fget)))
+    def noted_if_read(function):
+        def call(array, *rest, **fields):
+            if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+                sizes.append(array.nbytes)
+            return function(array, *rest, **fields)
+
+        return call
+
+    for name in ("asarray", "array"):
+        monkeypatch.setattr(np, name, noted_if_read(getattr(np, name)))
     monkeypatch.setattr(np, "ascontiguousarray", noted(np.ascontiguousarray))
-    monkeypatch.setattr(jax, "device_put", noted(jax.device_put))
+    for name in ("device_get", "device_put"):
+        monkeypatch.setattr(jax, name, noted(getattr(jax, name)))
     return sizes
 
 

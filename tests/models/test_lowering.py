@@ -46,7 +46,8 @@ def make_gated_task(form):
 
 def draw_cohort(placement):
     """Makes a cohort of five clients in two lanes on each device."""
-    population = to_population(np.split(np.arange(40), np.cumsum(SIZES)[:-1]))
+    parts = np.split(np.arange(40), np.cumsum(SIZES)[:-1])
+    population = to_population(parts, num_examples=40)
     return make_cohort(population, [0, 1, 3, 4, 6], 2, placement=placement, **RUN)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from fedjax_prune.models import CNN
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.pruning.masks import prunable
-from fedjax_prune.pruning.wire import encode_masks, mask_facts
+from fedjax_prune.pruning.wire import encode_masks, encode_values, mask_facts
 
 
 def test_traffic_of_masked_messages_by_hand():
@@ -25,6 +25,18 @@ def test_traffic_of_masked_messages_by_hand():
     assert found.down == values + 3 * len(encode_masks(masks))
     assert found.spec_down == values + 3 * 1
     assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)
+
+
+def test_messages_have_four_bytes_a_value_whatever_the_dtype():
+    """As `wire.encode_values` writes them, also for parameters in float64."""
+    masks = {"fc": {"kernel": np.eye(5, 2, dtype=bool), "bias": np.ones(2, bool)}}
+    counted = mask_facts(masks, (), prunable(masks))
+    facts = {name: int(x) for name, x in counted.items()}
+    for dtype in (np.float32, np.float64):
+        params = {"fc": {"kernel": np.ones((5, 2), dtype), "bias": np.ones(2, dtype)}}
+        length = len(encode_values(params, masks))
+        assert length == 4 * 4
+        assert traffic((params, params), 3, facts)[:2] == (3 * length, 3 * length)
 
 
 def test_macs_under_a_mask_by_hand():

@@ -12,6 +12,7 @@ from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.random_pruning import random_pruning
 from fedjax_prune.fields import (
     ANY,
+    FINITE,
     FRACTION,
     SEED,
     SHARE,
@@ -106,6 +107,23 @@ def test_a_checked_function_refuses_bad_values(values, message):
     with pytest.raises(ValueError) as error:
         build("m", **{"epochs": 1} | values)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("type_", "rule", "value", "unmet"),
+    [
+        (int, ANY, 2**31, "below 2^31"),
+        (int, ANY, -(2**31), "above -2^31"),
+        (int, at_most(1), -(2**40), "at most 1 and above -2^31"),
+        (float, FINITE, -1e39, "finite and above -2^128"),
+        (float, FINITE, 1e39, "finite and below 2^128"),
+        (int, ANY, 1 - 2**31, ""),
+        (float, FINITE, -3e38, ""),
+        (int, SEED, 2**31, ""),
+    ],
+)
+def test_numbers_fit_the_types_of_devices(type_, rule, value, unmet):
+    assert Field(type_, rule, "Field.").unmet(value) == unmet
 
 
 def test_a_checked_function_refuses_unknown_and_missing_names():

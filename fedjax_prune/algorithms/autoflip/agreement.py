@@ -8,6 +8,13 @@ reconstructions [R].
 References:
   Internò et al., Pruning Federated Models through Loss Landscape Analysis and Client
   Agreement Scoring, 2026, https://arxiv.org/abs/2405.10271v5.
+
+Choices:
+  A client votes for the weights whose guidance lies above its own quantile, so that all
+  clients keep equally many. The score takes the rank of the guidance, because its
+  values have another scale in every array. Of equal scores the first entries are kept.
+  An update first brings the number of kept entries to the wanted one, and then swaps
+  the best for the worst. A rising threshold follows a cubic ramp.
 """
 
 import math

@@ -1,4 +1,16 @@
-"""The preparation of AutoFLIP: explorers train, then the first masks are made."""
+"""The preparation of AutoFLIP: explorers train, then the first masks are made.
+
+References:
+  AutoFLIP, Internò et al., https://arxiv.org/abs/2405.10271. Clients explore once,
+  before the first round [P].
+
+Choices:
+  Rounds begin at w^0, so that AutoFLIP starts where the methods do that it is compared
+  with; the authors' code goes on from trained parameters. With `explored_mean` rounds
+  begin at the mean of the explorers, and each of them sends its parameters beside its
+  deviations. Only the masks are made here: the server's momentum and the count of
+  rounds begin with the first round.
+"""
 
 import jax
 
