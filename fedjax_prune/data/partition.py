@@ -34,7 +34,8 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> Pop
       ValueError: if there are more clients than examples.
     """
     check_split(labels, num_clients)
-    return to_population(np.array_split(rng.permutation(len(labels)), num_clients))
+    parts = np.array_split(rng.permutation(len(labels)), num_clients)
+    return to_population(parts, num_examples=len(labels))
 
 
 def dirichlet(
@@ -85,7 +86,8 @@ def dirichlet(
             sizes += np.diff(cuts[-1], prepend=0, append=len(indices))
         if sizes.min() >= min_size:
             pieces = zip(*map(np.split, orders, cuts), strict=True)
-            return to_population([rng.permutation(np.concatenate(p)) for p in pieces])
+            parts = [rng.permutation(np.concatenate(p)) for p in pieces]
+            return to_population(parts, num_examples=len(labels))
     raise _too_uneven("dirichlet", num_clients, alpha, min_size, max_draws)
 
 
@@ -125,7 +127,7 @@ def quantity(
     for _ in range(max_draws):
         cuts = _cut(dirichlet_shares(alpha, everyone, rng), len(labels))
         if np.diff(cuts, prepend=0, append=len(labels)).min() >= min_size:
-            return to_population(np.split(order, cuts))
+            return to_population(np.split(order, cuts), num_examples=len(labels))
     raise _too_uneven("quantity", num_clients, alpha, min_size, max_draws)
 
 
@@ -179,7 +181,8 @@ def shards(
         chosen = chosen[:classes_per_client]
         part = np.concatenate([pieces[c].pop() for c in chosen])
         parts.append(rng.permutation(part))
-    return to_population([parts[client] for client in rng.permutation(num_clients)])
+    dealt = [parts[client] for client in rng.permutation(num_clients)]
+    return to_population(dealt, num_examples=len(labels))
 
 
 PARTITIONERS: dict[str, Callable[..., Population]] = {
@@ -187,11 +190,11 @@ PARTITIONERS: dict[str, Callable[..., Population]] = {
     "dirichlet": dirichlet,
     "quantity": quantity,
     "shards": shards,
-    "pathological": lambda *args, **options: to_population(
-        pathological(*args, **options)
+    "pathological": lambda labels, *args, **options: to_population(
+        pathological(labels, *args, **options), num_examples=len(labels)
     ),
-    "dirichlet_in_turn": lambda *args, **options: to_population(
-        dirichlet_in_turn(*args, **options)
+    "dirichlet_in_turn": lambda labels, *args, **options: to_population(
+        dirichlet_in_turn(labels, *args, **options), num_examples=len(labels)
     ),
 }
 

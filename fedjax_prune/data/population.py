@@ -8,17 +8,14 @@ import numpy as np
 from fedjax_prune.types import Population
 
 
-def to_population(
-    parts: Sequence[Any], *, num_examples: int | None = None
-) -> Population:
+def to_population(parts: Sequence[Any], *, num_examples: int) -> Population:
     """Checks clients' index lists and pads them to the longest.
 
     Clients may share examples, and a client may hold an example twice.
 
     Args:
       parts: for each client its indices into a Dataset, [size] integers, at least one.
-      num_examples: number of examples of that Dataset; None only checks that the
-        indices fit into int32.
+      num_examples: number of examples of that Dataset.
 
     Returns:
       A Population, padded with 0.
@@ -34,7 +31,6 @@ def to_population(
     """
     if len(parts) == 0:
         raise ValueError("parts must hold at least 1 client, got none.")
-    end = 2**31 if num_examples is None else num_examples
     rows = []
     for client, part in enumerate(parts):
         try:
@@ -44,7 +40,7 @@ def to_population(
                 f"client {client} must have integers of shape [size], got lists of "
                 "several lengths."
             ) from error
-        check_indices(client, rows[-1], end)
+        check_indices(client, rows[-1], num_examples)
     return pad(rows)
 
 

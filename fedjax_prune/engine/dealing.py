@@ -156,8 +156,8 @@ def make_groups(
         )
 
     cohorts = [make_group(ids) for ids in groups]
-    # One compiled program runs all of them.
-    chex.assert_trees_all_equal_shapes_and_dtypes(cohorts[0], *cohorts)
+    if len(cohorts) > 1:  # one compiled program runs all of them
+        chex.assert_trees_all_equal_shapes_and_dtypes(*cohorts)
     return cohorts
 
 

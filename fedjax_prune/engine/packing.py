@@ -66,7 +66,9 @@ def pack_lanes(
         room[lane // num_lanes] -= 1
         lanes[lane].append(int(position))
         heapq.heappush(loads, (load + int(steps[position]), lane))
-    while _relieve_busiest(lanes, np.asarray(steps)):
+    steps = np.asarray(steps)
+    # Clients that are all alike have nothing to swap.
+    while steps.size and steps.min() < steps.max() and _relieve_busiest(lanes, steps):
         pass
     return lanes
 

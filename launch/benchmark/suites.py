@@ -114,11 +114,11 @@ def _cohorts(
 def _w1(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     parts = np.split(rng.permutation(50_000), 1000)
     cohorts = _cohorts(rng, rounds, 1000, 50)
-    return _arrays(to_population(parts), cohorts, 10, 50_000)
+    return _arrays(to_population(parts, num_examples=50_000), cohorts, 10, 50_000)
 
 
 def _w2_one(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population([rng.permutation(640)])
+    population = to_population([rng.permutation(640)], num_examples=640)
     return _arrays(population, np.zeros((rounds, 1)), 64, 640)
 
 
@@ -130,7 +130,8 @@ def _w2_ten(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     sizes = 64 * np.maximum(1, np.rint(sizes * 0.06 / 64)).astype(int)
     parts = np.split(rng.permutation(sizes.sum()), np.cumsum(sizes)[:-1])
     cohorts = np.tile(np.arange(10), (rounds, 1))
-    return _arrays(to_population(parts), cohorts, 64, int(sizes.sum()))
+    population = to_population(parts, num_examples=sizes.sum())
+    return _arrays(population, cohorts, 64, int(sizes.sum()))
 
 
 def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
@@ -140,16 +141,16 @@ def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     pool = 20_000
     parts = [rng.integers(0, pool, size) for size in sizes]
     cohorts = _cohorts(rng, rounds, 3400, 10)
-    return _arrays(to_population(parts), cohorts, 20, pool)
+    return _arrays(to_population(parts, num_examples=pool), cohorts, 20, pool)
 
 
 def _w2_four(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population(np.split(rng.permutation(1280), 4))
+    population = to_population(np.split(rng.permutation(1280), 4), num_examples=1280)
     return _arrays(population, np.tile(np.arange(4), (rounds, 1)), 64, 1280)
 
 
 def _two_cnn(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population(np.split(rng.permutation(2000), 4))
+    population = to_population(np.split(rng.permutation(2000), 4), num_examples=2000)
     cohorts = np.tile(np.arange(4), (rounds, 1))
     return {**_arrays(population, cohorts, 50, 2000), "epochs": 5}
 
