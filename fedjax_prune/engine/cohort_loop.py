@@ -216,12 +216,9 @@ class _Run(NamedTuple):
         result = self.training.result(client)
         message, row = self.training.program.upload(result, client.row)
         message = weigh(message)
+        # The norm also finds numbers whose squares overflow.
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
-        # The norm also finds a delta whose squares overflow.
-        finite = [
-            jnp.isfinite(x).all() for x in (optax.tree.norm(result.delta), *floats)
-        ]
-        diverged = ~jnp.stack(finite).all()
+        diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
         row = jax.tree.map(
             lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
