@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 # Rounds on several devices are tested on virtual ones.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -24,3 +25,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 # Silent broadcasting and silent widening are how a client axis gets lost.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped():
+    """Frees what a file of tests has compiled.
+
+    Each program takes some fourteen memory maps, and a process may have 65,530 of them:
+    beyond, the compiler crashes.
+    """
+    yield
+    jax.clear_caches()
