@@ -13,11 +13,9 @@ from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import console
 from fedjax_prune.runs.checkpoint import CheckpointError
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
 
 
 def exit_code(command: Callable[[], int]) -> int:

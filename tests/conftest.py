@@ -31,8 +31,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def programs_are_dropped():
     """Frees what a file of tests has compiled.
 
-    Each program takes some fourteen memory maps, and a process may have 65,530 of them:
-    beyond, the compiler crashes.
+    A small program takes some fourteen memory maps, and Linux gives a process 65,530.
+    Before, a process that ran half of the suite crashed in the compiler.
     """
     yield
     jax.clear_caches()

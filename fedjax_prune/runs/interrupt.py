@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+INTERRUPTED = 130
+"""Exit code of what was stopped by a signal, as shells count it."""
+
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:

@@ -10,7 +10,7 @@ from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import capacity, console, metrics, picture, report
 from fedjax_prune.runs.experiment import Experiment, load_data
-from fedjax_prune.runs.interrupt import stop_requested
+from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.prepare import prepare
@@ -23,9 +23,6 @@ from fedjax_prune.runs.workdir import (
     read_metrics,
 )
 from fedjax_prune.types import Config
-
-INTERRUPTED = 130
-"""Exit code of a run that was stopped by a signal, as shells count it."""
 
 
 def run(config: Config, workdir: str | Path) -> int:
