@@ -3,9 +3,14 @@
 import os
 import tempfile
 
-# Compiling is what the suite spends its time on, so XLA is told not to optimise;
-# `XLA_FLAGS= pytest ...` tests optimised programs.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling is what the suite spends its time on, so XLA is told not to optimise, to
+# leave out its slow emitters of fusions (a version without them ignores that) and to
+# keep a program in one piece. `XLA_FLAGS= pytest ...` tests optimised programs.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
