@@ -238,12 +238,15 @@ def _turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
     high = images.max(axis=-1, keepdims=True)
     range_ = high - images.min(axis=-1, keepdims=True)
     red, green, blue = jnp.split(images, 3, axis=-1)
+    # Not `high == red`: a compiler may round what it computes twice in two ways, and
+    # where two colours are nearly equal, both of their branches have the same hue.
+    red_leads, green_leads = (red >= green) & (red >= blue), green >= blue
     sixths = jnp.where(
-        high == red,
+        red_leads,
         green - blue,
-        jnp.where(high == green, blue - red, red - green),
+        jnp.where(green_leads, blue - red, red - green),
     ) / jnp.where(range_ > 0, range_, 1)
-    sixths += jnp.where(high == red, 0, jnp.where(high == green, 2, 4))
+    sixths += jnp.where(red_leads, 0, jnp.where(green_leads, 2, 4))
     sixths += 6 * turns
     # The distance of each colour's place on the circle from the hue, in sixths.
     places = [(sixths + start) % 6 for start in (5, 3, 1)]
