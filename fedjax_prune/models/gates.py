@@ -23,7 +23,7 @@ from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.platforms import traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
-from fedjax_prune.models.selection import kth_largest
+from fedjax_prune.models.selection import mark_largest
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
@@ -128,11 +128,7 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
     logits = jax.lax.stop_gradient(logits)
     if traced_platform() == "cpu":
-        threshold = kth_largest(logits, k)
-        above, ties = logits > threshold, logits == threshold
-        missing = k - above.sum(-1, keepdims=True)
-        chosen = above | (ties & (jnp.cumsum(ties, -1) <= missing))
-        return chosen.astype(logits.dtype)
+        return mark_largest(logits, k).astype(logits.dtype)
     _, indices = jax.lax.top_k(logits, k)
     zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)

@@ -25,17 +25,14 @@ def _max_of_windows(windows: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
-def _max_forward(
-    windows: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _max_forward(windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _max_of_windows(windows), windows
+
+
+def _max_backward(windows: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    # The maximum of the forward pass need not equal a pixel: XLA may compute the pixels
+    # anew and round them in another way.
     largest = _max_of_windows(windows)
-    return largest, (windows, largest)
-
-
-def _max_backward(
-    residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array]:
-    windows, largest = residuals
     count = sum(
         (pixel == largest).astype(cotangent.dtype)
         for row in _pixels(windows)

@@ -1,4 +1,4 @@
-"""A function that finds the k-th largest entry without sorting.
+"""Functions that find the largest entries without sorting.
 
 XLA's sorts use only one core on CPUs.
 """
@@ -17,11 +17,8 @@ def kth_largest(values: jax.Array, k: jax.Array | int) -> jax.Array:
     Returns:
       [..., 1], dtype of the values.
     """
-    values = jnp.where(values == 0, 0, values)  # because -0 and 0 are equal
-    bits = jnp.finfo(values.dtype).bits
-    integer = jnp.dtype(f"int{bits}")
-    # These integers have the order of the floats.
-    order = _in_order(jax.lax.bitcast_convert_type(values, integer))
+    order = _to_integers(values)
+    integer, bits = order.dtype, jnp.finfo(values.dtype).bits
 
     def reaches(threshold: jax.Array) -> jax.Array:
         """Tells whether at least k entries are as large, [..., 1] bool."""
@@ -35,6 +32,50 @@ def kth_largest(values: jax.Array, k: jax.Array | int) -> jax.Array:
     first = jnp.where(reaches(zero), zero, jnp.iinfo(integer).min)
     found = jax.lax.fori_loop(0, bits - 1, set_bit, first)
     return jax.lax.bitcast_convert_type(_in_order(found), values.dtype)
+
+
+def mark_largest(values: jax.Array, k: int) -> jax.Array:
+    """Marks the k largest entries along the last axis, of equal ones the first.
+
+    Args:
+      values: [..., size] float, without NaN.
+      k: number of entries, in [1, size].
+
+    Returns:
+      [..., size] bool, with exactly k True.
+    """
+    order = _to_integers(values)
+    last, low = jnp.finfo(values.dtype).bits - 1, jnp.iinfo(order.dtype).min
+    digits = order ^ low  # without a sign, as their bits are compared
+
+    # A comparison with the k-th largest after the loop would not mark exactly k: XLA
+    # may compute the values anew for it and round them in another way. It stores what
+    # a loop carries.
+    def compare_bit(i: jax.Array, found: tuple) -> tuple:
+        """Splits the entries that were equal so far by their next bit."""
+        chosen, equal, missing = found
+        shift = (last - i).astype(digits.dtype)
+        larger = equal & (jax.lax.shift_right_logical(digits, shift) & 1 == 1)
+        count = larger.sum(-1, keepdims=True, dtype=jnp.int32)
+        too_many = count >= missing
+        return (
+            jnp.where(too_many, chosen, chosen | larger),
+            jnp.where(too_many, larger, equal & ~larger),
+            jnp.where(too_many, missing, missing - count),
+        )
+
+    nothing = jnp.zeros(digits.shape, bool)
+    missing = jnp.full((*digits.shape[:-1], 1), k, jnp.int32)
+    start = nothing, ~nothing, missing
+    chosen, equal, missing = jax.lax.fori_loop(0, last + 1, compare_bit, start)
+    return chosen | (equal & (jnp.cumsum(equal, -1, jnp.int32) <= missing))
+
+
+def _to_integers(values: jax.Array) -> jax.Array:
+    """Gives signed integers in the order of the floats, equal where these are equal."""
+    values = jnp.where(values == 0, 0, values)  # because -0 and 0 are equal
+    integer = jnp.dtype(f"int{jnp.finfo(values.dtype).bits}")
+    return _in_order(jax.lax.bitcast_convert_type(values, integer))
 
 
 def _in_order(raw: jax.Array) -> jax.Array:

@@ -11,12 +11,14 @@ from fedjax_prune.models.gates import (
     GateSettings,
     active_gates,
     check_gate_settings,
+    gate_logits,
     num_kept,
     rescaling,
     select,
     straight_through,
     top_k_mask,
 )
+from fedjax_prune.models.selection import mark_largest
 from tests.small_models import draw
 
 LOGITS = (2.0, 1.0, 0.0, -1.0)
@@ -46,6 +48,32 @@ def test_top_k_mask_keeps_exactly_k_and_the_lower_index_of_a_tie():
     batched = jax.vmap(lambda z: top_k_mask(z, 7))(random)
     np.testing.assert_array_equal(batched, top_k_mask(random, 7))
     np.testing.assert_array_equal(batched.sum(-1), np.full((3, 5), 7))
+
+
+def test_largest_entries_are_marked_as_a_stable_sort_ranks_them():
+    rng = np.random.default_rng(0)
+    special = np.array([np.inf, -np.inf, 0.0, -0.0, 1e-37, -3e38])
+    values = rng.normal(size=(40, 12)).round(1)
+    values[:, 2:8] = rng.permuted(np.tile(special, (40, 1)), axis=1)
+    for dtype in (np.float16, np.float32):
+        with np.errstate(over="ignore"):
+            drawn = values.astype(dtype)
+        ranks = np.argsort(np.argsort(-drawn, axis=-1, kind="stable"), axis=-1)
+        for k in (1, 5, 12):
+            marked = jax.jit(mark_largest, static_argnums=1)(drawn, k)
+            np.testing.assert_array_equal(marked, ranks < k)
+
+
+def test_exactly_k_are_kept_of_logits_that_are_computed_twice():
+    """XLA may multiply and add with one rounding here and with two there."""
+    rng = np.random.default_rng(0)
+    pooled = rng.random((1000, 1), np.float32)
+    kernel = rng.normal(size=(1, 8)).astype(np.float32)
+    count = jax.jit(
+        lambda s, w, b: top_k_mask(gate_logits(w, b, s), 4).sum(-1, dtype=jnp.int32)
+    )
+    found = count(pooled, kernel, np.ones(8, np.float32))
+    np.testing.assert_array_equal(found, np.full(1000, 4))
 
 
 def slope(z):
