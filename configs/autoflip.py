@@ -7,15 +7,15 @@
 WORK is mnist, cifar10, cifar100, femnist or shakespeare. METHOD is autoflip (preset
 autoflip-v3: masks from each round's clients), autoflip_static (one mask),
 autoflip_v5 (client agreement), autoflip_code (what the authors' code does, without its
-faults), autoflip_hard (weights and channels for more than the paper's savings),
-autoflip_channels (only channels, from the mean of the explorers on), fedavg,
+faults), autoflip_hard (weights and channels, for about the paper's savings),
+autoflip_channels (only channels, starting from the mean of the explorers), fedavg,
 fedavg_plain (no server momentum), random, random_steps, prunefl, eflprune, fedsnip,
 magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent. SIZE
 is full (the authors' commands) or cpu (minutes on two cores).
 
-FEMNIST and Shakespeare are read from the folder `data.dir`; data.num_clients clients of
-it take part. What the authors' commands leave open is as in their code. Results of the
-size cpu are in configs/README.md.
+FEMNIST and Shakespeare are read from the folder `data.dir`; `data.num_clients` of its
+clients take part. Settings that the authors' commands leave open are those of their
+code. Results of the size cpu are in configs/README.md.
 
 References:
   Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Small(NamedTuple):
-    """What the CPU profile cuts down to."""
+    """The reduced sizes of the CPU profile."""
 
     num_train: int
     width: float

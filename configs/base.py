@@ -32,7 +32,7 @@ def get_config(algorithm_name: str = "scaffold") -> Any:
       ValueError: if the name is unknown.
     """
     values = settings.default_config(algorithm_name)
-    # A number, too.
+    # May also be a number.
     values["lanes"] = FieldReference(values["lanes"], field_type=object)
     config: Any = ConfigDict(values)
     config.client.weight_decay = 5e-4

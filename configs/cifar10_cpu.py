@@ -15,7 +15,7 @@ from . import feddp
 
 
 class Size(NamedTuple):
-    """The first so many training images, and for how many rounds."""
+    """How many of the training images are used, and for how many rounds."""
 
     num_train: int
     rounds: int

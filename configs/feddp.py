@@ -4,9 +4,9 @@
         --workdir=runs/feddp_vgg11_30
 
 Methods: fedavg, fedprox, fednova, scaffold, and with dynamic pruning fedavg_dp,
-fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Two controls for what the
-gates are worth: feddp_nograd, whose gates never learn from the loss, and
-scaffold_narrow, a plain network of about half the MACs. Models: vgg11, resnet32.
+fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Two controls show the value
+of the gates: feddp_nograd, whose gates never learn from the loss, and scaffold_narrow,
+a plain network of about half the MACs. Models: vgg11, resnet32.
 Clients: 10, 30, 50, 100.
 
 Ten clients train on 500,000 images a round, which takes days on two CPU cores. For a
@@ -18,12 +18,12 @@ Choices, where the paper leaves something open:
   of NIID-Bench (arXiv 2102.02079), the lasso weight that of FBS (arXiv 1810.05331).
   The clients' SGD has no momentum, because the paper mentions none. Half of the MACs
   are kept (`model.flops_target` 0.5), and the keep ratio follows from it. The gates'
-  bias begins at 1, as in FBS. Weight decay, 5e-4 in the paper, acts on the gates, too,
-  as an optimiser over all parameters would have it.
-  VGG-11 has batch norm, which the paper's equation 2 has and its authors' code has not.
-  Of the norms that were tried it is the only one with which the gated network left the
+  bias begins at 1, as in FBS. Weight decay, 5e-4 in the paper, also acts on the gates,
+  as with one optimiser over all parameters.
+  VGG-11 has batch norm, as in the paper's equation 2; its authors' code has none. Only
+  with batch norm, of the norms that were tried, did the gated network leave the
   plateau (configs/README.md, "Which norm").
-  alpha = 5e-3 appears once in the paper, undefined, and is bound to nothing.
+  alpha = 5e-3 appears once in the paper, is not defined there, and is not used here.
 
 References:
   Yu, Nguyen, Anwar, Jannesari, Heterogeneous Federated Learning using Dynamic Model

@@ -54,7 +54,7 @@ def load_module(file: Path) -> ModuleType:
     """Runs a configuration file as a member of a package made of its folder.
 
     So `from . import base` finds the file beside it, or else the bundled one, and
-    never a package that happens to be called the same.
+    never a package that happens to have the same name.
 
     Args:
       file: an existing Python file.

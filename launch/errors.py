@@ -1,4 +1,4 @@
-"""How a launcher ends: what a user can mend is told in a line, without a traceback."""
+"""How a launcher ends: an error that a user can fix is one line, not a traceback."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from fedjax_prune.runs.workdir import WorkdirError
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command; prints its errors and returns 1 if it has some."""
+    """Runs a command and prints its errors; returns its code, 1 or INTERRUPTED."""
     open_standard_streams()
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
@@ -41,10 +41,10 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def open_standard_streams() -> None:
-    """Gives a closed standard stream to the null device.
+    """Opens closed standard streams on the null device.
 
-    The next file that is opened would get its number, and what native code logs. Python
-    has None for an output that was closed before it started.
+    Otherwise the next opened file would get the stream's number, and native code would
+    log into that file. Python sets `sys.stdout` to None if it is closed at the start.
     """
     for number in range(3):
         try:
@@ -58,5 +58,5 @@ def open_standard_streams() -> None:
 
 
 def _null() -> TextIO:
-    # Not by the closed stream's number: what Python opened at its start may have it.
+    # Opened by path, because a file that Python opened may have the stream's number.
     return Path(os.devnull).open("w")

@@ -1,4 +1,4 @@
-"""Reads the command line so that all mistakes in it are told at once.
+"""Reads the command line so that all mistakes in it are reported at once.
 
 The flag library stops at the first mistake, so the config file is loaded first and
 every override is then parsed on its own.
@@ -30,8 +30,8 @@ def parse(argv: Sequence[str]) -> list[str]:
       argv: the program and its arguments.
 
     Returns:
-      The program, what is neither a flag nor an override, the overrides as
-      `--config.field=value`.
+      The program, arguments that are neither flags nor overrides, and the overrides
+      as `--config.field=value`.
     """
     open_standard_streams()
     asked = usage.HELP & set(argv)

@@ -12,18 +12,17 @@ PATIENCE = 7 * 24 * 3600
 
 
 def prepare() -> None:
-    """One CPU device for each core that waits for the others; compiled programs kept.
+    """Makes each core a CPU device, lets devices wait, and keeps compiled programs.
 
-    A CPU device of XLA uses several cores for large matrix products alone; lanes on
-    devices of their own use all of them all the time. Where clients are few and
-    unequal, one device waits long for another; XLA would end the process after a
-    minute. Settings of the user's own, `JAX_NUM_CPU_DEVICES`,
-    `JAX_COMPILATION_CACHE_DIR`, `JAX_LOGGING_LEVEL`, `TF_CPP_MIN_LOG_LEVEL` or
-    `XLA_FLAGS`, come first.
+    A CPU device of XLA uses several cores only for large matrix products; one device
+    per core keeps all cores busy. If clients are few and unequal, a device may wait
+    long for another, and XLA would end the process after a minute. The user's own
+    `JAX_NUM_CPU_DEVICES`, `JAX_COMPILATION_CACHE_DIR`, `JAX_LOGGING_LEVEL`,
+    `TF_CPP_MIN_LOG_LEVEL` and `XLA_FLAGS` take precedence.
     """
     waits = ("terminate_timeout", "warn_stuck_timeout")
     flags = [f"--xla_cpu_collective_call_{wait}_seconds={PATIENCE}" for wait in waits]
-    # Of a flag that is given twice the last counts.
+    # If a flag is given twice, the last value counts.
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
     if (
         "JAX_NUM_CPU_DEVICES" not in os.environ
@@ -77,9 +76,9 @@ def _keep_compiled_programs() -> None:
 def _silence_alarms() -> None:
     """Keeps XLA from logging an error ("Very slow compile?") after two minutes.
 
-    It has no flag of its own for that. Real errors of XLA reach Python as exceptions.
+    XLA has no flag for this message. Its real errors reach Python as exceptions.
     """
     jax.config.update("jax_logging_level", "CRITICAL")
-    # Only XLA's level is meant: JAX says that a GPU is not used, for example.
+    # JAX's own warnings stay: it reports, for example, that a GPU is not used.
     for name in ("jax", "jaxlib"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,8 +5,8 @@ python -m fedjax_prune sweep --config=CONFIG --workdir=DIR --settings="STRING ..
 
 Every setting is a run of its own in WORKDIR/SETTING, with its output in
 WORKDIR/SETTING.log; with seeds in WORKDIR/SETTING/seedN. Runs with masks get a table of
-what they save, means over the seeds. Stopped and started again, finished runs are only
-reported and the others go on from their checkpoints. In a checkout
+what they save, means over the seeds. If a sweep is started again, finished runs are
+only reported and the others go on from their checkpoints. In a checkout
 `python -m launch.sweep` is the same. For example:
 
     python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table \\
@@ -125,7 +125,7 @@ def _train(
     environment = dict(os.environ)
     try:
         if hasattr(os, "sched_setaffinity"):
-            # Of this thread; the process that it starts inherits it.
+            # This sets the cores of this thread, which its child process inherits.
             os.sched_setaffinity(0, own)
         else:
             environment.setdefault("JAX_NUM_CPU_DEVICES", str(len(own)))

@@ -19,6 +19,6 @@ status=0
 ruff format --check --quiet || status=1
 ruff check --quiet || status=1
 pyright || status=1
-# What one process has compiled the other finds in the cache of the session.
+# Each process finds in the session's cache what the other has compiled.
 pytest --numprocesses=2 --dist=worksteal "$@" || status=1
 exit $status

@@ -24,7 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, made if miss
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, or 1 after a mistake or a failed run."""
+    """Returns the exit code: 0, 1 after a mistake or failure, 130 after a signal."""
 
     def run() -> int:
         workdir = _WORKDIR.value or ""

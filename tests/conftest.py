@@ -3,9 +3,9 @@
 import os
 import tempfile
 
-# Compiling is what the suite spends its time on, so XLA is told not to optimise, to
-# leave out its slow emitters of fusions (a version without them ignores that) and to
-# keep a program in one piece. `XLA_FLAGS= pytest ...` tests optimised programs.
+# Compiling takes most of the suite's time, so XLA does not optimise, does not use its
+# slow fusion emitters (versions without them ignore the option) and does not split
+# programs. `XLA_FLAGS= pytest ...` tests optimised programs.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
@@ -19,8 +19,8 @@ import pytest
 # Rounds on several devices are tested on virtual ones.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Many tests compile the same program; each is compiled once a session, by whichever
-# process comes first. Those that pytest starts inherit the folder.
+# Many tests compile the same program. The first process compiles it, and all others
+# read it from this folder, which the processes of pytest inherit.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -37,7 +37,7 @@ def programs_are_dropped():
     """Frees what a file of tests has compiled.
 
     A small program takes some fourteen memory maps, and Linux gives a process 65,530.
-    Before, a process that ran half of the suite crashed in the compiler.
+    Without this, a process that ran half of the suite crashed in the compiler.
     """
     yield
     jax.clear_caches()

@@ -1,4 +1,4 @@
-"""Promises of equal bits, kept by programs that XLA has optimised.
+"""Tests of equal bits in programs that XLA has optimised.
 
 `test_optimised` runs these tests in a process of its own, since the rest of the suite
 is compiled without optimisation.

@@ -48,7 +48,7 @@ def dataset_of_clients() -> Dataset:
 
 
 def begin(algorithm: FederatedAlgorithm) -> tuple[ServerState, ClientState]:
-    """The state before the first round, what comes before it included."""
+    """The state before the first round, after the preparation if there is one."""
     key = jax.random.key(0)
     state, rows = algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
     if algorithm.prepare is None:

@@ -14,7 +14,7 @@ PRUNED_FIELDS = {
 
 
 def tiny_config(**changes):
-    """The quick start at a size of seconds: four sampled rounds."""
+    """The quick start cut down to seconds: four sampled rounds."""
     config = quickstart.get_config()
     changes = {
         "rounds": 4,

@@ -73,14 +73,14 @@ def test_the_library_loop_prepares_and_prunes(name, capsys):
 
 
 def test_the_algorithm_is_the_tested_file():
-    """tests/algorithms/test_feddyn.py holds that file against numpy."""
+    """tests/algorithms/test_feddyn.py compares that file with numpy."""
     assert (ROOT / "tests" / "feddyn.py").read_text() == FEDDYN
     _, _, code = FEDDYN.split('"""', 2)
     assert len([line for line in code.splitlines() if line.strip()]) <= 60
 
 
 def test_the_algorithm_is_added_as_readme_says(tmp_path):
-    """The file, its import and its entry are all; the rest knows it by its name."""
+    """A file, an import and an entry are enough; the algorithm is found by its name."""
     library = tmp_path / "fedjax_prune"
     shutil.copytree(
         ROOT / "fedjax_prune", library, ignore=shutil.ignore_patterns("__pycache__")

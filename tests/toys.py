@@ -146,7 +146,7 @@ def all_rows(store: Store, placement: Placement = ONE_DEVICE) -> Tree:
 
 
 def _all_places(num_clients: int, placement: Placement) -> tuple:
-    """Ids of all clients, padded with nobody, and whose rows stand there."""
+    """Ids of all clients, padded with nobody, and the rows to put at these places."""
     places = np.arange(num_clients + -num_clients % placement.num_blocks)
     ids = np.minimum(places, num_clients).astype(np.int32)
     return ids, np.minimum(places, num_clients - 1)

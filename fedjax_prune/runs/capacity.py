@@ -28,11 +28,11 @@ from fedjax_prune.types import Anchor, Batch, Cohort, Dataset, ServerState, Vari
 
 MOST_LANES = 64
 LEAST_GAIN = 1.05
-"""Twice as many lanes are taken only for this many times the images a second."""
+"""Lanes are doubled only if the images a second grow by at least this factor."""
 
 
 class Chosen(NamedTuple):
-    """What a run takes of a machine.
+    """The devices and lanes that a run uses.
 
     Attributes:
       experiment: with `devices` and `lanes` as numbers.
@@ -46,11 +46,11 @@ class Chosen(NamedTuple):
 
 
 def choose(experiment: Experiment, folder: Path) -> Chosen:
-    """Replaces `devices` and `lanes` by numbers, those of the first start on resume.
+    """Replaces `devices` and `lanes` by numbers; a resumed run keeps its first ones.
 
     Args:
-      experiment: `devices` 0 stands for all, but no more than clients in the cohort;
-        `lanes` "auto" for what is fastest among what fits.
+      experiment: `devices` 0 takes all, at most one for each client of the cohort;
+        `lanes` "auto" takes the fastest number that fits.
       folder: the workdir.
 
     Raises:
@@ -89,11 +89,11 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
 def memory_estimate(experiment: Experiment, lanes: int) -> int:
     """Bytes that a round takes on each device.
 
-    They are the data, the parameters and the device's share of the rows of all clients,
-    unless the host has them; the rows of its block of the cohort, or of a group of
-    explorers if those are more; what its clients have sent; and for each lane a client
-    in the middle of its training, its message, and the larger of what a local step and
-    what the evaluation of a batch hold at once.
+    A device holds the data, the parameters and, unless the host keeps them, its share
+    of the rows of all clients. It holds the rows of its block of the cohort, or of a
+    group of explorers if they are more, and the messages that it keeps. Each lane adds
+    a half-trained client, its message, and the peak of a local step or of the
+    evaluation of a batch, whichever is larger.
 
     Args:
       experiment: with `devices` as a number.
@@ -103,7 +103,7 @@ def memory_estimate(experiment: Experiment, lanes: int) -> int:
 
 
 def _estimate(experiment: Experiment) -> Callable[[int], int]:
-    """`memory_estimate` by lanes; what does not depend on them is traced once."""
+    """Returns `memory_estimate` as a function of lanes; the rest is traced once."""
     config, learning = experiment.config, experiment.learning
     state, row = jax.eval_shape(lambda: start(learning))
     row_bytes = tree_bytes(row)
@@ -134,10 +134,10 @@ def _estimate(experiment: Experiment) -> Callable[[int], int]:
 
 
 def _client_bytes(learning: Learning, state: ServerState) -> tuple[int, int]:
-    """Bytes of a client in the middle of its training, and of its message.
+    """Bytes of a half-trained client and of its message.
 
-    Both are of the algorithm's own chain and parts: PruneFL keeps and sends squared
-    gradients beside what FedAvg does.
+    Both depend on the algorithm: PruneFL keeps and sends squared gradients in addition
+    to what FedAvg keeps and sends.
     """
     rules, number = learning.algorithm.rules, jnp.int32(1)
     row = jax.eval_shape(lambda: rules.row(init_key(learning.config)))
@@ -157,7 +157,7 @@ def _client_bytes(learning: Learning, state: ServerState) -> tuple[int, int]:
 
 
 def _longer_chain(learning: Learning, prepare: Preparation, state: ServerState) -> int:
-    """Bytes that an optimiser state takes more in the preparation than in rounds."""
+    """Extra bytes of an optimiser state in the preparation, compared with rounds."""
     chains = (prepare.solver, learning.algorithm.rules.solver)
     in_preparation, in_rounds = (
         tree_bytes(jax.eval_shape(solver.shared_tx.init, state.params))
@@ -185,10 +185,10 @@ def _step_bytes(experiment: Experiment) -> int:
 
 
 def _evaluation_bytes(experiment: Experiment) -> int:
-    """What the evaluation of one batch holds at once.
+    """Peak bytes of the evaluation of one batch.
 
-    A quarter more than by the walk: of six models XLA's plans for a CPU took 0.8 to
-    1.6 times that, of ResNet-32 2.8 times.
+    This is a quarter more than `peak_bytes` gives. XLA's plans for a CPU took 0.8 to
+    1.6 times `peak_bytes` for six models, and 2.8 times for ResNet-32.
     """
     task, test = experiment.learning.task, experiment.data.test
     batch_size = min(BATCH_SIZE, len(test.labels))
@@ -198,7 +198,7 @@ def _evaluation_bytes(experiment: Experiment) -> int:
 
 
 def available_bytes() -> int:
-    """Memory of one device; of a CPU device its share of the machine's."""
+    """Memory of one device; a CPU device has an equal share of the machine's."""
     device = jax.local_devices()[0]
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
@@ -238,7 +238,7 @@ def fastest_lanes(experiment: Experiment, most: int) -> tuple[int, dict[int, flo
 
     Args:
       experiment: with `devices` as a number.
-      most: lanes at most, at least 1.
+      most: largest number to try, at least 1.
 
     Returns:
       The best number, and the images a second of each number that was tried.
@@ -286,7 +286,7 @@ def images_per_second(experiment: Experiment, lanes: int) -> float:
 
 
 def first_batch(dataset: Dataset, batch_size: int) -> Batch:
-    """The first examples again and again, as a full batch."""
+    """A full batch of the first examples, repeated if too few."""
     chosen = np.arange(batch_size) % len(dataset.labels)
     return Batch(
         jnp.asarray(dataset.images[chosen]),

@@ -22,7 +22,7 @@ from fedjax_prune.types import Tree
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _FORMAT = 2
-"""Of the folder; 1, without a number, held server and rows in one Orbax tree."""
+"""Format of the folder. Format 1 had server and rows in one tree, and no number."""
 
 
 class CheckpointError(RuntimeError):
@@ -45,7 +45,7 @@ def save(
     rows: Store | None = None,
     keep: int,
 ) -> None:
-    """Saves a tree and the rows as the checkpoint of a round, deletes the oldest ones.
+    """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
 
     A round that is already saved is left as it is.
 
@@ -105,7 +105,7 @@ def restore(directory: str | Path, template: Tree, rows: Store | None = None) ->
 
     Raises:
       CheckpointError: if there is no checkpoint, it is damaged, it is of another
-        version of this library, or its trees are others than those asked for.
+        version of this library, or its trees differ from those asked for.
     """
     directory = Path(directory).absolute()
     newest = latest(directory)
@@ -133,9 +133,9 @@ def _write(folder: Path, tree: Tree) -> None:
     leaves = map(np.asarray, jax.tree.leaves(jax.device_get(tree)))
     kept = {str(n): leaf for n, leaf in enumerate(leaves) if leaf.size}
     folder.mkdir()
-    # The handler itself, and no OCDBT: to merge its databases, a Checkpointer looks for
-    # them by a glob of the whole path, so it finds none under a folder like `runs[1]`.
-    # What else it does, to write under another name first, is done in `save`.
+    # The handler is used directly and without OCDBT. A Checkpointer finds the databases
+    # of OCDBT by a glob of the whole path, which fails in a folder like `runs[1]`. It
+    # also writes under another name first; `save` does that here.
     handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
     handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
     handler.close()
@@ -181,7 +181,7 @@ def _checksum(file: Path) -> list[int]:
 
 def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     # Checked before Orbax reads: on a broken file its loader threads outlive the
-    # error, and a changed byte inside an array is no error to it at all.
+    # error, and it does not notice a changed byte inside an array.
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
         version = manifest.get("format", 1)
@@ -200,7 +200,7 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         raise CheckpointError(
             f"The checkpoint {folder} was written by another version of fedjax_prune: "
             f"its format is {version}, this version reads {_FORMAT}. Use the version "
-            "that has written it, or another workdir."
+            "that wrote it, or another workdir."
         )
     return manifest
 

@@ -1,8 +1,8 @@
 """Rounds on the smaller model that masks leave.
 
-Masks are made on the whole model, then the round runs on one without the channels that
-they have removed, and its result is put back. The compiled round depends on how many
-channels stay, not on which, and their numbers are rounded up, so few are compiled.
+Masks are made on the whole model. The round then runs on a model without the removed
+channels, and its result is put back. A compiled round depends only on how many channels
+stay. These numbers are rounded up, so few rounds are compiled.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,9 +34,9 @@ from fedjax_prune.types import (
 )
 
 MULTIPLE = 8
-"""Numbers of channels are rounded up to multiples of it."""
+"""Numbers of channels are rounded up to multiples of this."""
 SPARE = 1.1
-"""A round compiled before is taken if it costs at most so many times the MACs."""
+"""A compiled round is reused if it costs at most this many times the MACs."""
 
 Widths = Mapping[str, int]
 
@@ -45,8 +45,8 @@ class CompactRounds:
     """Rounds of a run, as `programs.Rounds`.
 
     Attributes:
-      seconds: spent compiling the round in the last call; the short programs that rank,
-        cut and put back are compiled in its own time.
+      seconds: spent compiling the round in the last call. Compiling the short programs
+        that rank, cut and put back counts as time of the round.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CompactRounds:
         Args:
           learning: with an algorithm that masks.
           placement: where the rounds run.
-          rebuild: smaller model -> the same with it.
+          rebuild: smaller model -> the `Learning` with it.
         """
         masked = _masked(learning)
         self.seconds = 0.0
@@ -105,7 +105,7 @@ class CompactRounds:
         return state, rows, sums | facts
 
     def _widths(self, alive: Mapping[str, np.ndarray]) -> Widths:
-        """How many channels stay, as in a compiled round if one is near."""
+        """How many channels stay; those of a compiled round if it is close enough."""
         least = {name: int(flags.sum()) for name, flags in alive.items()}
         wanted = {
             name: round_up(least[name], len(flags), MULTIPLE)

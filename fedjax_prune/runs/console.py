@@ -1,8 +1,8 @@
 """What a run prints: a table before, a line of progress during, a table after.
 
 On a terminal the progress is one live bar; elsewhere (a file, a pipe, a CI log) it is
-one plain line per round. All of it fits 80 columns. When nobody reads the output any
-more (`| head`), the run is asked to stop as by Ctrl-C, so that it saves its checkpoint.
+one plain line per round. The output fits 80 columns. If its reader goes away
+(`| head`), the run stops as after Ctrl-C and saves its checkpoint.
 """
 
 import os
@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 EVERY = 10.0
-"""Seconds without a finished round after which a progress says that it goes on."""
+"""Seconds without a finished round after which the progress shows the waiting time."""
 WORTH_SAYING = 2.0
-"""Seconds from which the length of a slow step is said."""
+"""A step that takes at least this many seconds prints its duration."""
 
 
 def print_error(messages: str | Iterable[str]) -> None:
@@ -33,14 +33,14 @@ def print_error(messages: str | Iterable[str]) -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Sends what is written to a stream from now on to the null device."""
+    """Redirects a stream to the null device from now on."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
 class RoundProgress:
-    """Shows how far a run is, and in a long round that it goes on."""
+    """Shows how far a run is, and that it still runs during a long round."""
 
     def __init__(self, rounds: int, first_round: int, bar: Progress | None):
         self._rounds = rounds
@@ -74,7 +74,7 @@ class RoundProgress:
         _print(f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left")
 
     def wait(self) -> None:
-        """Shows for how long the round that is running has been."""
+        """Shows how long the current round has been running."""
         if self._finished >= self._rounds:
             return
         seconds = _duration(time.monotonic() - self._since)
@@ -92,7 +92,7 @@ class RoundProgress:
 
 
 class _Ticker(threading.Thread):
-    """Calls `wait` of a progress as often as `EVERY` seconds pass without a round."""
+    """Calls `wait` of a progress every `EVERY` seconds while no round finishes."""
 
     def __init__(self, shown: RoundProgress):
         super().__init__(daemon=True)
@@ -111,8 +111,8 @@ class _Ticker(threading.Thread):
 class _Bar(Progress):
     """Leaves two columns free.
 
-    A terminal shows Ctrl-C as ^C; in a full line that would begin a new one, and the
-    bar would be drawn a second time.
+    A terminal echoes Ctrl-C as ^C. On a full line, ^C would start a new line, and the
+    bar would be drawn twice.
     """
 
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -137,7 +137,7 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
       first_round: rounds that were finished before, 0 in a new run.
 
     Yields:
-      Its `advance` is called after every round.
+      The progress; call its `advance` after every round.
     """
     console = Console()
     if not console.is_terminal:
@@ -169,7 +169,7 @@ def _ticking(shown: RoundProgress) -> Iterator[RoundProgress]:
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """Says what goes on while the block lasts, and for how long it has if it was long.
+    """Shows what is done while the block runs; a slow block prints its duration.
 
     Args:
       text: what is done, such as "loading cifar10".
@@ -199,11 +199,11 @@ def print_table(title: str, facts: Mapping[str, str]) -> None:
     table = Table(title=title, title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    # Text, because a path in square brackets is not markup.
+    # Without Text, rich would read a path in square brackets as markup.
     for name, value in facts.items():
         table.add_row(Text(name), Text(value))
     console = Console(highlight=False)
-    # Rich itself ends the process when nobody reads the output.
+    # Rich itself would end the process if the reader has gone away.
     with console.capture() as captured:
         console.print(table)
     _print(captured.get().removesuffix("\n"))

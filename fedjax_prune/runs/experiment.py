@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: its data, and what it learns with."""
+"""Builds the parts of a run from its configuration: data, and what it learns with."""
 
 import os
 from typing import NamedTuple
@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
         return self.learning.config
 
     def with_config(self, config: Config) -> "Experiment":
-        """The same parts under a configuration that differs in none of theirs."""
+        """The same parts with a configuration whose changes do not affect them."""
         return self._replace(learning=self.learning._replace(config=config))
 
 
@@ -97,7 +97,7 @@ def load_data(config: Config) -> RunData:
 
 
 def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population]:
-    """Examples, test examples, whose they are, and each client's held-out ones."""
+    """Training examples, test examples, clients, and each client's held-out indices."""
     data = config.data
     train, population, validation = load_by_client(
         data.name,
@@ -107,7 +107,7 @@ def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population
         seed=data.seed,
     )
     real = np.arange(validation.indices.shape[1]) < validation.sizes[:, None]
-    # In random order, so that the first so many are not of the first clients.
+    # In random order, because the first ones would all be of the first clients.
     rng = np.random.default_rng((data.seed, len(train.labels)))
     held_out = rng.permutation(validation.indices[real])
     count = config.eval.num_examples

@@ -1,6 +1,6 @@
-"""The trained model without its run: shared parameters under masks, really smaller.
+"""Exports the trained shared model of a run, by default without pruned channels.
 
-The folder holds `model.json`, what the network is, and its variables as a checkpoint.
+The folder holds `model.json`, which describes the network, and a checkpoint of it.
 """
 
 import json
@@ -27,8 +27,8 @@ class Exported(NamedTuple):
     """A trained model.
 
     Attributes:
-      model: the network, without gates: those are the clients' own.
-      variables: of it; `personal` is empty.
+      model: the network without gates, because gates are personal.
+      variables: of the network; `personal` is empty.
       predict: images [batch_size, height, width, channels] as they are stored, uint8 or
         floats in [0, 1], text as uint8 symbols -> logits [batch_size, num_classes].
     """
@@ -82,8 +82,8 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
 
     Args:
       folder: as `export_model` has written it.
-      platform: one of `platforms.PLATFORMS`, to lower `predict` ahead of time for
-        another platform than that of the default device.
+      platform: one of `platforms.PLATFORMS`; lets `predict` be lowered for a platform
+        other than the default device's.
 
     Raises:
       WorkdirError, CheckpointError: if there is none or it is damaged.
@@ -108,7 +108,7 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
 
 
 def _described(file: Path) -> tuple[Config, dict[str, int]]:
-    """The configuration of an exported model, and the channels that it has left.
+    """The configuration of an exported model, and its numbers of channels by group.
 
     Raises:
       WorkdirError: if the file is missing or not what `export_model` has written.

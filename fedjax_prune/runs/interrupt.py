@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 INTERRUPTED = 130
-"""Exit code of what was stopped by a signal, as shells count it."""
+"""Exit code of a process that a signal stopped, as in shells."""
 
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into a wish to stop at the round's end.
+    """Turns the first SIGINT or SIGTERM into a request to stop at the round's end.
 
-    The second one acts as without us, for those who cannot wait.
+    A second signal acts as it would without this handler, so a user need not wait.
     """
     event = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -45,12 +45,12 @@ def make_learning(config: Config, model: Any = None) -> Learning:
 
     Args:
       config: already checked.
-      model: a network in place of the one that `config.model` describes; None for that.
+      model: the network to use; None builds the one that `config.model` describes.
 
     Raises:
       SettingsError: if the network cannot read images of that size or lacks the layers
-        that the algorithm names, or a builder refuses its fields; the message begins
-        with the sections that these are of.
+        that the algorithm names, or a builder refuses its fields. The message begins
+        with the sections of these fields.
     """
     fields = dict(config.algorithm)
     with _told_of("model and data"):
@@ -69,7 +69,7 @@ def make_learning(config: Config, model: Any = None) -> Learning:
 
 @contextmanager
 def _told_of(sections: str) -> Iterator[None]:
-    """Puts the sections whose fields are read before the message of an error.
+    """Prefixes the message of an error with the sections whose fields are read.
 
     Raises:
       SettingsError: for a ValueError.
@@ -139,8 +139,8 @@ def own_personal(learning: Learning) -> Callable[[jax.Array], Tree] | None:
     """What each client's personal parameters are before the first round.
 
     Returns:
-      client id [] int32 -> personal parameters, if `model.gate_init` is per_client;
-      else None: all clients start with those of the row that `start` gives.
+      client id [] int32 -> personal parameters if `model.gate_init` is per_client,
+      else None: all clients then start with those of `start`'s row.
     """
     if learning.config.model.gate_init != "per_client":
         return None

@@ -1,8 +1,8 @@
 """Estimates the memory of a computation before it is compiled.
 
-A walk through the jaxpr in its order: results are held from the equation that makes
-them to the last one that reads them. What XLA is expected to fuse into its readers,
-to do in place or to make without a copy counts nothing.
+The estimate walks through the jaxpr in order: a result is held from the equation that
+makes it to the last one that reads it. Results that XLA is expected to fuse into their
+readers, to compute in place or to make without a copy take no memory.
 """
 
 import math
@@ -63,7 +63,7 @@ _ELEMENTWISE = {
 
 
 def peak_bytes(function: Callable, *arguments: Any) -> int:
-    """The most bytes that a function holds beside its arguments.
+    """The peak of the bytes that a function holds besides its arguments.
 
     Args:
       function: traceable.

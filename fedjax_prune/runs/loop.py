@@ -1,8 +1,8 @@
-"""The one loop of a run: rounds, evaluations, checkpoints, a row of metrics a round.
+"""The loop of a run: rounds, evaluations, checkpoints and a row of metrics a round.
 
-A round is dispatched before the numbers of the one before are read, so the devices
-never wait for the host, except where a checkpoint is due, where the rows are on the
-host, and where compacted rounds ask which channels are left.
+A round is dispatched before the numbers of the previous round are read, so the devices
+do not wait for the host. Exceptions are checkpoints, rows on the host, and compacted
+rounds, which ask which channels are left.
 """
 
 import time
@@ -72,7 +72,7 @@ class Journal(NamedTuple):
 
         Args:
           done: the round.
-          began: when it could begin, in seconds of the monotonic clock.
+          began: when the round could start, in seconds of the monotonic clock.
 
         Returns:
           When it was finished, on the same clock.
@@ -125,7 +125,7 @@ class Dispatcher(NamedTuple):
     def dispatch(
         self, state: ServerState, number: int
     ) -> tuple[ServerState, Dispatched]:
-        """Starts a round; its memory is given up by the state before it."""
+        """Starts a round; `state` is donated to it."""
         cohort = draw_cohort(self.experiment, self.placement, number - 1)
         measured = num_measured(self.experiment.config, number)
         inputs = RoundInputs(
@@ -163,7 +163,7 @@ def run_rounds(
       experiment: of the run.
       folder: its workdir.
       placement: where it runs.
-      state: after `finished` rounds; its memory is given up.
+      state: after `finished` rounds; it is donated.
       rows: of all clients; replaced round by round.
       finished: rounds done before.
 
@@ -198,11 +198,11 @@ def run_rounds(
         while finished < config.rounds and not stop.is_set():
             finished += 1
             state, dispatched = dispatcher.dispatch(state, finished)
-            # Compiling is no part of a round's time.
+            # The time of a round does not include compiling.
             began += dispatched.compile_seconds
             if running is not None:
                 began = journal.write(running, began)
-            # Only now: rows on the host are waited for.
+            # Not earlier: with rows on the host this waits for the round.
             running = dispatcher.evaluate(state, dispatched)
             running = running._replace(
                 compile_seconds=running.compile_seconds + compiling
@@ -225,11 +225,11 @@ def compile_all(
     state: ServerState,
     rows: Store,
 ) -> float:
-    """Compiles what comes beside the rounds, before the first; returns the seconds."""
+    """Compiles all programs except the rounds; returns the seconds."""
     began = time.monotonic()
     with console.working("compiling the evaluation"):
         ids = draw_cohort(experiment, placement, 0).client_ids
-        # Changes nothing, except that taking and putting are compiled, too.
+        # This changes no row, but it compiles taking and putting.
         rows.put(ids, rows.take(ids))
         evaluation.compile(state, rows, numbers_evaluated(experiment.config))
     return time.monotonic() - began
@@ -273,7 +273,7 @@ def num_measured(config: Config, finished: int) -> int:
 
 
 def numbers_evaluated(config: Config) -> set[int]:
-    """How many clients are evaluated at once: in the rounds, and after the last."""
+    """How many clients an evaluation has: during the run, and after its last round."""
     wanted = config.eval.num_clients
     return {
         _at_most(wanted, config.cohort_size),
@@ -296,5 +296,5 @@ def read_devices(values: Any) -> Any:
 
 
 def _at_most(wanted: int, available: int) -> int:
-    """The number that is asked for, 0 for all, as far as there are so many."""
+    """The number asked for, 0 for all, but at most what is available."""
     return min(wanted or available, available)

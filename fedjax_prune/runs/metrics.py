@@ -2,33 +2,34 @@
 
 Every round has
 
-  round, seconds, seconds/compile   its number; time without and of compilation
-  clients, clients/arrived          its clients; those that did not diverge, which
-                                    are all, because one that does ends the run
+  round, seconds, seconds/compile   its number; its time; time to compile, not in it
+  clients, clients/arrived          its clients; those that did not diverge: all,
+                                    because a diverging client ends the run
   train/loss, train/accuracy        mean over the examples of all local steps
   steps/real, steps/executed        local steps with examples; steps of all lanes
+  steps/executed_over_real          the ratio of the second to the first
   bytes/down, bytes/up              sent to and from all clients
   bytes/dense, flops/dense          sent and computed if nothing were pruned
   gates/LAYER/used, .../entropy     channels ever selected; 1 is all equally often
 
-an evaluated one also, where STATISTIC is mean, std, p10 (10th percentile) or min over
-clients,
+An evaluated round also has, with mean, std, p10 (10th percentile) or min over clients
+as STATISTIC,
 
   eval/headline                     the accuracy that measures the run: with gates the
                                     mean of client_gated, else that of global_dense
   eval/global_dense/accuracy        the shared model without gates, on the test set
   eval/client_gated/STATISTIC       with each client's own gates, on the test set
   eval/client_local/STATISTIC       the same, on each client's own validation set
-  eval/after_local/STATISTIC        each client's model before it is averaged away
+  eval/after_local/STATISTIC        each client's model before averaging
   eval/clients, eval/examples       how many were evaluated, on how many test examples
 
-and one with masks
+A round with masks also has
 
   sparsity/all, sparsity/prunable   pruned share by mask of all parameters; of those
                                     that may be pruned
   sparsity/ARRAY, compression       of one array; all over kept parameters
   channels/GROUP                    channels and hidden units left
-  flops/theoretical                 times each layer's density: needs sparse kernels
+  flops/theoretical                 scaled by layer density: needs sparse kernels
   flops/realisable, flops/hybrid    without removed channels; both
   macs/theoretical, .../realisable  the same of one image, as a share of the dense
   bytes_spec/down, bytes_spec/up    by formula: 4 bytes a value, a bit a mask entry
@@ -61,7 +62,7 @@ def round_row(
 
     Args:
       finished: rounds done, this one included.
-      seconds: since the round before was done, evaluation included, compilation not.
+      seconds: since the previous round finished, with evaluation, without compiling.
       sums: of the round, on the host, leaves [cohort_size, ...].
 
     Returns:
@@ -163,7 +164,7 @@ def preparation_costs(
 
 
 def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
-    """Refuses masks that leave nothing of an array.
+    """Refuses masks that prune a whole array.
 
     Raises:
       TrainingError: naming the array and the threshold.
@@ -173,8 +174,8 @@ def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
             threshold = config.algorithm.get("threshold", "")
             raise TrainingError(
                 f"algorithm.threshold {threshold} leaves nothing of "
-                f"{name.removeprefix('mask/kept/')}: it must be smaller, "
-                "algorithm.min_keep larger, in (0, 1], or fewer channels be removed."
+                f"{name.removeprefix('mask/kept/')}: lower the threshold, raise "
+                "algorithm.min_keep (at most 1), or remove fewer channels."
             )
 
 
@@ -197,7 +198,7 @@ def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
 
 
 def _entropy(selected: np.ndarray) -> np.ndarray:
-    """Of the channels a client selects: 1 = all equally often, [cohort_size]."""
+    """How evenly each client selects channels, [cohort_size]: 1 = all equally often."""
     share = selected / selected.sum(axis=1, keepdims=True)
     logs = np.log(share, where=share > 0, out=np.zeros_like(share))
     return -(share * logs).sum(axis=1) / np.log(selected.shape[1])

@@ -55,8 +55,8 @@ def plot(rows: Rows) -> "Figure | None":
     """Plots a run: accuracies above, below them loss, traffic and sparsity.
 
     Args:
-      rows: of metrics.jsonl. Row 0, what is done before the first round, counts in the
-        traffic only. Values that are not finite leave gaps.
+      rows: of metrics.jsonl. Row 0, the preparation, counts only in the traffic.
+        Values that are not finite leave gaps.
 
     Returns:
       A figure whose axes are labelled `accuracy (%)`, `training loss`, `MB sent so far`
@@ -99,7 +99,7 @@ def _plot_accuracies(axes: "Axes", rounds: Rows) -> None:
         labels["eval/global_dense/accuracy"] = "test set, shared model"
         del labels["eval/client_gated/mean"]
     for field, label in labels.items():
-        # The mean over one client says nothing of the others.
+        # The mean over one client says nothing about the others.
         drawn = [
             row
             for row in rounds

@@ -21,7 +21,7 @@ def prepare(
     state: ServerState,
     rows: Store,
 ) -> ServerState:
-    """Prepares an algorithm that has a preparation, and saves it as round 0.
+    """Runs the algorithm's preparation, if it has one, and saves it as round 0.
 
     Args:
       experiment: of the run.
@@ -43,7 +43,7 @@ def prepare(
         return state
     num_clients = steps.num_clients(config.data.num_clients)
     with (
-        # A row that was written before the run was killed is written again.
+        # -1 removes the row that a killed run may have written already.
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):

@@ -108,7 +108,7 @@ class WholeRounds:
 
 
 def _donated(inputs: RoundInputs) -> tuple[tuple[ServerState, ClientState], Any]:
-    """State and rows apart from what stays, so that their memory can be given up."""
+    """Separates state and rows from the other inputs, so that they can be donated."""
     kept: Any = ()
     return (inputs.state, inputs.rows), inputs._replace(state=kept, rows=kept)
 
@@ -132,7 +132,7 @@ class Evaluation:
 
         @jax.jit
         def measure(state, personal, ids, train, test, validation):
-            # On every device: each evaluates all clients on its own examples.
+            # Every device evaluates all clients on its share of the examples.
             shared = learning.algorithm.deliver(state)
             own = shared._replace(personal=personal)
             validation = jax.tree.map(lambda x: x[ids], validation)
@@ -158,7 +158,7 @@ class Evaluation:
         self._measure = measure
 
     def compile(self, state: ServerState, rows: Store, counts: Collection[int]) -> None:
-        """Compiles the evaluation of so many clients, before the first is asked for."""
+        """Compiles the evaluation for each of these numbers of clients in advance."""
         for count in counts:
             ids = np.zeros(count, np.int32)
             arguments = self._arguments(state, rows, ids)

@@ -1,7 +1,7 @@
-"""Which fields of a configuration must fit together, by kinds.
+"""The relations between fields of a configuration that must fit together.
 
-What a data set, a model or an algorithm needs of the others it says itself: in its
-entry of DATASETS, in its method `needs`, in its entry of ALGORITHMS.
+A data set, a model and an algorithm declare their own needs: in the entry of DATASETS,
+in the method `needs` and in the entry of ALGORITHMS.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fedjax_prune.models import MODELS
 
 
 class Relation(NamedTuple):
-    """What several fields must be together.
+    """A condition on several fields together.
 
     Attributes:
       fields: dotted names; the relation is skipped where one has a mistake already
@@ -42,7 +42,7 @@ _READERS = "; ".join(
 
 
 def _fits(model: str) -> Relation:
-    """That the images of the data set suit a model."""
+    """The relation that the data set's images suit a model."""
     needs = MODELS[model].needs()
     return Relation(
         ("model.name", "data.name", "data.size"),

@@ -1,4 +1,4 @@
-"""What a run says: the tables before it and the table after it."""
+"""The tables that a run prints: two before it and one after it."""
 
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config
 
 WORTH_TIMING = 5e12
-"""FLOPs of a run from which its time is estimated: about a minute of two CPU cores."""
+"""Runs of at least this many FLOPs, about a minute on two CPU cores, are timed."""
 LONG = 3600
-"""Seconds of a run from which the table says what to change for a trial."""
+"""Above this many seconds, the table says how to make the run a short trial."""
 TRIAL_EXAMPLES = 1000
-"""Training examples of a trial, at least."""
+"""Least number of training examples of a trial."""
 TRIAL_FACTOR = 10
-"""Times the examples that clients must have; with fewer a split is seldom found."""
+"""Examples of a trial over the least its clients need; fewer can seldom be split."""
 
 
 def plan(learning: Learning) -> dict[str, str]:
@@ -63,7 +63,7 @@ def preflight(
     Args:
       chosen: devices and lanes.
       finished: rounds done before.
-      rows: of metrics.jsonl; their times are those to expect.
+      rows: of metrics.jsonl; the estimate of the time uses their seconds.
     """
     experiment, config = chosen.experiment, chosen.experiment.config
     sizes = np.asarray(experiment.data.population.sizes)
@@ -109,11 +109,11 @@ def trial(config: Config, num_train: int) -> str:
 
 
 def round_seconds(chosen: Chosen, rows: list[dict[str, Any]]) -> float:
-    """Seconds that a round is expected to train for; 0 if a run is over in no time.
+    """Expected training seconds of a round; 0 if the run is too short to time.
 
     Args:
       chosen: devices and lanes; lanes that were not timed are timed here.
-      rows: of finished rounds, whose median counts if there are any.
+      rows: of finished rounds; if there are any, their median is the result.
     """
     if rows:
         return float(np.median([row["seconds"] for row in rows]))
@@ -134,7 +134,7 @@ def _forward_flops(experiment: Experiment) -> float:
 def summary(
     learning: Learning, rows: list[dict[str, Any]], folder: Path
 ) -> dict[str, str]:
-    """What came out, on one screen.
+    """The results of a run, on one screen.
 
     Args:
       learning: of the run.
@@ -185,7 +185,7 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
         "client_local": "own validation",
         "after_local": "before averaging",
     }
-    # One client says nothing of the others.
+    # One client says nothing about the others.
     for name, label in names.items() if last["eval/clients"] > 1 else ():
         mean, std, p10, worst = (
             last[f"eval/{name}/{key}"] for key in ("mean", "std", "p10", "min")
@@ -223,7 +223,7 @@ def _to_target(
     )
     text = f"{target:.0%} in {reached} rounds, {_megabytes(sent)} sent"
     text += f" ({paper:.3g} GiB by the paper's formula)"
-    return text + (f"; in 3 evaluations running: round {steady}" if steady else "")
+    return text + (f"; for 3 evaluations in a row: round {steady}" if steady else "")
 
 
 def _method(config: Config) -> str:

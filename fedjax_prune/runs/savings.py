@@ -17,7 +17,7 @@ class Totals(NamedTuple):
       theoretical: FLOPs saved if sparse kernels were free, share of the dense.
       realisable: FLOPs saved on dense hardware, share of the dense.
       sent: bytes saved, share of the dense.
-      theoretical_all: the same three with what came before the first round.
+      theoretical_all: the same with round 0, such as an exploration, included.
       realisable_all: see above.
       sent_all: see above.
       megabytes: sent in all, round 0 included.

@@ -1,7 +1,7 @@
 """The fields of a configuration, by section.
 
-The sections `client`, `server` and `algorithm` are declared by what they build; those
-that have no one builder are declared here.
+The sections `client`, `server` and `algorithm` are declared by their builders. The
+sections without a single builder are declared here.
 """
 
 from collections.abc import Mapping
@@ -65,13 +65,13 @@ class Run(NamedTuple):
         "How messages are added; fixed_order adds them by client id.",
     ] = "all_reduce"
     client_rows: Annotated[
-        str, one_of(STORES), "Where what clients keep between rounds is."
+        str, one_of(STORES), "Where client state is kept between rounds."
     ] = "device"
     compact_training: Annotated[
         bool, "Whether rounds run on the smaller model that masks leave."
     ] = False
     save_every: Annotated[int, at_least(1), "Rounds between checkpoints."] = 10
-    keep: Annotated[int, at_least(1), "Checkpoints that stay."] = 2
+    keep: Annotated[int, at_least(1), "Checkpoints that are kept."] = 2
 
 
 class Eval(NamedTuple):
@@ -85,7 +85,7 @@ class Eval(NamedTuple):
     ] = 0
     num_examples: Annotated[int, at_least(0), "Test examples used; 0 is all."] = 0
     target_accuracy: Annotated[
-        float, FRACTION, "Accuracy for the rounds to a target; 0 is none."
+        float, FRACTION, "Accuracy whose rounds and bytes are reported; 0 is none."
     ] = 0.78
 
 
@@ -95,20 +95,20 @@ class Data(NamedTuple):
     name: Annotated[str, one_of(DATASETS), "Data set."] = "cifar10"
     dir: Annotated[
         str,
-        "Folder of the TFDS data sets, empty for TFDS_DATA_DIR; of a set that comes "
-        "with its clients the folder of its files.",
+        "Folder of the TFDS data sets, empty for TFDS_DATA_DIR; for a data set that "
+        "comes with its clients, the folder of its files.",
     ] = ""
     size: Annotated[
         int, at_least(0), "Pixels a side that images are scaled to; 0 is as stored."
     ] = 0
     seed: Annotated[int, SEED, "Seed of the partition and of validation sets."] = 2020
     num_train: Annotated[
-        int, at_least(0), "The first so many training examples; 0 is all."
+        int, at_least(0), "Training examples used, the first ones; 0 is all."
     ] = 0
     partitioner: Annotated[
         str,
         one_of((*PARTITIONERS, "by_client")),
-        "How examples are dealt to clients; by_client is as they come.",
+        "How examples are dealt to clients; by_client keeps the data set's clients.",
     ] = "dirichlet"
     num_clients: Annotated[int, at_least(1), "Clients in the population."] = 10
     alpha: Annotated[
@@ -125,16 +125,16 @@ class Data(NamedTuple):
     local_val: Annotated[
         str,
         one_of(("matched_test", "holdout")),
-        "A client's validation set, test examples of its classes or training examples.",
+        "A client's validation set: test examples of its classes or training examples.",
     ] = "matched_test"
     augment: Annotated[
         str,
         one_of(("none", *AUGMENTATIONS)),
-        "Change of training images; crop flips, too, jitter flips and changes colours, "
-        "code is jitter that flips letters and digits, too.",
+        "Augmentation of training images; crop also flips, jitter flips and changes "
+        "colours, code is jitter that also flips letters and digits.",
     ] = "crop"
     normalize: Annotated[
-        str, one_of(NORMALISATIONS), "Whose mean and deviation pixels are scaled by."
+        str, one_of(NORMALISATIONS), "Data set whose mean and deviation scale pixels."
     ] = "none"
 
 
@@ -182,7 +182,7 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "client": fields_of(make_solver),
     "server": fields_of(make_server_tx),
 }
-"""Section, "" for none -> its fields; without `algorithm`, whose fields differ."""
+"""Section ("" for the top level) -> its fields; `algorithm` is not included."""
 
 ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
 

@@ -1,7 +1,7 @@
 """Finds every mistake in a configuration before anything is loaded or compiled.
 
-Each field is held against its declaration (`sections`, `fields`), then fields that must
-fit together against `relations`.
+Each field is checked against its declaration (`sections`, `fields`). Then fields that
+must fit together are checked against `relations`.
 """
 
 import difflib
@@ -129,7 +129,7 @@ def problems(config: Any) -> list[str]:
     found = {
         name: unknown(name, fields)
         for name in values.keys() - fields.keys()
-        # Of an algorithm that is not known no field can be judged.
+        # The fields of an unknown algorithm cannot be checked.
         if not name.startswith("algorithm.") or _knows_algorithm(values)
     }
     for name, field in fields.items():
@@ -150,8 +150,8 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
     """The fields that a configuration must have.
 
     Args:
-      values: dotted name -> value; `algorithm.name` says which algorithm's fields, that
-        of the default one if it is missing.
+      values: dotted name -> value; `algorithm.name` selects the algorithm's fields. If
+        it is missing, the default algorithm's fields are taken.
 
     Returns:
       dotted name -> Field.
@@ -165,9 +165,9 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """The sentence for a field that does not exist, with the nearest that does."""
+    """The message for an unknown field, with the nearest known name."""
     nearest = difflib.get_close_matches(name, known, n=1)
-    # A right name in the wrong section is nearer than a similar path.
+    # The same name in another section is a better hint than a similar path.
     leaf = name.rpartition(".")[2]
     nearest = [k for k in known if k.rpartition(".")[2] == leaf][:1] or nearest
     hint = f"; did you mean {nearest[0]}?" if nearest else ""

@@ -12,7 +12,7 @@ from fedjax_prune.runs.learning import Learning, own_personal, start
 from fedjax_prune.types import ClientState, ServerState
 
 FOLDER = "checkpoints"
-"""Of a workdir."""
+"""Folder of the checkpoints in a workdir."""
 
 
 def restore_or_start(
@@ -51,8 +51,8 @@ def restore(
       learning: of the run.
       workdir: of the run.
       placement: where the state and the rows are wanted.
-      client_rows: kind of store. Of rows on the host only those asked for are read,
-        until some are replaced.
+      client_rows: kind of store. With rows on the host, only those asked for are read
+        until the first are replaced.
 
     Raises:
       CheckpointError: if there is none or it cannot be used.
@@ -78,7 +78,7 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
 def save(
     workdir: Path, finished: int, state: ServerState, rows: Store, *, keep: int
 ) -> None:
-    """Reads the whole state from the devices and saves it as that of a round."""
+    """Reads the whole state from the devices and saves it as a round's checkpoint."""
     with jax.transfer_guard("allow"):
         checkpoint.save(workdir / FOLDER, finished, state, rows=rows, keep=keep)
 

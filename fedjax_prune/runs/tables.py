@@ -14,7 +14,7 @@ from fedjax_prune.runs.workdir import read_config, read_metrics
 from fedjax_prune.types import Config
 
 LAST = 10
-"""Evaluations at the end of a run whose mean is its accuracy."""
+"""A run's accuracy is the mean of this many last evaluations."""
 
 
 def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
@@ -63,8 +63,7 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
     Returns:
       Means over seeds, with standard deviations where there are several. Accuracy is
       that of the last evaluations; it is also compared with the first method's, seed
-      by seed. In brackets what is left of the savings if what came before the first
-      round counts.
+      by seed. Savings in brackets count what came before the first round, too.
     """
     header = (
         "method",

@@ -1,4 +1,4 @@
-"""What a workdir can be asked for: to train, and to be evaluated."""
+"""Trains a run in its workdir, and evaluates a workdir."""
 
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from fedjax_prune.types import Config
 def run(config: Config, workdir: str | Path) -> int:
     """Trains until `config.rounds` rounds are done, or a signal asks to stop.
 
-    Started again with the same configuration it goes on from the newest checkpoint
-    and, on the CPU, ends with the same bits as an unbroken run; with `compact_training`
-    except for rounding, because it prefers widths that this process has compiled.
+    If it is started again with the same configuration, it continues from the newest
+    checkpoint. On the CPU it then ends with the same bits as an unbroken run. With
+    `compact_training` rounding may differ, because compiled widths are reused.
 
     Args:
       config: checked, with the fields of configs/base.py. `lanes` and `devices` are
@@ -72,7 +72,7 @@ def run(config: Config, workdir: str | Path) -> int:
             finished = run_rounds(experiment, folder, placement, state, rows, finished)
         measured = read_metrics(folder)
         picture.draw(measured, folder / "rounds.png")
-        # All is done: a wish to stop, as of an output that nobody reads, is too late.
+        # The run is done, so a signal, also that of a closed output, comes too late.
         with stop_requested():
             console.print_table("Result", report.summary(learning, measured, folder))
         return 0 if finished >= config.rounds else INTERRUPTED
@@ -81,7 +81,7 @@ def run(config: Config, workdir: str | Path) -> int:
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run as the run does after its last round.
 
-    The clients are all of them, or the first `eval.num_clients` if that is not 0.
+    It evaluates all clients, or the first `eval.num_clients` if that is not 0.
 
     Args:
       workdir: folder of the run.

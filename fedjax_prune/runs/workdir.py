@@ -28,7 +28,7 @@ CHANGEABLE = ("rounds", "eval.", "save_every", "keep")
 
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-"""What a file system answers that has no locks."""
+"""Errors of a file system that has no locks."""
 
 
 class WorkdirError(RuntimeError):
@@ -53,7 +53,7 @@ def local_folder(path: str | Path) -> Path:
       WorkdirError: if the path is an address such as `gs://bucket/run`, or there is
         no home directory.
     """
-    # A Path of `gs://bucket` has one slash left.
+    # `Path("gs://bucket")` keeps only one slash.
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
         raise WorkdirError(
             f"{path} is not a folder of this machine. Object storage is not supported: "
@@ -71,9 +71,9 @@ def local_folder(path: str | Path) -> Path:
 def open_workdir(path: str | Path) -> Iterator[Path]:
     """Makes the folder if needed and holds it for this process alone.
 
-    The lock is gone when the process is, however it ended; a file system without
-    locks is warned of. If the body left nothing in a folder made here, the folder is
-    removed again.
+    The lock ends with the process, however the process ends. A file system without
+    locks causes a warning. A folder made here is removed again if the body leaves
+    nothing in it.
 
     Args:
       path: of the folder; `~` stands for the home directory.
@@ -132,7 +132,7 @@ def agree_config(path: str | Path, config: Any) -> None:
             if old.get(field) != new.get(field) and not _is_changeable(field)
         ]
         if refused:
-            advice = "take the old values to go on, or another workdir to start anew"
+            advice = "use the old values to continue, or another workdir to start anew"
             raise SettingsError([*refused, advice])
     _replace(file, text)
 
@@ -256,7 +256,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Writes a file so that it is at all times the old one or the new one."""
+    """Replaces a file atomically: a reader sees the old text or the new text."""
     temporary = file.with_name(f".{file.name}.new")
     temporary.write_text(text)
     temporary.replace(file)

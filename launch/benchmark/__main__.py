@@ -4,13 +4,13 @@ python -m launch.benchmark --suite=w1[,w3] [--rounds=5] [--peers=torch_loop,pfl_
     [--peers_dir=DIR] [--threads=N] [--compile] [--output=FILE.json]
 
 Every worker is a process of its own: it compiles, warms up and then waits. In each
-repetition all of them run one round, one after another, so that what else the machine
-does meets all alike. The table has medians without each worker's first round; `time` is
-the time an image takes, as a multiple of another worker's; `executed` are the steps the
-device made over those that had examples; `MB` is what a round takes on each device.
+repetition all of them run one round, one after another, so that other load on the
+machine affects all alike. The table has medians without each worker's first round;
+`time` is the time for an image, as a multiple of another worker's; `executed` is the
+ratio of steps run to steps with examples; `MB` is what a round takes on each device.
 
-Without --peers those peers run that are installed; --peers=NAMES installs them first,
---peers= leaves them all out.
+Without --peers all installed peers run; --peers=NAMES installs those peers first;
+--peers= leaves all peers out.
 """
 
 import json
@@ -33,7 +33,7 @@ from .turns import Options, run_suite
 
 _SUITE = flags.DEFINE_list("suite", [], f"what is run: {', '.join(SUITES)}")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds that count", 1)
-_PEERS = flags.DEFINE_list("peers", None, f"whom to compare with: {', '.join(PEERS)}")
+_PEERS = flags.DEFINE_list("peers", None, f"libraries to compare: {', '.join(PEERS)}")
 _PEERS_DIR = flags.DEFINE_string("peers_dir", None, "folder of their environments")
 _THREADS = flags.DEFINE_integer("threads", None, "CPU threads, all unless given")
 _COMPILE = flags.DEFINE_bool(
@@ -103,7 +103,7 @@ def _mistakes(argv: list[str]) -> list[str]:
 
 
 def _available_peers(wanted: Sequence[str] | None, peers_dir: Path) -> list[str]:
-    """Installs the peers that are asked for; without a wish, finds those there are."""
+    """Installs the peers asked for; without --peers, finds the installed ones."""
 
     def missing(names: Sequence[str]) -> list[str]:
         return [name for name in names if not python_of(name, peers_dir).exists()]

@@ -4,7 +4,7 @@
 # PYTHON names the interpreter to use, Python 3.11 or 3.12.
 set -euo pipefail
 
-# FedJAX no longer follows JAX: these versions work together.
+# FedJAX does not work with the current JAX; these versions work together.
 packages() {
   case "$1" in
     torch) echo torch==2.13.0 numpy ;;

@@ -2,7 +2,7 @@
 
 python -m launch.benchmark.fedjax_sim --work=w1 --data=FILE.npz --threads=2
 
-Its batches are always full: it fills a client's last one with examples drawn again.
+Its batches are always full: a client's last one is filled with repeated examples.
 """
 # pyright: reportMissingImports=false
 
@@ -32,7 +32,7 @@ def _cnn(x: jax.Array, num_classes: int) -> jax.Array:
 
 
 def _vgg11(x: jax.Array, num_classes: int, width: float) -> jax.Array:
-    # Without normalisation Haiku's own scale loses the signal on the way.
+    # Without normalisation layers, Haiku's own scale makes the signal vanish.
     w_init = hk.initializers.VarianceScaling(2.0, "fan_out", "normal")
     for layer in worker.VGG_LAYERS:
         if layer == 0:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Nothing is sent to the makers; Flower looks when it is imported.
+# No usage data is sent. Flower reads the variable when it is imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-# Ray's actors would give way to everything else on the machine; no other peer does.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, so Ray spells it
+# Ray would give its actors a lower priority than the other peers have.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, the name that Ray reads
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class _QuitError(Exception):
 
 
 class Strategy(FedAvgM):
-    """Flower's averaging of given cohorts, each round when the orchestrator says so.
+    """Flower's averaging of given cohorts; the orchestrator starts each round.
 
     Client i lives at the i-th node. FedAvgM without momentum is FedAvg with a step
     size of the server.
@@ -203,8 +203,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Ray sends what is defined in __main__ by value: the cache of the actors would be
-    # a new one for every client.
+    # Ray pickles definitions in __main__ by value, so every client would start with an
+    # empty cache.
     from . import flower_sim
 
     flower_sim.main()

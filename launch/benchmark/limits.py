@@ -1,8 +1,8 @@
-"""What the machine can do at most, measured between the rounds of the others.
+"""The limits of the machine, measured between the rounds of the other workers.
 
 python -m launch.benchmark.limits --work=w1 --data=FILE.npz --threads=2
 
-The rate of the largest matrix product and of copying, of one device with all threads.
+The worker times a large matrix product and copying, on one device with all threads.
 """
 
 import time
@@ -19,17 +19,17 @@ from . import worker
 SIZE = 2048
 """Rows and columns of the matrices that are multiplied."""
 REPEATS = 3
-"""The fastest of so many counts."""
+"""Repeats of a measurement; the fastest one counts."""
 
 
 def train_flops(model: costs.PrunableModel, image_shape: tuple[int, int, int]) -> int:
     """Counts the operations of one training image.
 
-    Counted are the multiplications and additions that the definition of convolutions
-    and dense layers has: forward, gradient of the input and gradient of the weights,
-    but no gradient of the images. Gates, activations, pooling and the optimiser are
-    left out, and masked channels count in full. Winograd's convolutions do fewer
-    multiplications, so they could pass the limit that follows from this.
+    It counts the multiplications and additions in the definition of convolutions and
+    dense layers: forward, gradient of the input and gradient of the weights, but no
+    gradient of the images. Gates, activations, pooling and the optimiser are left out,
+    and masked channels count in full. Winograd's convolutions do fewer multiplications,
+    so they can exceed the limit that is derived from this count.
 
     Args:
       model: its gates are ignored.
@@ -59,7 +59,7 @@ def product_rate(precision: str, in_a_row: int) -> float:
             return x
 
         shape, dtype = (SIZE, SIZE), PRECISIONS[precision].dtype
-        # Of norm about one, so that long rows of products stay finite.
+        # The norm is about one, so that a long chain of products stays finite.
         y = jax.random.normal(jax.random.key(0), shape, dtype) / dtype.type(SIZE**0.5)
         return in_a_row * 2 * SIZE**3 / _least_seconds(lambda: multiply(y, y))
 
@@ -86,7 +86,7 @@ def main() -> None:
     _, channel, _ = worker.start()
     platform, device = jax.default_backend(), jax.devices()[0].device_kind
     precisions = ("float32",) if platform == "cpu" else tuple(PRECISIONS)
-    # A fast device would wait for its next order longer than it multiplies.
+    # A fast device would spend more time waiting for a call than multiplying.
     in_a_row, num_bytes = (1, 2**28) if platform == "cpu" else (50, 2**30)
     channel.ready("limits", "jax", {"platform": platform, "device": device})
     while channel.wait():

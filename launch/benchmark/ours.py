@@ -1,9 +1,9 @@
-"""This library, measured by what a user waits for in every round.
+"""A worker for this library; it times all that a user waits for in a round.
 
 python -m launch.benchmark.ours --work=w1 --data=FILE.npz --threads=2
 
-A round is the compiled one of launch.train. Its time has everything in it: dealing the
-clients to lanes, sending them to the devices, training and reading the sums back.
+A round is the program that launch.train compiles. Its time includes dealing the clients
+to lanes, sending them to the devices, training and reading the sums back.
 """
 
 import argparse
@@ -57,8 +57,8 @@ class Settings(NamedTuple):
       devices: 0 stands for all, but no more than clients in a cohort.
       reduction: one of REDUCTIONS.
       precision: one of PRECISIONS.
-      removed: share of the MACs that `eflprune` removes at least, whole channels and
-        their rounding counted, in [0, 1).
+      removed: least share of the MACs that `eflprune` removes, in [0, 1), after numbers
+        of channels have been rounded up.
       compact: rounds run on the smaller model.
     """
 
@@ -78,8 +78,8 @@ class Runner(NamedTuple):
       run_round: trains on a cohort, [cohort_size] int32, and waits for the result.
       checksum: the mean of the parameters.
       counted: `steps` and `steps_executed` of the last round.
-      facts: lanes, devices, the share of the MACs that compaction leaves; of rounds on
-        the whole model also bytes on each device; seconds to compile.
+      facts: lanes, devices, share of the MACs left, seconds to compile and, for rounds
+        on the whole model, bytes on each device.
     """
 
     run_round: Callable[[np.ndarray], None]
@@ -144,7 +144,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     worker.check_num_params(work, data, num_params)
     state, key = put_whole(placement, (state, key))
     rows = store.DeviceStore(row, len(data.sizes), placement)
-    # Nobody is evaluated, but a round of a run can.
+    # No client is evaluated here, but a run's round contains evaluation.
     train = Dataset(data.images, data.labels)
     test = Dataset(data.images[:100], data.labels[:100])
     train, test = put_whole(placement, (train, test))
@@ -199,12 +199,12 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
 def _removal(
     model: Any, image_shape: tuple[int, int, int], removed: float
 ) -> tuple[float, float]:
-    """The least share of channels whose removal saves so many MACs, and what is left.
+    """The least share of channels to remove for a share of the MACs, and the MACs left.
 
     Numbers of channels are rounded up as in `CompactRounds`.
 
     Raises:
-      ValueError: if no share does.
+      ValueError: if no share of channels is enough.
     """
     groups, dense = model.channel_groups(image_shape), costs.macs(model, image_shape)
     for share in np.arange(0, 1, 0.005):

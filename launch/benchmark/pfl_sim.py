@@ -2,7 +2,7 @@
 
 python -m launch.benchmark.pfl_sim --work=w1 --data=FILE.npz --threads=2
 
-As there, a client's batches keep one order: pfl splits a data set once and keeps it.
+As there, the order of a client's batches is fixed, because pfl splits a data set once.
 """
 # pyright: reportMissingImports=false
 
@@ -40,7 +40,7 @@ class _Model(nn.Module):
 
 
 class _Sampler:
-    """Gives pfl, which asks for one client at a time, the clients of the cohort."""
+    """Gives pfl the clients of the cohort, one at a time."""
 
     def __init__(self):
         self._clients: Iterator[int] = iter(())
@@ -92,7 +92,7 @@ def make(
     def run_round(cohort: np.ndarray) -> None:
         nonlocal params
         sampler.start(cohort)
-        # A second run goes on where the first ended: one iteration more, one round.
+        # `run` continues where it ended last, so one more iteration is one round.
         params = dataclasses.replace(
             params, central_num_iterations=params.central_num_iterations + 1
         )

@@ -15,15 +15,15 @@ from .suites import PEERS, Worker
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 1200
-"""Seconds until a worker that says nothing is given up."""
+"""Seconds of silence after which a worker is given up."""
 
 
 class WorkerError(RuntimeError):
-    """A worker that ended or went silent; the message says which and its last words."""
+    """A worker ended or went silent; the message has its name and last output."""
 
 
 class Process:
-    """A started worker. As a context it ends, and all that it started, at the exit."""
+    """A started worker. At the exit of its context, it and its children are ended."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Process:
         Raises:
           WorkerError: if it says nothing.
         """
-        # Of a worker that has ended, `read` tells more.
+        # If the worker has ended, `read` raises a better error.
         with contextlib.suppress(BrokenPipeError):
             self._tell("round")
         return self.read()

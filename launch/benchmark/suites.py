@@ -1,4 +1,4 @@
-"""What is compared: the works with their synthetic data, and who does them.
+"""The suites: what is run, on which synthetic data, and by which workers.
 
 Images are random, because only time is measured.
 """
@@ -123,8 +123,8 @@ def _w2_one(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
 
 
 def _w2_ten(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    # CIFAR-10's split for ten clients, as FedDP has it, at 6% of its size; in whole
-    # batches, because partial ones are rare at full size and would be every third here.
+    # FedDP's split of CIFAR-10 for ten clients at 6% of its size. Batches are whole,
+    # because partial ones are rare at full size but would be a third of all here.
     labels = np.repeat(np.arange(10), 5000)
     sizes = partition("dirichlet", labels, 10, seed=2020, alpha=0.1).sizes
     sizes = 64 * np.maximum(1, np.rint(sizes * 0.06 / 64)).astype(int)
@@ -137,7 +137,7 @@ def _w2_ten(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
 def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
     sizes = rng.lognormal(np.log(200) - 0.4**2 / 2, 0.4, 3400)
     sizes = np.clip(np.rint(sizes), 10, 400).astype(int)
-    # Clients share a pool: 680,000 images would be nothing but memory.
+    # Clients share a pool, because 680,000 images would only take more memory.
     pool = 20_000
     parts = [rng.integers(0, pool, size) for size in sizes]
     cohorts = _cohorts(rng, rounds, 3400, 10)
@@ -233,8 +233,8 @@ _TEN = (
     "without norm, dropout 0.5, 9,750,922 parameters, no augmentation"
 )
 _REMOVED = (
-    "; FedAvg, and EFLPrune whose channels make up at least so many of the "
-    "multiplications, rounded up to multiples of 8, masked or on the smaller model"
+    "; FedAvg, and EFLPrune that prunes at least this share of the multiplications, "
+    "channels rounded up to multiples of 8, masked or on the smaller model"
 )
 _W1 = (
     "1,000 clients with 50 images of 32x32x3 each, 50 clients a round; batches of 10, "
@@ -309,7 +309,7 @@ SUITES = {
         with_peers=False,
     ),
     "devices": Suite(
-        f"{_W1}; on CPU devices x lanes of each, messages added by either reduction",
+        f"{_W1}; on CPUs, devices x lanes of each, messages added by either reduction",
         work="w1",
         image_shape=(32, 32, 3),
         num_classes=10,

@@ -1,4 +1,4 @@
-"""From what workers report to a table."""
+"""The table of a suite's results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from .suites import Worker
 
 
 class Row(NamedTuple):
-    """What came out for one worker.
+    """The results of one worker.
 
     Attributes:
       name: of the worker.
@@ -43,7 +43,7 @@ def make_rows(
     reports: Mapping[str, Sequence[Mapping[str, float]]],
     limits: Mapping[str, float],
 ) -> list[Row]:
-    """Takes medians over rounds, each worker's first one left out.
+    """Takes medians over rounds, without each worker's first one.
 
     Args:
       workers: those that ran, in the order of the table.

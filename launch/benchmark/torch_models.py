@@ -8,7 +8,7 @@ from .worker import VGG_DENSE, VGG_LAYERS, Data, check_num_params
 
 
 class _Input(nn.Module):
-    """Scales and turns a batch of images for the layers after it."""
+    """Scales and transposes a batch of images for the layers after it."""
 
     def __init__(self, memory_format: torch.memory_format):
         super().__init__()
@@ -53,7 +53,7 @@ def _vgg11(
             size //= 2
             continue
         convolution = nn.Conv2d(channels, int(layer * width), 3, padding=1)
-        # Without normalisation PyTorch's own scale loses the signal on the way.
+        # Without normalisation layers, PyTorch's own scale makes the signal vanish.
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
         nn.init.zeros_(convolution.bias)
         layers += [convolution, nn.ReLU()]
@@ -72,7 +72,7 @@ def build(work: str, data: Data) -> nn.Module:
     It takes images as they are in the data, uint8, and returns logits.
     """
     image_shape = data.images.shape[1:]
-    # Each model in the layout that is the faster one for it on a CPU.
+    # Each model uses the memory layout that is faster for it on a CPU.
     if work == "w2":
         memory_format = torch.contiguous_format
         layers = _vgg11(image_shape, data.num_classes, data.width)

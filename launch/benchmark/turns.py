@@ -1,4 +1,4 @@
-"""Workers of a suite take turns on one machine, and what comes of it."""
+"""Runs the workers of a suite in turn on one machine and collects their reports."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +37,12 @@ class Options(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """What the workers of a suite have said.
+    """The reports of a suite's workers.
 
     Attributes:
       workers: those that ran to the end.
-      ready: name -> what it said when it was ready.
-      reports: name -> what it said of every round.
+      ready: name -> the facts that the worker sent when it was ready.
+      reports: name -> the worker's report of every round.
       failed: names of those that did not run to the end.
     """
 

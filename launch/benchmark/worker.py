@@ -126,7 +126,7 @@ class Channel:
         print(json.dumps(values), file=self._replies, flush=True)
 
     def ready(self, peer: str, package: str, facts: Mapping[str, Any]) -> None:
-        """Says that set-up and warm-up are done, and what else is known by then."""
+        """Reports that set-up and warm-up are done, with facts about the worker."""
         version = importlib.metadata.version(package)
         self.reply({"ready": True, "peer": peer, "version": version, **facts})
 
@@ -144,7 +144,7 @@ class Channel:
     def report(
         self, seconds: float, images: int, checksum: float, **more: float
     ) -> None:
-        """Says what the last round took and did."""
+        """Reports time, images and checksum of the last round."""
         values = {"seconds": seconds, "images": images, "checksum": checksum}
         self.reply({**values, **more})
 
@@ -163,7 +163,7 @@ def start(
     parser.add_argument("--data", required=True, help="npz file of the orchestrator")
     parser.add_argument("--threads", type=int, required=True, help="CPU threads")
     args = parser.parse_args()
-    # Not every library can be told a number of threads; all obey this one.
+    # Some libraries have no option for threads, but all respect the CPU affinity.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     options = Options(args.work, os.path.abspath(args.data), args.threads, args)
@@ -180,7 +180,7 @@ def serve(
     facts: Mapping[str, Any] | None = None,
     counted: Callable[[], Mapping[str, float]] = dict,
 ) -> None:
-    """Warms up with the first cohort, then runs the rounds it is told to.
+    """Warms up with the first cohort, then runs one round for each command.
 
     Args:
       channel: the pipe to the orchestrator.
@@ -190,8 +190,8 @@ def serve(
       run_round: trains on a cohort, [cohort_size] int32, and returns when the new
         global parameters are computed.
       checksum: returns the mean of the global parameters.
-      facts: what else is said when the worker is ready.
-      counted: returns what else is said of the last round.
+      facts: further facts to report when the worker is ready.
+      counted: returns further facts about the last round.
     """
     run_round(data.cohort(0))
     channel.ready(peer, package, facts or {})

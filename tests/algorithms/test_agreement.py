@@ -52,7 +52,7 @@ def test_a_client_votes_for_what_is_above_its_own_quantile():
 
 
 def test_swaps_with_the_largest_gap_come_first():
-    """Wanted are 9 8 7 6 5; kept are 5 and the lowest four. One swap: 9 for 0."""
+    """9 8 7 6 5 are wanted; 5 and the lowest four are kept. One swap: 9 for 0."""
     scores = scores_of([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     kept = masks_of([0, 0, 0, 0, 1, 0, 1, 1, 1, 1])
     few = rescore(kept, scores, MAY, jnp.float32(0.5), 0.2)

@@ -101,7 +101,7 @@ def test_rows_of_absent_clients_keep_their_bits(problem):
         assert (np.asarray(old[0]) != np.asarray(new[0])).any()
 
 
-def test_personal_parameters_know_no_control_or_pull(problem):
+def test_control_and_pull_do_not_act_on_personal_parameters(problem):
     """v' = v - eta ((v - 1) + decay v), the same under every algorithm."""
     dataset, _ = problem
     v = 0.0

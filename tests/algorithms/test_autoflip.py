@@ -126,7 +126,7 @@ def test_all_participants_have_the_mask_of_all_explorers(problem):
     np.testing.assert_array_equal(few_rows.client.version, [0, 2, 2, 0])
 
 
-def test_a_round_without_messages_keeps_its_masks_and_no_more(problem):
+def test_a_round_without_messages_changes_only_the_masks(problem):
     dataset, _ = problem
     algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
     state, rows, _ = prepare(algorithm, dataset)

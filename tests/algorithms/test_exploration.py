@@ -100,7 +100,7 @@ def test_stopped_explorers_make_room():
         value = jnp.abs(jax.lax.stop_gradient(steps) - limit)
         count = batch.example_mask.sum(dtype=jnp.float32)
         sums = {"loss": value * count, "correct": 0 * count, "count": count}
-        # Its gradient is -1 wherever it is: each step of size 1 counts one.
+        # Its gradient is -1 everywhere, so `steps` counts the steps of size 1.
         return -steps, ({}, sums)
 
     task = Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())

@@ -103,10 +103,9 @@ def test_legacy_faults_make_sampled_scaffold_blow_up():
     """Random start r and division by the cohort m: why published curves diverged.
 
     The server's control is then r + (N/m) (mean of c_k - r) instead of the mean of
-    all c_k. It vanishes, and the run rests, only where the mean gradient is
-    (1 - m/N) r: on bowls that is a shifted optimum, and where the loss is flat no
-    such point exists and the parameters walk away, a step mass in every round.
-    Invisible with full participation.
+    all c_k. The run converges only where the mean gradient is (1 - m/N) r. On bowls
+    this point is a shifted optimum. Where the loss is flat, it does not exist, and the
+    parameters drift by a step mass in every round. Full participation hides the fault.
     """
     sizes = (8, 2, 5, 1, 7, 3, 4, 6, 2, 8)
     dataset, bowls = toys.quadratic_dataset(sizes, NUM_DIMS)

@@ -250,7 +250,7 @@ WHITE = [1.0] * 784
         (None, [0, 1], r"'x' is missing"),
     ],
 )
-def test_images_that_are_none_name_file_user_and_value(tmp_path, x, y, said):
+def test_invalid_images_name_file_user_and_value(tmp_path, x, y, said):
     good = {"x": [WHITE] * 4, "y": [0, 1, 2, 61]}
     bad = {"y": y} if x is None else {"x": x, "y": y}
     write_femnist(tmp_path, {"good": good, "bad": bad})
@@ -258,7 +258,7 @@ def test_images_that_are_none_name_file_user_and_value(tmp_path, x, y, said):
         load_by_client("femnist", tmp_path, 1, seed=0)
 
 
-def test_writers_of_too_little_are_not_drawn(tmp_path):
+def test_writers_with_too_few_images_are_not_drawn(tmp_path):
     sizes = {"none": 0, "a": 20, "one": 1, "b": 20, "two": 2}
     data = {user: {"x": [WHITE] * n, "y": [n] * n} for user, n in sizes.items()}
     write_femnist(tmp_path, data)

@@ -174,7 +174,7 @@ def test_a_tiny_alpha_is_as_uneven_as_asked(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1e-2, 1e-4, 1e-8])
-def test_shares_are_numpys_wherever_those_are_numbers(alpha):
+def test_shares_equal_numpys_wherever_those_are_finite(alpha):
     """Draws are the same, and the stream ends at the same place, as NumPy's."""
     ours, numpys = np.random.RandomState(0), np.random.RandomState(0)
     largest = []

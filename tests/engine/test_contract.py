@@ -29,7 +29,7 @@ def dataset():
 
 @functools.cache
 def compiled_round(algorithm):
-    """One for all tests of an algorithm, and a list as long as it was traced often."""
+    """A round for all tests of an algorithm, and a list with one entry a trace."""
     traces = []
 
     @jax.jit
@@ -72,7 +72,7 @@ def test_other_cohorts_do_not_recompile(algorithm, dataset):
     assert num_traces == 1
 
 
-# The zeros of random_steps are noise that stays, however small the gradient.
+# random_steps draws its zeros at random, so its noise does not shrink.
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"random_steps"}))
 def test_loss_falls_on_a_convex_problem(name, dataset):
     algorithm = build(name)
@@ -111,7 +111,7 @@ def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
 
 
 def test_rounds_refuse_to_run_before_their_preparation(algorithm, dataset):
-    """At once and by name, where it would otherwise be FedAvg without a word."""
+    """Without the error, the round would silently be one of FedAvg."""
     if algorithm.prepare is None:
         state, rows = begin(algorithm)
         assert rounds(algorithm, dataset, state, rows, range(1))[0].pending == ()
@@ -122,7 +122,7 @@ def test_rounds_refuse_to_run_before_their_preparation(algorithm, dataset):
         rounds(algorithm, dataset, state, rows, range(1))
 
 
-def test_what_is_delivered_is_masked_by_what_is_said_to_be_delivered(algorithm):
+def test_delivered_params_are_masked_by_the_delivered_masks(algorithm):
     state, _ = begin(algorithm)
     delivered = algorithm.deliver(state).params
     masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)

@@ -19,9 +19,9 @@ from fedjax_prune.types import RoundInputs
 from tests import problems, toys
 
 BAD = 1
-"""The client whose pixels are not numbers."""
+"""The client whose pixels are NaN."""
 FIELDS = {
-    # Masks are made of a cohort before it is known who diverges, so they stay.
+    # A cohort's masks are made before it is known who diverges, so they are fixed here.
     "autoflip": {"mask_schedule": "fixed"},
 }
 
@@ -54,7 +54,7 @@ def one_round(name, ids, dataset, state, rows, number=0):
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_a_dropped_client_is_as_a_cohort_without_it(name):
+def test_a_dropped_client_equals_a_cohort_without_it(name):
     algorithm, _ = compiled(name)
     state, rows = problems.begin(algorithm)
     # One good round first, so that no control or momentum is 0.
@@ -115,11 +115,11 @@ def test_the_server_control_stays_the_mean_of_all_clients_controls():
             rows.client,
         )
     assert dropped >= 2
-    # A control that is 0 would be the mean of zeros: it is far above the tolerance.
+    # A control of 0 would pass the check above, so it must exceed the tolerance.
     assert np.abs(state.server.control["kernel"]).max() > 0.01
 
 
-def test_fixed_order_drops_alike():
+def test_fixed_order_drops_the_same_clients():
     algorithm, _ = compiled("scaffold")
     state, rows = problems.begin(algorithm)
     ends = np.cumsum(problems.SIZES)

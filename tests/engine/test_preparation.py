@@ -31,7 +31,7 @@ def prepare(config, experiment, where, state, rows):
 
 
 def prepared(config, num_devices=1):
-    """What is left of the state, the rows and the sums, all numpy."""
+    """The state, the rows and the sums after the preparation, all numpy."""
     experiment = build(config)
     where = make_placement(num_devices, config.reduction)
     state, row = jax.jit(partial(start, experiment.learning))()
@@ -101,7 +101,7 @@ def test_memory_is_bounded_by_lanes(schedule, monkeypatch):
             **{"data.partitioner": "iid"},
         )
         experiment = build(config)
-        # Whatever their number, everybody has the same ten images.
+        # All clients have the same ten images, whatever their number.
         shape = (num_clients, 10)
         indices = np.broadcast_to(np.arange(10, dtype=np.int32), shape)
         sizes = np.full(num_clients, 10, np.int32)

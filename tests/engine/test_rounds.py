@@ -12,7 +12,7 @@ from tests import problems, toys
 
 
 def inputs_of(ids, num_rows, **changes):
-    """Inputs of three clients and two lanes, with the rows of so many clients."""
+    """Inputs of three clients and two lanes, with the rows of `num_rows` clients."""
     algorithm = problems.build("scaffold")
     key = jax.random.key(0)
     cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2)

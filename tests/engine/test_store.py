@@ -18,7 +18,7 @@ HOMES = list(itertools.product(STORES, (1, 2, 4, 8)))
 
 
 def make_rows(num_clients=7):
-    """Rows of every kind that has bits of its own."""
+    """Rows of every dtype, with special values."""
     rng = np.random.default_rng(0)
     special = rng.normal(size=(num_clients, 2, 3)).astype(np.float32)
     special[1, 0] = [-0.0, np.nan, np.inf]
@@ -208,7 +208,7 @@ def test_nothing_larger_than_a_piece_is_copied(
 def test_personal_parameters_of_their_own(
     kind, num_devices, piece_bytes, monkeypatch, copied
 ):
-    """They are drawn and put in pieces; what is not personal is everybody's."""
+    """They are drawn and put in pieces; other entries are equal for all clients."""
     monkeypatch.setattr(row_files, "PIECE_BYTES", piece_bytes)
 
     def draw(client_id):

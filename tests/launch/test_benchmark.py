@@ -231,7 +231,7 @@ def test_our_worker_keeps_the_protocol(data_file, monkeypatch):
     json.dumps(said)
 
 
-def test_a_worker_that_fails_is_told_with_its_last_words(data_file, tmp_path):
+def test_a_failed_worker_is_reported_with_its_last_output(data_file, tmp_path):
     arguments = ["--work=w1", f"--data={data_file}x", "--threads=1"]
     told = r"limits has failed:\n(.*\n)*.*FileNotFoundError.*data.npzx"
     with (
@@ -250,7 +250,7 @@ def test_peers_are_exact_on_the_cpu():
     assert suites.peer("pfl_sim", "cpu").precision == "float32"
 
 
-def test_mistakes_are_told_one_line_each(tmp_path):
+def test_mistakes_are_reported_one_line_each(tmp_path):
     output = tmp_path / "missing" / "result.json"
     command = [
         sys.executable,

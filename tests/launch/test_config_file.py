@@ -88,7 +88,7 @@ def test_a_config_that_cannot_be_used(path, told):
         ),
     ],
 )
-def test_mistakes_in_a_file_are_told_in_one_line(tmp_path, code, told):
+def test_mistakes_in_a_file_are_reported_in_one_line(tmp_path, code, told):
     path = written(tmp_path, code=code)
     with pytest.raises(SettingsError) as error:
         load_config(path, [])

@@ -66,7 +66,7 @@ def run(folder, *command, code=0, **environment):
     return out, err
 
 
-def test_the_verbs_and_the_version_are_told(elsewhere):
+def test_the_verbs_and_the_version_are_printed(elsewhere):
     for command in ((), ("--help",)):
         out, err = run(elsewhere, "fedjax_prune", *command)
         assert "VERB is train, evaluate, export or sweep" in out and err == ""

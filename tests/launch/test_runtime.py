@@ -107,7 +107,7 @@ print(add(jnp.arange(2.0)))
 
 @pytest.mark.parametrize("level", [None, "ERROR"])
 def test_alarms_of_xla_are_not_printed_unless_wanted(level):
-    """The alarm of a slow compilation takes minutes; this one is logged like it."""
+    """A slow compilation raises its alarm after minutes, so another is raised here."""
     wanted = {} if level is None else {"JAX_LOGGING_LEVEL": level}
     (result,), told = run(
         STUCK,

@@ -269,7 +269,7 @@ def test_cnn_takes_any_small_image(shape):
     assert variables["params"]["fc1"]["kernel"].shape == (rows, 16)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="multiples of 32, got 28x28"):
         VGG11(10).layers((28, 28, 1))
     with pytest.raises(ValueError, match="multiples of 32, got 28x28"):

@@ -1,4 +1,4 @@
-"""What models a task can be made of, and what it says of the others."""
+"""Models that a task can be made of, and the errors for other models."""
 
 import flax.linen as nn
 import jax
@@ -166,7 +166,7 @@ class Growing(Net):
         (Growing(), r"batch_stats .* got float32 \[3\] from nothing at late"),
     ],
 )
-def test_what_training_alone_shows_is_refused_when_traced(model, message):
+def test_faults_that_only_training_shows_are_refused_when_traced(model, message):
     task = make_task(model, SHAPE)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(task.loss, task.init(KEY), a_batch(), KEY)

@@ -125,6 +125,6 @@ def test_products_are_as_small_as_the_table_says(model, monkeypatch):
     counted = macs(model, shape)
     small = jax.make_jaxpr(lambda v, x: gathered_predict(model, v, x))(variables, image)
     assert product_sizes(small.jaxpr) == counted.kept + counted.gates
-    # The same ruler on the masked model, which saves nothing.
+    # The same count for the masked model, which saves nothing.
     large = jax.make_jaxpr(lambda v, x: masked(model, v, x))(variables, batch)
     assert product_sizes(large.jaxpr) == counted.dense + counted.gates

@@ -130,7 +130,7 @@ def test_threshold_of_each_array_by_hand():
     np.testing.assert_array_equal(masks["fc"]["kernel"], [[0, 0, 1]])
 
 
-def test_equal_guidance_is_pruned_but_for_the_guard():
+def test_equal_guidance_is_pruned_except_for_the_guard():
     flat, may = {"kernel": jnp.zeros((10, 30))}, {"kernel": True}
     rule = MaskRule(may, (), normalization="none", threshold=0.3, min_keep=0.01)
     found = rule.masks(flat)
@@ -203,7 +203,7 @@ def test_a_channel_goes_with_its_bias_and_with_what_reads_it():
 
 
 def test_removal_reaches_the_layers_behind():
-    """Channel 0 of `two` reads only channel 1 of `one`, so it goes in a second turn."""
+    """Channel 0 of `two` reads only channel 1 of `one`; a second pass removes it."""
     masks = network_masks()
     masks["one"]["kernel"][..., 1] = False
     masks["two"]["kernel"][0, 0, :, 0] = [False, True, False]
@@ -262,7 +262,7 @@ def test_branches_go_only_where_all_of_them_agree():
     np.testing.assert_array_equal(found["c"]["kernel"], [[True], [False]])
 
 
-def test_channels_cannot_be_removed_of_a_model_that_does_not_say_what_they_are():
+def test_channels_are_not_removed_from_a_model_that_does_not_declare_them():
     rule = MaskRule({"kernel": True}, None)
     with pytest.raises(ValueError, match="must be off for a model without"):
         check_rule(rule)

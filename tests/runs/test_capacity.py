@@ -48,7 +48,7 @@ CONFIGS = {
         lanes=1,
         **{"model.gated": False, "model.width": 2.0, "client.batch_size": 64},
     ),
-    # Squared gradients are kept in the chain and sent, like parameters once more.
+    # Squared gradients are kept and sent; they are as large as the parameters.
     "prunefl": lambda: pruned_config(
         "prunefl", {}, devices=1, lanes=3, **{"model.width": 2.0}
     ),
@@ -117,7 +117,7 @@ def test_fewer_lanes_are_taken_where_memory_is_short():
 
 
 def test_lanes_bring_more_explorers_at_once():
-    """4, 32, 40, 40 rows of explorers: not as many with every lane."""
+    """4, 32, 40, 40 rows of explorers: each further lane adds fewer."""
     sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
     config = pruned_config(devices=1, client_rows="host", **sizes)
     experiment = build(config)

@@ -135,7 +135,7 @@ def test_damaged_rows_are_found_where_rows_are_read(damage, tmp_path):
     with pytest.raises(CheckpointError, match=f"{tmp_path}/1 is damaged.*Delete"):
         restore(tmp_path, make_tree(), rows)
     jax.tree.map(np.testing.assert_array_equal, *map(all_rows, (rows, make_rows())))
-    # Whoever exports a model does not read them.
+    # The export of a model does not read them.
     assert_same(restore(tmp_path, make_tree()), make_tree(1))
 
 

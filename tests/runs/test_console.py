@@ -129,7 +129,7 @@ def test_errors_go_to_the_error_stream(capsys):
 
 
 def test_a_long_round_says_that_it_goes_on(capsys, monkeypatch):
-    """Every EVERY seconds without a finished round; in short rounds nothing."""
+    """It prints every EVERY seconds without a round, and nothing in short rounds."""
     monkeypatch.setattr(console, "EVERY", 0.05)
     with console.progress(3, 1) as bar:
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Declared fields: what is read of a signature, and what is refused."""
+"""Declared fields: what is read from a signature, and what is refused."""
 
 import inspect
 import math
@@ -43,14 +43,14 @@ def build(
 
 
 class Settings(NamedTuple):
-    """Two fields and what is none."""
+    """Two fields and `other`, which is no field."""
 
     seed: Annotated[int, SEED, "Seed."] = 3
     share: Annotated[float, SHARE, "Share."] = 1.0
     other: int = 5
 
 
-def test_fields_are_read_of_functions_and_records():
+def test_fields_are_read_from_functions_and_records():
     fields = fields_of(build)
     assert list(fields) == ["mu", "epochs", "name", "layers", "both"]
     assert fields["mu"][::2] == (float, "Weight.") and fields["mu"].default == 0.01

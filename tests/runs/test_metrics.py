@@ -1,4 +1,4 @@
-"""What a run does not go on with."""
+"""Masks that end a run."""
 
 import ml_collections
 import numpy as np

@@ -111,7 +111,7 @@ def test_a_layer_without_weights_ends_the_run(tmp_path):
         ({"fields": PRUNED_FIELDS | {"exempt_layers": ("fc9/*",)}}, "algorithm: .*fc9"),
     ],
 )
-def test_what_does_not_fit_is_told_before_data_are_loaded(
+def test_what_does_not_fit_is_refused_before_data_are_loaded(
     changes, message, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(experiment, "load", None)
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_told_before_data_are_loaded(
 
 
 def test_a_sparse_server_has_forgotten_before_the_round():
-    """Compacted rounds put back what was there before, so it must be 0 by then."""
+    """Compacted rounds put the old pruned entries back, so these must already be 0."""
     config = pruned_config(fields=PRUNED_FIELDS | {"server_store": "sparse"})
     config.algorithm.mask_schedule = "fixed"
     algorithm = make_learning(config).algorithm

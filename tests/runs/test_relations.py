@@ -1,4 +1,4 @@
-"""Fields that must fit together, and what kinds say of themselves."""
+"""Fields that must fit together, and what models and algorithms declare."""
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_text_needs_a_model_that_reads_text(fields, message):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("side", [3, 24, 32])
-def test_what_a_model_says_of_sizes_is_what_it_takes(model, side):
+def test_a_model_takes_exactly_the_sizes_that_it_declares(model, side):
     needs = MODELS[model].needs()
     if needs.kind == "text":
         assert needs.sides.holds(side)
@@ -128,7 +128,7 @@ def test_what_a_model_says_of_sizes_is_what_it_takes(model, side):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_what_an_algorithm_says_of_itself_is_so(name):
+def test_an_algorithm_has_the_properties_that_it_declares(name):
     solver = make_solver(epochs=1, batch_size=1, lr=0.1, optimizer="adam")
     task = toys.linear_task((4, 4, 1), 3)
     if ALGORITHMS[name].needs_step_mass:
@@ -140,7 +140,7 @@ def test_what_an_algorithm_says_of_itself_is_so(name):
     assert (algorithm.masked is not None) == ALGORITHMS[name].has_masks
 
 
-def test_a_base_says_what_its_server_may_keep():
+def test_a_base_declares_what_its_server_may_keep():
     (message,) = problems(
         {"algorithm.base": "scaffold", "algorithm.server_store": "sparse"}, "autoflip"
     )

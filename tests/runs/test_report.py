@@ -1,4 +1,4 @@
-"""What is said before a run: what it is, how long it takes, what is too large."""
+"""The tables of a run: its time, advice for a trial, its sizes, its headline."""
 
 import math
 from pathlib import Path

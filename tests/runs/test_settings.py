@@ -269,7 +269,7 @@ def test_an_algorithm_override_brings_its_fields():
     assert config.data.num_clients == 30
 
 
-def test_all_mistakes_of_a_command_line_are_told_at_once():
+def test_all_mistakes_of_a_command_line_are_reported_at_once():
     arguments = parse(
         [
             "prog",

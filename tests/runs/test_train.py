@@ -65,7 +65,7 @@ def test_rows_have_the_promised_fields(finished):
 
 
 def test_bytes_are_those_of_params_controls_and_statistics(finished):
-    """Of each of the three clients 4 (2 P + R), in both directions."""
+    """4 (2 P + R) bytes for each of the three clients, in both directions."""
     config, workdir = finished
     state, _ = final_state(config, workdir)
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
@@ -149,7 +149,7 @@ def test_only_one_function_reads_from_the_device(
 ):
     """The transfer guard of the CPU does not see device-to-host copies.
 
-    Beside it reads what saves, and what brings rows to the host where they live there.
+    Only saving reads, too, and the code that brings rows to a store on the host.
     """
     files = {m.__file__ for m in (loop, resume, row_files, store)}
     readers = set()
@@ -178,7 +178,7 @@ def test_only_one_function_reads_from_the_device(
     assert readers == {"read_devices"} | others
 
 
-def test_a_round_is_dispatched_before_the_one_before_is_read(tmp_path, monkeypatch):
+def test_a_round_is_dispatched_before_the_previous_one_is_read(tmp_path, monkeypatch):
     """Rows are written one round late, except where a checkpoint is due."""
     events = []
     call, read = jax.stages.Compiled.__call__, jax.device_get
@@ -256,7 +256,7 @@ def test_impossible_split_is_refused_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("section", ["client", "server"])
-def test_what_a_builder_refuses_is_told_with_its_section(section):
+def test_what_a_builder_refuses_is_reported_with_its_section(section):
     with pytest.raises(SettingsError, match=rf"^{section}: lr must be above 0"):
         make_learning(tiny_config(**{f"{section}.lr": -1.0}))
 

@@ -95,7 +95,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ["kept"]
 
 
-def test_another_failure_of_the_lock_is_told(tmp_path, monkeypatch):
+def test_another_failure_of_the_lock_is_reported(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.EIO, "Input/output error")
 
