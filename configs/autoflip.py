@@ -22,6 +22,8 @@ References:
   https://arxiv.org/abs/2405.10271; https://github.com/ChristianInterno/AutoFLIP.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedjax_prune.data.datasets import DATASETS
@@ -44,6 +46,24 @@ class Work(NamedTuple):
     augment: str = "none"
 
 
+class Method(NamedTuple):
+    """An algorithm with the settings that differ from its defaults.
+
+    Attributes:
+      algorithm: a name in ALGORITHMS.
+      fields: of the algorithm.
+      augment: of images; empty for that of the data set.
+      every: rounds from one evaluation to the next; 0 for those of the data set.
+      server: optimiser of the server.
+    """
+
+    algorithm: str
+    fields: Mapping[str, Any] = MappingProxyType({})
+    augment: str = ""
+    every: int = 0
+    server: str = "damped"
+
+
 class Small(NamedTuple):
     """The reduced sizes of the CPU profile."""
 
@@ -55,17 +75,61 @@ class Small(NamedTuple):
 
 
 WORKS = {
-    "mnist": Work("pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10),
+    "mnist": Work(
+        partitioner="pathological",
+        alpha=0.1,
+        size=24,
+        model="two_cnn",
+        width=1.0,
+        num_clients=20,
+        cohort_size=5,
+        every=10,
+    ),
     "cifar10": Work(
-        "pathological", 0.1, 24, "two_cnn", 1.0, 20, 5, 10, augment="jitter"
+        partitioner="pathological",
+        alpha=0.1,
+        size=24,
+        model="two_cnn",
+        width=1.0,
+        num_clients=20,
+        cohort_size=5,
+        every=10,
+        augment="jitter",
     ),
     "cifar100": Work(
-        "dirichlet_in_turn", 1.0, 24, "two_cnn", 4.0, 20, 1, 10, augment="jitter"
+        partitioner="dirichlet_in_turn",
+        alpha=1.0,
+        size=24,
+        model="two_cnn",
+        width=4.0,
+        num_clients=20,
+        cohort_size=1,
+        every=10,
+        augment="jitter",
     ),
     # A hundred whole writers have about 2.82 % of the 805,263 images.
-    "femnist": Work("by_client", 0.1, 0, "femnist_cnn", 1.0, 100, 25, 20),
+    "femnist": Work(
+        partitioner="by_client",
+        alpha=0.1,
+        size=0,
+        model="femnist_cnn",
+        width=1.0,
+        num_clients=100,
+        cohort_size=25,
+        every=20,
+    ),
     # LEAF has 1,129 roles; 0.016 of them a round.
-    "shakespeare": Work("by_client", 0.1, 0, "next_char_lstm", 1.0, 1129, 18, 10, 0.03),
+    "shakespeare": Work(
+        partitioner="by_client",
+        alpha=0.1,
+        size=0,
+        model="next_char_lstm",
+        width=1.0,
+        num_clients=1129,
+        cohort_size=18,
+        every=10,
+        explorer_share=0.03,
+    ),
 }
 
 SMALL = {
@@ -76,11 +140,11 @@ SMALL = {
     "shakespeare": Small(0, 0.25, num_clients=6, cohort_size=2),
 }
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "autoflip": ("autoflip", {}),
-    "autoflip_static": ("autoflip", {"mask_schedule": "fixed"}),
-    "autoflip_v5": ("autoflip", {"mask_schedule": "agreement"}),
-    "autoflip_code": (
+METHODS = {
+    "autoflip": Method("autoflip"),
+    "autoflip_static": Method("autoflip", {"mask_schedule": "fixed"}),
+    "autoflip_v5": Method("autoflip", {"mask_schedule": "agreement"}),
+    "autoflip_code": Method(
         "autoflip",
         {
             "prune_biases": True,
@@ -89,8 +153,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             "structured_rule": "off",
             "mask_schedule": "fixed",
         },
+        augment="code",
     ),
-    "autoflip_hard": (
+    "autoflip_hard": Method(
         "autoflip",
         {
             "guidance_norm": "rank",
@@ -100,7 +165,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             "mask_schedule": "fixed",
         },
     ),
-    "autoflip_channels": (
+    "autoflip_channels": Method(
         "autoflip",
         {
             "guidance_norm": "rank",
@@ -111,20 +176,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             "start_from": "explored_mean",
         },
     ),
-    "fedavg": ("fedavg", {}),
-    "fedavg_plain": ("fedavg", {}),
-    "random": ("random_pruning", {}),
-    "random_steps": ("random_steps", {}),
-    "prunefl": ("prunefl", {}),
-    "eflprune": ("eflprune", {}),
-    "fedsnip": ("fedsnip", {}),
-    "magnitude": ("magnitude", {}),
+    "fedavg": Method("fedavg"),
+    "fedavg_plain": Method("fedavg", server="sgd"),
+    "random": Method("random_pruning"),
+    "random_steps": Method("random_steps"),
+    "prunefl": Method("prunefl"),
+    "eflprune": Method("eflprune"),
+    "fedsnip": Method("fedsnip"),
+    "magnitude": Method("magnitude"),
     **{
-        f"ablation{percent}": ("autoflip", {"threshold": percent / 100})
+        f"ablation{percent}": Method("autoflip", {"threshold": percent / 100}, every=5)
         for percent in (10, 20, 30, 40, 50)
     },
 }
-"""name -> (algorithm, the fields that differ from its defaults)."""
 
 SIZES = ("full", "cpu")
 
@@ -148,16 +212,15 @@ def get_config(text: str = "mnist") -> Any:
         raise ValueError(
             f"The config string must be WORK[,METHOD[,SIZE]], got {text!r}. {listed}."
         )
-    name, method, size = chosen
-    algorithm, fields = METHODS[method]
-    work = WORKS[name]
-    config = base.get_config(algorithm)
-    config.algorithm.update(fields)
+    name, method_name, size = chosen
+    work, method = WORKS[name], METHODS[method_name]
+    config = base.get_config(method.algorithm)
+    config.algorithm.update(method.fields)
     config.rounds = 200
-    # Else a device would hold the deviations of all explorers.
+    # Otherwise a device would hold the deviations of all explorers.
     config.client_rows = "host"
     config.cohort_size = work.cohort_size
-    config.eval.every = 5 if method.startswith("ablation") else work.every
+    config.eval.every = method.every or work.every
     config.eval.num_clients = 0
     config.eval.target_accuracy = 0.0
     config.data.name = name
@@ -167,8 +230,8 @@ def get_config(text: str = "mnist") -> Any:
     config.data.num_clients = work.num_clients
     config.data.local_val = "holdout"
     config.data.augment = work.augment
-    if method == "autoflip_code" and DATASETS[name].kind == "image":
-        config.data.augment = "code"
+    if method.augment and DATASETS[name].kind == "image":
+        config.data.augment = method.augment
     config.model.name = work.model
     config.model.width = work.width
     config.model.dropout = 0.0
@@ -180,7 +243,7 @@ def get_config(text: str = "mnist") -> Any:
     config.client.weight_decay = 0.0
     config.client.epochs = 5
     config.client.batch_size = 350
-    config.server.optimizer = "sgd" if method == "fedavg_plain" else "damped"
+    config.server.optimizer = method.server
     if "explorer_share" in config.algorithm:
         config.algorithm.explorer_share = work.explorer_share
     if size == "cpu":
@@ -205,7 +268,7 @@ def _shrink(config: Any, small: Small) -> None:
     if "explore_epochs" in config.algorithm:
         config.algorithm.explore_epochs = 5
         config.algorithm.explore_patience = 3
-    if config.algorithm.name == "prunefl":
+    if "adjust_every" in config.algorithm:
         config.algorithm.adjust_every = 10
         config.algorithm.max_adjustments = 10
     # Adam starts anew in every round, so ten steps of 3e-4 hardly move.

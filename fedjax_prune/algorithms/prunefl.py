@@ -135,7 +135,15 @@ def prunefl(
         guide = state.server.guide
         masks, squares = state.server.masks, guide["squares"]
         share = prune_share * share_decay ** guide["adjustments"].astype(jnp.float32)
-        return adjust(masks, state.params, squares, times, may, share, constant_time)
+        return adjust(
+            masks=masks,
+            params=state.params,
+            squares=squares,
+            times=times,
+            may=may,
+            share=share,
+            constant=constant_time,
+        )
 
     def renew(state: ServerState) -> tuple[GuardedMasks, Tree]:
         guide = state.server.guide

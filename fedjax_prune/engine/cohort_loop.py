@@ -259,7 +259,14 @@ class _Run(NamedTuple):
         )
         loaded = self.load(position, rows, jax.tree.map(jnp.zeros_like, sums))
         lanes = select_lanes(finished, loaded, lanes)
-        return _Carry(carry.trips, taken, lanes, kept, rows, all_sums)
+        return _Carry(
+            trips=carry.trips,
+            taken=taken,
+            lanes=lanes,
+            messages=kept,
+            rows=rows,
+            sums=all_sums,
+        )
 
 
 def _is_float(x: jax.Array) -> bool:

@@ -77,7 +77,16 @@ def dense_layer(
     name: str, in_channels: int, out_channels: int, kept_in: int, taps: int = 1
 ) -> Layer:
     """Describes a dense layer that reads `in_channels` channels of `taps` pixels."""
-    return Layer(name, in_channels, out_channels, kept_in, out_channels, taps, 1, False)
+    return Layer(
+        name,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kept_in=kept_in,
+        kept_out=out_channels,
+        taps=taps,
+        positions=1,
+        gated=False,
+    )
 
 
 class LayerMacs(NamedTuple):

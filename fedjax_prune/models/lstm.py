@@ -133,7 +133,16 @@ class NextCharLSTM(nn.Module):
 
         def recurrent(name: str, inputs: int) -> Layer:
             read, written = inputs + hidden, 4 * hidden
-            return Layer(name, read, written, read, written, 1, length, False)
+            return Layer(
+                name,
+                in_channels=read,
+                out_channels=written,
+                kept_in=read,
+                kept_out=written,
+                taps=1,
+                positions=length,
+                gated=False,
+            )
 
         return (
             recurrent("lstm1", EMBEDDING),

@@ -169,13 +169,13 @@ class ResNet32(nn.Module):
         )
         self.blocks = [
             Block(
-                self._channels(stage),
-                self.gates,
-                self.norm,
-                strides,
-                self._inner(name, stage),
-                scaled(self.width, CHANNELS[stage - 1]),
-                self.dtype,
+                channels=self._channels(stage),
+                gates=self.gates,
+                norm=self.norm,
+                strides=strides,
+                inner=self._inner(name, stage),
+                channels_before=scaled(self.width, CHANNELS[stage - 1]),
+                dtype=self.dtype,
                 name=name,
             )
             for name, stage, strides in self._blocks()
@@ -218,7 +218,12 @@ class ResNet32(nn.Module):
         gates_a, gates_b = _branch_gates(self.gates)
         channels = kept = self._channels(1)
         stem = conv_layer(
-            "stem", image_channels, channels, image_channels, None, (height, width)
+            "stem",
+            in_channels=image_channels,
+            out_channels=channels,
+            kept_in=image_channels,
+            gates=None,
+            size=(height, width),
         )
         layers = [stem]
         for name, stage, strides in self._blocks():

@@ -64,7 +64,14 @@ def make_learning(config: Config, model: Any = None) -> Learning:
     with _told_of("model, data and algorithm"):
         make = ALGORITHMS[fields.pop("name")]
         algorithm = make(task, solver, server_tx, **fields)
-    return Learning(config, image_shape_of(config), model, task, dense_task, algorithm)
+    return Learning(
+        config=config,
+        image_shape=image_shape_of(config),
+        model=model,
+        task=task,
+        dense_task=dense_task,
+        algorithm=algorithm,
+    )
 
 
 @contextmanager

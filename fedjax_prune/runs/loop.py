@@ -32,6 +32,61 @@ from fedjax_prune.runs.workdir import MetricsLog, open_metrics
 from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
 
 
+def _at_most(wanted: int, available: int) -> int:
+    """The number asked for, 0 for all, but at most what is available."""
+    return min(wanted or available, available)
+
+
+def num_measured(config: Config, finished: int) -> int:
+    """How many clients of a round's cohort are measured before they are averaged."""
+    is_due = finished % config.eval.every == 0 or finished == config.rounds
+    return _at_most(config.eval.num_clients, config.cohort_size) if is_due else 0
+
+
+def numbers_evaluated(config: Config) -> set[int]:
+    """How many clients an evaluation has: during the run, and after its last round."""
+    wanted = config.eval.num_clients
+    return {
+        _at_most(wanted, config.cohort_size),
+        _at_most(wanted, config.data.num_clients),
+    }
+
+
+def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
+    """The first clients of the cohort; after the last round, of the population."""
+    wanted = config.eval.num_clients
+    if finished < config.rounds:
+        count = _at_most(wanted, config.cohort_size)
+        return cohort.client_ids[by_id(cohort)[:count]]
+    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)
+
+
+def draw_cohort(experiment: Experiment, placement: Placement, round: int) -> Cohort:
+    """The clients of a round, as numpy arrays.
+
+    Args:
+      experiment: of the run.
+      placement: where the round runs.
+      round: finished rounds.
+    """
+    config = experiment.config
+    return sample_cohort(
+        experiment.data.population,
+        config.cohort_size,
+        config.lanes,
+        seed=config.seed,
+        round=round,
+        epochs=config.client.epochs,
+        batch_size=config.client.batch_size,
+        placement=placement,
+    )
+
+
+def read_devices(values: Any) -> Any:
+    """The one place where a round's numbers come from the devices."""
+    return jax.device_get(values)
+
+
 class Dispatched(NamedTuple):
     """A round that the devices may still be running.
 
@@ -139,7 +194,14 @@ class Dispatcher(NamedTuple):
         state, taken, sums = self.rounds(inputs, self.evaluation.test, wanted)
         self.rows.put(cohort.client_ids, taken)
         seconds = self.rounds.seconds
-        return state, Dispatched(number, cohort, measured, sums, {}, seconds)
+        return state, Dispatched(
+            number=number,
+            cohort=cohort,
+            num_measured=measured,
+            sums=sums,
+            accuracies={},
+            compile_seconds=seconds,
+        )
 
     def evaluate(self, state: ServerState, done: Dispatched) -> Dispatched:
         """Starts the evaluation after a round, if one is due."""
@@ -147,6 +209,33 @@ class Dispatcher(NamedTuple):
             return done
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
         return done._replace(accuracies=self.evaluation(state, self.rows, ids))
+
+
+def compile_all(
+    experiment: Experiment,
+    placement: Placement,
+    evaluation: Evaluation,
+    state: ServerState,
+    rows: Store,
+) -> float:
+    """Compiles all programs except the rounds; returns the seconds."""
+    began = time.monotonic()
+    with console.working("compiling the evaluation"):
+        ids = draw_cohort(experiment, placement, 0).client_ids
+        # This changes no row, but it compiles taking and putting.
+        rows.put(ids, rows.take(ids))
+        evaluation.compile(state, rows, numbers_evaluated(experiment.config))
+    return time.monotonic() - began
+
+
+def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
+    """The rounds that a configuration asks for, on the whole or on smaller models."""
+    learning, config = experiment.learning, experiment.config
+    if config.compact_training:
+        return CompactRounds(
+            learning, placement, lambda model: make_learning(config, model)
+        )
+    return WholeRounds(learning.task, learning.algorithm.round, placement)
 
 
 def run_rounds(
@@ -216,85 +305,3 @@ def run_rounds(
             journal.write(running, began)
             save(folder, finished, state, rows, keep=config.keep)
     return finished
-
-
-def compile_all(
-    experiment: Experiment,
-    placement: Placement,
-    evaluation: Evaluation,
-    state: ServerState,
-    rows: Store,
-) -> float:
-    """Compiles all programs except the rounds; returns the seconds."""
-    began = time.monotonic()
-    with console.working("compiling the evaluation"):
-        ids = draw_cohort(experiment, placement, 0).client_ids
-        # This changes no row, but it compiles taking and putting.
-        rows.put(ids, rows.take(ids))
-        evaluation.compile(state, rows, numbers_evaluated(experiment.config))
-    return time.monotonic() - began
-
-
-def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
-    """The rounds that a configuration asks for, on the whole or on smaller models."""
-    learning, config = experiment.learning, experiment.config
-    if config.compact_training:
-        return CompactRounds(
-            learning, placement, lambda model: make_learning(config, model)
-        )
-    return WholeRounds(learning.task, learning.algorithm.round, placement)
-
-
-def draw_cohort(experiment: Experiment, placement: Placement, round: int) -> Cohort:
-    """The clients of a round, as numpy arrays.
-
-    Args:
-      experiment: of the run.
-      placement: where the round runs.
-      round: finished rounds.
-    """
-    config = experiment.config
-    return sample_cohort(
-        experiment.data.population,
-        config.cohort_size,
-        config.lanes,
-        seed=config.seed,
-        round=round,
-        epochs=config.client.epochs,
-        batch_size=config.client.batch_size,
-        placement=placement,
-    )
-
-
-def num_measured(config: Config, finished: int) -> int:
-    """How many clients of a round's cohort are measured before they are averaged."""
-    is_due = finished % config.eval.every == 0 or finished == config.rounds
-    return _at_most(config.eval.num_clients, config.cohort_size) if is_due else 0
-
-
-def numbers_evaluated(config: Config) -> set[int]:
-    """How many clients an evaluation has: during the run, and after its last round."""
-    wanted = config.eval.num_clients
-    return {
-        _at_most(wanted, config.cohort_size),
-        _at_most(wanted, config.data.num_clients),
-    }
-
-
-def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
-    """The first clients of the cohort; after the last round, of the population."""
-    wanted = config.eval.num_clients
-    if finished < config.rounds:
-        count = _at_most(wanted, config.cohort_size)
-        return cohort.client_ids[by_id(cohort)[:count]]
-    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)
-
-
-def read_devices(values: Any) -> Any:
-    """The one place where a round's numbers come from the devices."""
-    return jax.device_get(values)
-
-
-def _at_most(wanted: int, available: int) -> int:
-    """The number asked for, 0 for all, but at most what is available."""
-    return min(wanted or available, available)

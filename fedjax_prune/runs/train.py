@@ -69,7 +69,14 @@ def run(config: Config, workdir: str | Path) -> int:
                 state = prepare(experiment, folder, placement, state, rows)
             stopped = stop.is_set()
         if finished < config.rounds and not stopped:
-            finished = run_rounds(experiment, folder, placement, state, rows, finished)
+            finished = run_rounds(
+                experiment=experiment,
+                folder=folder,
+                placement=placement,
+                state=state,
+                rows=rows,
+                finished=finished,
+            )
         measured = read_metrics(folder)
         picture.draw(measured, folder / "rounds.png")
         # The run is done, so a signal, also that of a closed output, comes too late.

@@ -111,7 +111,14 @@ def main() -> None:
     """Serves the orchestrator."""
     options, channel, data = worker.start()
     _, run_round, checksum = make(options.work, data)
-    worker.serve(channel, data, "fedjax", "fedjax", run_round, checksum)
+    worker.serve(
+        channel,
+        data,
+        peer="fedjax",
+        package="fedjax",
+        run_round=run_round,
+        checksum=checksum,
+    )
 
 
 if __name__ == "__main__":

@@ -75,12 +75,12 @@ def train(message: Message, context: Context) -> Message:
     examples = torch.from_numpy(actor.data.examples(config["client"])).long()
     actor.model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     torch_loop.train_client(
-        actor.model,
-        actor.optimizer,
-        actor.images,
-        actor.labels,
-        examples.to(actor.images.device),
-        actor.data,
+        model=actor.model,
+        optimizer=actor.optimizer,
+        images=actor.images,
+        labels=actor.labels,
+        examples=examples.to(actor.images.device),
+        data=actor.data,
     )
     reply = RecordDict(
         {

@@ -37,6 +37,7 @@ from fedjax_prune.runs.capacity import LEAST_GAIN, MOST_LANES
 from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
 from fedjax_prune.runs.learning import Learning
 from fedjax_prune.runs.programs import WholeRounds
+from fedjax_prune.runs.sections import algorithm_fields
 from fedjax_prune.types import Cohort, Dataset, Population, RoundInputs
 
 from .. import runtime
@@ -129,7 +130,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     image_shape = data.images.shape[1:]
     model = make_model(work, image_shape, data.num_classes, data.width, settings)
     fields, kept = {}, 1.0
-    if settings.algorithm == "eflprune":
+    if "channel_share" in algorithm_fields(settings.algorithm):
         fields["channel_share"], kept = _removal(model, image_shape, settings.removed)
 
     def rebuild(model: Any) -> Learning:

@@ -112,7 +112,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     _, run_round, checksum = make(options.work, data)
-    worker.serve(channel, data, "pfl", "pfl", run_round, checksum)
+    worker.serve(
+        channel,
+        data,
+        peer="pfl",
+        package="pfl",
+        run_round=run_round,
+        checksum=checksum,
+    )
 
 
 if __name__ == "__main__":

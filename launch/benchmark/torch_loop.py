@@ -67,7 +67,14 @@ def make(
         torch._foreach_zero_(mean_delta)
         for client in cohort:
             torch._foreach_copy_(params, anchor)
-            train_client(model, optimizer, images, labels, clients[client], data)
+            train_client(
+                model=model,
+                optimizer=optimizer,
+                images=images,
+                labels=labels,
+                examples=clients[client],
+                data=data,
+            )
             weight = float(data.sizes[client] / num_examples)
             torch._foreach_add_(mean_delta, anchor, alpha=weight)
             torch._foreach_add_(mean_delta, params, alpha=-weight)
@@ -85,7 +92,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     _, run_round, checksum = make(options.work, data)
-    worker.serve(channel, data, "torch_loop", "torch", run_round, checksum)
+    worker.serve(
+        channel,
+        data,
+        peer="torch_loop",
+        package="torch",
+        run_round=run_round,
+        checksum=checksum,
+    )
 
 
 if __name__ == "__main__":

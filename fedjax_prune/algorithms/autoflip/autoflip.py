@@ -282,6 +282,11 @@ def autoflip(
     algorithm = masked(task, below, masking, server_store=server_store)
     assert algorithm.masked is not None
     preparation = make_preparation(
-        task, solver, exploration, schedule, algorithm.masked, start_from
+        task=task,
+        solver=solver,
+        exploration=exploration,
+        schedule=schedule,
+        rounds=algorithm.masked,
+        start_from=start_from,
     )
     return with_preparation(algorithm, preparation)
