@@ -88,6 +88,11 @@ class Placement(NamedTuple):
 
 
 ONE_DEVICE = Placement()
+"""JAX's default device; its programs have the forms of that device's platform.
+
+A program that `jax.export` lowers for another platform needs a placement from
+`make_placement(platform=...)`.
+"""
 
 
 def make_placement(

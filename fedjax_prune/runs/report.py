@@ -79,14 +79,19 @@ def preflight(
     }
     if finished:
         facts["rounds done"] = f"{finished} of {config.rounds}"
-    seconds = round_seconds(chosen, [row for row in rows if row["round"] > 0])
+    measured = [row for row in rows if row["round"] > 0]
+    seconds = round_seconds(chosen, measured)
     left = config.rounds - finished
     if seconds and left:
+        words = "with evaluations" if measured else "without evaluation"
         facts["time"] = (
             f"about {_span(seconds)} a round, {_span(seconds * left)} for "
-            f"{left} rounds, without evaluation"
+            f"{left} rounds, {words}"
         )
-        if seconds * left > LONG:
+        before = 0.0 if rows else seconds * _rounds_of_preparation(experiment)
+        if before:
+            facts["time"] += f", and up to {_span(before)} before them"
+        if before + seconds * left > LONG:
             facts["for a trial"] = trial(config, len(experiment.data.train.labels))
     return facts
 
@@ -124,6 +129,15 @@ def round_seconds(chosen: Chosen, rows: list[dict[str, Any]]) -> float:
         return 0.0
     rate = chosen.images_per_second or images_per_second(experiment, config.lanes)
     return images / (rate * config.devices)
+
+
+def _rounds_of_preparation(experiment: Experiment) -> float:
+    """How many rounds have as many images as the preparation, if nobody stops early."""
+    config, steps = experiment.config, experiment.learning.algorithm.prepare
+    if steps is None:
+        return 0.0
+    epochs = steps.num_clients(config.data.num_clients) * steps.solver.epochs
+    return epochs / (config.cohort_size * config.client.epochs)
 
 
 def _forward_flops(experiment: Experiment) -> float:
@@ -239,8 +253,8 @@ def _megabytes(num_bytes: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A length of time with two digits, in the unit that suits it."""
-    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"
+    """A length of time with at least two digits, in the unit that suits it."""
+    units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    length, unit = next((u for u in units if seconds >= 2 * u[0]), units[-1])
+    number = seconds / length
+    return f"{number:.2g} {unit}" if number < 10 else f"{number:,.0f} {unit}"

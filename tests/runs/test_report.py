@@ -13,7 +13,7 @@ from fedjax_prune.runs.capacity import Chosen
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, make_model, start
 from fedjax_prune.runs.settings import SettingsError
-from tests.small_runs import tiny_config
+from tests.small_runs import pruned_config, tiny_config
 
 
 def chosen_of(images_per_second, **changes):
@@ -46,6 +46,22 @@ def test_a_long_run_says_what_to_change_for_a_trial(monkeypatch):
     assert facts["for a trial"] == "--config.rounds=2"
     short = report.preflight(chosen_of(1000.0), 2, [])
     assert short["rounds done"] == "2 of 4" and "for a trial" not in short
+
+
+def test_the_time_before_the_first_round_is_told_apart(monkeypatch):
+    """Five explorers with two epochs each, where a round has three with one epoch."""
+    monkeypatch.setattr(report, "WORTH_TIMING", 0.0)
+    experiment = build(pruned_config(rounds=400))
+    facts = report.preflight(Chosen(experiment, "2", 0.01), 0, [])
+    assert facts["time"] == (
+        "about 2.5 h a round, 42 days for 400 rounds, without evaluation, and up to "
+        "8.3 h before them"
+    )
+    rows = [{"round": 0, "seconds": 9.0}, {"round": 1, "seconds": 36000.0}]
+    facts = report.preflight(Chosen(experiment, "2", 0.01), 1, rows)
+    assert facts["time"] == (
+        "about 10 h a round, 166 days for 399 rounds, with evaluations"
+    )
 
 
 @pytest.mark.parametrize(
