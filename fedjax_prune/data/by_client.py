@@ -15,7 +15,9 @@ import numpy as np
 from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.load import as_dataset
 from fedjax_prune.data.population import pad
+from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.validation import holdout
+from fedjax_prune.fields import checked
 from fedjax_prune.types import Dataset, Population
 
 SYMBOLS = (
@@ -57,8 +59,14 @@ class Source(NamedTuple):
     hold_out: Callable[[list[np.ndarray], int], tuple[Population, Population]]
 
 
+@checked
 def load_by_client(
-    name: str, folder: str | Path, num_clients: int, *, num_train: int = 0, seed: int
+    name: str,
+    folder: str | Path,
+    num_clients: NumClients,
+    *,
+    num_train: int = 0,
+    seed: int,
 ) -> ByClient:
     """Reads a data set by client.
 
@@ -88,8 +96,6 @@ def load_by_client(
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
-    if num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
     source, path = SOURCES[name], Path(folder).expanduser()
     clients = [c for c in source.read(path) if len(c.labels) >= source.least]
     order = np.random.RandomState(seed).permutation(len(clients))[:num_clients]

@@ -38,13 +38,8 @@ def pathological(
         class has fewer examples than shards, or if no draw gave each client enough
         classes.
     """
-    check_split(labels, num_clients)
+    check_split(labels, num_clients, classes_per_client=classes_per_client)
     classes, counts = np.unique(labels, return_counts=True)
-    if not 1 <= classes_per_client <= len(classes):
-        raise ValueError(
-            f"classes_per_client must be in [1, {len(classes)}], "
-            f"got {classes_per_client}."
-        )
     num_shards = num_clients * classes_per_client // len(classes)
     if num_shards * len(classes) < num_clients * classes_per_client:
         raise ValueError(

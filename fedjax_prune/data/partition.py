@@ -15,8 +15,18 @@ import numpy as np
 
 from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
 from fedjax_prune.data.population import to_population
-from fedjax_prune.data.splitting import check_split, dirichlet_shares
+from fedjax_prune.data.splitting import (
+    Alpha,
+    ClassesPerClient,
+    MinSize,
+    check_split,
+    dirichlet_shares,
+)
+from fedjax_prune.fields import checked
 from fedjax_prune.types import Population
+
+MIN_SIZE = 10
+"""Examples that every client gets if nothing else is said, as in the published code."""
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> Population:
@@ -44,7 +54,7 @@ def dirichlet(
     alpha: float,
     rng: np.random.RandomState,
     *,
-    min_size: int = 10,
+    min_size: int = MIN_SIZE,
     max_draws: int = 1000,
 ) -> Population:
     """Gives each class to the clients in shares drawn from a Dirichlet.
@@ -97,7 +107,7 @@ def quantity(
     alpha: float,
     rng: np.random.RandomState,
     *,
-    min_size: int = 10,
+    min_size: int = MIN_SIZE,
     max_draws: int = 1000,
 ) -> Population:
     """Gives clients unequal numbers of examples of all classes alike.
@@ -160,13 +170,8 @@ def shards(
       Decentralized Data, AISTATS 2017, section 3, https://arxiv.org/abs/1602.05629;
       there shards are equal and may straddle two classes.
     """
-    check_split(labels, num_clients)
+    check_split(labels, num_clients, classes_per_client=classes_per_client)
     classes, counts = np.unique(labels, return_counts=True)
-    if not 1 <= classes_per_client <= len(classes):
-        raise ValueError(
-            f"classes_per_client must be in [1, {len(classes)}], "
-            f"got {classes_per_client}."
-        )
     num_shards = _num_shards(counts, num_clients, classes_per_client)
     pieces = [
         np.array_split(rng.permutation(np.flatnonzero(labels == label)), number)
@@ -209,15 +214,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """name -> the options of `partition` that it takes."""
 
 
+@checked
 def partition(
     name: str,
     labels: np.ndarray,
     num_clients: int,
     *,
     seed: int,
-    alpha: float = 0.1,
-    min_size: int = 10,
-    classes_per_client: int = 2,
+    alpha: Alpha = 0.1,
+    min_size: MinSize = MIN_SIZE,
+    classes_per_client: ClassesPerClient = 2,
 ) -> Population:
     """Splits examples by the partitioner of a given name.
 
@@ -226,15 +232,15 @@ def partition(
       labels: [num_examples] integers.
       num_clients: at least 1.
       seed: in [0, 2**32).
-      alpha: above 0; read by `dirichlet`, `quantity` and `dirichlet_in_turn`.
-      min_size: at least 1; read by `dirichlet` and `quantity`.
-      classes_per_client: at least 1; read by `shards` and `pathological`.
+
+    The other fields are described where they are declared, in the signature.
 
     Returns:
       A Population: indices [num_clients, max_size] int32, sizes [num_clients] int32.
 
     Raises:
-      ValueError: if the name is unknown or the split is impossible.
+      ValueError: if the name is unknown, a number is out of its range, or the split is
+        impossible.
 
     Examples:
       >>> partition("iid", np.zeros(10, int), 4, seed=0).sizes

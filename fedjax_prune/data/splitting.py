@@ -1,20 +1,43 @@
-"""Functions that several partitioners share: checks, and shares of a Dirichlet."""
+"""What several partitioners share: their fields, checks, and shares of a Dirichlet."""
 
 import math
+from typing import Annotated
 
 import numpy as np
 
+from fedjax_prune.fields import Rule, above, at_least, checked
 
+NumClients = Annotated[int, at_least(1), "Clients in the population."]
+Alpha = Annotated[
+    float,
+    Rule(above(0).holds, "finite and above 0"),
+    "Evenness of dirichlet, dirichlet_in_turn and quantity; small is uneven.",
+]
+MinSize = Annotated[
+    int, at_least(1), "Examples that dirichlet and quantity give every client."
+]
+ClassesPerClient = Annotated[
+    int, at_least(1), "Classes that shards and pathological give a client."
+]
+
+
+@checked
 def check_split(
-    labels: np.ndarray, num_clients: int, *, min_size: int = 1, alpha: float = 1.0
+    labels: np.ndarray,
+    num_clients: NumClients,
+    *,
+    min_size: MinSize = 1,
+    alpha: Alpha = 1.0,
+    classes_per_client: ClassesPerClient = 1,
 ) -> None:
     """Refuses arguments with which no partitioner can work.
 
     Args:
       labels: [num_examples] integers.
-      num_clients: at least 1, at most num_examples / min_size.
-      min_size: examples that every client must get, at least 1.
-      alpha: finite and above 0.
+      num_clients: at most num_examples / min_size.
+      min_size: of a partitioner that reads it.
+      alpha: of a partitioner that reads it.
+      classes_per_client: of a partitioner that reads it; at most the number of classes.
 
     Raises:
       ValueError: if an argument is something else.
@@ -24,17 +47,15 @@ def check_split(
             "labels must be integers of shape [num_examples], one class for each "
             f"example, got {labels.dtype} of shape {labels.shape}."
         )
-    if num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
-    if min_size < 1:
-        raise ValueError(f"min_size must be at least 1, got {min_size}.")
-    # `alpha <= 0` would let NaN pass.
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be finite and above 0, got {alpha}.")
     if num_clients * min_size > len(labels):
         raise ValueError(
             f"num_clients must be at most {len(labels) // min_size} for "
             f"{len(labels)} examples and min_size {min_size}, got {num_clients}."
+        )
+    if classes_per_client > (num_classes := len(np.unique(labels))):
+        raise ValueError(
+            f"classes_per_client must be in [1, {num_classes}], "
+            f"got {classes_per_client}."
         )
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
 from fedjax_prune.data.datasets import DATASETS
-from fedjax_prune.data.partition import PARTITIONERS
+from fedjax_prune.data.partition import PARTITIONERS, partition
+from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.engine.devices import REDUCTIONS
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
@@ -22,7 +23,6 @@ from fedjax_prune.fields import (
     TYPES,
     Field,
     Rule,
-    above,
     at_least,
     fields_of,
     one_of,
@@ -90,7 +90,7 @@ class Eval(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The section `data`."""
+    """The section `data`, without the options of partitioners."""
 
     name: Annotated[str, one_of(DATASETS), "Data set."] = "cifar10"
     dir: Annotated[
@@ -101,27 +101,9 @@ class Data(NamedTuple):
     size: Annotated[
         int, at_least(0), "Pixels a side that images are scaled to; 0 is as stored."
     ] = 0
-    seed: Annotated[int, SEED, "Seed of the partition and of validation sets."] = 2020
     num_train: Annotated[
         int, at_least(0), "Training examples used, the first ones; 0 is all."
     ] = 0
-    partitioner: Annotated[
-        str,
-        one_of((*PARTITIONERS, "by_client")),
-        "How examples are dealt to clients; by_client keeps the data set's clients.",
-    ] = "dirichlet"
-    num_clients: Annotated[int, at_least(1), "Clients in the population."] = 10
-    alpha: Annotated[
-        float,
-        above(0),
-        "Evenness of dirichlet, dirichlet_in_turn and quantity; small is uneven.",
-    ] = 0.1
-    min_size: Annotated[
-        int, at_least(1), "Examples that dirichlet and quantity give every client."
-    ] = 10
-    classes_per_client: Annotated[
-        int, at_least(1), "Classes that shards and pathological give a client."
-    ] = 2
     local_val: Annotated[
         str,
         one_of(("matched_test", "holdout")),
@@ -136,6 +118,13 @@ class Data(NamedTuple):
     normalize: Annotated[
         str, one_of(NORMALISATIONS), "Data set whose mean and deviation scale pixels."
     ] = "none"
+    seed: Annotated[int, SEED, "Seed of the partition and of validation sets."] = 2020
+    partitioner: Annotated[
+        str,
+        one_of((*PARTITIONERS, "by_client")),
+        "How examples are dealt to clients; by_client keeps the data set's clients.",
+    ] = "dirichlet"
+    num_clients: NumClients = 10
 
 
 class Model(NamedTuple):
@@ -170,7 +159,7 @@ _GATES = fields_of(GateSettings)
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "": fields_of(Run),
     "eval": fields_of(Eval),
-    "data": fields_of(Data),
+    "data": fields_of(Data) | fields_of(partition),
     "model": fields_of(Model)
     | {
         "gate_mode": _GATES["mode"],
