@@ -1,12 +1,14 @@
-"""The declarations of configuration fields: default, rule and description of each.
+"""The declarations of configuration fields, and of the relations between them.
 
-A field is declared once. A function declares its fields in its signature, and a record
-in its annotations:
+A field is declared once, with its rule, description and default. A function declares
+its fields in its signature, and a record in its annotations. A condition on several
+fields of a function together is declared once, too, above the function:
 
     @checked
-    def fedprox(..., *, mu: Annotated[float, at_least(0), "Weight of ..."] = 0.01):
+    @related(Relation(("mu", "nu"), lambda mu, nu: mu <= nu, "{mu} must be ..."))
+    def build(..., *, mu: Annotated[float, at_least(0), "Weight of ..."] = 0.01, ...):
 
-The errors of builders, `settings` and `--help` read this declaration.
+The errors of builders, `settings` and `--help` read these declarations.
 """
 
 import ast
@@ -140,6 +142,43 @@ class Field(NamedTuple):
 _SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
+class Relation(NamedTuple):
+    """A condition on the values of several fields together.
+
+    Attributes:
+      fields: their names; in a configuration they are dotted, `client.lr`.
+      holds: called with their values, each of which meets its own rule.
+      text: the message; `{0}`, `{1}` stand for the values, `{lr}` for the shown name of
+        the field `lr`.
+
+    Examples:
+      >>> text = "{low} must be at most {high} = {1}, got {0}"
+      >>> relation = Relation(("low", "high"), lambda low, high: low <= high, text)
+      >>> relation.unmet({"low": 3, "high": 2})
+      'low must be at most high = 2, got 3'
+      >>> relation.within("data").unmet({"data.low": 3, "data.high": 2})
+      'data.low must be at most data.high = 2, got 3'
+    """
+
+    fields: tuple[str, ...]
+    holds: Callable[..., bool]
+    text: str
+
+    def unmet(self, values: Mapping[str, Any]) -> str:
+        """Gives the message if the values break the relation; empty if they do not."""
+        own = [values[name] for name in self.fields]
+        if self.holds(*own):
+            return ""
+        return self.text.format(*own, **{name: name for name in self.fields})
+
+    def within(self, section: str) -> "Relation":
+        """Returns the relation with the names that its fields have in a section."""
+        text, names = self.text, {name: f"{section}.{name}" for name in self.fields}
+        for name, dotted in names.items():
+            text = text.replace(f"{{{name}}}", dotted)
+        return Relation(tuple(names.values()), self.holds, text)
+
+
 def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
     """Lists the fields that a function or a record declares.
 
@@ -170,17 +209,48 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
             raise ValueError(f"{name} must be {unmet}, got {value!r}.")
 
 
+def related(*relations: Relation) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declares relations between the fields of a function; `checked` enforces them."""
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        function.__dict__["relations"] = relations
+        return function
+
+    return declare
+
+
+def relations_of(declared: Callable[..., Any]) -> tuple[Relation, ...]:
+    """Lists the relations that a function declares by `related`."""
+    return declared.__dict__.get("relations", ())
+
+
+def check_relations(relations: Sequence[Relation], values: Mapping[str, Any]) -> None:
+    """Refuses values that break a relation.
+
+    Raises:
+      ValueError: if they do; it is the text of the relation.
+    """
+    for relation in relations:
+        if unmet := relation.unmet(values):
+            raise ValueError(f"{unmet}.")
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a function refuse bad values of its fields before it runs.
 
     Raises:
-      ValueError: by the returned function, as in `check_fields`.
+      ValueError: by the returned function, as in `check_fields` and, if all fields are
+        good, as in `check_relations`.
     """
     signature, fields = inspect.signature(function), fields_of(function)
+    relations = relations_of(function)
 
     @functools.wraps(function)
     def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_fields(fields, signature.bind(*args, **kwargs).arguments)
+        bound = signature.bind(*args, **kwargs)
+        check_fields(fields, bound.arguments)
+        bound.apply_defaults()
+        check_relations(relations, bound.arguments)
         return function(*args, **kwargs)
 
     return check_and_call
@@ -189,7 +259,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def like(
     declared: Callable[..., Any], **changed: Field
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Gives a function that takes `**fields` the fields of another one.
+    """Gives a function that takes `**fields` the fields and relations of another one.
 
     Args:
       declared: the other function.
@@ -211,7 +281,7 @@ def like(
         function.__dict__["__signature__"] = signature.replace(
             parameters=[*own, *taken]
         )
-        return function
+        return related(*relations_of(declared))(function)
 
     return take_over
 

@@ -26,16 +26,19 @@ class Algorithm(NamedTuple):
     """A builder of an algorithm and facts about it. It is called like the builder.
 
     Attributes:
-      build: (task, solver, server_tx, **fields) -> FederatedAlgorithm; its signature
-        declares its fields, as `fields.fields_of` reads them.
+      build: (task, solver, server_tx, **fields) -> FederatedAlgorithm; it declares its
+        fields, as `fields.fields_of` reads them, and the relations between them.
       needs_step_mass: whether it divides by the step mass, which only client optimisers
         linear in the gradient have.
       has_masks: whether it prunes parameters of the shared model.
+      base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
+        that it has this entry's need of the step mass; empty if it has no such field.
     """
 
     build: Callable[..., FederatedAlgorithm]
     needs_step_mass: bool = False
     has_masks: bool = False
+    base_field: str = ""
 
     def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
         return self.build(*args, **fields)
@@ -46,8 +49,8 @@ ALGORITHMS = {
     "fedprox": Algorithm(fedprox),
     "fednova": Algorithm(fednova, needs_step_mass=True),
     "scaffold": Algorithm(scaffold, needs_step_mass=True),
-    "autoflip": Algorithm(autoflip, has_masks=True),
-    "random_pruning": Algorithm(random_pruning, has_masks=True),
+    "autoflip": Algorithm(autoflip, has_masks=True, base_field="base"),
+    "random_pruning": Algorithm(random_pruning, has_masks=True, base_field="base"),
     "random_steps": Algorithm(random_steps),
     "prunefl": Algorithm(prunefl, has_masks=True),
     "eflprune": Algorithm(eflprune, has_masks=True),

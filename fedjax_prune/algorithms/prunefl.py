@@ -41,7 +41,15 @@ from fedjax_prune.engine.rounds import with_preparation
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import accumulate, mean_accumulated
-from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked
+from fedjax_prune.fields import (
+    DECAY,
+    SHARE,
+    Relation,
+    above,
+    at_least,
+    checked,
+    related,
+)
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import Masking, masked, with_masks
 from fedjax_prune.pruning.masks import prunable
@@ -65,6 +73,13 @@ size is below CHANGE."""
 
 
 @checked
+@related(
+    Relation(
+        ("byte_time", "mac_time"),
+        lambda byte_time, mac_time: byte_time + mac_time > 0,
+        "{byte_time} must be above 0 if {mac_time} is 0, got {0}",
+    )
+)
 def prunefl(
     task: Task,
     solver: LocalSolver,
@@ -116,10 +131,6 @@ def prunefl(
       >>> algorithm.prepare.num_clients(10)
       1
     """
-    if byte_time + mac_time == 0:
-        raise ValueError(
-            f"byte_time must be above 0 if mac_time is 0, got {byte_time}."
-        )
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     may = prunable(shapes)
     uses = {layer.name: layer.positions for layer in task.layers}

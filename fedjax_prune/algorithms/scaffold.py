@@ -46,7 +46,7 @@ from fedjax_prune.engine.rounds import make_algorithm
 from fedjax_prune.engine.server import scale, server_step
 from fedjax_prune.engine.solver import LocalSolver, require_step_mass
 from fedjax_prune.engine.transforms import add_control_variates
-from fedjax_prune.fields import checked, one_of
+from fedjax_prune.fields import Relation, checked, one_of, related
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -72,6 +72,13 @@ class ScaffoldServer(NamedTuple):
 
 
 @checked
+@related(
+    Relation(
+        ("control_divisor", "control_weights"),
+        lambda divisor, weights: divisor == "num_clients" or weights == "uniform",
+        "{control_divisor} must be num_clients with {control_weights} {1}, got {0!r}",
+    )
+)
 def scaffold(
     task: Task,
     solver: LocalSolver,
@@ -126,11 +133,6 @@ def scaffold(
       (2.0, 2.5)
     """
     require_step_mass(solver, "scaffold")
-    if control_weights == "size" and control_divisor == "m_legacy":
-        raise ValueError(
-            "control_divisor must be num_clients with control_weights = size, "
-            "got m_legacy."
-        )
     base = fedavg(task, solver, server_tx)
     corrected = solver.before_descent(add_control_variates())
 

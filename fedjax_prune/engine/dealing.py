@@ -5,10 +5,13 @@ import numpy as np
 
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.packing import pack_lanes
+from fedjax_prune.engine.solver import BatchSize, Epochs
+from fedjax_prune.fields import checked
 from fedjax_prune.types import Cohort, Population
 
 
-def num_steps(sizes: np.ndarray, epochs: int, batch_size: int) -> np.ndarray:
+@checked
+def num_steps(sizes: np.ndarray, epochs: Epochs, batch_size: BatchSize) -> np.ndarray:
     """Computes the local steps of a round: epochs * ceil(size / batch_size).
 
     Args:
@@ -26,10 +29,6 @@ def num_steps(sizes: np.ndarray, epochs: int, batch_size: int) -> np.ndarray:
       >>> num_steps(np.array([5, 8]), epochs=2, batch_size=4).tolist()
       [4, 4]
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     return epochs * -(-np.asarray(sizes) // batch_size)
 
 

@@ -10,8 +10,22 @@ import optax
 
 from fedjax_prune.engine.stopping import EarlyStopping
 from fedjax_prune.engine.transforms import descend
-from fedjax_prune.fields import DECAY, SHARE, above, at_least, checked, one_of
+from fedjax_prune.fields import (
+    DECAY,
+    SHARE,
+    Relation,
+    above,
+    at_least,
+    checked,
+    one_of,
+    related,
+)
 from fedjax_prune.types import Tree
+
+Epochs = Annotated[int, at_least(1), "Local epochs a round."]
+BatchSize = Annotated[
+    int, at_least(1), "Examples a step; the last batch may have fewer."
+]
 
 StepSize = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(epoch, batch in the epoch, batches per epoch) -> step size, all scalars.
@@ -87,7 +101,8 @@ def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
     if solver.mass_tx is None:
         raise ValueError(
             f"{algorithm} divides by the step mass, which only client optimisers "
-            "linear in the gradient have: client.optimizer must be sgd."
+            "linear in the gradient have: client.optimizer must be "
+            f"{' or '.join(LINEAR)}."
         )
 
 
@@ -131,8 +146,7 @@ def _sgd(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
 
 
 def _adam(momentum: float) -> tuple[optax.GradientTransformationExtraArgs, bool]:
-    if momentum != 0:
-        raise ValueError(f"momentum must be 0 with adam, got {momentum}.")
+    del momentum  # is 0
     return _chain(optax.scale_by_adam(), descend()), False
 
 
@@ -164,6 +178,9 @@ def _cosine(lr: float, lr_min: float, progress: jax.Array) -> jax.Array:
 OPTIMIZERS = {"sgd": _sgd, "adam": _adam}
 """For each name, momentum -> (transformation, whether it is linear in the gradient)."""
 
+LINEAR = tuple(name for name, make in OPTIMIZERS.items() if make(0.0)[1])
+"""The optimisers linear in the gradient: those with momentum and step mass."""
+
 SCHEDULES = {
     "cosine_epoch": _cosine_epoch,
     "cosine_step": _cosine_step,
@@ -173,12 +190,22 @@ SCHEDULES = {
 
 
 @checked
+@related(
+    Relation(
+        ("lr_min", "lr"),
+        lambda lr_min, lr: lr_min <= lr,
+        "{lr_min} must be at most {lr} = {1}, got {0}",
+    ),
+    Relation(
+        ("momentum", "optimizer"),
+        lambda momentum, optimizer: momentum == 0 or optimizer in LINEAR,
+        "{momentum} must be 0 with {optimizer} {1}, got {0}",
+    ),
+)
 def make_solver(
     *,
-    epochs: Annotated[int, at_least(1), "Local epochs a round."] = 10,
-    batch_size: Annotated[
-        int, at_least(1), "Examples a step; the last batch may have fewer."
-    ] = 64,
+    epochs: Epochs = 10,
+    batch_size: BatchSize = 64,
     lr: Annotated[float, above(0), "First step size of every round."] = 0.1,
     optimizer: Annotated[
         str, one_of(OPTIMIZERS), "Optimiser of the clients; it starts anew each round."
@@ -218,8 +245,6 @@ def make_solver(
       >>> solver.step_size(epochs, batch, batches).round(3).tolist()
       [0.5, 0.25]
     """
-    if lr_min > lr:
-        raise ValueError(f"lr_min must be in [0, lr = {lr}], got {lr_min}.")
     descent_tx, is_linear = OPTIMIZERS[optimizer](momentum)
     decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
     return LocalSolver(

@@ -12,7 +12,7 @@ from fedjax_prune.models.blocks import XavierDense, scaled
 from fedjax_prune.models.costs import dense_layer
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import uniform
-from fedjax_prune.models.needs import Needs, check_model
+from fedjax_prune.models.needs import Needs, check_model, check_needs
 from fedjax_prune.models.precision import at_least_float32, matmul, wide
 
 EMBEDDING = 8
@@ -93,10 +93,7 @@ class NextCharLSTM(nn.Module):
 
     def __post_init__(self) -> None:
         check_model(self.num_classes, self.width, self.norm, self.gates, self.dropout)
-        if self.norm != "none":
-            raise ValueError(f"norm must be none for NextCharLSTM, got {self.norm!r}.")
-        if self.gates is not None:
-            raise ValueError("gates must be None for NextCharLSTM.")
+        check_needs(type(self).__name__, self.needs(), self.norm, self.gates)
         super().__post_init__()
 
     @nn.compact

@@ -3,7 +3,17 @@
 from collections.abc import Collection
 from typing import Annotated, NamedTuple
 
-from fedjax_prune.fields import ANY, DECAY, Rule, above, at_least, checked, one_of
+from fedjax_prune.fields import (
+    ANY,
+    DECAY,
+    Relation,
+    Rule,
+    above,
+    at_least,
+    check_relations,
+    checked,
+    one_of,
+)
 from fedjax_prune.models.gates import GateSettings, check_gate_settings
 
 NORMS = ("none", "bn", "gn")
@@ -36,6 +46,26 @@ class Needs(NamedTuple):
     norms: Collection[str] = NORMS
     gates: bool = True
 
+    def relations(self, model: str) -> tuple[Relation, ...]:
+        """Lists the conditions on `norm` and `gated`, whether a model has gates.
+
+        Args:
+          model: name of the model, for the messages.
+        """
+        norms = " or ".join(self.norms)
+        return (
+            Relation(
+                ("norm",),
+                lambda norm: norm in self.norms,
+                f"{{norm}} must be {norms} for {model}, got {{0!r}}",
+            ),
+            Relation(
+                ("gated",),
+                lambda gated: self.gates or not gated,
+                f"{{gated}} must be false for {model}, which takes no gates, got {{0}}",
+            ),
+        )
+
 
 @checked
 def check_model(
@@ -52,6 +82,24 @@ def check_model(
     """
     if gates is not None:
         check_gate_settings(gates)
+
+
+def check_needs(
+    model: str, needs: Needs, norm: str, gates: GateSettings | None
+) -> None:
+    """Refuses a norm and gates that a model cannot have.
+
+    Args:
+      model: name of the model, for the message.
+      needs: the needs of its class.
+      norm: one of NORMS.
+      gates: how its convolutions are to be gated; None if they are not.
+
+    Raises:
+      ValueError: if the needs do not allow the norm or the gates.
+    """
+    values = {"norm": norm, "gated": gates is not None}
+    check_relations(needs.relations(model), values)
 
 
 def check_size(model: str, needs: Needs, image_shape: tuple[int, ...]) -> None:

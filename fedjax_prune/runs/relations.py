@@ -1,37 +1,21 @@
 """The relations between fields of a configuration that must fit together.
 
-A data set, a model and an algorithm declare their own needs: in the entry of DATASETS,
-in the method `needs` and in the entry of ALGORITHMS.
+Relations within one section are declared by the section's builder. A data set, a model
+and an algorithm declare their own needs: in the entry of DATASETS, in the method
+`needs` and in the entry of ALGORITHMS. This file collects all of them, and declares
+those that cross sections.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
-from fedjax_prune.engine.solver import OPTIMIZERS
+from fedjax_prune.engine.solver import LINEAR
+from fedjax_prune.fields import Relation, relations_of
 from fedjax_prune.models import MODELS
-
-
-class Relation(NamedTuple):
-    """A condition on several fields together.
-
-    Attributes:
-      fields: dotted names; the relation is skipped where one has a mistake already
-        or is not in the configuration.
-      holds: called with their values.
-      text: the message; `{0}`, `{1}` stand for the values.
-    """
-
-    fields: tuple[str, ...]
-    holds: Callable[..., bool]
-    text: str
-
-
-_LINEAR = [name for name, make in OPTIMIZERS.items() if make(0.0)[1]]
-"""Client optimisers linear in the gradient: those with momentum and step mass."""
+from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
 
 _BY_CLIENT = " and ".join(name for name, info in DATASETS.items() if info.by_client)
 
@@ -41,17 +25,16 @@ _READERS = "; ".join(
 )
 
 
-def _fits(model: str) -> Relation:
-    """The relation that the data set's images suit a model."""
-    needs = MODELS[model].needs()
+def _step_mass(field: str) -> Relation:
+    """The relation of the client optimiser to the algorithm that a field names."""
     return Relation(
-        ("model.name", "data.name", "data.size"),
-        lambda name, data, size: (
-            (name, DATASETS[data].kind) != (model, needs.kind)
-            or all(needs.sides.holds(size or n) for n in DATASETS[data].image_shape[:2])
+        ("client.optimizer", field),
+        lambda optimizer, name: (
+            optimizer in LINEAR or not ALGORITHMS[name].needs_step_mass
         ),
-        f"model.name {model} needs images {needs.sides.text}, got data.name {{1!r}} "
-        "and data.size {2}",
+        f"client.optimizer must be {' or '.join(LINEAR)} with {field} {{1}}, got "
+        "{0!r}: {1} divides by the step mass, which only optimisers linear in the "
+        "gradient have",
     )
 
 
@@ -91,7 +74,6 @@ RELATIONS = (
         ),
         "data.normalize must be none for {1}, whose images have one channel, got {0!r}",
     ),
-    *(_fits(model) for model in MODELS),
     Relation(
         ("model.name", "data.name"),
         lambda model, name: MODELS[model].needs().kind == DATASETS[name].kind,
@@ -119,67 +101,51 @@ RELATIONS = (
         "and {1!r}",
     ),
     Relation(
-        ("model.gated", "model.name"),
-        lambda gated, name: not gated or MODELS[name].needs().gates,
-        "model.gated must be false for {1}, got {0}",
-    ),
-    Relation(
-        ("model.norm", "model.name"),
-        lambda norm, name: norm in MODELS[name].needs().norms,
-        "model.norm must be none for {1}, got {0!r}",
-    ),
-    Relation(
         ("compact_training", "algorithm.name"),
         lambda compact, name: not compact or ALGORITHMS[name].has_masks,
         "compact_training must be false with algorithm.name {1}, which has no masks",
     ),
-    Relation(
-        ("client.lr_min", "client.lr"),
-        lambda lr_min, lr: lr_min <= lr,
-        "client.lr_min must be at most client.lr = {1}, got {0}",
-    ),
-    Relation(
-        ("client.momentum", "client.optimizer"),
-        lambda momentum, optimizer: momentum == 0 or optimizer in _LINEAR,
-        "client.momentum must be 0 with client.optimizer {1}, got {0}",
-    ),
-    Relation(
-        ("client.optimizer", "algorithm.name"),
-        lambda optimizer, name: (
-            optimizer in _LINEAR or not ALGORITHMS[name].needs_step_mass
-        ),
-        f"client.optimizer must be {' or '.join(_LINEAR)} with algorithm.name {{1}}, "
-        "got {0!r}: {1} divides by the step mass, which only optimisers linear in the "
-        "gradient have",
-    ),
-    Relation(
-        ("client.optimizer", "algorithm.base"),
-        lambda optimizer, base: (
-            optimizer in _LINEAR or not ALGORITHMS[base].needs_step_mass
-        ),
-        f"client.optimizer must be {' or '.join(_LINEAR)} with algorithm.base {{1}}, "
-        "got {0!r}",
-    ),
-    Relation(
-        ("algorithm.server_store", "algorithm.base"),
-        lambda store, base: store in MASKED_BASES[base].stores,
-        "algorithm.server_store must be dense with algorithm.base {1}, got {0!r}",
-    ),
-    Relation(
-        ("algorithm.threshold_scope", "algorithm.mask_schedule"),
-        lambda scope, schedule: scope == "global" or schedule != "agreement",
-        "algorithm.threshold_scope must be global with algorithm.mask_schedule {1}, "
-        "got {0!r}",
-    ),
-    Relation(
-        ("algorithm.byte_time", "algorithm.mac_time"),
-        lambda byte_time, mac_time: byte_time + mac_time > 0,
-        "algorithm.byte_time must be above 0 if algorithm.mac_time is 0, got {0}",
-    ),
-    Relation(
-        ("algorithm.control_divisor", "algorithm.control_weights"),
-        lambda divisor, weights: divisor == "num_clients" or weights == "uniform",
-        "algorithm.control_divisor must be num_clients with "
-        "algorithm.control_weights {1}, got {0!r}",
-    ),
+    _step_mass("algorithm.name"),
 )
+"""The relations of every configuration that cross sections or come from its kinds."""
+
+
+def relations_for(values: Mapping[str, Any]) -> list[Relation]:
+    """Lists the relations between the fields of a configuration.
+
+    Args:
+      values: dotted name -> value; `model.name` and `algorithm.name` select what is
+        theirs, nothing if they are unknown.
+    """
+    found = list(RELATIONS)
+    for section, relations in RELATED.items():
+        found += [relation.within(section) for relation in relations]
+    found += _of_model(values.get("model.name"))
+    found += _of_algorithm(values.get("algorithm.name"))
+    return found
+
+
+def _of_model(name: Any) -> list[Relation]:
+    if SECTIONS["model"]["name"].unmet(name):
+        return []
+    needs = MODELS[name].needs()
+    images = Relation(
+        ("data.name", "data.size"),
+        lambda data, size: (
+            DATASETS[data].kind != needs.kind
+            or all(needs.sides.holds(size or n) for n in DATASETS[data].image_shape[:2])
+        ),
+        f"model.name {name} needs images {needs.sides.text}, got data.name {{0!r}} "
+        "and data.size {1}",
+    )
+    return [images, *(r.within("model") for r in needs.relations(name))]
+
+
+def _of_algorithm(name: Any) -> list[Relation]:
+    if ALGORITHM.unmet(name):
+        return []
+    entry = ALGORITHMS[name]
+    found = [relation.within("algorithm") for relation in relations_of(entry.build)]
+    if entry.base_field:
+        found.append(_step_mass(f"algorithm.{entry.base_field}"))
+    return found

@@ -22,10 +22,12 @@ from fedjax_prune.fields import (
     SHARE,
     TYPES,
     Field,
+    Relation,
     Rule,
     at_least,
     fields_of,
     one_of,
+    relations_of,
 )
 from fedjax_prune.models import MODELS
 from fedjax_prune.models.costs import FlopsTarget
@@ -174,6 +176,13 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
 """Section ("" for the top level) -> its fields; `algorithm` is not included."""
 
 ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
+
+
+RELATED: Mapping[str, tuple[Relation, ...]] = {
+    "client": relations_of(make_solver),
+    "server": relations_of(make_server_tx),
+}
+"""Section -> the relations between its fields, with the names of its builder."""
 
 
 def algorithm_fields(name: Any) -> dict[str, Field]:

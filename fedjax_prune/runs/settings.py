@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_prune.fields import Field
-from fedjax_prune.runs.relations import RELATIONS
+from fedjax_prune.runs.relations import relations_for
 from fedjax_prune.runs.sections import ALGORITHM, SECTIONS, algorithm_fields
 
 
@@ -138,10 +138,11 @@ def problems(config: Any) -> list[str]:
         elif unmet := field.unmet(values[name]):
             found[name] = f"{name} must be {unmet}, got {values[name]!r}"
     related = [
-        relation.text.format(*(values[name] for name in relation.fields))
-        for relation in RELATIONS
+        unmet
+        for relation in relations_for(values)
+        # The rest is skipped: a field has a mistake already or is missing.
         if all(name in values and name not in found for name in relation.fields)
-        and not relation.holds(*(values[name] for name in relation.fields))
+        and (unmet := relation.unmet(values))
     ]
     return [found[name] for name in sorted(found)] + related
 

@@ -43,7 +43,7 @@ from tests.layered import LR, build, layered_task
         ),
         (
             {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
-            "threshold_scope must be global with agreement, got 'per_tensor'",
+            "threshold_scope must be global with mask_schedule agreement, got 'per_t",
         ),
     ],
 )

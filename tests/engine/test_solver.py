@@ -110,12 +110,15 @@ def test_adam_steps_and_has_no_mass():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
-        ({"lr_min": 0.2}, r"lr_min must be in \[0, lr = 0.1\], got 0.2"),
+        ({"lr_min": 0.2}, r"lr_min must be at most lr = 0.1, got 0.2"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
         ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, got 'sdg'"),
         ({"lr_schedule": "exp"}, "lr_schedule must be one of cosine_epoch, .* 'exp'"),
-        ({"optimizer": "adam", "momentum": 0.9}, "momentum must be 0 with adam"),
+        (
+            {"optimizer": "adam", "momentum": 0.9},
+            "momentum must be 0 with optimizer adam, got 0.9",
+        ),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -17,6 +17,7 @@ from fedjax_prune.fields import (
     SEED,
     SHARE,
     Field,
+    Relation,
     above,
     at_least,
     at_most,
@@ -25,6 +26,8 @@ from fedjax_prune.fields import (
     fields_of,
     like,
     one_of,
+    related,
+    relations_of,
 )
 
 
@@ -204,6 +207,53 @@ def test_a_function_may_take_over_the_fields_of_another():
         other(1, epochs=1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'fields'"):
         other(1, fields=1)
+
+
+ORDERED = Relation(
+    ("low", "high"),
+    lambda low, high: low <= high,
+    "{low} must be at most {high} = {1}, got {0}",
+)
+
+
+@checked
+@related(ORDERED)
+def between(
+    low: Annotated[float, at_least(0), "Low."],
+    *,
+    high: Annotated[float, at_least(0), "High."] = 1.0,
+) -> float:
+    return high - low
+
+
+def test_a_checked_function_refuses_fields_that_do_not_fit_together():
+    assert (between(1.0), between(2.0, high=2.0), between(low=0, high=3)) == (0, 0, 3)
+    assert relations_of(between) == (ORDERED,) and relations_of(build) == ()
+    with pytest.raises(ValueError) as error:
+        between(2.0)  # more than the default of the other field
+    assert str(error.value) == "low must be at most high = 1.0, got 2.0."
+    with pytest.raises(ValueError, match="high must be at least 0, got -1"):
+        between(2.0, high=-1)  # a field's own rule comes first
+
+
+def test_relations_are_taken_over_with_the_fields():
+    @checked
+    @like(between, high=Field(float, at_least(0), "High.", 2.0))
+    def other(**fields):
+        return fields
+
+    assert other(low=2) == {"low": 2}
+    with pytest.raises(ValueError, match=r"low must be at most high = 2\.0, got 3"):
+        other(low=3)
+
+
+def test_a_relation_names_its_fields_as_they_are_shown():
+    assert ORDERED.unmet({"low": 1, "high": 1, "more": 0}) == ""
+    within = ORDERED.within("data")
+    assert within.fields == ("data.low", "data.high")
+    assert within.unmet({"data.low": 2, "data.high": 1}) == (
+        "data.low must be at most data.high = 1, got 2"
+    )
 
 
 def test_random_pruning_has_the_fields_of_autoflip():

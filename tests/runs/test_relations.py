@@ -1,16 +1,29 @@
 """Fields that must fit together, and what models and algorithms declare."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.algorithms import ALGORITHMS, Algorithm, fedavg
+from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.fields import (
+    Relation,
+    at_least,
+    checked,
+    fields_of,
+    related,
+    relations_of,
+)
 from fedjax_prune.models import MODELS
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.runs import settings
-from fedjax_prune.runs.relations import RELATIONS
+from fedjax_prune.runs.relations import relations_for
+from fedjax_prune.runs.sections import RELATED
 from tests import toys
 
 
@@ -21,48 +34,99 @@ def problems(fields, algorithm="scaffold"):
 
 
 def test_relations_are_about_fields_that_exist():
-    fields = set()
     for algorithm in ALGORITHMS:
-        fields |= settings.declared({"algorithm.name": algorithm}).keys()
-    assert {name for relation in RELATIONS for name in relation.fields} <= fields
+        for model in MODELS:
+            values = {"algorithm.name": algorithm, "model.name": model}
+            named = {name for r in relations_for(values) for name in r.fields}
+            assert named <= settings.declared(values).keys()
 
 
-@pytest.mark.parametrize(
-    ("fields", "algorithm", "part"),
-    [
-        ({"client.optimizer": "adam"}, "fednova", "step mass"),
-        ({"client.optimizer": "adam"}, "scaffold", "step mass"),
-        (
-            {"client.optimizer": "adam", "client.momentum": 0.9},
-            "fedavg",
-            "client.momentum must be 0 with client.optimizer adam, got 0.9",
-        ),
-        ({"data.num_train": 50}, "fedavg", "data.min_size must be at most"),
-        ({"data.num_train": 5}, "fedavg", "at least data.num_clients = 10, got 5"),
-        ({"data.name": "mnist"}, "fedavg", "multiples of 32, got data.name 'mnist'"),
-        (
-            {"data.name": "mnist", "model.name": "cnn", "data.normalize": "cifar10"},
-            "fedavg",
-            "data.normalize must be none for mnist",
-        ),
-        (
-            {"data.partitioner": "shards", "data.classes_per_client": 11},
-            "fedavg",
-            "number of classes of cifar10, got 11",
-        ),
-        (
-            {
-                "algorithm.control_weights": "size",
-                "algorithm.control_divisor": "m_legacy",
-            },
-            "scaffold",
-            "algorithm.control_divisor must be num_clients",
-        ),
-    ],
-)
-def test_fields_that_do_not_fit_together(fields, algorithm, part):
-    (message,) = problems(fields, algorithm)
-    assert part in message
+def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
+    for unknown in ("nope", None, ["scaffold"]):
+        values = {"algorithm.name": unknown, "model.name": unknown}
+        assert relations_for(values) == relations_for({})
+
+
+BROKEN = [
+    ("client", "make_solver", {"lr_min": 0.2}),
+    ("client", "make_solver", {"optimizer": "adam", "momentum": 0.9}),
+    (
+        "algorithm",
+        "scaffold",
+        {"control_divisor": "m_legacy", "control_weights": "size"},
+    ),
+    ("algorithm", "prunefl", {"byte_time": 0.0, "mac_time": 0.0}),
+    ("algorithm", "autoflip", {"base": "scaffold", "server_store": "sparse"}),
+    (
+        "algorithm",
+        "autoflip",
+        {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
+    ),
+]
+"""Section, builder, and values that break one of the relations declared beside it."""
+
+
+def call(section, builder, values):
+    if section == "client":
+        return make_solver(**values)
+    task = toys.linear_task((4, 4, 1), 3)
+    return ALGORITHMS[builder](task, make_solver(), make_server_tx(), **values)
+
+
+@pytest.mark.parametrize(("section", "builder", "values"), BROKEN)
+def test_builder_and_settings_refuse_a_relation_in_the_same_words(
+    section, builder, values
+):
+    with pytest.raises(ValueError) as error:
+        call(section, builder, values)
+    fields = {f"{section}.{name}": value for name, value in values.items()}
+    (message,) = problems(fields, "fedavg" if section == "client" else builder)
+    assert message.startswith(f"{section}.")
+    assert message.replace(f"{section}.", "") + "." == str(error.value)
+
+
+def test_each_declared_relation_is_broken_by_an_example():
+    builders = {("client", "make_solver"): make_solver}
+    builders |= {("algorithm", name): a.build for name, a in ALGORITHMS.items()}
+    declared = {r for builder in builders.values() for r in relations_of(builder)}
+    assert declared >= {r for relations in RELATED.values() for r in relations}
+    broken = set()
+    for section, name, values in BROKEN:
+        builder = builders[section, name]
+        defaults = {name: f.default for name, f in fields_of(builder).items()}
+        found = [r for r in relations_of(builder) if r.unmet(defaults | values)]
+        assert len(found) == 1
+        broken |= {*found}
+    assert broken == declared
+
+
+def test_an_algorithm_brings_its_relations_with_its_entry(monkeypatch):
+    ordered = Relation(
+        ("low", "high"),
+        lambda low, high: low <= high,
+        "{low} must be at most {high} = {1}, got {0}",
+    )
+
+    @checked
+    @related(ordered)
+    def narrow(
+        task,
+        solver,
+        server_tx,
+        *,
+        low: Annotated[float, at_least(0), "Low."] = 0.1,
+        high: Annotated[float, at_least(0), "High."] = 0.2,
+    ):
+        return fedavg(task, solver, server_tx)
+
+    monkeypatch.setitem(ALGORITHMS, "narrow", Algorithm(narrow))
+    assert problems({}, "narrow") == []
+    assert problems({"algorithm.low": 0.5}, "narrow") == [
+        "algorithm.low must be at most algorithm.high = 0.2, got 0.5"
+    ]
+    with pytest.raises(ValueError) as error:
+        call("algorithm", "narrow", {"low": 0.5})
+    assert str(error.value) == "low must be at most high = 0.2, got 0.5."
 
 
 TEXT = {
@@ -99,6 +163,23 @@ def test_text_needs_a_model_that_reads_text(fields, message):
     assert all(message in sentence for sentence in found)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "field"),
+    [({"norm": "bn"}, "norm"), ({"gates": GateSettings(keep_ratio=0.5)}, "gated")],
+)
+def test_model_and_settings_refuse_a_need_in_the_same_words(attributes, field):
+    model = MODELS["next_char_lstm"]
+    needs = {name for r in model.needs().relations("name") for name in r.fields}
+    assert needs == {"norm", "gated"}
+    with pytest.raises(ValueError) as error:
+        model(num_classes=5, **attributes)
+    value = attributes.get(field, True)
+    (message,) = problems(TEXT | {f"model.{field}": value}, "fedavg")
+    assert message.startswith(f"model.{field} must be ")
+    said = message.removeprefix("model.").replace("next_char_lstm", "NextCharLSTM")
+    assert str(error.value) == f"{said}."
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("side", [3, 24, 32])
 def test_a_model_takes_exactly_the_sizes_that_it_declares(model, side):
@@ -125,6 +206,21 @@ def test_a_model_takes_exactly_the_sizes_that_it_declares(model, side):
                 jax.random.key(0), images, train=False, example_mask=jnp.ones(1, bool)
             )
         )
+
+
+def test_a_field_that_names_a_base_names_algorithms():
+    found = {name: a.base_field for name, a in ALGORITHMS.items() if a.base_field}
+    assert found == {"autoflip": "base", "random_pruning": "base"}
+    assert MASKED_BASES.keys() <= ALGORITHMS.keys()
+    task, adam = toys.linear_task((4, 4, 1), 3), make_solver(optimizer="adam")
+    for name in found:
+        for base in MASKED_BASES:
+            values = {"algorithm.base": base, "client.optimizer": "adam"}
+            refused = bool(problems(values, name))
+            assert refused == ALGORITHMS[base].needs_step_mass
+            if refused:
+                with pytest.raises(ValueError, match="divides by the step mass"):
+                    ALGORITHMS[name](task, adam, make_server_tx(), base=base)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

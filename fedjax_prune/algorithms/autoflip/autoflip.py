@@ -57,7 +57,16 @@ from fedjax_prune.engine.rounds import with_preparation
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.stopping import Monitor, Patience
 from fedjax_prune.engine.transforms import Mu
-from fedjax_prune.fields import DECAY, FRACTION, SHARE, at_least, checked, one_of
+from fedjax_prune.fields import (
+    DECAY,
+    FRACTION,
+    SHARE,
+    Relation,
+    at_least,
+    checked,
+    one_of,
+    related,
+)
 from fedjax_prune.pruning.guidance import NORMALIZATIONS
 from fedjax_prune.pruning.mask_rule import (
     STRUCTURED,
@@ -69,11 +78,7 @@ from fedjax_prune.pruning.mask_rule import (
     ThresholdScope,
     check_rule,
 )
-from fedjax_prune.pruning.masked_round import (
-    SERVER_STORES,
-    ServerStore,
-    masked,
-)
+from fedjax_prune.pruning.masked_round import ServerStore, masked
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     Task,
@@ -85,11 +90,11 @@ class MaskedBase(NamedTuple):
 
     Attributes:
       build: (task, solver, server_tx, mu) -> the algorithm.
-      stores: what `server_store` may be with it.
+      needs_dense: whether `server_store` must be dense with it.
     """
 
     build: Callable[..., FederatedAlgorithm]
-    stores: tuple[str, ...] = SERVER_STORES
+    needs_dense: bool = False
 
 
 MASKED_BASES = {
@@ -102,13 +107,25 @@ MASKED_BASES = {
     # A sparse server would forget controls that its clients keep.
     "scaffold": MaskedBase(
         lambda task, solver, server_tx, mu: scaffold(task, solver, server_tx),
-        ("dense",),
+        needs_dense=True,
     ),
 }
 """For each name, the algorithm that trains under the masks."""
 
 
 @checked
+@related(
+    Relation(
+        ("server_store", "base"),
+        lambda store, base: store == "dense" or not MASKED_BASES[base].needs_dense,
+        "{server_store} must be dense with {base} {1}, got {0!r}",
+    ),
+    Relation(
+        ("threshold_scope", "mask_schedule"),
+        lambda scope, schedule: scope == "global" or schedule != "agreement",
+        "{threshold_scope} must be global with {mask_schedule} {1}, got {0!r}",
+    ),
+)
 def autoflip(
     task: Task,
     solver: LocalSolver,
@@ -232,15 +249,6 @@ def autoflip(
       >>> algorithm.prepare.num_clients(10), algorithm.prepare.solver.epochs
       (3, 150)
     """
-    if server_store not in MASKED_BASES[base].stores:
-        allowed = " or ".join(MASKED_BASES[base].stores)
-        raise ValueError(
-            f"server_store must be {allowed} with base {base}, got {server_store!r}."
-        )
-    if mask_schedule == "agreement" and threshold_scope != "global":
-        raise ValueError(
-            f"threshold_scope must be global with agreement, got {threshold_scope!r}."
-        )
     exploration = Exploration(
         share=explorer_share,
         epochs=explore_epochs,
