@@ -28,6 +28,7 @@ from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import checked
 from fedjax_prune.pruning.mask_rule import (
+    DEFAULT_RULE,
     MaskRule,
     MinKeep,
     Threshold,
@@ -60,9 +61,9 @@ def fedsnip(
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    threshold: Threshold = 0.3,
-    threshold_scope: ThresholdScope = "global",
-    min_keep: MinKeep = 0.01,
+    threshold: Threshold = DEFAULT_RULE.threshold,
+    threshold_scope: ThresholdScope = DEFAULT_RULE.scope,
+    min_keep: MinKeep = DEFAULT_RULE.min_keep,
 ) -> FederatedAlgorithm:
     """Builds FedSNIP on FedAvg.
 

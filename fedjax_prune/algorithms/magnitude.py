@@ -26,6 +26,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import at_least, checked, one_of
 from fedjax_prune.pruning.mask_rule import (
+    DEFAULT_RULE,
     GuardedMasks,
     MaskRule,
     MinKeep,
@@ -51,13 +52,13 @@ def magnitude(
     solver: LocalSolver,
     server_tx: optax.GradientTransformation,
     *,
-    threshold: Threshold = 0.3,
-    threshold_scope: ThresholdScope = "global",
-    min_keep: MinKeep = 0.01,
+    threshold: Threshold = DEFAULT_RULE.threshold,
+    threshold_scope: ThresholdScope = DEFAULT_RULE.scope,
+    min_keep: MinKeep = DEFAULT_RULE.min_keep,
     structured_rule: Annotated[
         str, one_of(("off", "keep_ratio")), "Which channels are removed, too."
     ] = "off",
-    structured_density: StructuredDensity = 0.1,
+    structured_density: StructuredDensity = DEFAULT_RULE.density,
     warmup_rounds: Annotated[
         int, at_least(0), "Rounds without pruning before the mask is made."
     ] = 0,

@@ -63,7 +63,8 @@ class GuardedMasks(NamedTuple):
 class MaskRule(NamedTuple):
     """The settings by which deviations become masks, AutoFLIP's steps 8 to 17.
 
-    They are fields of the algorithms that have a rule, and are checked there.
+    They are fields of the algorithms that have a rule, and are checked there; the
+    defaults of these fields are declared here.
 
     Attributes:
       prunable: a bool for each array.
@@ -129,6 +130,10 @@ class MaskRule(NamedTuple):
                     kept, scores, groups, share=self.share, residual=self.residual
                 )
         return GuardedMasks(kept, jnp.asarray(guarded, jnp.int32))
+
+
+DEFAULT_RULE = MaskRule(prunable={}, groups=())
+"""A rule with all defaults, from which the algorithms' fields take theirs."""
 
 
 def check_rule(rule: MaskRule) -> None:

@@ -69,6 +69,7 @@ from fedjax_prune.fields import (
 )
 from fedjax_prune.pruning.guidance import NORMALIZATIONS
 from fedjax_prune.pruning.mask_rule import (
+    DEFAULT_RULE,
     STRUCTURED,
     MaskRule,
     MinKeep,
@@ -112,6 +113,8 @@ MASKED_BASES = {
 }
 """For each name, the algorithm that trains under the masks."""
 
+_EXPLORATION, _AGREEMENT = Exploration(), schedules.Agreement()
+
 
 @checked
 @related(
@@ -137,23 +140,23 @@ def autoflip(
     mu: Mu = 0.01,
     explorer_share: Annotated[
         float, SHARE, "Share of the clients that explore, p_X [C]."
-    ] = 1.0,
+    ] = _EXPLORATION.share,
     explore_epochs: Annotated[
         int, at_least(1), "Epochs of an explorer at most [C]."
-    ] = 150,
-    explore_patience: Patience = 40,
-    explore_monitor: Monitor = "epoch",
+    ] = _EXPLORATION.epochs,
+    explore_patience: Patience = _EXPLORATION.patience,
+    explore_monitor: Monitor = _EXPLORATION.monitor,
     explore_base: Annotated[
         str,
         one_of(EXPLORE_BASES),
         "Where deviations are measured from, w^0 [R] or, warm, where the explorer is "
         "after one epoch [C].",
-    ] = "init",
+    ] = _EXPLORATION.base,
     explorer_weighting: Annotated[
         str,
         one_of(WEIGHTINGS),
         "Weight of an explorer, the same for all [C] or by its examples.",
-    ] = "uniform",
+    ] = _EXPLORATION.weighting,
     start_from: Annotated[
         str,
         one_of(START_FROM),
@@ -164,9 +167,9 @@ def autoflip(
         one_of(NORMALIZATIONS),
         "How each array's deviations become guidance; minmax, robust [C], rank, none "
         "[R].",
-    ] = "minmax",
-    threshold: Threshold = 0.3,
-    threshold_scope: ThresholdScope = "global",
+    ] = DEFAULT_RULE.normalization,
+    threshold: Threshold = DEFAULT_RULE.threshold,
+    threshold_scope: ThresholdScope = DEFAULT_RULE.scope,
     prune_biases: Annotated[
         bool, "Whether biases and norms are pruned, too [C]."
     ] = False,
@@ -175,15 +178,15 @@ def autoflip(
         "Shell patterns of arrays, conv1/*, that are not pruned, except for weights "
         "that read removed channels; their own channels stay.",
     ] = (),
-    min_keep: MinKeep = 0.01,
+    min_keep: MinKeep = DEFAULT_RULE.min_keep,
     structured_rule: Annotated[
         str, one_of(STRUCTURED), "Which channels are removed, too [R]."
-    ] = "keep_ratio",
-    structured_density: StructuredDensity = 0.1,
+    ] = DEFAULT_RULE.structured,
+    structured_density: StructuredDensity = DEFAULT_RULE.density,
     structured_share: Annotated[
         float, DECAY, "T_s of guidance_l1, share of each layer's channels that go [R]."
-    ] = 0.0,
-    structured_residual: StructuredResidual = False,
+    ] = DEFAULT_RULE.share,
+    structured_residual: StructuredResidual = DEFAULT_RULE.residual,
     mask_schedule: Annotated[
         str,
         one_of(schedules.MASK_SCHEDULES),
@@ -195,29 +198,29 @@ def autoflip(
     ] = 0,
     agreement_rate: Annotated[
         float, SHARE, "Rate of the smoothing of agreement, rho [R]."
-    ] = 0.1,
+    ] = _AGREEMENT.rate,
     agreement_power: Annotated[
         float, at_least(0), "Power of the agreement in the score, gamma [R]."
-    ] = 1.0,
+    ] = _AGREEMENT.power,
     agreement_change: Annotated[
         float,
         FRACTION,
         "Share of the entries that an update by agreement may change, zeta [R].",
-    ] = 0.05,
+    ] = _AGREEMENT.max_change,
     agreement_source: Annotated[
         str,
         one_of(schedules.SOURCES),
         "What agreement is taken of, votes of the exploration or signs of live updates "
         "[R].",
-    ] = "votes",
+    ] = _AGREEMENT.source,
     threshold_start: Annotated[
         float, DECAY, "T_init, where the ramp of agreement's threshold begins [R]."
-    ] = 0.0,
+    ] = _AGREEMENT.threshold_start,
     threshold_ramp: Annotated[
         int,
         at_least(0),
         "Rounds until agreement's threshold is reached; 0 for no ramp.",
-    ] = 0,
+    ] = _AGREEMENT.ramp,
     server_store: ServerStore = "dense",
 ) -> FederatedAlgorithm:
     """Builds AutoFLIP. The defaults follow version 3 of the paper.

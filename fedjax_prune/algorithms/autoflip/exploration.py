@@ -55,6 +55,8 @@ WEIGHTINGS = ("uniform", "samples")
 class Exploration(NamedTuple):
     """The settings of an exploration: fields of `autoflip`, and checked there.
 
+    Their defaults are declared here, and `autoflip` reads them.
+
     Attributes:
       share: of the clients, how many explore.
       epochs: of an explorer, at most.

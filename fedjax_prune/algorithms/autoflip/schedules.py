@@ -76,6 +76,8 @@ class Schedule(NamedTuple):
 class Agreement(NamedTuple):
     """The settings of `agreement`: fields of `autoflip`, and checked there.
 
+    Their defaults are declared here, and `autoflip` reads them.
+
     Attributes:
       rate: rho, of the smoothing.
       power: gamma, of the agreement in the score.
