@@ -1,6 +1,9 @@
 """Functions that read labelled images into memory, as numpy arrays."""
 
+import functools
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,43 @@ import numpy as np
 from fedjax_prune.data import prepared
 from fedjax_prune.data.datasets import DATASETS, DataError, DatasetInfo, resolve_count
 from fedjax_prune.types import Dataset
+
+_CHUNK_BYTES = 2**24
+"""Bytes of the float32 images that `resize` scales at once, if one is not larger."""
+
+
+def count_examples(
+    name: str, data_dir: str = "", *, num_train: int = 0, num_test: int = 0
+) -> tuple[int, int]:
+    """Counts the examples that `load` reads, before it reads any of them.
+
+    Args:
+      name: as in `load`.
+      data_dir: as in `load`.
+      num_train: as in `load`.
+      num_test: as in `load`.
+
+    Returns:
+      The numbers of training and test examples.
+
+    Raises:
+      ValueError, DataError: as `load`.
+
+    Examples:
+      >>> count_examples("digits", num_test=100)
+      (1442, 100)
+    """
+    if _info(name).tfds_name:
+        version = _version(name, data_dir)
+        with _telling_of(name, version):
+            splits = prepared.open_version(version).info.splits
+            stored = [splits[split].num_examples for split in ("train", "test")]
+    else:
+        stored = [len(part.labels) for part in _digits()]
+    return (
+        resolve_count(name, "train", num_train, stored[0]),
+        resolve_count(name, "test", num_test, stored[1]),
+    )
 
 
 def load(
@@ -43,42 +83,19 @@ def load(
       >>> train.images.shape, test.labels.shape
       ((1442, 8, 8, 1), (100,))
     """
-    if name not in DATASETS:
-        known = ", ".join(DATASETS)
-        raise ValueError(f"name must be one of {known}, got {name!r}.")
-    info = DATASETS[name]
-    if info.by_client:
-        raise ValueError(f"{name} has no test set: read it with load_by_client.")
+    info = _info(name)
+    counts = count_examples(name, data_dir, num_train=num_train, num_test=num_test)
     if not info.tfds_name:
         train, test = _digits()
-        return (
-            _first(train, resolve_count(name, "train", num_train, len(train.labels))),
-            _first(test, resolve_count(name, "test", num_test, len(test.labels))),
-        )
-    folder = Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
-    version = prepared.find_version(info.tfds_name, folder)
-    version = version or prepared.prepare(info.tfds_name, folder)
-    counts = {"train": num_train, "test": num_test}
-    try:
+        return _first(train, counts[0]), _first(test, counts[1])
+    version = _version(name, data_dir)
+    with _telling_of(name, version):
         builder = prepared.open_version(version)
-        for split, count in counts.items():
-            stored = builder.info.splits[split].num_examples
-            counts[split] = resolve_count(name, split, count, stored)
         train, test = (
             prepared.read_split(builder, split, info.image_shape, count)
-            for split, count in counts.items()
+            for split, count in zip(("train", "test"), counts, strict=True)
         )
         return _upright(info, *train), _upright(info, *test)
-    except DataError:
-        raise
-    except Exception as error:
-        # Damaged files raise any error of TFDS, array_record, protobuf or Pillow.
-        raise DataError(
-            f"cannot read {name} in {version}: {error}. Remove that folder and "
-            f"prepare it again: {prepared.command(info.tfds_name, folder)}"
-        ) from error
 
 
 def resize(dataset: Dataset, size: int) -> Dataset:
@@ -91,17 +108,44 @@ def resize(dataset: Dataset, size: int) -> Dataset:
     Returns:
       The Dataset with uint8 images [num_examples, size, size, channels].
     """
-    count, _, _, channels = dataset.images.shape
-    images = np.empty((count, size, size, channels), np.uint8)
-    scale = jax.jit(
-        lambda x: jnp.round(
-            jax.image.resize(x, (len(x), size, size, channels), "linear")
-        )
-    )
-    for start in range(0, count, 1000):
-        part = dataset.images[start : start + 1000].astype(np.float32)
-        images[start : start + 1000] = np.clip(scale(part), 0, 255)
+    count, *shape = dataset.images.shape
+    images = np.empty((count, size, size, shape[-1]), np.uint8)
+    chunk = min(count, max(1, _CHUNK_BYTES // _scaled_bytes(shape, size)))
+    for start in range(0, count, chunk):
+        # The last chunk begins early, so that all of them have one shape.
+        part = slice(min(start, count - chunk), min(start + chunk, count))
+        images[part] = _scale(dataset.images[part], size)
     return dataset._replace(images=images)
+
+
+def resized_bytes(count: int, shape: Sequence[int], size: int) -> int:
+    """Bytes that `resize` takes: the new images, and what it holds meanwhile.
+
+    Args:
+      count: number of images.
+      shape: (height, width, channels) of an image before.
+      size: new height and width.
+
+    Examples:
+      >>> resized_bytes(1797, (8, 8, 1), 3000)  # 9 MB and, for one image, 4 * 36 MB
+      16317000000
+    """
+    chunk = max(_CHUNK_BYTES, _scaled_bytes(shape, size))
+    # XLA holds the results of both products and of the transposition after them.
+    return count * size * size * shape[-1] + 4 * chunk
+
+
+def _scaled_bytes(shape: Sequence[int], size: int) -> int:
+    """Bytes of an image as float32, before or after it is scaled."""
+    height, width, channels = shape
+    return 4 * max(height, size) * max(width, size) * channels
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _scale(images: jax.Array, size: int) -> jax.Array:
+    shape = (len(images), size, size, images.shape[-1])
+    scaled = jax.image.resize(images.astype(np.float32), shape, "linear")
+    return jnp.clip(jnp.round(scaled), 0, 255).astype(np.uint8)
 
 
 def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:
@@ -155,6 +199,42 @@ def _check_all(field: str, wanted: str, values: np.ndarray, bad: np.ndarray) -> 
         raise ValueError(
             f"{field} must be {wanted}, got {values[index]} at index {where}."
         )
+
+
+def _info(name: str) -> DatasetInfo:
+    """Looks up a data set that has a test set."""
+    if name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}.")
+    if DATASETS[name].by_client:
+        raise ValueError(f"{name} has no test set: read it with load_by_client.")
+    return DATASETS[name]
+
+
+def _version(name: str, data_dir: str) -> Path:
+    """Finds or prepares the folder of a TFDS set."""
+    tfds_name = DATASETS[name].tfds_name
+    folder = Path(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    ).expanduser()
+    version = prepared.find_version(tfds_name, folder)
+    return version or prepared.prepare(tfds_name, folder)
+
+
+@contextmanager
+def _telling_of(name: str, version: Path) -> Iterator[None]:
+    """Turns any error into one that says how to replace the folder.
+
+    Damaged files raise any error of TFDS, array_record, protobuf or Pillow.
+    """
+    try:
+        yield
+    except Exception as error:
+        tfds_name = DATASETS[name].tfds_name
+        folder = version.parents[len(Path(tfds_name).parts)]
+        raise DataError(
+            f"cannot read {name} in {version}: {error}. Remove that folder and "
+            f"prepare it again: {prepared.command(tfds_name, folder)}"
+        ) from error
 
 
 def _digits() -> tuple[Dataset, Dataset]:

@@ -178,7 +178,7 @@ def _step_bytes(experiment: Experiment) -> int:
         return jax.grad(loss, (0, 1))(variables.params, variables.personal)
 
     batch_size = experiment.config.client.batch_size
-    batch = jax.eval_shape(lambda: first_batch(experiment.data.train, batch_size))
+    batch = _batch_like(experiment.data.train, batch_size)
     key = jax.random.key(0)
     variables = jax.eval_shape(learning.task.init, key)
     return peak_bytes(gradient, variables, batch, key)
@@ -192,7 +192,7 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     """
     task, test = experiment.learning.task, experiment.data.test
     batch_size = min(BATCH_SIZE, len(test.labels))
-    images = jax.eval_shape(lambda: first_batch(test, batch_size).images)
+    images = _batch_like(test, batch_size).images
     variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     return 5 * peak_bytes(task.predict, variables, images) // 4
 
@@ -283,6 +283,14 @@ def images_per_second(experiment: Experiment, lanes: int) -> float:
         state = jax.block_until_ready(run(state))
         seconds.append(time.monotonic() - began)
     return lanes * config.client.batch_size / float(np.median(seconds))
+
+
+def _batch_like(dataset: Dataset, batch_size: int) -> Batch:
+    """The shapes of a batch; it makes no arrays, because they may not fit."""
+    images, labels = (
+        jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in dataset
+    )
+    return Batch(images, labels, jax.ShapeDtypeStruct((batch_size,), np.bool))
 
 
 def first_batch(dataset: Dataset, batch_size: int) -> Batch:

@@ -1,16 +1,19 @@
 """Builds the parts of a run from its configuration: data, and what it learns with."""
 
+import bisect
+import math
 import os
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.datasets import DATASETS, resolve_count
-from fedjax_prune.data.load import load, resize
+from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.validation import holdout, matched_test
-from fedjax_prune.runs.learning import Learning, image_shape_of, make_learning
+from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
 
@@ -73,21 +76,27 @@ def build(config: Config) -> Experiment:
 def load_data(config: Config) -> RunData:
     """Loads the data of a run and deals it to clients.
 
+    Whether resized images fit the memory is known before any image is read; for a data
+    set that comes with its clients, after reading and before resizing.
+
     Raises:
       DataError: if the data set cannot be read.
       SettingsError: if the examples cannot be split as asked or do not fit the memory.
     """
     if DATASETS[config.data.name].by_client:
         train, test, population, validation = _by_client(config)
+        if config.data.size:
+            _check_size(config, len(train.labels) + len(test.labels))
         train, test = _resized(config, train, test)
     else:
-        train, test = load(
-            config.data.name,
-            config.data.dir,
-            num_train=config.data.num_train,
-            num_test=config.eval.num_examples,
-        )
-        train, test = _resized(config, train, test)
+        name, folder = config.data.name, config.data.dir
+        counts = {
+            "num_train": config.data.num_train,
+            "num_test": config.eval.num_examples,
+        }
+        if config.data.size:
+            _check_size(config, sum(count_examples(name, folder, **counts)))
+        train, test = _resized(config, *load(name, folder, **counts))
         try:
             population, validation = _split(config, train, test)
         except ValueError as error:
@@ -117,25 +126,40 @@ def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population
 
 
 def _resized(config: Config, train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
-    """Both data sets at `data.size` pixels a side.
+    """Both data sets at `data.size` pixels a side."""
+    size = config.data.size
+    return (resize(train, size), resize(test, size)) if size else (train, test)
+
+
+def _check_size(config: Config, count: int) -> None:
+    """Refuses a `data.size` whose images do not fit the machine's memory.
+
+    Args:
+      config: of the run.
+      count: training and test examples.
 
     Raises:
-      SettingsError: if they would not fit the machine's memory.
+      SettingsError: if they do not fit; it says which size does.
     """
-    size = config.data.size
-    if not size:
-        return train, test
-    count = len(train.labels) + len(test.labels)
-    needed, available = count * int(np.prod(image_shape_of(config))), machine_bytes()
-    if needed > available:
+    shape, size = DATASETS[config.data.name].image_shape, config.data.size
+    # A device that is a CPU keeps its copy of the images in the same memory.
+    copies = int(jax.local_devices()[0].platform == "cpu")
+
+    def needed(size: int) -> int:
+        each = math.prod(shape) + copies * size * size * shape[-1]
+        return count * each + resized_bytes(count, shape, size)
+
+    available = machine_bytes()
+    if needed(size) > available:
+        fitting = bisect.bisect_right(range(1, size), available, key=needed)
         raise SettingsError(
             [
-                f"data.size {size} makes {count:,} images of {needed / 1e9:,.1f} GB, "
-                f"and this machine has {available / 1e9:,.1f} GB: take a smaller "
-                "data.size, data.num_train or eval.num_examples"
+                f"data.size must be at most {fitting} for {count:,} images in the "
+                f"{available / 1e9:,.1f} GB of this machine, got {size}, which takes "
+                f"{needed(size) / 1e9:,.1f} GB: take a smaller data.size, "
+                "data.num_train or eval.num_examples"
             ]
         )
-    return resize(train, size), resize(test, size)
 
 
 def machine_bytes() -> int:

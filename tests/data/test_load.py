@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fedjax_prune.data.datasets import DATASETS, DataError
-from fedjax_prune.data.load import load
+from fedjax_prune.data.load import count_examples, load
 
 VERSIONS = {"cifar10": "3.0.2", "mnist": "3.0.1", "emnist": "3.1.0"}
 
@@ -261,6 +261,17 @@ def test_damaged_files_are_named(tmp_path, file_format, damage):
         load("mnist", str(tmp_path))
     assert str(folder) in str(caught.value)
     assert "tfds build mnist --file_format=array_record" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "emnist"])
+def test_examples_are_counted_before_they_are_read(tmp_path, name):
+    folder = prepare(tmp_path, name, make_splits(name))
+    for file in folder.glob("*array_record*"):
+        file.unlink()
+    assert count_examples(name, str(tmp_path)) == (7, 3)
+    assert count_examples(name, str(tmp_path), num_train=5, num_test=2) == (5, 2)
+    with pytest.raises(DataError, match="test examples of .*, got 4"):
+        count_examples(name, str(tmp_path), num_test=4)
 
 
 @pytest.mark.parametrize(

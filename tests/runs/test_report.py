@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_prune.runs import capacity, experiment, report, settings, train
+from fedjax_prune.runs import capacity, report, settings
 from fedjax_prune.runs.capacity import Chosen
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, make_model, start
-from fedjax_prune.runs.settings import SettingsError
 from tests.small_runs import pruned_config, tiny_config
 
 
@@ -107,18 +106,6 @@ def test_the_numbers_of_parameters_do_not_depend_on_their_precision():
         count = int(count.replace(",", ""))
         assert count == sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         assert f"({4 * count * 7 * 3 * 2 / 2**30:.3g} GiB by the paper" in text
-
-
-def test_images_beyond_the_memory_are_refused_before_they_are_made(
-    monkeypatch, tmp_path
-):
-    """1,797 digits of 3,000 pixels a side: 16.2 GB."""
-    monkeypatch.setattr(experiment, "machine_bytes", lambda: 8 * 10**9)
-    monkeypatch.setattr(experiment, "resize", None)
-    changes = {"data.size": 3000, "data.num_train": 0, "eval.num_examples": 0}
-    with pytest.raises(SettingsError, match=r"data.size 3000 makes 1,797 .* 16.2 GB"):
-        train.run(tiny_config(**changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_headline_is_that_of_the_run():
