@@ -179,6 +179,11 @@ class Relation(NamedTuple):
         return Relation(tuple(names.values()), self.holds, text)
 
 
+Count = Annotated[int, at_least(1), "A number of things."]
+Seed = Annotated[int, SEED, "A number that random draws depend on."]
+"""Parameters that many functions have and that `checked` checks."""
+
+
 def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
     """Lists the fields that a function or a record declares.
 

@@ -17,7 +17,7 @@ from fedjax_prune.data.load import as_dataset
 from fedjax_prune.data.population import pad
 from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.validation import holdout
-from fedjax_prune.fields import checked
+from fedjax_prune.fields import Seed, checked
 from fedjax_prune.types import Dataset, Population
 
 SYMBOLS = (
@@ -66,7 +66,7 @@ def load_by_client(
     num_clients: NumClients,
     *,
     num_train: int = 0,
-    seed: int,
+    seed: Seed,
 ) -> ByClient:
     """Reads a data set by client.
 
@@ -80,13 +80,13 @@ def load_by_client(
         enough examples to hold some out.
       num_train: number of examples after which the last client is cut, at most those
         of the clients drawn; 0 = all.
-      seed: seed of the draw and of what is held out.
+      seed: seed of the draw and of what is held out, in [0, 2^32).
 
     Returns:
       The examples and the clients that hold them.
 
     Raises:
-      ValueError: if the name is unknown or `num_clients` is below 1.
+      ValueError: if the name is unknown, or `num_clients` or `seed` is out of range.
       DataError: if files are missing or damaged, or if there are too few clients or
         examples.
 

@@ -7,6 +7,8 @@ Examples:
 
 from typing import Literal, NamedTuple
 
+from fedjax_prune.fields import TYPES
+
 
 class DataError(ValueError):
     """A data set is missing or cannot be read; the message says what to do.
@@ -67,15 +69,15 @@ def resolve_count(name: str, split: str, count: int, available: int) -> int:
       available: the number of examples that the split has.
 
     Raises:
-      DataError: if the count is out of range.
+      DataError: if the count is not a whole number or out of range.
     """
-    if not 0 <= count <= available:
+    if not TYPES[int].holds(count) or not 0 <= count <= available:
         field = {
             "train": "num_train (of a run: data.num_train)",
             "test": "num_test (of a run: eval.num_examples)",
         }[split]
         raise DataError(
             f"{field} must be in [0, {available}], the {split} examples of {name}, "
-            f"got {count}."
+            f"got {count!r}."
         )
     return count or available

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_prune.data import prepared
 from fedjax_prune.data.datasets import DATASETS, DataError, DatasetInfo, resolve_count
+from fedjax_prune.fields import Count, checked
 from fedjax_prune.types import Dataset
 
 _CHUNK_BYTES = 2**24
@@ -98,7 +99,8 @@ def load(
         return _upright(info, *train), _upright(info, *test)
 
 
-def resize(dataset: Dataset, size: int) -> Dataset:
+@checked
+def resize(dataset: Dataset, size: Count) -> Dataset:
     """Scales images to `size` times `size` pixels, with antialiasing.
 
     Args:
@@ -107,6 +109,9 @@ def resize(dataset: Dataset, size: int) -> Dataset:
 
     Returns:
       The Dataset with uint8 images [num_examples, size, size, channels].
+
+    Raises:
+      ValueError: if `size` is out of range.
     """
     count, *shape = dataset.images.shape
     images = np.empty((count, size, size, shape[-1]), np.uint8)
@@ -148,7 +153,8 @@ def _scale(images: jax.Array, size: int) -> jax.Array:
     return jnp.clip(jnp.round(scaled), 0, 255).astype(np.uint8)
 
 
-def as_dataset(images: Any, labels: Any, *, num_classes: int) -> Dataset:
+@checked
+def as_dataset(images: Any, labels: Any, *, num_classes: Count) -> Dataset:
     """Checks arrays and makes a Dataset of them.
 
     Args:

@@ -22,7 +22,7 @@ from fedjax_prune.data.splitting import (
     check_split,
     dirichlet_shares,
 )
-from fedjax_prune.fields import checked
+from fedjax_prune.fields import Seed, checked
 from fedjax_prune.types import Population
 
 MIN_SIZE = 10
@@ -220,7 +220,7 @@ def partition(
     labels: np.ndarray,
     num_clients: int,
     *,
-    seed: int,
+    seed: Seed,
     alpha: Alpha = 0.1,
     min_size: MinSize = MIN_SIZE,
     classes_per_client: ClassesPerClient = 2,
@@ -239,7 +239,7 @@ def partition(
       A Population: indices [num_clients, max_size] int32, sizes [num_clients] int32.
 
     Raises:
-      ValueError: if the name is unknown, a number is out of its range, or the split is
+      ValueError: if the name is unknown, an argument is out of range, or the split is
         impossible.
 
     Examples:

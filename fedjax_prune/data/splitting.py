@@ -5,12 +5,12 @@ from typing import Annotated
 
 import numpy as np
 
-from fedjax_prune.fields import Rule, above, at_least, checked
+from fedjax_prune.fields import above, at_least, checked
 
 NumClients = Annotated[int, at_least(1), "Clients in the population."]
 Alpha = Annotated[
     float,
-    Rule(above(0).holds, "finite and above 0"),
+    above(0),
     "Evenness of dirichlet, dirichlet_in_turn and quantity; small is uneven.",
 ]
 MinSize = Annotated[

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fedjax_prune.data.population import pad, to_population
+from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import Population
 
 
@@ -28,14 +29,15 @@ def class_counts(
     )
 
 
+@checked
 def matched_test(
     train_labels: np.ndarray,
     population: Population,
     test_labels: np.ndarray,
-    num_classes: int,
-    seed: int,
+    num_classes: Count,
+    seed: Seed,
     *,
-    size: int = 1000,
+    size: Count = 1000,
 ) -> Population:
     """Draws for each client test examples in its own class proportions.
 
@@ -48,18 +50,16 @@ def matched_test(
       population: the clients that hold the training examples.
       test_labels: [num_test_examples] integers in [0, num_classes).
       num_classes: at least 1.
-      seed: at least 0. A client's draw depends on (seed, client_id) alone.
+      seed: in [0, 2^32). A client's draw depends on (seed, client_id) alone.
       size: examples per client, at least 1.
 
     Returns:
       A Population of indices into the test set.
 
     Raises:
-      ValueError: if `size` is below 1, or if the test set has no example for some
-        client.
+      ValueError: if a number is out of range, or if the test set has no example for
+        some client.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}.")
     test_labels = np.asarray(test_labels)
     members = [np.flatnonzero(test_labels == label) for label in range(num_classes)]
     available = np.array([len(indices) for indices in members])
@@ -82,8 +82,9 @@ def matched_test(
     return to_population(parts, num_examples=len(test_labels))
 
 
+@checked
 def holdout(
-    population: Population, fraction: float, seed: int
+    population: Population, fraction: float, seed: Seed
 ) -> tuple[Population, Population]:
     """Sets a part of each client's examples aside.
 
@@ -91,13 +92,13 @@ def holdout(
       population: all clients.
       fraction: share set aside, in (0, 1). Its number of examples is rounded, but
         both parts have at least one.
-      seed: at least 0. A client's draw depends on (seed, client_id) alone.
+      seed: in [0, 2^32). A client's draw depends on (seed, client_id) alone.
 
     Returns:
       (train, validation) over the same examples, each in the original order.
 
     Raises:
-      ValueError: if `fraction` is out of range or a client has a single example.
+      ValueError: if a number is out of range or a client has a single example.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction}.")

@@ -3,10 +3,11 @@
 import chex
 import numpy as np
 
+from fedjax_prune.data.population import as_indices
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.engine.solver import BatchSize, Epochs
-from fedjax_prune.fields import checked
+from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import Cohort, Population
 
 
@@ -23,7 +24,7 @@ def num_steps(sizes: np.ndarray, epochs: Epochs, batch_size: BatchSize) -> np.nd
       [num_clients] integers.
 
     Raises:
-      ValueError: if `epochs` or `batch_size` is below 1.
+      ValueError: if `epochs` or `batch_size` is not a whole number or below 1.
 
     Examples:
       >>> num_steps(np.array([5, 8]), epochs=2, batch_size=4).tolist()
@@ -45,6 +46,9 @@ def make_cohort(
 
     Args:
       population: all clients, from `to_population`, which has checked their indices.
+        In one made by hand, an index beyond the data set is not noticed here, because
+        a population does not know how many examples there are; in a round it stands for
+        the last example.
       client_ids: [cohort_size] integers, distinct, in [0, num_clients).
       num_lanes: of each device, at least 1.
       epochs: local epochs, at least 1.
@@ -58,7 +62,7 @@ def make_cohort(
 
     Raises:
       ValueError: if there is no client, if a client is unknown, occurs twice, has no
-        examples, or if another argument is out of range.
+        examples or negative indices, or if another argument is out of range.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -72,7 +76,7 @@ def make_cohort(
     return make_groups(
         population,
         client_ids,
-        len(client_ids),
+        len(population.sizes),
         num_lanes,
         epochs=epochs,
         batch_size=batch_size,
@@ -80,11 +84,12 @@ def make_cohort(
     )[0]
 
 
+@checked
 def make_groups(
     population: Population,
     client_ids: np.ndarray,
-    group_size: int,
-    num_lanes: int,
+    group_size: Count,
+    num_lanes: Count,
     *,
     epochs: int,
     batch_size: int,
@@ -109,25 +114,15 @@ def make_groups(
     Raises:
       ValueError: as `make_cohort`.
     """
-    client_ids = np.asarray(client_ids, np.int32)
     num_clients = len(population.sizes)
-    if len(client_ids) == 0:
-        raise ValueError("client_ids must name at least 1 client, got none.")
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, got {group_size}.")
-    if client_ids.min() < 0 or client_ids.max() >= num_clients:
-        raise ValueError(
-            f"client_ids must be in [0, {num_clients}), got {client_ids.tolist()}."
-        )
+    client_ids = as_indices("client_ids", client_ids, num_clients, of="client")
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
     groups = np.array_split(client_ids, -(-len(client_ids) // group_size))
     block_size = placement.block_size(len(groups[0]))
+    _check_clients(population, client_ids)
+    all_indices = np.asarray(population.indices)
     all_sizes = np.asarray(population.sizes, np.int32)
-    if (empty_clients := client_ids[all_sizes[client_ids] < 1]).size:
-        raise ValueError(
-            f"client {empty_clients[0]} must have at least 1 example, got none."
-        )
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = all_sizes[ids]
@@ -146,7 +141,7 @@ def make_groups(
         return Cohort(
             client_ids=np.where(empty, np.int32(num_clients), ids[chosen]),
             sizes=np.where(empty, np.int32(0), sizes[chosen]),
-            indices=np.asarray(population.indices)[ids[chosen]],
+            indices=all_indices[ids[chosen]].astype(np.int32, copy=False),
             queues=queues,
             cohort_size=np.int32(len(client_ids)),
             cohort_examples=all_sizes[client_ids].sum(dtype=np.int32),
@@ -158,6 +153,27 @@ def make_groups(
     if len(cohorts) > 1:  # one compiled program runs all of them
         chex.assert_trees_all_equal_shapes_and_dtypes(*cohorts)
     return cohorts
+
+
+def _check_clients(population: Population, client_ids: np.ndarray) -> None:
+    """Refuses clients of a population made by hand that cannot be trained."""
+    indices, sizes = np.asarray(population.indices), np.asarray(population.sizes)
+    integers = all(np.issubdtype(x.dtype, np.integer) for x in (indices, sizes))
+    if not integers or indices.ndim != 2 or sizes.shape != indices.shape[:1]:
+        raise ValueError(
+            "population must have integers, indices [num_clients, max_size] and sizes "
+            f"[num_clients], got {indices.dtype}{list(indices.shape)} and "
+            f"{sizes.dtype}{list(sizes.shape)}."
+        )
+    own, most = sizes[client_ids], indices.shape[1]
+    if (wrong := np.flatnonzero((own < 1) | (own > most))).size:
+        raise ValueError(
+            f"client {client_ids[wrong[0]]} must have at least 1 example and at most "
+            f"{most}, the width of population.indices, got {own[wrong[0]]}."
+        )
+    rows = indices[client_ids]
+    for place in np.flatnonzero(((rows < 0) | (rows >= 2**31)).any(axis=1)):
+        as_indices(f"client {client_ids[place]}", rows[place], 2**31)
 
 
 def _lay_out(
@@ -202,8 +218,8 @@ def sample_cohort(
       population: all clients.
       cohort_size: at least 1, at most num_clients.
       num_lanes: of each device, at least 1.
-      seed: at least 0.
-      round: finished rounds, at least 0.
+      seed: in [0, 2^32).
+      round: finished rounds, in [0, 2^32).
       epochs: local epochs, at least 1.
       batch_size: at least 1.
       placement: of the round; a block for each of its devices.
@@ -234,8 +250,9 @@ def sample_cohort(
     )
 
 
+@checked
 def draw_clients(
-    population: Population, cohort_size: int, *, seed: int, round: int
+    population: Population, cohort_size: Count, *, seed: Seed, round: Seed
 ) -> np.ndarray:
     """Draws clients as `sample_cohort` does.
 
@@ -243,10 +260,11 @@ def draw_clients(
       [cohort_size] integers, ascending.
 
     Raises:
-      ValueError: if `cohort_size` is not in [1, num_clients].
+      ValueError: if `cohort_size` is not in [1, num_clients], or another number is out
+        of range.
     """
     num_clients = len(population.sizes)
-    if not 1 <= cohort_size <= num_clients:
+    if cohort_size > num_clients:
         raise ValueError(
             f"cohort_size must be in [1, {num_clients}], got {cohort_size}."
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.platforms import check_platform, default_platform, tracing_for
 from fedjax_prune.types import Cohort, RoundInputs, Tree
 
@@ -95,8 +96,9 @@ A program that `jax.export` lowers for another platform needs a placement from
 """
 
 
+@checked
 def make_placement(
-    num_devices: int = 1,
+    num_devices: Count = 1,
     reduction: str = "all_reduce",
     *,
     platform: str | None = None,
@@ -127,8 +129,10 @@ def make_placement(
     if platform is not None:
         check_platform(platform)
     local = jax.local_devices()
-    if not 1 <= num_devices <= len(local):
-        raise ValueError(f"devices must be in [1, {len(local)}], got {num_devices}.")
+    if num_devices > len(local):
+        raise ValueError(
+            f"num_devices must be in [1, {len(local)}], got {num_devices}."
+        )
     if reduction not in REDUCTIONS:
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")

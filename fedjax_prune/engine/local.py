@@ -304,8 +304,9 @@ def train_client(
             f"{indices.dtype}{list(indices.shape)}."
         )
     # A client without examples would never make a last step.
-    if not isinstance(size, Tracer) and not 1 <= size <= indices.shape[0]:
-        raise ValueError(f"size must be in [1, {indices.shape[0]}], got {size}.")
+    whole = jnp.issubdtype(jnp.result_type(size), jnp.integer)
+    if not isinstance(size, Tracer) and not (whole and 1 <= size <= len(indices)):
+        raise ValueError(f"size must be in [1, {len(indices)}], got {size}.")
     indices = pad_to_batches(indices, solver.batch_size)
     training = LocalTraining(task, solver, program, anchor, dataset)
     first = training.begin(row, indices, size, key, {})

@@ -8,13 +8,16 @@ import heapq
 
 import numpy as np
 
+from fedjax_prune.fields import Count, checked
 
+
+@checked
 def pack_lanes(
     steps: np.ndarray,
     client_ids: np.ndarray,
-    num_lanes: int,
+    num_lanes: Count,
     *,
-    num_devices: int = 1,
+    num_devices: Count = 1,
     block_size: int | None = None,
 ) -> list[list[int]]:
     """Deals clients to lanes, nearly as evenly as possible.
@@ -47,9 +50,6 @@ def pack_lanes(
       >>> pack_lanes(np.array([5, 4, 3]), np.array([0, 1, 2]), 2)
       [[0], [1, 2]]
     """
-    for name, value in (("num_lanes", num_lanes), ("num_devices", num_devices)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
     block_size = len(steps) if block_size is None else block_size
     if block_size * num_devices < len(steps):
         raise ValueError(

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_prune.data.population import check_indices
+from fedjax_prune.data.population import as_indices
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_cohort, put_whole
 from fedjax_prune.engine.outcome import of_clients, require_finite
 from fedjax_prune.engine.store import Store
+from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -45,6 +46,7 @@ class Prepared(NamedTuple):
     compile_seconds: float
 
 
+@checked
 def prepare(
     algorithm: FederatedAlgorithm,
     state: ServerState,
@@ -52,8 +54,8 @@ def prepare(
     dataset: Dataset,
     population: Population,
     *,
-    seed: int,
-    num_lanes: int = 1,
+    seed: Seed,
+    num_lanes: Count = 1,
     placement: Placement = ONE_DEVICE,
 ) -> Prepared:
     """Runs an algorithm's preparation, such as AutoFLIP's exploration.
@@ -67,7 +69,7 @@ def prepare(
       rows: of all clients; the rows of those that take part are replaced.
       dataset: training examples, [num_examples, ...].
       population: which client holds which of them.
-      seed: of the run, at least 0.
+      seed: of the run, in [0, 2^32).
       num_lanes: clients side by side on each device, at least 1.
       placement: of the rounds.
 
@@ -102,7 +104,7 @@ def prepare(
     ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
     for client in ids.tolist():
         own = np.asarray(population.indices[client])[: population.sizes[client]]
-        check_indices(client, own, len(dataset.labels))
+        as_indices(f"client {client}", own, len(dataset.labels))
     groups = make_groups(
         population,
         ids,

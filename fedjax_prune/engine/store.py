@@ -32,6 +32,7 @@ from fedjax_prune.engine.devices import (
     put_whole,
 )
 from fedjax_prune.engine.row_arrays import create, put, take, take_whole
+from fedjax_prune.fields import Count, checked
 from fedjax_prune.types import ClientState, Tree
 
 
@@ -218,10 +219,11 @@ STORES: dict[str, type[DeviceStore] | type[HostStore]] = {
 """For each name, a class whose objects hold the rows of all clients."""
 
 
+@checked
 def make_store(
     kind: str,
     row: ClientState,
-    num_clients: int,
+    num_clients: Count,
     placement: Placement = ONE_DEVICE,
     own_personal: Callable[[jax.Array], Tree] | None = None,
 ) -> Store:
@@ -236,7 +238,7 @@ def make_store(
         starts with; None if all start with those of `row`.
 
     Raises:
-      ValueError: if the kind is unknown or there is no client.
+      ValueError: if the kind is unknown or `num_clients` is out of range.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -250,8 +252,6 @@ def make_store(
     """
     if kind not in STORES:
         raise ValueError(f"kind must be one of {', '.join(STORES)}, got {kind!r}.")
-    if num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}.")
     store = STORES[kind](row, num_clients, placement)
     if own_personal is None:
         return store

@@ -286,11 +286,15 @@ def images_per_second(experiment: Experiment, lanes: int) -> float:
 
 
 def _batch_like(dataset: Dataset, batch_size: int) -> Batch:
-    """The shapes of a batch; it makes no arrays, because they may not fit."""
-    images, labels = (
-        jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in dataset
+    """The shapes of a batch. No image is copied, because a batch may not fit."""
+    images, labels = dataset
+    return jax.eval_shape(
+        lambda: Batch(
+            jnp.zeros((batch_size, *images.shape[1:]), images.dtype),
+            jnp.zeros(batch_size, labels.dtype),
+            jnp.ones(batch_size, bool),
+        )
     )
-    return Batch(images, labels, jax.ShapeDtypeStruct((batch_size,), np.bool))
 
 
 def first_batch(dataset: Dataset, batch_size: int) -> Batch:

@@ -161,7 +161,7 @@ _GATES = fields_of(GateSettings)
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "": fields_of(Run),
     "eval": fields_of(Eval),
-    "data": fields_of(Data) | fields_of(partition),
+    "data": fields_of(partition) | fields_of(Data),
     "model": fields_of(Model)
     | {
         "gate_mode": _GATES["mode"],

@@ -270,7 +270,7 @@ def test_examples_are_counted_before_they_are_read(tmp_path, name):
         file.unlink()
     assert count_examples(name, str(tmp_path)) == (7, 3)
     assert count_examples(name, str(tmp_path), num_train=5, num_test=2) == (5, 2)
-    with pytest.raises(DataError, match="test examples of .*, got 4"):
+    with pytest.raises(DataError, match=r"test examples of .*, got 4"):
         count_examples(name, str(tmp_path), num_test=4)
 
 

@@ -174,16 +174,57 @@ def test_draws_depend_on_seed_and_round_alone():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([0, 2], r"in \[0, 2\), got \[0, 2\]"),
-        ([-1], r"in \[0, 2\), got \[-1\]"),
-        ([1, 1], r"distinct, got \[1, 1\]"),
-        ([], r"at least 1 client"),
+        ([0, 2], "have indices in [0, 2), got 2 at position 1."),
+        ([-1], "have indices in [0, 2), got -1 at position 0."),
+        ([2**33], f"have indices in [0, 2), got {2**33} at position 0."),
+        (np.array([1, 2**32]), f"have indices in [0, 2), got {2**32} at position 1."),
+        ([1, 1], "be distinct, got [1, 1]."),
+        ([], "have at least 1 client, got none."),
+        ([True, False], "got bool of shape (2,), first True."),
+        ([0.7, 1.9], "got float64 of shape (2,), first 0.7."),
+        ([[0, 1]], "got int64 of shape (1, 2), first 0."),
+        ([[0], [0, 1]], "got lists of several lengths."),
+        (["0"], "got <U1 of shape (1,), first 0."),
+        ([2**64], f"got object of shape (1,), first {2**64}."),
+        (1, "got int64 of shape (), first 1."),
     ],
 )
 def test_bad_cohorts(ids, message):
     population = to_population([np.arange(3), np.arange(3, 5)], num_examples=5)
+    with pytest.raises(ValueError) as caught:
+        make_cohort(population, ids, 1, **RUN)
+    assert str(caught.value).startswith("client_ids must ")
+    assert str(caught.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("indices", "sizes", "message"),
+    [
+        (
+            [[0, 1], [-1, 2]],
+            [2, 2],
+            r"client 1 .* \[0, 2147483648\), got -1 at position 0",
+        ),
+        ([[0, 1], [1, 2**33]], [2, 2], rf"client 1 .*, got {2**33} at position 1"),
+        ([[0, 1], [2, 3]], [2, 3], r"client 1 must .* at most 2, .* got 3"),
+        ([[0, 1], [2, 3]], [2, -1], r"client 1 must .* at least 1 example .* got -1"),
+        ([[0, 1], [2, 3]], [2.0, 1.0], r"population .* integers, .* float64\[2\]"),
+        ([[0.5], [1.0]], [1, 1], r"population .* integers, .* float64\[2, 1\]"),
+        ([0, 1], [1, 1], r"population .* \[num_clients, max_size\] .* int64\[2\] and"),
+        ([[0], [1]], [1, 1, 1], r"population .* int64\[2, 1\] and int64\[3\]"),
+    ],
+)
+def test_populations_made_by_hand(indices, sizes, message):
+    population = Population(np.array(indices), np.array(sizes))
     with pytest.raises(ValueError, match=message):
-        make_cohort(population, np.array(ids, int), 1, **RUN)
+        make_cohort(population, [0, 1], 1, **RUN)
+
+
+def test_a_cohort_is_int32_whatever_its_population():
+    population = Population(np.array([[0, 1], [2, 0]]), np.array([2, 1]))
+    cohort = make_cohort(population, np.array([1, 0], np.uint8), 1, **RUN)
+    assert {np.asarray(x).dtype for x in cohort} == {np.dtype(np.int32)}
+    assert cohort.indices.tolist() == [[2, 0], [0, 1]]
 
 
 def test_a_client_without_examples_has_no_round():

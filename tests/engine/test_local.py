@@ -154,6 +154,9 @@ def test_a_step_size_of_zero_changes_nothing(name):
     ("changes", "words"),
     [
         ({"size": jnp.int32(0)}, r"size must be in \[1, 4\], got 0"),
+        ({"size": 1.5}, r"size must be in \[1, 4\], got 1\.5"),
+        ({"size": True}, r"size must be in \[1, 4\], got True"),
+        ({"size": 2**40}, r"size must be in \[1, 4\], got 1099511627776"),
         ({"size": jnp.int32(5)}, r"size must be in \[1, 4\], got 5"),
         ({"indices": jnp.zeros((2, 2), jnp.int32)}, r"one axis, got int32\[2, 2\]"),
         ({"indices": jnp.zeros(4)}, r"indices must be whole numbers .* float32\[4\]"),
