@@ -57,7 +57,7 @@ def deviation():
     )
     settings = Exploration(epochs=2, patience=2)
     _, start, explore = make_exploration(
-        task, solver, settings, lambda deviation: {}, lambda kept: {}
+        task, solver, settings, lambda deviation: {}, lambda kept, deviation: {}
     )
     variables = task.init(jax.random.key(0))
     state = ServerState(jax.numpy.int32(0), variables.params, {}, {})

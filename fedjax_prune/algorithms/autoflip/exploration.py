@@ -104,7 +104,7 @@ def make_exploration(
     solver: LocalSolver,
     settings: Exploration,
     keep: Callable[[Tree], Tree],
-    pool: Callable[[Tree], Tree],
+    pool: Callable[[Tree, Tree], Tree],
 ) -> tuple[LocalSolver, Callable[[ServerState], Gathered], Callable[..., tuple]]:
     """Makes an exploration.
 
@@ -114,7 +114,7 @@ def make_exploration(
         are those of the settings.
       settings: in their ranges.
       keep: deviation of one explorer -> what its row keeps.
-      pool: what its row keeps -> float32, averaged over all explorers.
+      pool: (what its row keeps, its deviation) -> floats, averaged over all explorers.
 
     Returns:
       `solver`, `start` and `gather` of a Preparation. `ClientState.client` of a row is
@@ -150,7 +150,7 @@ def make_exploration(
             message = _message(
                 deviation,
                 result.delta,
-                pool(own),
+                pool(own, deviation),
                 jnp.ones_like(weight) if settings.weighting == "uniform" else weight,
                 weight,
             )
@@ -162,7 +162,7 @@ def make_exploration(
 
     def start(state: ServerState) -> Gathered:
         params, pooled = jax.eval_shape(
-            lambda: (state.params, pool(keep(state.params)))
+            lambda: (state.params, pool(keep(state.params), state.params))
         )
         one = jnp.int32(1)
         message = _message(params, params, pooled, one, one)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
 from fedjax_prune.engine.contract import Received
+from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.mask_rule import GuardedMasks, MaskRule
 from fedjax_prune.pruning.masked_round import Masking, keep_masks
@@ -64,13 +65,14 @@ class Schedule(NamedTuple):
       masking: of the rounds.
       keep: deviation of an explorer -> what its row keeps.
       begin: Explored -> (GuardedMasks, guide) after the exploration.
-      pool: what its row keeps -> float32, which is averaged to `Explored.pooled`.
+      pool: (what its row keeps, its deviation) -> floats with the dtypes of the
+        deviation, which are averaged to `Explored.pooled`.
     """
 
     masking: Masking
     keep: Callable[[Tree], Tree]
     begin: Callable[[Explored], tuple[GuardedMasks, Tree]]
-    pool: Callable[[Tree], Tree] = lambda own: {}
+    pool: Callable[[Tree, Tree], Tree] = lambda own, deviation: {}
 
 
 class Agreement(NamedTuple):
@@ -98,8 +100,8 @@ class Agreement(NamedTuple):
 class _Guide(NamedTuple):
     """The guide of `agreement`: each part is like the parameters."""
 
-    rank: Tree  # float32, q
-    agreement: Tree  # float32, A
+    rank: Tree  # with their dtypes, q
+    agreement: Tree  # with their dtypes, A
     kept: Tree  # bool, before guard and channels
 
 
@@ -151,8 +153,8 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
         state: ServerState, rows: ClientState, cohort: Cohort
     ) -> tuple[GuardedMasks, Tree]:
         own, server = rows.client.own, state.server
-        shares = _shares(own, cohort, by_size=weighting == "samples")
-        deviation = _weighted_mean(own.tree, shares, cohort)
+        shares = _shares(state, own, cohort, by_size=weighting == "samples")
+        deviation = _weighted_mean(own.tree, state.params, shares, cohort)
         any_explored = shares.sum() > 0
         made = jax.lax.cond(
             any_explored & (state.round % every == 0),
@@ -195,8 +197,8 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         guide, number = server.guide, state.round + 1
         if by_votes:
             own = rows.client.own
-            shares = _shares(own, cohort, by_size=True)
-            agreed = _weighted_mean(own.tree, shares, cohort)
+            shares = _shares(state, own, cohort, by_size=True)
+            agreed = _weighted_mean(own.tree, state.params, shares, cohort)
             any_explored = shares.sum() > 0
             smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
             now = _choose(any_explored, smoothed, guide.agreement)
@@ -246,8 +248,8 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
         return Own(jnp.bool(False), nothing)
 
-    def pool(own: Own) -> Tree:
-        return jax.tree.map(lambda vote: vote.astype(jnp.float32), own.tree)
+    def pool(own: Own, deviation: Tree) -> Tree:
+        return jax.tree.map(lambda v, d: v.astype(d.dtype), own.tree, deviation)
 
     def begin(explored: Explored) -> tuple[GuardedMasks, Tree]:
         guidance = guidance_matrix(explored.deviation, normalization=rule.normalization)
@@ -270,24 +272,35 @@ def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
     return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
 
 
-def _shares(own: Own, cohort: Cohort, *, by_size: bool) -> jax.Array:
-    """Computes each explorer's share among the cohort's, [num_places] float32."""
+def _shares(
+    state: ServerState, own: Own, cohort: Cohort, *, by_size: bool
+) -> jax.Array:
+    """Computes each explorer's share among the cohort's.
+
+    Returns:
+      [num_places], with the dtype of the parameters.
+    """
     sizes = jnp.asarray(cohort.sizes)
     weights = sizes if by_size else jnp.minimum(sizes, 1)
-    weights = jnp.where(own.explored & (sizes > 0), weights, 0).astype(jnp.float32)
+    weights = jnp.where(own.explored & (sizes > 0), weights, 0)
+    weights = weights.astype(float_dtype(state.params))
     return weights / jnp.maximum(weights.sum(), 1)
 
 
-def _weighted_mean(tree: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
-    """Sums rows times their shares by client id, so that places do not change bits."""
+def _weighted_mean(tree: Tree, params: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
+    """Sums rows times their shares by client id, so that places do not change bits.
+
+    Returns:
+      Arrays with the shapes and dtypes of the parameters.
+    """
     order = jnp.argsort(jnp.asarray(cohort.client_ids))
 
-    def sum_leaf(rows: jax.Array) -> jax.Array:
+    def sum_leaf(rows: jax.Array, param: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            row = rows[order[i]].astype(jnp.float32)
-            return total + jnp.where(shares[order[i]] > 0, shares[order[i]] * row, 0)
+            row = rows[order[i]].astype(param.dtype)
+            share = shares[order[i]].astype(param.dtype)
+            return total + jnp.where(share > 0, share * row, 0)
 
-        zeros = jnp.zeros(rows.shape[1:], jnp.float32)
-        return jax.lax.fori_loop(0, rows.shape[0], add, zeros)
+        return jax.lax.fori_loop(0, rows.shape[0], add, jnp.zeros_like(param))
 
-    return jax.tree.map(sum_leaf, tree)
+    return jax.tree.map(sum_leaf, tree, params)
