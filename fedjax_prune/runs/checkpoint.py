@@ -180,21 +180,21 @@ def _checksum(file: Path) -> list[int]:
 
 
 def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    # Checked before Orbax reads: on a broken file its loader threads outlive the
-    # error, and it does not notice a changed byte inside an array.
+    """Reads the manifest and compares the files of some parts with it.
+
+    This comes before Orbax reads: on a broken file its loader threads outlive the
+    error, and it does not notice a changed byte inside an array.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        version = manifest.get("format", 1)
-        intact = version != _FORMAT or all(
-            manifest["files"].get(part, {}) == _checksums(folder / part)
-            for part in parts
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        manifest, version, intact = {}, _FORMAT, False
-    if not intact:
-        raise CheckpointError(
-            f"The checkpoint {folder} is damaged. Delete this folder and start again "
-            "to go on from the checkpoint before it."
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{_MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict):
+        raise _damaged(folder, f"{_MANIFEST} must hold an object, got {manifest!r}")
+    version = manifest.get("format", 1)
+    if type(version) is not int:
+        raise _damaged(
+            folder, f"format in {_MANIFEST} must be a number, got {version!r}"
         )
     if version != _FORMAT:
         raise CheckpointError(
@@ -202,7 +202,27 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             f"its format is {version}, this version reads {_FORMAT}. Use the version "
             "that wrote it, or another workdir."
         )
+    # A checkpoint that was saved without rows does not name them.
+    for name, default in (("state", None), ("rows", {}), ("files", None)):
+        if not isinstance(found := manifest.get(name, default), dict):
+            raise _damaged(
+                folder, f"{name} in {_MANIFEST} must hold an object, got {found!r}"
+            )
+    for part in parts:
+        try:
+            intact = manifest["files"].get(part, {}) == _checksums(folder / part)
+        except OSError as error:
+            raise _damaged(folder, f"{part} cannot be read: {error}") from error
+        if not intact:
+            raise _damaged(folder, f"the files in {part} are not those that were saved")
     return manifest
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {folder} is damaged: {reason}. Delete this folder and start "
+        "again to go on from the checkpoint before it."
+    )
 
 
 def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from fedjax_prune.models.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.pruning.smaller import kept_channels, shrink, smaller_model
-from fedjax_prune.runs import checkpoint, settings
+from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import make_learning, make_model, task_of
 from fedjax_prune.runs.start import restore_state
-from fedjax_prune.runs.workdir import WorkdirError, read_config
+from fedjax_prune.runs.workdir import WorkdirError, read_usable_config, usable
 from fedjax_prune.types import Config, Variables
 
 _MODEL = "model.json"
@@ -61,7 +60,7 @@ def export_model(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WorkdirError(f"{folder} must be a new or an empty folder.")
-    config: Config = ConfigDict(read_config(workdir))
+    config = read_usable_config(workdir)
     learning = make_learning(config)
     state = restore_state(learning, Path(workdir))
     variables, left = learning.algorithm.deliver(state)._replace(alive={}), {}
@@ -115,16 +114,16 @@ def _described(file: Path) -> tuple[Config, dict[str, int]]:
     """
     try:
         found = json.loads(file.read_text())
-        config, left = found["config"], found["left"]
-        problems = settings.problems(config)
-        counts = [n for n in left.values() if type(n) is not int or n < 1]
+        config, left = usable(file, found["config"]), found["left"]
+        counts = all(type(n) is int and n >= 1 for n in left.values())
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise WorkdirError(
             f"{file} must hold `config` and `left` of an exported model."
         ) from error
-    if problems or counts:
-        reason = problems[0] if problems else f"left must be counts, got {left}"
-        raise WorkdirError(f"{file} describes no model: {reason}.")
-    return ConfigDict(config), left
+    if not counts:
+        raise WorkdirError(
+            f"{file} describes no model: left must be counts, got {left}."
+        )
+    return config, left

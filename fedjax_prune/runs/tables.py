@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedjax_prune.models import costs
 from fedjax_prune.runs.learning import image_shape_of, make_model
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.savings import Totals, totals
-from fedjax_prune.runs.workdir import read_config, read_metrics
-from fedjax_prune.types import Config
+from fedjax_prune.runs.workdir import read_metrics, read_usable_config
 
 LAST = 10
 """A run's accuracy is the mean of this many last evaluations."""
@@ -42,7 +40,7 @@ def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
         f"|{'---|' * (len(columns) + 2)}",
     ]
     for name, workdirs in runs.items():
-        config: Config = ConfigDict(read_config(workdirs[0]))
+        config = read_usable_config(workdirs[0])
         rows = [read_metrics(workdir) for workdir in workdirs]
         cells = [name, str(rows[0][-1]["round"])]
         fields = list(columns.values())[2:]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.models.precision import product_precision
@@ -19,8 +18,8 @@ from fedjax_prune.runs.start import restore, restore_or_start
 from fedjax_prune.runs.workdir import (
     agree_config,
     open_workdir,
-    read_config,
     read_metrics,
+    read_usable_config,
 )
 from fedjax_prune.types import Config
 
@@ -99,7 +98,7 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to evaluate.
     """
-    config: Config = ConfigDict(read_config(workdir))
+    config = read_usable_config(workdir)
     with product_precision(config.precision):
         learning = make_learning(config)
         state, rows = restore(learning, Path(workdir))

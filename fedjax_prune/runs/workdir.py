@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from fedjax_prune.runs.settings import SettingsError, flatten
+from fedjax_prune.runs.settings import SettingsError, flatten, problems
+from fedjax_prune.types import Config
 
 try:
     import fcntl
@@ -145,18 +147,48 @@ def has_config(path: str | Path) -> bool:
 def read_config(path: str | Path) -> dict[str, Any]:
     """Reads the configuration of the run in a workdir, as nested dicts.
 
+    It may be one of another version, with other fields.
+
     Raises:
       WorkdirError: if there is none or it cannot be read.
     """
     file = Path(path) / "config.json"
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise WorkdirError(f"{file} does not exist: no run was started here.") from (
             error
         )
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(values, dict):
+        raise WorkdirError(
+            f"{file} must hold the fields of a configuration, got {values!r}."
+        )
+    return values
+
+
+def read_usable_config(path: str | Path) -> Config:
+    """Reads the configuration of the run in a workdir and checks it.
+
+    Raises:
+      WorkdirError: if there is none, it cannot be read, or this version cannot run it.
+    """
+    return usable(Path(path) / "config.json", read_config(path))
+
+
+def usable(file: Path, values: dict[str, Any]) -> Config:
+    """Checks a configuration that was read from a file.
+
+    Raises:
+      WorkdirError: naming the file and what is missing or wrong.
+    """
+    if found := problems(values):
+        shown = found[:3] + ["..."] * (len(found) > 3)
+        raise WorkdirError(
+            f"{file} is damaged or of another version: {'; '.join(shown)}."
+        )
+    return ConfigDict(values)
 
 
 class MetricsLog(NamedTuple):

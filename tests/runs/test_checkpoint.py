@@ -169,6 +169,30 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
         restore(tmp_path, make_tree())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: [], "manifest.json must hold an object, got []"),
+        (lambda m: None, "manifest.json must hold an object, got None"),
+        (lambda m: m | {"format": "2"}, "format .* must be a number, got '2'"),
+        (lambda m: m | {"format": True}, "format .* must be a number, got True"),
+        (lambda m: m | {"state": 3}, "state .* must hold an object, got 3"),
+        (lambda m: m | {"files": []}, "files .* must hold an object, got []"),
+        (lambda m: m | {"files": {"state": 3}}, "the files in state are not those"),
+        (lambda m: m | {"rows": "r"}, "rows .* must hold an object, got 'r'"),
+        (lambda m: {"format": 2, "files": m["files"]}, "state .* got None"),
+        (lambda m: {"format": 2, "state": m["state"]}, "files .* got None"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, change, said):
+    save(tmp_path, 1, make_tree(1), keep=1)
+    file = tmp_path / "1" / "manifest.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    said = said.replace("[]", r"\[\]")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/1 is damaged: {said}"):
+        restore(tmp_path, make_tree())
+
+
 def test_another_tree_is_refused_and_named(tmp_path):
     save(tmp_path, 1, make_tree(width=3), keep=1)
     with pytest.raises(CheckpointError, match="another model or algorithm") as error:

@@ -74,7 +74,10 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
         ("[]", "must hold `config` and `left`"),
         ("{}", "must hold `config` and `left`"),
         ('{"config": 3, "left": {}}', "must hold `config` and `left`"),
-        ('{"config": {"seed": 0}, "left": {}}', "describes no model: .* is missing"),
+        (
+            '{"config": {"seed": 0}, "left": {}}',
+            r"model.json is damaged or .*: \w.* is missing",
+        ),
         ('{"config": CONFIG, "left": 3}', "must hold `config` and `left`"),
         ('{"config": CONFIG, "left": {"conv1": 0}}', "left must be counts"),
     ],
@@ -85,6 +88,41 @@ def test_a_damaged_or_foreign_export_is_one_error(finished, text, words, tmp_pat
     (tmp_path / "model.json").write_text(text.replace("CONFIG", config))
     with pytest.raises(WorkdirError, match=words):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "read", [train.evaluate_workdir, lambda workdir: export_model(workdir, "model")]
+)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", r"cannot be read: "),
+        ("[]", r"must hold the fields of a configuration, got \[\]"),
+        ("3", r"must hold the fields of a configuration, got 3"),
+        ("null", r"must hold the fields of a configuration, got None"),
+        ("{}", r"is damaged or of another version: .* is missing; .*; \.\.\.\.$"),
+        (
+            ("width", "breadth"),
+            r".* version: model\.breadth is not a field; .*; model\.width is missing",
+        ),
+        (
+            ("rounds", "round_count"),
+            r".* version: round_count is not a .*; rounds is missing",
+        ),
+        (("0.5", "-0.5"), r".* version: .* must be .*, got -0\.5"),
+    ],
+)
+def test_a_damaged_or_older_configuration_is_one_error(
+    finished, read, text, words, tmp_path, monkeypatch
+):
+    _, workdir, _ = finished
+    if isinstance(text, tuple):
+        text = (workdir / "config.json").read_text().replace(*text)
+    (tmp_path / "config.json").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkdirError, match=f"{tmp_path}/config.json {words}"):
+        read(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_model_is_lowered_for_another_platform(finished, tmp_path):
