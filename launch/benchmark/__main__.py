@@ -51,9 +51,6 @@ def main(argv: list[str]) -> int:
     except WorkerError as error:
         console.print_error(str(error))
         return 1
-    except KeyboardInterrupt:
-        console.print_error("stopped; nothing is written")
-        return 130
 
 
 def _run(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from configs import bench
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import partition
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import problems
 from launch import runtime
 from launch.benchmark import limits, ours, suites, turns, worker
@@ -275,3 +277,14 @@ def test_mistakes_are_reported_one_line_each(tmp_path):
         f"error: --output must be a file in a folder, got '{output}'",
     ]
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_benchmark_in_one_line(number):
+    command = [sys.executable, "-m", "launch.benchmark", "--suite=w1", "--peers="]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout and process.stdout.readline()  # the suite's words
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (INTERRUPTED, "error: stopped\n")
