@@ -82,7 +82,10 @@ def eflprune(
       3
     """
     if task.groups is None:
-        raise ValueError("eflprune needs a model with channel_groups.")
+        raise ValueError(
+            "task must have groups, of a model with the method channel_groups, got "
+            f"groups = {task.groups!r}."
+        )
     groups = task.groups
 
     def refresh(

@@ -250,18 +250,46 @@ def _femnist(folder: Path) -> list[Dataset]:
 
 def _writer(entry: dict[str, Any]) -> Dataset:
     """Reads a writer's `x`, images of 784 numbers in [0, 1], and `y`, their classes."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"must have x and y, got {entry!r}")
     info = DATASETS["femnist"]
-    pixels, labels = np.asarray(entry["x"], np.float64), np.asarray(entry["y"])
+    pixels, labels = _numbers("x", entry["x"]).astype(float), _numbers("y", entry["y"])
     count = len(pixels)
     if count == 0 and len(labels) == 0:
         return Dataset(
             np.zeros((0, *info.image_shape), np.uint8), np.zeros(0, np.int32)
         )
     if pixels.size != count * np.prod(info.image_shape):
-        raise ValueError(f"x must hold images of 784 numbers, got {pixels.shape}.")
+        raise ValueError(
+            f"x must hold images of 784 numbers, got lists of shape {pixels.shape}."
+        )
     images = pixels.reshape(count, *info.image_shape)
     dataset = as_dataset(images, labels, num_classes=info.num_classes)
     return dataset._replace(images=np.round(255 * images).astype(np.uint8))
+
+
+def _numbers(field: str, values: Any) -> np.ndarray:
+    """Reads a list of numbers, or of lists that are equally long."""
+    if not isinstance(values, list):
+        raise ValueError(f"{field} must be a list, got {values!r}")
+    try:
+        numbers = np.asarray(values)
+    except ValueError as error:
+        lengths = [len(v) if isinstance(v, list) else "no list" for v in values]
+        odd = next((i for i, n in enumerate(lengths) if n != lengths[0]), 0)
+        raise ValueError(
+            f"{field} must hold lists that are equally long, got {lengths[odd]} at "
+            f"index {odd} and {lengths[0]} at index 0"
+        ) from error
+    if values and numbers.dtype.kind not in "iuf":
+        for index, value in np.ndenumerate(np.asarray(values, object)):
+            if type(value) not in (int, float):
+                where = ", ".join(map(str, index))
+                raise ValueError(
+                    f"{field} must hold numbers, got {value!r} at index {where}"
+                )
+        raise ValueError(f"{field} must hold numbers below 2^64")
+    return numbers
 
 
 def _users(file: Path) -> Iterator[tuple[str, Any]]:

@@ -179,7 +179,7 @@ def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:
             return mask + surrogate
         case "hard_nograd":
             return mask
-    raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
+    raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
 
 
 def rescaling(rescale: str, k: int, num_channels: int) -> float:
@@ -189,7 +189,9 @@ def rescaling(rescale: str, k: int, num_channels: int) -> float:
       ValueError: if `rescale` is unknown.
     """
     if rescale not in RESCALES:
-        raise ValueError(f"rescale must be one of {RESCALES}, got {rescale!r}.")
+        raise ValueError(
+            f"rescale must be one of {', '.join(RESCALES)}, got {rescale!r}."
+        )
     exponent = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[rescale]
     return (num_channels / k) ** exponent
 

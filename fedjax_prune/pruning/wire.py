@@ -9,6 +9,7 @@ Lengths depend on the mask alone and are counted on the device, so that metrics 
 the length that messages of this format have without making any.
 """
 
+import reprlib
 from collections.abc import Sequence
 
 import jax
@@ -124,7 +125,11 @@ def decode_masks(message: bytes, like: Tree) -> Tree:
             raise ValueError(f"message must hold {size} bits, got {8 * len(body)}.")
         flat = np.unpackbits(body)[:size].astype(bool)
     elif message[:1] != RUNS or not len(body) or body[-1] >= 128:
-        raise ValueError("message must be what encode_masks has written.")
+        raise ValueError(
+            f"message must begin with {BITS!r} and bits or with {RUNS!r} and run "
+            "lengths, the last byte of which is below 128, got "
+            f"{reprlib.repr(message)}."
+        )
     else:
         lengths = _from_leb128(body)
         flat = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)

@@ -52,6 +52,16 @@ from fedjax_prune.types import Config, Tree
 ACCURACY = "eval/global_dense/accuracy"
 HEADLINE = "eval/headline"
 
+_PRUNING = {
+    "threshold": "lower",
+    "prune_share": "lower",
+    "channel_share": "lower",
+    "structured_share": "lower",
+    "structured_density": "lower",
+    "min_keep": "raise",
+}
+"""Fields of algorithms that say how much is pruned, and how they leave more."""
+
 
 def round_row(
     finished: int,
@@ -167,15 +177,18 @@ def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
     """Refuses masks that prune a whole array.
 
     Raises:
-      TrainingError: naming the array and the threshold.
+      TrainingError: naming the array and the fields of the algorithm.
     """
     for name, kept in sums.items():
         if name.startswith("mask/kept/") and kept == 0:
-            threshold = config.algorithm.get("threshold", "")
+            advice = [
+                f"{change} algorithm.{field} = {config.algorithm[field]}"
+                for field, change in _PRUNING.items()
+                if field in config.algorithm
+            ]
             raise TrainingError(
-                f"algorithm.threshold {threshold} leaves nothing of "
-                f"{name.removeprefix('mask/kept/')}: lower the threshold, raise "
-                "algorithm.min_keep (at most 1), or remove fewer channels."
+                f"The masks of {config.algorithm.name} leave nothing of "
+                f"{name.removeprefix('mask/kept/')}: {' or '.join(advice)}."
             )
 
 

@@ -160,7 +160,10 @@ def summary(
     """
     config = learning.config
     if not rows:
-        return {"rounds": "stopped before the first was finished; nothing is kept"}
+        return {
+            "rounds": "stopped before the first was finished; there is no result, "
+            "config.json stays"
+        }
     last = rows[-1]
     facts = {"rounds": f"{last['round']} of {config.rounds}"}
     evaluated = [row for row in rows if ACCURACY in row]

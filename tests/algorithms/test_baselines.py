@@ -263,5 +263,7 @@ def test_bad_fields(name, fields, words):
 
 def test_eflprune_needs_to_know_the_channels():
     task = toys.linear_task(SHAPE, 3)._replace(groups=None)
-    with pytest.raises(ValueError, match="needs a model with channel_groups"):
+    with pytest.raises(
+        ValueError, match=r"task must have groups, .* got groups = None"
+    ):
         build("eflprune", task)

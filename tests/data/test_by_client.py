@@ -244,8 +244,27 @@ WHITE = [1.0] * 784
             [0, 1],
             r"labels must have shape \(3,\), one for each image, got",
         ),
-        ([WHITE[1:]] * 2, [0, 1], r"x must hold images of 784 numbers, got \(2, 783\)"),
-        ([WHITE, WHITE[1:]], [0, 1], r"inhomogeneous"),
+        (
+            [WHITE[1:]] * 2,
+            [0, 1],
+            r"x must hold images of 784 numbers, got .* \(2, 783\)",
+        ),
+        (
+            [WHITE, WHITE[1:]],
+            [0, 1],
+            r"x must hold lists .*, got 783 at index 1 and 784 at index 0",
+        ),
+        ([WHITE, 1.0], [0, 1], r"x must hold lists .*, got no list at index 1 and"),
+        (
+            [WHITE, ["0.5"] * 784],
+            [0, 1],
+            r"x must hold numbers, got '0.5' at index 1, 0",
+        ),
+        ([[None] * 784, WHITE], [0, 1], r"x must hold numbers, got None at index 0, 0"),
+        ([[10**30] * 784], [0], r"x must hold numbers below 2\^64"),
+        ([WHITE] * 2, None, r"y must be a list, got None"),
+        ([WHITE] * 2, [True, False], r"y must hold numbers, got True at index 0"),
+        ([WHITE] * 2, [[0], [1, 2]], r"y must hold lists .*, got 2 at index 1 and 1"),
         ([], [0, 1], r"images must have shape .* without an empty axis"),
         (None, [0, 1], r"'x' is missing"),
     ],
@@ -256,6 +275,21 @@ def test_invalid_images_name_file_user_and_value(tmp_path, x, y, said):
     write_femnist(tmp_path, {"good": good, "bad": bad})
     with pytest.raises(DataError, match=r"all_data_0\.json: user bad: .*" + said):
         load_by_client("femnist", tmp_path, 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"x": None, "y": [0]}, "x must be a list, got None"),
+        (3, "must have x and y, got 3"),
+        (None, "must have x and y, got None"),
+    ],
+)
+def test_what_is_no_writer_is_named(tmp_path, entry, said):
+    write_femnist(tmp_path, {"bad": entry})
+    with pytest.raises(DataError) as caught:
+        load_by_client("femnist", tmp_path, 1, seed=0)
+    assert str(caught.value) == f"{tmp_path}/all_data_0.json: user bad: {said}"
 
 
 def test_writers_with_too_few_images_are_not_drawn(tmp_path):

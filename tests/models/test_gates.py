@@ -179,6 +179,20 @@ def test_selected_indices_and_multipliers_equal_the_mask(mode):
     assert (np.count_nonzero(found, axis=-1) == 3).all()
 
 
+def test_unknown_names_are_answered_by_the_known_ones():
+    one = jnp.ones(2)
+    with pytest.raises(ValueError) as caught:
+        straight_through(one, one, "soft")
+    assert str(caught.value) == (
+        "mode must be one of hard_ste, scale, hard_dense_ste, hard_nograd, got 'soft'."
+    )
+    with pytest.raises(ValueError) as caught:
+        rescaling("square", 1, 2)
+    assert str(caught.value) == (
+        "rescale must be one of none, sqrt, inverse, got 'square'."
+    )
+
+
 def test_gate_that_keeps_all_is_left_out():
     assert active_gates(None, 8) is None
     assert active_gates(GateSettings(1.0), 8) is None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.models import CNN, VGG11, ResNet32
+from fedjax_prune.models import CNN, VGG11, NextCharLSTM, ResNet32
 from fedjax_prune.models.blocks import GatedConv, TorchDense, scaled
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.pooling import max_pool
@@ -270,6 +270,8 @@ def test_cnn_takes_any_small_image(shape):
 
 
 def test_impossible_models_are_refused():
+    with pytest.raises(ValueError, match=r"gates must be None .*, got GateSettings\("):
+        NextCharLSTM(10, gates=GateSettings(0.5))
     with pytest.raises(ValueError, match="multiples of 32, got 28x28"):
         VGG11(10).layers((28, 28, 1))
     with pytest.raises(ValueError, match="multiples of 32, got 28x28"):

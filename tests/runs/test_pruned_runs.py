@@ -98,7 +98,7 @@ def test_compacted_rounds_end_as_whole_ones(whole, tmp_path):
 def test_a_layer_without_weights_ends_the_run(tmp_path):
     fields = {"explore_epochs": 1, "threshold": 0.999, "min_keep": 0.0}
     with pytest.raises(
-        TrainingError, match=r"algorithm.threshold 0.999 leaves nothing"
+        TrainingError, match=r"leave nothing of .*: lower algorithm.threshold = 0.999"
     ):
         train.run(pruned_config(fields=fields), tmp_path)
     assert read_metrics(tmp_path) == []

@@ -121,3 +121,11 @@ def test_the_headline_is_that_of_the_run():
     plain = gated.with_config(tiny_config(**{"model.gated": False}))
     assert accuracy_row(gated, values)["eval/headline"] == 0.75
     assert accuracy_row(plain, values)["eval/headline"] == 0.25
+
+
+def test_a_run_without_a_round_says_what_stays():
+    facts = report.summary(make_learning(tiny_config()), [], Path())
+    assert facts == {
+        "rounds": "stopped before the first was finished; there is no result, "
+        "config.json stays"
+    }
