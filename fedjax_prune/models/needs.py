@@ -62,7 +62,7 @@ class Needs(NamedTuple):
             Relation(
                 ("gated",),
                 lambda gated: self.gates or not gated,
-                f"{{gated}} must be false for {model}, which takes no gates, got {{0}}",
+                f"{{gated}} must be false for {model}, got {{0}}",
             ),
         )
 
@@ -98,6 +98,9 @@ def check_needs(
     Raises:
       ValueError: if the needs do not allow the norm or the gates.
     """
+    # The attribute has another name than the field.
+    if gates is not None and not needs.gates:
+        raise ValueError(f"gates must be None for {model}, got {gates!r}.")
     values = {"norm": norm, "gated": gates is not None}
     check_relations(needs.relations(model), values)
 

@@ -20,7 +20,6 @@ from fedjax_prune.fields import (
     relations_of,
 )
 from fedjax_prune.models import MODELS
-from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.runs import settings
 from fedjax_prune.runs.relations import relations_for
 from fedjax_prune.runs.sections import RELATED
@@ -163,21 +162,13 @@ def test_text_needs_a_model_that_reads_text(fields, message):
     assert all(message in sentence for sentence in found)
 
 
-@pytest.mark.parametrize(
-    ("attributes", "field"),
-    [({"norm": "bn"}, "norm"), ({"gates": GateSettings(keep_ratio=0.5)}, "gated")],
-)
-def test_model_and_settings_refuse_a_need_in_the_same_words(attributes, field):
-    model = MODELS["next_char_lstm"]
-    needs = {name for r in model.needs().relations("name") for name in r.fields}
-    assert needs == {"norm", "gated"}
+def test_model_and_settings_refuse_a_norm_in_the_same_words():
     with pytest.raises(ValueError) as error:
-        model(num_classes=5, **attributes)
-    value = attributes.get(field, True)
-    (message,) = problems(TEXT | {f"model.{field}": value}, "fedavg")
-    assert message.startswith(f"model.{field} must be ")
-    said = message.removeprefix("model.").replace("next_char_lstm", "NextCharLSTM")
-    assert str(error.value) == f"{said}."
+        MODELS["next_char_lstm"](num_classes=5, norm="bn")
+    (message,) = problems(TEXT | {"model.norm": "bn"}, "fedavg")
+    assert message.startswith("model.norm must be none ")
+    words = message.removeprefix("model.").replace("next_char_lstm", "NextCharLSTM")
+    assert str(error.value) == f"{words}."
 
 
 @pytest.mark.parametrize("model", MODELS)
