@@ -6,10 +6,9 @@ import jax
 import numpy as np
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.engine import store
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.types import RoundInputs, Task
+from fedjax_prune.types import Dataset, Task
 from tests import toys
 
 NUM_DIMS = 10
@@ -53,14 +52,16 @@ def build(name="autoflip", *, optimizer="sgd", server="damped", decay=0.0, **fie
     return ALGORITHMS[name](layered_task(), solver, server_tx, **fields)
 
 
-def prepare(algorithm, dataset, ids=(0, 1, 2, 3), num_lanes=2):
+@functools.cache
+def problem() -> tuple[Dataset, list]:
+    """The examples of all clients, and each client's bowl."""
+    return toys.quadratic_dataset(SIZES, NUM_DIMS)
+
+
+def prepare(algorithm, ids=(0, 1, 2, 3), num_lanes=2):
     """State and rows of all clients after the exploration, and its sums."""
-    state, rows = algorithm.init(KEY), store.create(algorithm.row(KEY), len(SIZES))
     cohort = toys.contiguous_cohort(SIZES, list(ids), num_lanes=num_lanes)
-    taken = store.take(rows, cohort.client_ids)
-    run = jax.jit(algorithm.prepare.run)
-    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, KEY))
-    return state, store.put(rows, cohort.client_ids, taken), sums
+    return toys.prepare(algorithm, problem()[0], cohort, KEY)
 
 
 def kernel(tree):

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.engine import store
+from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.types import RoundInputs
+from fedjax_prune.types import Dataset
 from tests import toys
 
 NUM_DIMS = 3
@@ -17,22 +17,39 @@ SIZES = (4, 7, 2)
 LR, EPOCHS, DECAY = 0.1, 3, 0.01
 # One batch an epoch for every client, so that numpy need not know the order.
 BATCH_SIZE = 8
+SERVER_TX = make_server_tx()
+KEY = jax.random.key(3)
+
+
+@functools.cache
+def problem() -> tuple[Dataset, list]:
+    """The examples of all clients, and each client's bowl."""
+    return toys.quadratic_dataset(SIZES, NUM_DIMS)
 
 
 @functools.cache
 def build(
-    name, *, momentum=0.0, batch_size=BATCH_SIZE, epochs=EPOCHS, decay=DECAY, **fields
-):
-    task = toys.quadratic_task(NUM_DIMS)
+    name,
+    *,
+    momentum=0.0,
+    batch_size=BATCH_SIZE,
+    epochs=EPOCHS,
+    decay=DECAY,
+    lr_schedule="cosine_epoch",
+    server_tx=SERVER_TX,
+    **fields,
+) -> FederatedAlgorithm:
+    """An algorithm, by its name or by its builder."""
     solver = make_solver(
         epochs=epochs,
         batch_size=batch_size,
         lr=LR,
         momentum=momentum,
         weight_decay=decay,
-        lr_schedule=fields.pop("lr_schedule", "cosine_epoch"),
+        lr_schedule=lr_schedule,
     )
-    return task, ALGORITHMS[name](task, solver, make_server_tx(), **fields)
+    builder = ALGORITHMS.get(name, name)
+    return builder(toys.quadratic_task(NUM_DIMS), solver, server_tx, **fields)
 
 
 def local_path(bowl, start, correction, anchor_pull=0.0, momentum=0.0):
@@ -58,33 +75,13 @@ def local_path(bowl, start, correction, anchor_pull=0.0, momentum=0.0):
     return w, mass, sum(x * g for x, g in zip(a, gradients, strict=True)) / mass
 
 
-def start_of(algorithm, num_clients):
-    key = jax.random.key(3)
-    state = algorithm.init(key)
-    return state, store.create(algorithm.row(key), num_clients)
-
-
-@functools.cache
-def compiled_round(algorithm):
-    """One for all tests of an algorithm with the same settings."""
-
-    @jax.jit
-    def step(state, rows, dataset, cohort, number):
-        taken = store.take(rows, cohort.client_ids)
-        key = jax.random.fold_in(jax.random.key(0), number)
-        state, taken, _ = algorithm.round(
-            RoundInputs(state, taken, dataset, cohort, key)
-        )
-        return state, store.put(rows, cohort.client_ids, taken)
-
-    return step
-
-
-def run_rounds(algorithm, dataset, cohorts, num_clients):
-    step = compiled_round(algorithm)
-    state, rows = start_of(algorithm, num_clients)
+def run_rounds(algorithm, dataset, cohorts):
+    """The state and the rows after a round with each of these cohorts."""
+    run = toys.compiled_round(algorithm)
+    state, rows = toys.first(algorithm, int(cohorts[0].num_clients), KEY)
     for number, cohort in enumerate(cohorts):
-        state, rows = step(state, rows, dataset, cohort, number)
+        key = jax.random.fold_in(jax.random.key(0), number)
+        state, rows, _ = run(state, rows, dataset, cohort, key)
     return state, rows
 
 

@@ -1,12 +1,27 @@
-"""Tiny tasks, datasets and cohorts, small enough to follow by hand."""
+"""Tiny tasks, datasets, cohorts and their rounds, small enough to follow by hand."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.engine import store as stores
+from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_split
 from fedjax_prune.engine.store import Store, make_store
-from fedjax_prune.types import Cohort, Dataset, Task, Tree, Variables
+from fedjax_prune.types import (
+    ClientState,
+    Cohort,
+    Dataset,
+    Probe,
+    RoundInputs,
+    ServerState,
+    Sums,
+    Task,
+    Tree,
+    Variables,
+)
 
 
 def quadratic_task(num_dims: int) -> Task:
@@ -115,15 +130,82 @@ def contiguous_cohort(
     for place in range(len(client_ids)):
         queues[place % num_lanes, place // num_lanes] = place
     return Cohort(
-        client_ids.astype(np.int32),
-        cohort_sizes,
-        indices,
-        queues,
-        np.int32(len(client_ids)),
-        cohort_sizes.sum(dtype=np.int32),
-        np.int32(len(sizes)),
-        sizes.sum(dtype=np.int32),
+        client_ids=client_ids.astype(np.int32),
+        sizes=cohort_sizes,
+        indices=indices,
+        queues=queues,
+        cohort_size=np.int32(len(client_ids)),
+        cohort_examples=cohort_sizes.sum(dtype=np.int32),
+        num_clients=np.int32(len(sizes)),
+        num_examples=sizes.sum(dtype=np.int32),
     )
+
+
+class CompiledRound:
+    """A round that takes and returns the rows of all clients.
+
+    Attributes:
+      num_traces: how often it has been traced.
+    """
+
+    def __init__(self, algorithm: FederatedAlgorithm, placement: Placement):
+        """Compiles nothing before the first call."""
+        self.num_traces = 0
+
+        @jax.jit
+        def step(inputs: RoundInputs) -> tuple[ServerState, ClientState, Sums]:
+            self.num_traces += 1
+            ids, rows = inputs.cohort.client_ids, inputs.rows
+            inputs = inputs._replace(rows=stores.take(rows, ids))
+            state, taken, sums = algorithm.round(inputs, placement)
+            return state, stores.put(rows, ids, taken), sums
+
+        self._step = step
+
+    def __call__(
+        self,
+        state: ServerState,
+        rows: ClientState,
+        dataset: Dataset,
+        cohort: Cohort,
+        key: jax.Array,
+        probe: Probe | None = None,
+    ) -> tuple[ServerState, ClientState, Sums]:
+        """Runs one round; the rows of clients outside of the cohort stay."""
+        return self._step(RoundInputs(state, rows, dataset, cohort, key, probe))
+
+
+@functools.cache
+def compiled_round(
+    algorithm: FederatedAlgorithm, placement: Placement = ONE_DEVICE
+) -> CompiledRound:
+    """One for all tests of an algorithm with the same settings."""
+    return CompiledRound(algorithm, placement)
+
+
+@functools.cache
+def compiled_preparation(algorithm: FederatedAlgorithm):
+    """Like `compiled_round`, but the rows are those of the cohort."""
+    assert algorithm.prepare is not None
+    return jax.jit(algorithm.prepare.run)
+
+
+def first(
+    algorithm: FederatedAlgorithm, num_clients: int, key: jax.Array
+) -> tuple[ServerState, ClientState]:
+    """The state and the rows of all clients before anything was done."""
+    return algorithm.init(key), stores.create(algorithm.row(key), num_clients)
+
+
+def prepare(
+    algorithm: FederatedAlgorithm, dataset: Dataset, cohort: Cohort, key: jax.Array
+) -> tuple[ServerState, ClientState, Sums]:
+    """State and rows of all clients after the preparation by a cohort, and its sums."""
+    state, rows = first(algorithm, int(cohort.num_clients), key)
+    taken = stores.take(rows, cohort.client_ids)
+    run = compiled_preparation(algorithm)
+    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, key))
+    return state, stores.put(rows, cohort.client_ids, taken), sums
 
 
 def store_of(rows: Tree, placement: Placement = ONE_DEVICE) -> Store:

@@ -12,28 +12,24 @@ from tests import toys
 from tests.quadratic import (
     DECAY,
     EPOCHS,
+    KEY,
     LR,
     NUM_DIMS,
     SIZES,
     build,
     local_path,
+    problem,
     run_rounds,
     same_params,
-    start_of,
 )
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return toys.quadratic_dataset(SIZES, NUM_DIMS)
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fedavg_equals_numpy(problem, momentum):
-    dataset, bowls = problem
-    _, algorithm = build("fedavg", momentum=momentum)
-    w = np.asarray(start_of(algorithm, 3)[0].params["w"], np.float64)
-    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)] * 2, 3)
+def test_fedavg_equals_numpy(momentum):
+    dataset, bowls = problem()
+    algorithm = build("fedavg", momentum=momentum)
+    w = np.asarray(algorithm.init(KEY).params["w"], np.float64)
+    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)] * 2)
     p = np.array(SIZES) / sum(SIZES)
     for _ in range(2):
         w = sum(
@@ -43,11 +39,11 @@ def test_fedavg_equals_numpy(problem, momentum):
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-5, atol=1e-6)
 
 
-def test_fedprox_equals_numpy(problem):
-    dataset, bowls = problem
-    _, algorithm = build("fedprox", mu=0.7)
-    w = np.asarray(start_of(algorithm, 3)[0].params["w"], np.float64)
-    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)], 3)
+def test_fedprox_equals_numpy():
+    dataset, bowls = problem()
+    algorithm = build("fedprox", mu=0.7)
+    w = np.asarray(algorithm.init(KEY).params["w"], np.float64)
+    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)])
     p = np.array(SIZES) / sum(SIZES)
     expected = sum(
         p_k * local_path(bowl, w, 0.0, anchor_pull=0.7)[0]
@@ -56,7 +52,7 @@ def test_fedprox_equals_numpy(problem):
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fednova_equals_numpy_with_unequal_step_mass(problem):
+def test_fednova_equals_numpy_with_unequal_step_mass():
     """Batches of 2: 2, 4 and 1 steps an epoch of identical bowls per client."""
     sizes = (4, 7, 2)
     dataset, _ = toys.quadratic_dataset(sizes, NUM_DIMS)
@@ -68,9 +64,9 @@ def test_fednova_equals_numpy_with_unequal_step_mass(problem):
         ]
     )
     dataset = dataset._replace(images=images)
-    _, algorithm = build("fednova", batch_size=2)
-    w0 = np.asarray(start_of(algorithm, 3)[0].params["w"], np.float64)
-    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(sizes)], 3)
+    algorithm = build("fednova", batch_size=2)
+    w0 = np.asarray(algorithm.init(KEY).params["w"], np.float64)
+    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(sizes)])
     p, deltas, masses = np.array(sizes) / sum(sizes), [], []
     for start, size in zip((0, 4, 11), sizes, strict=True):
         x, h = images[start, 0, :, 0], images[start, 1, :, 0]
@@ -87,46 +83,46 @@ def test_fednova_equals_numpy_with_unequal_step_mass(problem):
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_absent_clients_keep_their_bits(problem):
-    dataset, _ = problem
-    _, algorithm = build("scaffold")
+def test_rows_of_absent_clients_keep_their_bits():
+    dataset, _ = problem()
+    algorithm = build("scaffold")
     cohorts = [
         toys.contiguous_cohort(SIZES),
         toys.contiguous_cohort(SIZES, (0, 2)),
     ]
-    _, before = run_rounds(algorithm, dataset, cohorts[:1], 3)
-    _, after = run_rounds(algorithm, dataset, cohorts, 3)
+    _, before = run_rounds(algorithm, dataset, cohorts[:1])
+    _, after = run_rounds(algorithm, dataset, cohorts)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[1], new[1])
         assert (np.asarray(old[0]) != np.asarray(new[0])).any()
 
 
-def test_control_and_pull_do_not_act_on_personal_parameters(problem):
+def test_control_and_pull_do_not_act_on_personal_parameters():
     """v' = v - eta ((v - 1) + decay v), the same under every algorithm."""
-    dataset, _ = problem
+    dataset, _ = problem()
     v = 0.0
     for epoch in range(EPOCHS):
         eta = LR * (1 + np.cos(np.pi * epoch / EPOCHS)) / 2
         v -= eta * ((v - 1) + DECAY * v)
     for name in ("fedavg", "fedprox", "fednova", "scaffold"):
-        _, algorithm = build(name)
-        _, rows = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)], 3)
+        algorithm = build(name)
+        _, rows = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)])
         np.testing.assert_allclose(rows.personal["v"], [v] * 3, rtol=1e-5)
 
 
-def test_fedprox_without_pull_is_fedavg_bit_for_bit(problem):
-    dataset, _ = problem
+def test_fedprox_without_pull_is_fedavg_bit_for_bit():
+    dataset, _ = problem()
     cohorts = [toys.contiguous_cohort(SIZES)] * 2
-    fedavg = run_rounds(build("fedavg")[1], dataset, cohorts, 3)[0]
-    fedprox = run_rounds(build("fedprox", mu=0.0)[1], dataset, cohorts, 3)[0]
+    fedavg = run_rounds(build("fedavg"), dataset, cohorts)[0]
+    fedprox = run_rounds(build("fedprox", mu=0.0), dataset, cohorts)[0]
     same_params(fedavg, fedprox, rtol=0, atol=0)
 
 
-def test_fednova_with_equal_step_mass_is_fedavg(problem):
-    dataset, _ = problem
+def test_fednova_with_equal_step_mass_is_fedavg():
+    dataset, _ = problem()
     cohorts = [toys.contiguous_cohort(SIZES)] * 2
-    fedavg = run_rounds(build("fedavg")[1], dataset, cohorts, 3)[0]
-    fednova = run_rounds(build("fednova")[1], dataset, cohorts, 3)[0]
+    fedavg = run_rounds(build("fedavg"), dataset, cohorts)[0]
+    fednova = run_rounds(build("fednova"), dataset, cohorts)[0]
     same_params(fedavg, fednova, rtol=1e-6)
 
 
@@ -138,15 +134,13 @@ def test_optimisers_without_step_mass_are_refused(name):
         ALGORITHMS[name](task, solver, make_server_tx())
 
 
-def test_server_optimiser_steps_on_the_pseudo_gradient(problem):
+def test_server_optimiser_steps_on_the_pseudo_gradient():
     """Momentum 0.5 and lr 0.25: u = d_2 + 0.5 d_1, w_2 = w_1 - 0.25 u."""
-    dataset, bowls = problem
-    task = toys.quadratic_task(NUM_DIMS)
-    solver = make_solver(epochs=EPOCHS, batch_size=8, lr=LR, weight_decay=DECAY)
+    dataset, bowls = problem()
     server_tx = make_server_tx("momentum", lr=0.25, momentum=0.5)
-    algorithm = ALGORITHMS["fedavg"](task, solver, server_tx)
-    w = np.asarray(start_of(algorithm, 3)[0].params["w"], np.float64)
-    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)] * 2, 3)
+    algorithm = build("fedavg", server_tx=server_tx)
+    w = np.asarray(algorithm.init(KEY).params["w"], np.float64)
+    state, _ = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)] * 2)
     p, buffer = np.array(SIZES) / sum(SIZES), 0.0
     for _ in range(2):
         delta = w - sum(
@@ -158,19 +152,19 @@ def test_server_optimiser_steps_on_the_pseudo_gradient(problem):
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-5, atol=1e-6)
 
 
-def test_one_client_and_one_epoch_is_plain_sgd(problem):
-    dataset, bowls = problem
-    _, algorithm = build("fedavg", epochs=1)
-    w = np.asarray(start_of(algorithm, 1)[0].params["w"], np.float64)
+def test_one_client_and_one_epoch_is_plain_sgd():
+    dataset, bowls = problem()
+    algorithm = build("fedavg", epochs=1)
+    w = np.asarray(algorithm.init(KEY).params["w"], np.float64)
     one = toys.contiguous_cohort(SIZES[:1])
-    state, _ = run_rounds(algorithm, dataset, [one] * 3, 1)
+    state, _ = run_rounds(algorithm, dataset, [one] * 3)
     h, centre = bowls[0]
     for _ in range(3):
         w = w - LR * (h * (w - centre) + DECAY * w)
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-5, atol=1e-6)
 
 
-def test_messages_carry_shared_parameters_only(problem):
+def test_messages_carry_shared_parameters_only():
     """4 bytes a value: 3 params, no personal; controls double it, FedNova adds 4."""
     expected = {
         "fedavg": (12, 12),
@@ -179,7 +173,7 @@ def test_messages_carry_shared_parameters_only(problem):
         "scaffold": (24, 24),
     }
     for name, (down, up) in expected.items():
-        _, algorithm = build(name)
+        algorithm = build(name)
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         sent = traffic(algorithm.messages(state), 5, {})
         assert sent == (5 * down, 5 * up, 5 * down, 5 * up)

@@ -1,6 +1,5 @@
 """AutoFLIP against numpy on quadratic clients, and its invariants."""
 
-import functools
 import itertools
 
 import jax
@@ -9,14 +8,13 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS, autoflip
-from fedjax_prune.engine import store
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import CNN
 from fedjax_prune.models.channels import alive_channels
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.task import make_task
-from fedjax_prune.types import Probe, RoundInputs
+from fedjax_prune.types import Probe
 from tests import toys
 from tests.layered import (
     BETA,
@@ -27,33 +25,19 @@ from tests.layered import (
     build,
     kernel,
     prepare,
+    problem,
     walk,
 )
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return toys.quadratic_dataset(SIZES, NUM_DIMS)
-
-
-@functools.cache
-def compiled(algorithm):
-    @jax.jit
-    def step(state, rows, dataset, cohort, key):
-        taken = store.take(rows, cohort.client_ids)
-        state, taken, sums = algorithm.round(
-            RoundInputs(state, taken, dataset, cohort, key)
-        )
-        return state, store.put(rows, cohort.client_ids, taken), sums
-
-    return step
-
-
-def rounds(algorithm, dataset, state, rows, cohorts):
+def rounds(algorithm, state, rows, cohorts, dataset=None):
+    """State and rows after a round with each of these cohorts, and the last sums."""
+    run = toys.compiled_round(algorithm)
+    dataset = dataset or problem()[0]
     for number, ids in enumerate(cohorts):
         cohort = toys.contiguous_cohort(SIZES, ids)
         key = jax.random.fold_in(KEY, number)
-        state, rows, sums = compiled(algorithm)(state, rows, dataset, cohort, key)
+        state, rows, sums = run(state, rows, dataset, cohort, key)
     return state, rows, sums
 
 
@@ -62,18 +46,18 @@ def expected_mask(w0, bowls, epochs=3):
     return deviation > np.quantile(deviation, 0.4)
 
 
-def test_exploration_masks_and_rounds_equal_numpy(problem):
+def test_exploration_masks_and_rounds_equal_numpy():
     """Damped momentum: v = beta v + (1 - beta) Delta, only where the mask keeps."""
-    dataset, bowls = problem
+    _, bowls = problem()
     algorithm = build(**FIELDS, mask_schedule="fixed", min_keep=0.0)
-    state, rows, _ = prepare(algorithm, dataset)
+    state, rows, _ = prepare(algorithm)
     w = kernel(algorithm.init(KEY).params).astype(np.float64)
     np.testing.assert_array_equal(kernel(state.params), w)  # w^0 is untouched
     mask = expected_mask(w, bowls)
     np.testing.assert_array_equal(kernel(state.server.masks), mask)
     assert 0 < mask.sum() < NUM_DIMS
     cohorts = [[0, 2], [1, 3], [0, 1, 2, 3]]
-    state, _, _ = rounds(algorithm, dataset, state, rows, cohorts)
+    state, _, _ = rounds(algorithm, state, rows, cohorts)
     v, start = np.zeros(NUM_DIMS), w.copy()
     for ids in cohorts:
         sizes = np.array(SIZES)[ids]
@@ -90,17 +74,16 @@ def test_exploration_masks_and_rounds_equal_numpy(problem):
 
 
 @pytest.mark.parametrize("schedule", ["fixed", "participants", "agreement"])
-def test_pruning_nothing_is_fedavg_bit_for_bit(problem, schedule):
-    dataset, _ = problem
+def test_pruning_nothing_is_fedavg_bit_for_bit(schedule):
     fields = {"threshold": 0.0, "structured_density": -1.0, "explore_epochs": 1}
     algorithm = build(**fields, mask_schedule=schedule, mask_every=1)
     plain = build("fedavg")
     cohorts = [[0, 2], [1, 3]]
-    state, rows, _ = prepare(algorithm, dataset)
+    state, rows, _ = prepare(algorithm)
     assert int(state.server.version) == 0
-    found, found_rows, _ = rounds(algorithm, dataset, state, rows, cohorts)
-    state, rows = plain.init(KEY), store.create(plain.row(KEY), len(SIZES))
-    expected, expected_rows, _ = rounds(plain, dataset, state, rows, cohorts)
+    found, found_rows, _ = rounds(algorithm, state, rows, cohorts)
+    state, rows = toys.first(plain, len(SIZES), KEY)
+    expected, expected_rows, _ = rounds(plain, state, rows, cohorts)
     for a, b in (
         (found.params, expected.params),
         (found.server.base, expected.server),
@@ -109,15 +92,15 @@ def test_pruning_nothing_is_fedavg_bit_for_bit(problem, schedule):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_all_participants_have_the_mask_of_all_explorers(problem):
-    dataset, bowls = problem
+def test_all_participants_have_the_mask_of_all_explorers():
+    _, bowls = problem()
     algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
-    state, rows, _ = prepare(algorithm, dataset)
+    state, rows, _ = prepare(algorithm)
     explored = kernel(state.server.masks)
-    everyone, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1, 2, 3]])
+    everyone, _, _ = rounds(algorithm, state, rows, [[0, 1, 2, 3]])
     np.testing.assert_array_equal(kernel(everyone.server.masks), explored)
     assert int(everyone.server.version) == 1
-    few, few_rows, sums = rounds(algorithm, dataset, state, rows, [[1, 2]])
+    few, few_rows, sums = rounds(algorithm, state, rows, [[1, 2]])
     w = kernel(state.params)
     expected = expected_mask(w, [bowls[1], bowls[2]])
     np.testing.assert_array_equal(kernel(few.server.masks), expected)
@@ -126,13 +109,13 @@ def test_all_participants_have_the_mask_of_all_explorers(problem):
     np.testing.assert_array_equal(few_rows.client.version, [0, 2, 2, 0])
 
 
-def test_a_round_without_messages_changes_only_the_masks(problem):
-    dataset, _ = problem
+def test_a_round_without_messages_changes_only_the_masks():
+    dataset, _ = problem()
     algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
-    state, rows, _ = prepare(algorithm, dataset)
-    expected, _, _ = rounds(algorithm, dataset, state, rows, [[1, 2]])
+    state, rows, _ = prepare(algorithm)
+    expected, _, _ = rounds(algorithm, state, rows, [[1, 2]])
     broken = dataset._replace(images=jnp.full_like(dataset.images, jnp.nan))
-    after, after_rows, sums = rounds(algorithm, broken, state, rows, [[1, 2]])
+    after, after_rows, sums = rounds(algorithm, state, rows, [[1, 2]], broken)
     assert sums["arrived"].sum() == 0 and sums["mask/sent"] == 2
     masks = kernel(after.server.masks)
     np.testing.assert_array_equal(masks, kernel(expected.server.masks))
@@ -142,14 +125,13 @@ def test_a_round_without_messages_changes_only_the_masks(problem):
     jax.tree.map(np.testing.assert_array_equal, (after, after_rows), (kept, rows))
 
 
-def test_with_everybody_participants_is_fixed(problem):
-    dataset, _ = problem
+def test_with_everybody_participants_is_fixed():
     states = []
     for schedule in ("fixed", "participants"):
         algorithm = build(**FIELDS, mask_schedule=schedule)
-        state, rows, _ = prepare(algorithm, dataset)
+        state, rows, _ = prepare(algorithm)
         everybody = [[0, 1, 2, 3]] * 3
-        states.append(rounds(algorithm, dataset, state, rows, everybody)[0])
+        states.append(rounds(algorithm, state, rows, everybody)[0])
     fixed, participants = states
     jax.tree.map(
         np.testing.assert_array_equal, fixed.server.masks, participants.server.masks
@@ -157,26 +139,24 @@ def test_with_everybody_participants_is_fixed(problem):
     jax.tree.map(np.testing.assert_array_equal, fixed.params, participants.params)
 
 
-def test_what_is_pruned_is_zero_on_the_clients(problem):
+def test_what_is_pruned_is_zero_on_the_clients():
     """After local steps of Adam with weight decay, before anything is sent."""
-    dataset, _ = problem
     with jax.numpy_dtype_promotion("standard"):
         algorithm = build(**FIELDS, optimizer="adam", decay=0.1, mask_schedule="fixed")
-        state, rows, _ = prepare(algorithm, dataset)
+        state, rows, _ = prepare(algorithm)
 
         def measure(variables, masks):
             left = jax.tree.map(lambda m, p: (~m & (p != 0)).sum(), masks, variables)
             return {"left": sum(jax.tree.leaves(left)).astype(jnp.float32)}
 
         probe = Probe(
-            lambda variables, masks: measure(variables.params, masks),
-            state.server.masks,
-            jnp.ones(4, bool),
+            measure=lambda variables, masks: measure(variables.params, masks),
+            examples=state.server.masks,
+            wanted=jnp.ones(4, bool),
         )
         cohort = toys.contiguous_cohort(SIZES)
-        _, _, sums = jax.jit(algorithm.round)(
-            RoundInputs(state, rows, dataset, cohort, KEY, probe)
-        )
+        run = toys.compiled_round(algorithm)
+        _, _, sums = run(state, rows, problem()[0], cohort, KEY, probe)
     assert (~kernel(state.server.masks)).any()
     np.testing.assert_array_equal(sums["left"], 0)
 
@@ -188,11 +168,10 @@ def test_silent_channels_keep_their_statistics():
         task, solver, make_server_tx(), channel_share=0.5
     )
     dataset = jax.device_put(toys.image_dataset(12, (8, 8, 1), 4))
-    state, rows = algorithm.init(KEY), store.create(algorithm.row(KEY), 2)
+    state, rows = toys.first(algorithm, 2, KEY)
     cohort = toys.contiguous_cohort((6, 6))
-    after, _, _ = jax.jit(algorithm.round)(
-        RoundInputs(state, rows, dataset, cohort, KEY)
-    )
+    run = toys.compiled_round(algorithm)
+    after, _, _ = run(state, rows, dataset, cohort, KEY)
     (group,) = (group for group in task.groups if group.name == "conv1")
     alive = np.asarray(alive_channels(after.server.masks, group))
     assert 0 < alive.sum() < alive.size
@@ -202,12 +181,11 @@ def test_silent_channels_keep_their_statistics():
         assert (old[alive] != new[alive]).all()
 
 
-def test_without_explorers_among_the_clients_the_masks_stay(problem):
-    dataset, _ = problem
+def test_without_explorers_among_the_clients_the_masks_stay():
     algorithm = build(**FIELDS, mask_schedule="participants")
-    state, rows, _ = prepare(algorithm, dataset, ids=[0, 1])
+    state, rows, _ = prepare(algorithm, ids=[0, 1])
     np.testing.assert_array_equal(rows.client.own.explored, [1, 1, 0, 0])
-    after, _, _ = rounds(algorithm, dataset, state, rows, [[2, 3]])
+    after, _, _ = rounds(algorithm, state, rows, [[2, 3]])
     np.testing.assert_array_equal(
         kernel(after.server.masks), kernel(state.server.masks)
     )
@@ -222,20 +200,20 @@ def test_without_explorers_among_the_clients_the_masks_stay(problem):
         ("fedavg", "adam", "participants"),
     ],
 )
-def test_nothing_changes_where_the_mask_prunes(problem, base, optimizer, schedule):
+def test_nothing_changes_where_the_mask_prunes(base, optimizer, schedule):
     # Optax's Adam raises a float to a whole number.
     with jax.numpy_dtype_promotion("standard"):
-        check_nothing_changes(problem[0], base, optimizer, schedule)
+        check_nothing_changes(base, optimizer, schedule)
 
 
-def check_nothing_changes(dataset, base, optimizer, schedule):
+def check_nothing_changes(base, optimizer, schedule):
     algorithm = build(
         **FIELDS, base=base, optimizer=optimizer, mask_schedule=schedule, decay=0.1
     )
-    state, rows, _ = prepare(algorithm, dataset)
+    state, rows, _ = prepare(algorithm)
     for ids in ([0, 2], [1, 3], [0, 1]):
         before, before_rows = state, rows
-        state, rows, _ = rounds(algorithm, dataset, state, rows, [ids])
+        state, rows, _ = rounds(algorithm, state, rows, [ids])
         pruned = ~kernel(state.server.masks)
         assert 0 < pruned.sum() < NUM_DIMS
 
@@ -256,23 +234,22 @@ def check_nothing_changes(dataset, base, optimizer, schedule):
             np.testing.assert_allclose(control, mean, atol=1e-6)
 
 
-def test_a_sparse_server_forgets_what_is_pruned(problem):
-    dataset, _ = problem
+def test_a_sparse_server_forgets_what_is_pruned():
     algorithm = build(**FIELDS, mask_schedule="fixed", server_store="sparse")
-    state, rows, _ = prepare(algorithm, dataset)
-    state, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1]])
+    state, rows, _ = prepare(algorithm)
+    state, _, _ = rounds(algorithm, state, rows, [[0, 1]])
     pruned = ~kernel(state.server.masks)
     np.testing.assert_array_equal(kernel(state.params)[pruned], 0)
 
 
-def test_update_signs_by_hand(problem):
+def test_update_signs_by_hand():
     """A = 0.9 + 0.1 |sum p_k sign(Delta)| where the mask keeps, else 1."""
-    dataset, bowls = problem
+    _, bowls = problem()
     algorithm = build(
         **FIELDS, mask_schedule="agreement", agreement_source="update_sign"
     )
-    state, rows, _ = prepare(algorithm, dataset)
-    after, _, _ = rounds(algorithm, dataset, state, rows, [[0, 1]])
+    state, rows, _ = prepare(algorithm)
+    after, _, _ = rounds(algorithm, state, rows, [[0, 1]])
     mask, w = kernel(state.server.masks), kernel(state.params)
     signs = [np.sign(w * mask - walk(w * mask, bowls[i], 2, mask)) for i in (0, 1)]
     agreed = abs(4 / 11 * signs[0] + 7 / 11 * signs[1])
@@ -281,18 +258,17 @@ def test_update_signs_by_hand(problem):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_agreement_changes_few_entries_every_tenth_round(problem):
+def test_agreement_changes_few_entries_every_tenth_round():
     """One client alone, whose votes soon outweigh what all agreed on before."""
-    dataset, _ = problem
     algorithm = build(
         **FIELDS | {"mask_schedule": "agreement", "agreement_change": 0.2},
         agreement_rate=0.5,
         agreement_power=4.0,
     )
-    state, rows, _ = prepare(algorithm, dataset)
+    state, rows, _ = prepare(algorithm)
     masks = [kernel(state.server.masks)]
     for _ in range(20):
-        state, rows, _ = rounds(algorithm, dataset, state, rows, [[2]])
+        state, rows, _ = rounds(algorithm, state, rows, [[2]])
         masks.append(kernel(state.server.masks))
     changed = [(a != b).sum() for a, b in itertools.pairwise(masks)]
     assert [n for i, n in enumerate(changed, 1) if i % 10] == [0] * 18
@@ -315,13 +291,11 @@ def test_gates_count_only_what_is_alive():
         mask_schedule="fixed",
     )
     dataset = jax.device_put(toys.image_dataset(16, shape, 3))
-    state, row = algorithm.init(KEY), algorithm.row(KEY)
-    rows = store.create(row, 2)
     cohort = toys.contiguous_cohort((8, 8))
-    prepare_run, round_run = jax.jit(algorithm.prepare.run), jax.jit(algorithm.round)
-    state, rows, sums = prepare_run(RoundInputs(state, rows, dataset, cohort, KEY))
+    state, rows, sums = toys.prepare(algorithm, dataset, cohort, KEY)
     assert int(sums["mask/channels/conv1"]) == 4
-    state, rows, sums = round_run(RoundInputs(state, rows, dataset, cohort, KEY))
+    run = toys.compiled_round(algorithm)
+    state, rows, sums = run(state, rows, dataset, cohort, KEY)
     # Of 16 channels 8 are wanted and 4 alive; 8 images on each client.
     selected = np.asarray(sums["selected/conv1"])
     np.testing.assert_array_equal(selected.sum(1), [32, 32])

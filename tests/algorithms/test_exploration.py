@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fedjax_prune.algorithms import autoflip
 from fedjax_prune.data.population import to_population
@@ -18,50 +17,42 @@ from tests.layered import (
     FIELDS,
     KEY,
     LR,
-    NUM_DIMS,
-    SIZES,
     build,
     kernel,
     layered_task,
     prepare,
+    problem,
     walk,
 )
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return toys.quadratic_dataset(SIZES, NUM_DIMS)
-
-
-def test_explorers_do_not_depend_on_order_or_lanes(problem):
-    dataset, _ = problem
+def test_explorers_do_not_depend_on_order_or_lanes():
     algorithm = build(**FIELDS, mask_schedule="agreement")
-    one, _, _ = prepare(algorithm, dataset)
+    one, _, _ = prepare(algorithm)
     for ids, lanes in (([3, 1, 0, 2], 2), (range(4), 1), (range(4), 4)):
-        other, _, _ = prepare(algorithm, dataset, ids, lanes)
+        other, _, _ = prepare(algorithm, ids, lanes)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, other
         )
 
 
-def test_explorers_keep_their_first_step_size(problem):
+def test_explorers_keep_their_first_step_size():
     """A cosine over the two epochs of a round says nothing of the three explored."""
-    dataset, _ = problem
     explored = []
     for schedule in ("constant", "cosine_epoch"):
         solver = make_solver(epochs=2, batch_size=8, lr=LR, lr_schedule=schedule)
         algorithm = autoflip(layered_task(), solver, make_server_tx(), explore_epochs=3)
-        explored.append(prepare(algorithm, dataset)[1].client.own.tree)
+        explored.append(prepare(algorithm)[1].client.own.tree)
     jax.tree.map(np.testing.assert_array_equal, *explored)
 
 
-def test_warm_exploration_measures_from_the_first_epoch(problem):
+def test_warm_exploration_measures_from_the_first_epoch():
     """One epoch more, and the deviation is from where the first one ended."""
-    dataset, bowls = problem
+    _, bowls = problem()
     algorithm = build(
         **FIELDS, explore_base="warm", mask_schedule="participants", min_keep=0.0
     )
-    state, rows, sums = prepare(algorithm, dataset)
+    state, rows, sums = prepare(algorithm)
     w = kernel(state.params)
     expected = [(walk(w, b, 4) - walk(w, b, 1)) ** 2 for b in bowls]
     np.testing.assert_allclose(
@@ -70,10 +61,10 @@ def test_warm_exploration_measures_from_the_first_epoch(problem):
     np.testing.assert_array_equal(sums["steps"], [4, 4, 4, 4])
 
 
-def test_starting_from_the_explored_mean(problem):
-    dataset, bowls = problem
+def test_starting_from_the_explored_mean():
+    _, bowls = problem()
     algorithm = build(**FIELDS, start_from="explored_mean", mask_schedule="fixed")
-    state, _, _ = prepare(algorithm, dataset)
+    state, _, _ = prepare(algorithm)
     w = kernel(algorithm.init(KEY).params)
     expected = np.mean([walk(w, b, 3) for b in bowls], axis=0)
     np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)

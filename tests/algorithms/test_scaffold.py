@@ -6,27 +6,23 @@ import pytest
 from tests import toys
 from tests.quadratic import (
     DECAY,
+    KEY,
     NUM_DIMS,
     SIZES,
     build,
     local_path,
+    problem,
     run_rounds,
     same_params,
-    start_of,
 )
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return toys.quadratic_dataset(SIZES, NUM_DIMS)
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_scaffold_equals_numpy_under_partial_participation(problem, momentum):
+def test_scaffold_equals_numpy_under_partial_participation(momentum):
     """Also: c_k+ is the step-weighted mean gradient, c the mean of all c_k."""
-    dataset, bowls = problem
-    _, algorithm = build("scaffold", momentum=momentum)
-    w = np.asarray(start_of(algorithm, 3)[0].params["w"], np.float64)
+    dataset, bowls = problem()
+    algorithm = build("scaffold", momentum=momentum)
+    w = np.asarray(algorithm.init(KEY).params["w"], np.float64)
     ids = [(0, 1), (1, 2), (2, 0)]
     cohorts = [toys.contiguous_cohort(SIZES, chosen) for chosen in ids]
     c, c_k = np.zeros(NUM_DIMS), np.zeros((3, NUM_DIMS))
@@ -47,7 +43,7 @@ def test_scaffold_equals_numpy_under_partial_participation(problem, momentum):
             c_k[k] = option_two
         w, c = w + step, c + change / 3
         np.testing.assert_allclose(c, c_k.mean(axis=0), atol=1e-12)
-        state, rows = run_rounds(algorithm, dataset, cohorts[:done], 3)
+        state, rows = run_rounds(algorithm, dataset, cohorts[:done])
         np.testing.assert_allclose(state.params["w"], w, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(rows.client["w"], c_k, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
@@ -55,11 +51,11 @@ def test_scaffold_equals_numpy_under_partial_participation(problem, momentum):
         )
 
 
-def test_scaffold_from_zero_controls_is_fedavg_for_one_round(problem):
-    dataset, _ = problem
+def test_scaffold_from_zero_controls_is_fedavg_for_one_round():
+    dataset, _ = problem()
     cohorts = [toys.contiguous_cohort(SIZES)]
-    fedavg = run_rounds(build("fedavg")[1], dataset, cohorts, 3)[0]
-    scaffold = run_rounds(build("scaffold")[1], dataset, cohorts, 3)[0]
+    fedavg = run_rounds(build("fedavg"), dataset, cohorts)[0]
+    scaffold = run_rounds(build("scaffold"), dataset, cohorts)[0]
     same_params(fedavg, scaffold, rtol=0, atol=0)
 
 
@@ -89,8 +85,8 @@ def test_scaffold_reaches_its_own_optimum_where_fedavg_stalls():
     assert np.abs(by_size - uniform).max() > 0.3
 
     def distances(name, **fields):
-        _, algorithm = build(name, lr_schedule="constant", **fields)
-        state, _ = run_rounds(algorithm, dataset, cohorts, len(sizes))
+        algorithm = build(name, lr_schedule="constant", **fields)
+        state, _ = run_rounds(algorithm, dataset, cohorts)
         w = np.asarray(state.params["w"])
         return np.abs(w - by_size).max(), np.abs(w - uniform).max()
 
@@ -115,9 +111,9 @@ def test_legacy_faults_make_sampled_scaffold_blow_up():
     legacy = {"control_init": "random_legacy", "control_divisor": "m_legacy"}
 
     def end(cohorts, **fields):
-        _, algorithm = build("scaffold", lr_schedule="constant", decay=0.0, **fields)
-        start, _ = start_of(algorithm, len(sizes))
-        state, _ = run_rounds(algorithm, dataset, cohorts, len(sizes))
+        algorithm = build("scaffold", lr_schedule="constant", decay=0.0, **fields)
+        start = algorithm.init(KEY)
+        state, _ = run_rounds(algorithm, dataset, cohorts)
         moved = np.asarray(state.params["w"] - start.params["w"])
         return np.asarray(state.params["w"]), moved, start.server.control["w"]
 
