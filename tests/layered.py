@@ -15,7 +15,7 @@ NUM_DIMS = 10
 SIZES = (4, 7, 2, 5)
 LR, BETA = 0.1, 0.6
 KEY = jax.random.key(3)
-FIELDS = {"explore_epochs": 3, "threshold": 0.4}
+FIELDS = {"explore_epochs": 3, "threshold": 0.4, "min_keep": 0.0}
 
 
 @functools.cache

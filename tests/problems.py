@@ -31,10 +31,11 @@ SERVER_TX = make_server_tx("momentum", lr=0.7)
 
 @functools.cache
 def build(
-    name: str, *, solver=SOLVER, server_tx=SERVER_TX, **fields
+    name: str, *, model_task=None, solver=SOLVER, server_tx=SERVER_TX, **fields
 ) -> FederatedAlgorithm:
-    """An algorithm on the linear model; fields replace those of FIELDS."""
-    return ALGORITHMS[name](task(), solver, server_tx, **FIELDS.get(name, {}) | fields)
+    """An algorithm, by default on the linear model; fields replace those of FIELDS."""
+    fields = FIELDS.get(name, {}) | fields
+    return ALGORITHMS[name](model_task or task(), solver, server_tx, **fields)
 
 
 @functools.cache

@@ -148,7 +148,9 @@ class CompiledRound:
       num_traces: how often it has been traced.
     """
 
-    def __init__(self, algorithm: FederatedAlgorithm, placement: Placement):
+    def __init__(
+        self, algorithm: FederatedAlgorithm, placement: Placement = ONE_DEVICE
+    ):
         """Compiles nothing before the first call."""
         self.num_traces = 0
 

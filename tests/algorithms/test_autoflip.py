@@ -49,7 +49,7 @@ def expected_mask(w0, bowls, epochs=3):
 def test_exploration_masks_and_rounds_equal_numpy():
     """Damped momentum: v = beta v + (1 - beta) Delta, only where the mask keeps."""
     _, bowls = problem()
-    algorithm = build(**FIELDS, mask_schedule="fixed", min_keep=0.0)
+    algorithm = build(**FIELDS, mask_schedule="fixed")
     state, rows, _ = prepare(algorithm)
     w = kernel(algorithm.init(KEY).params).astype(np.float64)
     np.testing.assert_array_equal(kernel(state.params), w)  # w^0 is untouched
@@ -94,7 +94,7 @@ def test_pruning_nothing_is_fedavg_bit_for_bit(schedule):
 
 def test_all_participants_have_the_mask_of_all_explorers():
     _, bowls = problem()
-    algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
+    algorithm = build(**FIELDS, mask_schedule="participants")
     state, rows, _ = prepare(algorithm)
     explored = kernel(state.server.masks)
     everyone, _, _ = rounds(algorithm, state, rows, [[0, 1, 2, 3]])
@@ -111,7 +111,7 @@ def test_all_participants_have_the_mask_of_all_explorers():
 
 def test_a_round_without_messages_changes_only_the_masks():
     dataset, _ = problem()
-    algorithm = build(**FIELDS, mask_schedule="participants", min_keep=0.0)
+    algorithm = build(**FIELDS, mask_schedule="participants")
     state, rows, _ = prepare(algorithm)
     expected, _, _ = rounds(algorithm, state, rows, [[1, 2]])
     broken = dataset._replace(images=jnp.full_like(dataset.images, jnp.nan))

@@ -6,81 +6,64 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.algorithms.prunefl import adjust
 from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
-from fedjax_prune.engine import store
-from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.transforms import accumulate, zero_random
 from fedjax_prune.models import CNN
 from fedjax_prune.models.task import make_task
-from fedjax_prune.types import RoundInputs
 from tests import toys
+from tests.problems import SIZES, build, dataset_of_clients, task
 
-SHAPE, SIZES = (3, 3, 1), (5, 12, 2, 8)
 KEY = jax.random.key(1)
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    return jax.device_put(toys.image_dataset(sum(SIZES), SHAPE, 3))
-
-
-def build(name, task=None, **fields):
-    solver = make_solver(epochs=2, batch_size=4, lr=0.2, lr_schedule="constant")
-    task = task or toys.linear_task(SHAPE, 3)
-    return ALGORITHMS[name](task, solver, make_server_tx(), **fields)
-
-
 def first(algorithm):
-    return algorithm.init(KEY), store.create(algorithm.row(KEY), len(SIZES))
+    return toys.first(algorithm, len(SIZES), KEY)
 
 
-def play(algorithm, state, rows, dataset, number=1):
-    cohort = toys.contiguous_cohort(SIZES)
-    run = jax.jit(algorithm.round)
+def play(algorithm, state, rows, number=1, dataset=None):
+    """State and rows after rounds of all clients, and the last sums."""
+    run, cohort = toys.compiled_round(algorithm), toys.contiguous_cohort(SIZES)
     for i in range(number):
         key = jax.random.fold_in(KEY, i)
-        inputs = RoundInputs(state, rows, dataset, cohort, key)
-        state, rows, sums = run(inputs)
+        state, rows, sums = run(
+            state, rows, dataset or dataset_of_clients(), cohort, key
+        )
     return state, rows, sums
 
 
-def test_magnitude_prunes_the_smallest_weights_once(dataset):
+def test_magnitude_prunes_the_smallest_weights_once():
     algorithm = build("magnitude", threshold=0.5)
     state, rows = first(algorithm)
     size = np.abs(np.asarray(state.params["kernel"]))
     expected = size > np.quantile(size, 0.5)
     for _ in range(3):
-        state, rows, _ = play(algorithm, state, rows, dataset)
+        state, rows, _ = play(algorithm, state, rows)
         np.testing.assert_array_equal(state.server.masks["kernel"], expected)
         assert state.server.masks["bias"].all()
 
 
-def test_magnitude_after_a_warm_up(dataset):
+def test_magnitude_after_a_warm_up():
     algorithm = build("magnitude", threshold=0.5, warmup_rounds=2)
-    state, rows, _ = play(algorithm, *first(algorithm), dataset, 2)
+    state, rows, _ = play(algorithm, *first(algorithm), number=2)
     assert state.server.masks["kernel"].all()
     size = np.abs(np.asarray(state.params["kernel"]))
-    state, rows, _ = play(algorithm, state, rows, dataset)
+    state, rows, _ = play(algorithm, state, rows)
     expected = size > np.quantile(size, 0.5)
     np.testing.assert_array_equal(state.server.masks["kernel"], expected)
 
 
-def test_fedsnip_keeps_what_the_loss_is_sensitive_to(dataset):
+def test_fedsnip_keeps_what_the_loss_is_sensitive_to():
     """s = |w sum_k p_k g_k|, g_k the mean of the gradients of a client's batches."""
-    algorithm = build("fedsnip", threshold=0.4)
-    state, rows = first(algorithm)
+    # One batch a client: the mean over its batches does not depend on the order.
+    solver = make_solver(epochs=2, batch_size=12, lr=0.2)
+    algorithm = build("fedsnip", solver=solver, threshold=0.4)
+    state, dataset = algorithm.init(KEY), dataset_of_clients()
     w = np.asarray(state.params["kernel"], np.float64)
     images = np.asarray(dataset.images, np.float64).reshape(sum(SIZES), -1) / 255
     labels = np.eye(3)[np.asarray(dataset.labels)]
     gradient, start = 0, 0
-    # One batch a client: the mean over its batches does not depend on the order.
-    solver = make_solver(epochs=2, batch_size=12, lr=0.2)
-    algorithm = ALGORITHMS["fedsnip"](
-        toys.linear_task(SHAPE, 3), solver, make_server_tx(), threshold=0.4
-    )
     for size in SIZES:
         x, y = images[start : start + size], labels[start : start + size]
         logits = x @ w + np.asarray(state.params["bias"])
@@ -89,9 +72,8 @@ def test_fedsnip_keeps_what_the_loss_is_sensitive_to(dataset):
         start += size
     score = np.abs(gradient * w)
     expected = score > np.quantile(score, 0.4)
-    run = jax.jit(algorithm.prepare.run)
     cohort = toys.contiguous_cohort(SIZES)
-    after, rows, sums = run(RoundInputs(state, rows, dataset, cohort, KEY))
+    after, _, sums = toys.prepare(algorithm, dataset, cohort, KEY)
     np.testing.assert_array_equal(after.server.masks["kernel"], expected)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     assert int(after.round) == 0 and int(sums["mask/kept/kernel"]) == expected.sum()
@@ -99,8 +81,8 @@ def test_fedsnip_keeps_what_the_loss_is_sensitive_to(dataset):
 
 def test_eflprune_sends_the_channels_of_largest_norm():
     shape = (8, 8, 1)
-    task = make_task(CNN(3, width=0.5), shape)
-    algorithm = build("eflprune", task, channel_share=0.5)
+    network = make_task(CNN(3, width=0.5), shape)
+    algorithm = build("eflprune", model_task=network, channel_share=0.5)
     dataset = jax.device_put(toys.image_dataset(sum(SIZES), shape, 3))
     state, rows = first(algorithm)
     for _ in range(2):
@@ -110,7 +92,7 @@ def test_eflprune_sends_the_channels_of_largest_norm():
         }
         norms = {n: k.reshape(-1, k.shape[-1]).sum(0) for n, k in norms.items()}
         before = state.params
-        state, rows, sums = play(algorithm, state, rows, dataset)
+        state, rows, sums = play(algorithm, state, rows, dataset=dataset)
         for name, norm in norms.items():
             kept = np.zeros(norm.size, bool)
             kept[np.argsort(-norm)[: norm.size // 2]] = True
@@ -155,27 +137,27 @@ def test_prunefl_adjusts_as_its_rule_says(seed):
     w = {n: rng.normal(size=k).astype(np.float32) for n, k in sizes.items()}
     g2 = {n: rng.exponential(size=k).astype(np.float32) for n, k in sizes.items()}
     found = adjust(
-        jax.tree.map(jnp.asarray, mask),
-        w,
-        jax.tree.map(jnp.asarray, g2),
-        t,
-        dict.fromkeys(sizes, True),
-        jnp.float32(0.3),
-        3.0,
+        masks=jax.tree.map(jnp.asarray, mask),
+        params=w,
+        squares=jax.tree.map(jnp.asarray, g2),
+        times=t,
+        may=dict.fromkeys(sizes, True),
+        share=jnp.float32(0.3),
+        constant=3.0,
     )
-    expected = numpy_adjust(mask, w, g2, t, 0.3, 3.0)
+    expected = numpy_adjust(mask=mask, w=w, g2=g2, t=t, share=0.3, constant=3.0)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert 0 < sum(m.sum() for m in expected.values()) < 20
 
 
-def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero(dataset):
+def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero():
     algorithm = build("prunefl", adjust_every=2, byte_time=0.1, constant_time=0.1)
     state, rows = first(algorithm)
     # As if the first stage had pruned nothing.
     state = state._replace(pending=())
     masks, states = [], []
     for number in range(1, 7):
-        state, rows, sums = play(algorithm, state, rows, dataset)
+        state, rows, sums = play(algorithm, state, rows)
         # Before an adjustment clients send a square for every entry.
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         assert int(sums["mask/extra"]) == (number % 2 == 0) * size
@@ -188,16 +170,14 @@ def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero(dataset):
     assert (masks[1] != masks[2]).any()
 
 
-def test_random_masks_have_as_many_entries_of_every_array(dataset):
+def test_random_masks_have_as_many_entries_of_every_array():
     fields = {"explore_epochs": 2, "threshold": 0.4}
     guided = build("autoflip", mask_schedule="fixed", **fields)
     random = build("random_pruning", **fields)
     cohort = toys.contiguous_cohort(SIZES)
     masks = []
     for algorithm in (guided, random):
-        state, rows = first(algorithm)
-        run = jax.jit(algorithm.prepare.run)
-        state, _, _ = run(RoundInputs(state, rows, dataset, cohort, KEY))
+        state, _, _ = toys.prepare(algorithm, dataset_of_clients(), cohort, KEY)
         masks.append(state.server.masks)
     counts = [jax.tree.map(lambda m: int(m.sum()), m) for m in masks]
     assert counts[0] == counts[1]
@@ -262,8 +242,7 @@ def test_bad_fields(name, fields, words):
 
 
 def test_eflprune_needs_to_know_the_channels():
-    task = toys.linear_task(SHAPE, 3)._replace(groups=None)
     with pytest.raises(
         ValueError, match=r"task must have groups, .* got groups = None"
     ):
-        build("eflprune", task)
+        build("eflprune", model_task=task()._replace(groups=None))

@@ -49,9 +49,7 @@ def test_explorers_keep_their_first_step_size():
 def test_warm_exploration_measures_from_the_first_epoch():
     """One epoch more, and the deviation is from where the first one ended."""
     _, bowls = problem()
-    algorithm = build(
-        **FIELDS, explore_base="warm", mask_schedule="participants", min_keep=0.0
-    )
+    algorithm = build(**FIELDS, explore_base="warm", mask_schedule="participants")
     state, rows, sums = prepare(algorithm)
     w = kernel(state.params)
     expected = [(walk(w, b, 4) - walk(w, b, 1)) ** 2 for b in bowls]

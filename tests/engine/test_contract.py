@@ -1,7 +1,5 @@
 """What every algorithm promises, whatever it does."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -22,44 +20,21 @@ def algorithm(request):
     return build(request.param)
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    return dataset_of_clients()
-
-
-@functools.cache
-def compiled_round(algorithm):
-    """A round for all tests of an algorithm, and a list with one entry a trace."""
-    traces = []
-
-    @jax.jit
-    def step(state, rows, dataset, cohort, key):
-        traces.append("traced")
-        taken = store.take(rows, cohort.client_ids)
-        state, taken, sums = algorithm.round(
-            RoundInputs(state, taken, dataset, cohort, key)
-        )
-        return state, store.put(rows, cohort.client_ids, taken), sums
-
-    return step, traces
-
-
-def rounds(algorithm, dataset, state, rows, numbers):
+def rounds(run, state, rows, numbers):
     """Rounds with two of the five clients each, chosen by the round's number."""
-    step, traces = compiled_round(algorithm)
     losses = []
     for number in numbers:
         chosen = np.random.default_rng(number).permutation(len(SIZES))[:2]
         cohort = toys.contiguous_cohort(SIZES, chosen, width=12, num_lanes=2)
         key = jax.random.fold_in(jax.random.key(9), number)
-        state, rows, sums = step(state, rows, dataset, cohort, key)
+        state, rows, sums = run(state, rows, dataset_of_clients(), cohort, key)
         losses.append(float(sums["loss"].sum() / sums["count"].sum()))
-    return state, rows, losses, len(traces)
+    return state, rows, losses
 
 
-def test_state_keeps_tree_shapes_and_dtypes(algorithm, dataset):
+def test_state_keeps_tree_shapes_and_dtypes(algorithm):
     state, rows = begin(algorithm)
-    after, rows_after, *_ = rounds(algorithm, dataset, state, rows, range(1))
+    after, rows_after, _ = rounds(toys.compiled_round(algorithm), state, rows, range(1))
     chex.assert_trees_all_equal_shapes_and_dtypes((state, rows), (after, rows_after))
     assert int(after.round) == 1
     floats = jax.tree.leaves((after, rows_after))
@@ -67,35 +42,37 @@ def test_state_keeps_tree_shapes_and_dtypes(algorithm, dataset):
     assert {x.dtype for x in floats} <= allowed
 
 
-def test_other_cohorts_do_not_recompile(algorithm, dataset):
-    *_, num_traces = rounds(algorithm, dataset, *begin(algorithm), range(4))
-    assert num_traces == 1
+def test_other_cohorts_do_not_recompile(algorithm):
+    run = toys.CompiledRound(algorithm)
+    rounds(run, *begin(algorithm), range(4))
+    assert run.num_traces == 1
 
 
 # random_steps draws its zeros at random, so its noise does not shrink.
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"random_steps"}))
-def test_loss_falls_on_a_convex_problem(name, dataset):
+def test_loss_falls_on_a_convex_problem(name):
     algorithm = build(name)
-    _, _, losses, _ = rounds(algorithm, dataset, *begin(algorithm), range(30))
+    _, _, losses = rounds(toys.compiled_round(algorithm), *begin(algorithm), range(30))
     assert np.mean(losses[-3:]) < 0.5 * losses[0]
 
 
-def test_save_and_restore_between_rounds_changes_no_bit(algorithm, dataset, tmp_path):
-    whole = rounds(algorithm, dataset, *begin(algorithm), range(4))[:2]
-    half = rounds(algorithm, dataset, *begin(algorithm), range(2))[:2]
+def test_save_and_restore_between_rounds_changes_no_bit(algorithm, tmp_path):
+    run = toys.compiled_round(algorithm)
+    whole = rounds(run, *begin(algorithm), range(4))[:2]
+    half = rounds(run, *begin(algorithm), range(2))[:2]
     checkpoint.save(tmp_path, 2, half, keep=1)
     template = jax.eval_shape(lambda: begin(algorithm))
     restored = checkpoint.restore(tmp_path, template)
-    resumed = rounds(algorithm, dataset, *restored, range(2, 4))[:2]
+    resumed = rounds(run, *restored, range(2, 4))[:2]
     chex.assert_trees_all_equal(whole, resumed)
 
 
-def test_runs_eagerly_as_it_does_compiled(dataset):
+def test_runs_eagerly_as_it_does_compiled():
     algorithm = build("scaffold")
     state, rows = begin(algorithm)
     cohort = toys.contiguous_cohort(SIZES, [0, 2], num_lanes=2)
     taken = store.take(rows, cohort.client_ids)
-    inputs = RoundInputs(state, taken, dataset, cohort, jax.random.key(4))
+    inputs = RoundInputs(state, taken, dataset_of_clients(), cohort, jax.random.key(4))
     compiled = jax.jit(algorithm.round)(inputs)
     eager = algorithm.round(inputs)
     chex.assert_trees_all_close(compiled, eager, rtol=1e-7, atol=1e-6)
@@ -110,16 +87,16 @@ def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
     assert all(isinstance(x, int) for x in many)
 
 
-def test_rounds_refuse_to_run_before_their_preparation(algorithm, dataset):
+def test_rounds_refuse_to_run_before_their_preparation(algorithm):
     """Without the error, the round would silently be one of FedAvg."""
+    run = toys.compiled_round(algorithm)
     if algorithm.prepare is None:
-        state, rows = begin(algorithm)
-        assert rounds(algorithm, dataset, state, rows, range(1))[0].pending == ()
+        assert rounds(run, *begin(algorithm), range(1))[0].pending == ()
         return
     key = jax.random.key(0)
-    state, rows = algorithm.init(key), store.create(algorithm.row(key), len(SIZES))
+    state, rows = toys.first(algorithm, len(SIZES), key)
     with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare\(\.\.\.\) once"):
-        rounds(algorithm, dataset, state, rows, range(1))
+        rounds(run, state, rows, range(1))
 
 
 def test_delivered_params_are_masked_by_the_delivered_masks(algorithm):

@@ -15,7 +15,6 @@ from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.types import RoundInputs
 from tests import problems, toys
 
 BAD = 1
@@ -26,46 +25,46 @@ FIELDS = {
 }
 
 
-def poisoned():
-    """The data set with NaN in place of the pixels of client BAD."""
+def poisoned(ids):
+    """The data set with NaN in place of the pixels of these clients."""
     dataset = problems.dataset_of_clients()
-    start = sum(problems.SIZES[:BAD])
     images = np.asarray(dataset.images, np.float32)
-    images[start : start + problems.SIZES[BAD]] = np.nan
+    for client in ids:
+        start = sum(problems.SIZES[:client])
+        images[start : start + problems.SIZES[client]] = np.nan
     return dataset._replace(images=jnp.asarray(images))
 
 
-@functools.cache
-def compiled(name, reduction="all_reduce"):
-    algorithm = problems.build(name, **FIELDS.get(name, {}))
-    placement = make_placement(1, reduction)
-    run = jax.jit(lambda inputs: algorithm.round(inputs, placement))
-    return algorithm, run
+def build(name):
+    return problems.build(name, **FIELDS.get(name, {}))
 
 
-def one_round(name, ids, dataset, state, rows, number=0):
+def cohort_of(ids):
+    return toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2, width=12)
+
+
+def play(algorithm, state, rows, *, ids, dataset, number=0):
     """One round of some clients, and the rows of all."""
-    _, run = compiled(name)
-    cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2, width=12)
     key = jax.random.fold_in(jax.random.key(7), number)
-    taken = store.take(rows, cohort.client_ids)
-    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, key))
-    return state, store.put(rows, cohort.client_ids, taken), sums
+    run = toys.compiled_round(algorithm)
+    return run(state, rows, dataset, cohort_of(ids), key)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_dropped_client_equals_a_cohort_without_it(name):
-    algorithm, _ = compiled(name)
+    algorithm = build(name)
     state, rows = problems.begin(algorithm)
     # One good round first, so that no control or momentum is 0.
     everybody = [0, 1, 2, 3]
-    dataset = poisoned()
     clean = problems.dataset_of_clients()
-    state, rows, sums = one_round(name, everybody, clean, state, rows)
+    state, rows, sums = play(algorithm, state, rows, ids=everybody, dataset=clean)
     np.testing.assert_array_equal(sums["arrived"], 1)
-    dropped, rows_after, sums = one_round(name, everybody, dataset, state, rows, 1)
+    then = functools.partial(
+        play, algorithm, state, rows, dataset=poisoned([BAD]), number=1
+    )
+    dropped, rows_after, sums = then(ids=everybody)
     np.testing.assert_array_equal(sums["arrived"], [1, 0, 1, 1])
-    without, others, _ = one_round(name, [0, 2, 3], dataset, state, rows, 1)
+    without, others, _ = then(ids=[0, 2, 3])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         (dropped, rows_after),
@@ -78,18 +77,22 @@ def test_a_dropped_client_equals_a_cohort_without_it(name):
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_round_without_arrivals_is_counted_and_changes_nothing(name):
-    algorithm, _ = compiled(name)
+    algorithm = build(name)
     state, rows = problems.begin(algorithm)
-    clean = problems.dataset_of_clients()
+    clean, ids = problems.dataset_of_clients(), [0, 2, 3]
     # Two rounds, so that no adjustment of PruneFL is due in the third.
     for number in range(2):
-        state, rows, _ = one_round(name, [0, 2], clean, state, rows, number)
+        state, rows, _ = play(
+            algorithm, state, rows, ids=ids, dataset=clean, number=number
+        )
     before = state
     if algorithm.masked is not None:
-        cohort = toys.contiguous_cohort(problems.SIZES, [BAD], num_lanes=2, width=12)
+        cohort = cohort_of(ids)
         taken = store.take(rows, cohort.client_ids)
-        before = algorithm.masked.remask(state, taken, cohort)
-    after, rows_after, sums = one_round(name, [BAD], poisoned(), state, rows, 2)
+        before = jax.jit(algorithm.masked.remask)(state, taken, cohort)
+    after, rows_after, sums = play(
+        algorithm, state, rows, ids=ids, dataset=poisoned(ids), number=2
+    )
     assert int(sums["arrived"].sum()) == 0
     assert int(after.round) == int(state.round) + 1
     jax.tree.map(
@@ -99,13 +102,15 @@ def test_a_round_without_arrivals_is_counted_and_changes_nothing(name):
 
 
 def test_the_server_control_stays_the_mean_of_all_clients_controls():
-    algorithm, _ = compiled("scaffold")
+    algorithm = build("scaffold")
     state, rows = problems.begin(algorithm)
     rng = np.random.default_rng(0)
     dropped = 0
     for number in range(8):
         ids = np.sort(rng.permutation(5)[:3])
-        state, rows, sums = one_round("scaffold", ids, poisoned(), state, rows, number)
+        state, rows, sums = play(
+            algorithm, state, rows, ids=ids, dataset=poisoned([BAD]), number=number
+        )
         dropped += int((sums["arrived"] == 0).sum())
         jax.tree.map(
             lambda c, all_c: np.testing.assert_allclose(
@@ -120,7 +125,7 @@ def test_the_server_control_stays_the_mean_of_all_clients_controls():
 
 
 def test_fixed_order_drops_the_same_clients():
-    algorithm, _ = compiled("scaffold")
+    algorithm = build("scaffold")
     state, rows = problems.begin(algorithm)
     ends = np.cumsum(problems.SIZES)
     population = to_population(
@@ -128,18 +133,18 @@ def test_fixed_order_drops_the_same_clients():
     )
     results = []
     for reduction in ("all_reduce", "fixed_order"):
-        _, run = compiled("scaffold", reduction)
+        placement = make_placement(1, reduction)
         cohort = make_cohort(
             population,
             np.arange(4),
-            2,
+            num_lanes=2,
             epochs=2,
             batch_size=4,
-            placement=make_placement(1, reduction),
+            placement=placement,
         )
-        taken = store.take(rows, cohort.client_ids)
-        inputs = RoundInputs(state, taken, poisoned(), cohort, jax.random.key(3))
-        results.append(run(inputs)[0])
+        run = toys.compiled_round(algorithm, placement)
+        dataset = poisoned([BAD])
+        results.append(run(state, rows, dataset, cohort, jax.random.key(3))[0])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results
     )
@@ -163,10 +168,9 @@ def test_a_message_that_is_not_finite_counts_like_a_loss():
         make_server_tx(),
     )
     key = jax.random.key(0)
-    cohort = toys.contiguous_cohort(problems.SIZES, [0, BAD, 2], num_lanes=2)
-    rows = store.create(algorithm.row(key), 3)
-    inputs = RoundInputs(algorithm.init(key), rows, dataset, cohort, key)
-    after, _, sums = jax.jit(algorithm.round)(inputs)
+    state, rows = toys.first(algorithm, len(problems.SIZES), key)
+    run = toys.compiled_round(algorithm)
+    after, _, sums = run(state, rows, dataset, cohort_of([0, BAD, 2]), key)
     assert np.isfinite(sums["loss"]).all()
     np.testing.assert_array_equal(sums["nonfinite"], [0, 1, 0])
     np.testing.assert_array_equal(sums["arrived"], [1, 0, 1])

@@ -8,31 +8,59 @@ import pytest
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
 from fedjax_prune.engine.local import train_client
-from fedjax_prune.engine.rounds import make_round
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import Anchor, Mean, RoundInputs
 from tests import problems, toys
 
 COHORT = [3, 0, 2, 1]
+FIELDS = {"prunefl": {"byte_time": 0.1, "constant_time": 0.1}}
+"""With these PruneFL prunes before its second round."""
+PRUNES = {"autoflip", "fedsnip", "magnitude", "prunefl", "random_pruning"}
+"""The linear model has no channels that `eflprune` could remove."""
 
 
-def round_of_rules(algorithm, state, rows, cohort, key):
-    """A round's inputs as the rules of the algorithm see them, and the round."""
-    taken = store.take(rows, cohort.client_ids)
-    if algorithm.masked is not None:
-        state = algorithm.masked.remask(state, taken, cohort)
-        masks = state.server.masks
-        params = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, state.params)
-        state = state._replace(params=params)
-        taken = taken._replace(client=taken.client.base)
-    rules = algorithm.rules
-    run = make_round(problems.task(), rules.solver, rules.program, rules.update)
-    return RoundInputs(state, taken, problems.dataset_of_clients(), cohort, key), run
+def inputs_of_rules(algorithm, inputs):
+    """A round's inputs as the rules of the algorithm see them."""
+    if algorithm.masked is None:
+        return inputs
+    remask = jax.jit(algorithm.masked.remask)
+    state = remask(inputs.state, inputs.rows, inputs.cohort)
+    masks = state.server.masks
+    params = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, state.params)
+    rows = inputs.rows._replace(client=inputs.rows.client.base)
+    return inputs._replace(state=state._replace(params=params), rows=rows)
+
+
+def under_masks(inputs, state, rows):
+    """What a masked round makes of the state and the rows that its rules give.
+
+    Parameters, and what the server keeps for them, stay where the masks prune.
+    """
+    masks, old = state.server.masks, inputs.state
+
+    def is_masked(tree):
+        return isinstance(tree, dict) and tree.keys() == masks.keys()
+
+    def keep(new, old):
+        return jax.tree.map(jnp.where, masks, new, old) if is_masked(new) else new
+
+    params, base = jax.tree.map(
+        keep,
+        (state.params, state.server.base),
+        (old.params, old.server.base),
+        is_leaf=is_masked,
+    )
+    kept = inputs.rows.client
+    version = jnp.full_like(kept.version, state.server.version)
+    return (
+        state._replace(params=params, server=state.server._replace(base=base)),
+        rows._replace(client=kept._replace(base=rows.client, version=version)),
+    )
 
 
 def client_by_client(algorithm, inputs):
-    """The state after the round in plain Python and numpy."""
+    """State and rows after the round in plain Python and numpy, by its rules."""
     state, rows, dataset, cohort, key, _ = inputs
     rules = algorithm.rules
     program = rules.program(state, cohort)
@@ -41,15 +69,15 @@ def client_by_client(algorithm, inputs):
     for place, client_id in enumerate(cohort.client_ids):
         row = jax.tree.map(lambda x, p=place: x[p], rows)
         result = train_client(
-            problems.task(),
-            rules.solver,
-            program,
-            anchor,
-            row,
-            dataset,
-            jnp.asarray(cohort.indices[place]),
-            jnp.asarray(cohort.sizes[place]),
-            jax.random.fold_in(key, client_id),
+            task=problems.task(),
+            solver=rules.solver,
+            program=program,
+            anchor=anchor,
+            row=row,
+            dataset=dataset,
+            indices=jnp.asarray(cohort.indices[place]),
+            size=jnp.asarray(cohort.sizes[place]),
+            key=jax.random.fold_in(key, client_id),
         )
         message, row = program.upload(result, row)
         messages.append(message)
@@ -72,18 +100,37 @@ def client_by_client(algorithm, inputs):
     return after._replace(round=state.round + 1), rows
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_clients_one_by_one_are_the_lanes(name):
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, FIELDS.get(name, {})) for name in sorted(ALGORITHMS)),
+        ("autoflip", {"base": "scaffold"}),
+    ],
+)
+def test_clients_one_by_one_are_the_lanes(name, fields):
     """Both in float64: equal to nine digits, whatever the algorithm."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        algorithm = problems.build.__wrapped__(name)
+        algorithm = problems.build.__wrapped__(name, **fields)
         state, rows = problems.begin(algorithm)
         cohort = toys.contiguous_cohort(problems.SIZES, COHORT, num_lanes=2)
-        key = jax.random.key(5)
-        inputs, run = round_of_rules(algorithm, state, rows, cohort, key)
-        after, rows, _ = jax.jit(run)(inputs)
+        inputs = RoundInputs(
+            state=state,
+            rows=store.take(rows, cohort.client_ids),
+            dataset=problems.dataset_of_clients(),
+            cohort=cohort,
+            key=jax.random.key(5),
+        )
+        run = jax.jit(algorithm.round)
+        # One round first, so that no control or momentum is 0.
+        state, rows, _ = run(inputs)
+        inputs = inputs._replace(state=state, rows=rows, key=jax.random.key(6))
+        after, rows, _ = run(inputs)
         assert after.params["kernel"].dtype == jnp.float64
-        expected = client_by_client(algorithm, inputs)
+        expected = client_by_client(algorithm, inputs_of_rules(algorithm, inputs))
+        if algorithm.masked is not None:
+            expected = under_masks(inputs, *expected)
+            pruned = ~np.asarray(after.server.masks["kernel"])
+            assert pruned.any() == (name in PRUNES)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
             (after, rows),
@@ -112,15 +159,13 @@ def test_every_epoch_is_a_permutation_of_the_clients_own_examples(double):
         cohort = toys.contiguous_cohort(problems.SIZES, num_lanes=2, width=17)
         for count in range(1, epochs + 1):
             solver = make_solver(epochs=count, batch_size=batch_size, lr=0.1)
-            algorithm = ALGORITHMS["fedavg"](
-                task._replace(loss=loss), solver, make_server_tx()
+            algorithm = problems.build(
+                "fedavg", model_task=task._replace(loss=loss), solver=solver
             )
             key = jax.random.key(1)
-            rows = store.create(algorithm.row(key), len(problems.SIZES))
-            state = algorithm.init(key)
-            _, _, sums = jax.jit(algorithm.round)(
-                RoundInputs(state, rows, dataset, cohort, key)
-            )
+            state, rows = toys.first(algorithm, len(problems.SIZES), key)
+            run = toys.compiled_round(algorithm)
+            _, _, sums = run(state, rows, dataset, cohort, key)
             ends = np.cumsum(problems.SIZES)
             for seen, size, end in zip(sums["seen"], problems.SIZES, ends, strict=True):
                 own = np.zeros(num_examples)
@@ -132,16 +177,15 @@ def test_every_epoch_is_a_permutation_of_the_clients_own_examples(double):
 def test_a_step_size_of_zero_changes_nothing(name):
     """A decay of 0.5 a round: in round 200 of float32 nothing is left of a step."""
     solver = make_solver(epochs=1, batch_size=4, lr=0.5, lr_decay=0.5)
-    algorithm = ALGORITHMS[name](problems.task(), solver, make_server_tx())
+    algorithm = problems.build(name, solver=solver, server_tx=make_server_tx())
     key = jax.random.key(0)
-    state = algorithm.init(key)
-    rows = store.create(algorithm.row(key), len(problems.SIZES))
+    state, rows = toys.first(algorithm, len(problems.SIZES), key)
     cohort = toys.contiguous_cohort(problems.SIZES)
     dataset = problems.dataset_of_clients()
-    run = jax.jit(algorithm.round)
-    moved, rows, _ = run(RoundInputs(state, rows, dataset, cohort, key))
+    run = toys.compiled_round(algorithm)
+    moved, rows, _ = run(state, rows, dataset, cohort, key)
     late = moved._replace(round=jnp.int32(200))
-    after, rows_after, _ = run(RoundInputs(late, rows, dataset, cohort, key))
+    after, rows_after, _ = run(late, rows, dataset, cohort, key)
     jax.tree.map(
         np.testing.assert_array_equal,
         (late.params, late.server, rows),
