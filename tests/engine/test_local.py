@@ -20,22 +20,32 @@ PRUNES = {"autoflip", "fedsnip", "magnitude", "prunefl", "random_pruning"}
 """The linear model has no channels that `eflprune` could remove."""
 
 
-def inputs_of_rules(algorithm, inputs):
-    """A round's inputs as the rules of the algorithm see them."""
-    if algorithm.masked is None:
-        return inputs
-    remask = jax.jit(algorithm.masked.remask)
-    state = remask(inputs.state, inputs.rows, inputs.cohort)
+def inputs_of_rules(inputs):
+    """The inputs of a round under masks as the rules of its algorithm see them."""
+    state, rows = inputs.state, inputs.rows
     masks = state.server.masks
     params = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, state.params)
-    rows = inputs.rows._replace(client=inputs.rows.client.base)
+    rows = rows._replace(client=rows.client.base)
     return inputs._replace(state=state._replace(params=params), rows=rows)
+
+
+def where_pruned_too(state, rows):
+    """Moves what server and clients keep below the masks, also where those prune."""
+
+    def moved(kept):
+        base = jax.tree.map(
+            lambda x: x + 0.1 if jnp.issubdtype(x.dtype, jnp.floating) else x, kept.base
+        )
+        return kept._replace(base=base)
+
+    state = state._replace(server=moved(state.server))
+    return state, rows._replace(client=moved(rows.client))
 
 
 def under_masks(inputs, state, rows):
     """What a masked round makes of the state and the rows that its rules give.
 
-    Parameters, and what the server keeps for them, stay where the masks prune.
+    Parameters, and what server and clients keep for them, stay where the masks prune.
     """
     masks, old = state.server.masks, inputs.state
 
@@ -43,19 +53,19 @@ def under_masks(inputs, state, rows):
         return isinstance(tree, dict) and tree.keys() == masks.keys()
 
     def keep(new, old):
-        return jax.tree.map(jnp.where, masks, new, old) if is_masked(new) else new
+        return jax.tree.map(np.where, masks, new, old) if is_masked(new) else new
 
-    params, base = jax.tree.map(
+    kept = inputs.rows.client
+    params, base, rows_base = jax.tree.map(
         keep,
-        (state.params, state.server.base),
-        (old.params, old.server.base),
+        (state.params, state.server.base, rows.client),
+        (old.params, old.server.base, kept.base),
         is_leaf=is_masked,
     )
-    kept = inputs.rows.client
     version = jnp.full_like(kept.version, state.server.version)
     return (
         state._replace(params=params, server=state.server._replace(base=base)),
-        rows._replace(client=kept._replace(base=rows.client, version=version)),
+        rows._replace(client=kept._replace(base=rows_base, version=version)),
     )
 
 
@@ -122,12 +132,18 @@ def test_clients_one_by_one_are_the_lanes(name, fields):
         )
         run = jax.jit(algorithm.round)
         # One round first, so that no control or momentum is 0.
-        state, rows, _ = run(inputs)
-        inputs = inputs._replace(state=state, rows=rows, key=jax.random.key(6))
+        state, rows_before, _ = run(inputs)
+        if algorithm.masked is not None:
+            state, rows_before = where_pruned_too(state, rows_before)
+        inputs = inputs._replace(state=state, rows=rows_before, key=jax.random.key(6))
         after, rows, _ = run(inputs)
         assert after.params["kernel"].dtype == jnp.float64
-        expected = client_by_client(algorithm, inputs_of_rules(algorithm, inputs))
-        if algorithm.masked is not None:
+        if algorithm.masked is None:
+            expected = client_by_client(algorithm, inputs)
+        else:
+            remask = jax.jit(algorithm.masked.remask)
+            inputs = inputs._replace(state=remask(state, rows_before, cohort))
+            expected = client_by_client(algorithm, inputs_of_rules(inputs))
             expected = under_masks(inputs, *expected)
             pruned = ~np.asarray(after.server.masks["kernel"])
             assert pruned.any() == (name in PRUNES)

@@ -1,93 +1,32 @@
 """Rounds on one, two and eight devices."""
 
-import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.population import to_population
-from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import (
     make_placement,
     put_cohort,
     put_whole,
     share_work,
 )
-from fedjax_prune.engine.server import make_server_tx
-from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.engine.store import DeviceStore
-from fedjax_prune.models import CNN
-from fedjax_prune.models.gates import GateSettings
-from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
 from tests import toys
+from tests.seven_clients import SIZES, compiled, dataset, draw_cohort, rounds, start
 
-SIZES = (5, 12, 1, 8, 3, 9, 2)
-RUN = dict(epochs=2, batch_size=4)
-
-
-@functools.cache
-def algorithm(model):
-    if model == "linear":
-        task = toys.linear_task((4, 4, 1), 3)
-    else:
-        gates = GateSettings(0.5)
-        network = CNN(3, width=0.25, norm="bn", gates=gates, dropout=0.5)
-        task = make_task(network, (4, 4, 1), lasso_weight=1e-3)
-    solver = make_solver(lr=0.2, momentum=0.9, weight_decay=0.01, **RUN)
-    return ALGORITHMS["scaffold"](task, solver, make_server_tx("momentum"))
+IDS = (0, 1, 3, 4, 6)
 
 
-@functools.cache
-def compiled(model, num_devices, reduction):
+def two_rounds(model, num_devices, reduction, num_lanes, ids=IDS):
     placement = make_placement(num_devices, reduction)
-    chosen = algorithm(model)
-
-    @jax.jit
-    def step(state, rows, dataset, cohort, key):
-        return chosen.round(RoundInputs(state, rows, dataset, cohort, key), placement)
-
-    return placement, step
-
-
-def arguments(model, placement, ids, num_lanes):
-    parts = np.split(np.arange(40), np.cumsum(SIZES)[:-1])
-    population = to_population(parts, num_examples=40)
-    cohort = make_cohort(
-        population,
-        ids,
-        num_lanes,
-        placement=placement,
-        **RUN,
-    )
-    key = jax.random.key(3)
-    state = algorithm(model).init(key)
-    row = algorithm(model).row(key)
-    return (
-        put_whole(placement, state),
-        DeviceStore(row, len(SIZES), placement),
-        cohort.client_ids,
-        put_whole(placement, toys.image_dataset(40, (4, 4, 1), 3)),
-        put_cohort(placement, cohort),
-        put_whole(placement, key),
-    )
-
-
-def two_rounds(model, num_devices, reduction, num_lanes, ids=(0, 1, 3, 4, 6)):
-    placement, step = compiled(model, num_devices, reduction)
-    state, rows, places, *others = arguments(model, placement, np.array(ids), num_lanes)
-    for _ in range(2):
-        state, taken, sums = step(state, rows.take(places), *others)
-        rows.put(places, taken)
-    return (jax.device_get(state), toys.all_rows(rows, placement)), sums
-
-
-def assert_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    cohort = draw_cohort(placement, ids, num_lanes)
+    after, sums = rounds(model, placement, cohort)
+    chex.assert_tree_all_finite(after)
+    return after, sums
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -108,14 +47,14 @@ def test_fixed_order_has_the_same_bits_on_any_number_of_devices(
     one, _ = two_rounds(model, 1, "fixed_order", num_lanes)
     for num_devices in others:
         many, _ = two_rounds(model, num_devices, "fixed_order", num_lanes)
-        assert_equal(one, many)
-    backward, _ = two_rounds(model, 2, "fixed_order", num_lanes, ids=(6, 4, 3, 1, 0))
-    assert_equal(one, backward)
+        chex.assert_trees_all_equal(one, many)
+    backward, _ = two_rounds(model, 2, "fixed_order", num_lanes, ids=IDS[::-1])
+    chex.assert_trees_all_equal(one, backward)
 
 
 def test_the_idle_device_of_the_fixed_order_takes_no_client():
     placement = make_placement(1, "fixed_order")
-    cohort = arguments("linear", placement, np.array([0, 1, 3]), 2)[4]
+    cohort = draw_cohort(placement, (0, 1, 3))
     np.testing.assert_array_equal(cohort.client_ids, [0, 1, 3] + [len(SIZES)] * 3)
     np.testing.assert_array_equal(
         cohort.queues, [[1, 3, 3], [0, 2, 3], [3] * 3, [3] * 3]
@@ -144,9 +83,13 @@ def test_all_lanes_wait_for_the_slowest_device():
 
 
 def test_devices_are_silent_during_local_training():
-    placement, step = compiled("linear", 2, "all_reduce")
-    state, rows, places, *rest = arguments("linear", placement, np.array([0, 1, 3]), 1)
-    text = step.lower(state, rows.take(places), *rest).compile().as_text()
+    placement = make_placement(2)
+    cohort = draw_cohort(placement, IDS, num_lanes=1)
+    state, rows = start("linear")
+    rows = toys.store_of(rows, placement).take(cohort.client_ids)
+    state, data, key = put_whole(placement, (state, dataset(), jax.random.key(3)))
+    inputs = RoundInputs(state, rows, data, put_cohort(placement, cohort), key)
+    text = compiled("linear", placement).lower(inputs).compile().as_text()
     talk = re.compile(
         r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\S*\("
     )
