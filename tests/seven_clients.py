@@ -1,6 +1,7 @@
 """SCAFFOLD on seven unequal clients, with a linear or a gated model, on any devices."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import Placement, put_cohort, put_whole
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.models import CNN
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.plain import HALVE, PlainNetwork, Plan, Stage
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import (
     ClientState,
@@ -30,19 +31,30 @@ from tests import toys
 SIZES = (5, 12, 1, 8, 3, 9, 2)
 RUN = dict(epochs=2, batch_size=4)
 SHAPE = (4, 4, 1)
-MODELS = ("linear", "gated")
 SOLVER = make_solver(lr=0.2, momentum=0.9, weight_decay=0.01, **RUN)
 SERVER_TX = make_server_tx("momentum")
 
 
-def gated_task(shape=SHAPE, width=0.5) -> Task:
-    """A gated network with batch norm and dropout.
+class TwoConvolutions(PlainNetwork):
+    """The second convolution reads 8 channels at width 1: `lax` convolves on a CPU."""
 
-    Its second convolution reads 16 * width channels.
-    """
+    plan: ClassVar[Plan] = Plan(
+        stages=(Stage(8), Stage(8, HALVE)), hidden=(), drops=(1.0,), least=2
+    )
+
+
+def gated_task(shape=SHAPE, *, width=1.0, dropout=0.0) -> Task:
+    """A gated network with batch norm."""
     gates = GateSettings(0.5)
-    network = CNN(3, width=width, norm="bn", gates=gates, dropout=0.5)
+    network = TwoConvolutions(3, width, norm="bn", gates=gates, dropout=dropout)
     return make_task(network, shape, lasso_weight=1e-3)
+
+
+TASKS = {
+    "linear": functools.partial(toys.linear_task, SHAPE, 3),
+    "gated": gated_task,
+    "dropout": functools.partial(gated_task, dropout=0.5),
+}
 
 
 def dataset(shape=SHAPE) -> Dataset:
@@ -62,9 +74,8 @@ def draw_cohort(placement: Placement, ids, num_lanes=2, width=None) -> Cohort:
 
 @functools.cache
 def algorithm(model: str) -> FederatedAlgorithm:
-    """SCAFFOLD on one of MODELS."""
-    task = toys.linear_task(SHAPE, 3) if model == "linear" else gated_task()
-    return ALGORITHMS["scaffold"](task, SOLVER, SERVER_TX)
+    """SCAFFOLD on the model of one of TASKS."""
+    return ALGORITHMS["scaffold"](TASKS[model](), SOLVER, SERVER_TX)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def test_devices_change_nothing_beyond_rounding(num_devices, num_lanes):
 
 
 @pytest.mark.parametrize(
-    ("model", "num_lanes", "others"), [("linear", 1, (2, 8)), ("gated", 2, (2,))]
+    ("model", "num_lanes", "others"), [("linear", 1, (2, 8)), ("dropout", 2, (2,))]
 )
 def test_fixed_order_has_the_same_bits_on_any_number_of_devices(
     model, num_lanes, others

@@ -8,26 +8,20 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
-from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement, share_work
 from fedjax_prune.engine.evaluate import correct_by_client, holdout_accuracy
-from fedjax_prune.engine.server import make_server_tx
-from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.models import CNN
 from fedjax_prune.models.convolution import convolve
-from fedjax_prune.models.gates import GateSettings, top_k_mask
+from fedjax_prune.models.gates import top_k_mask
 from fedjax_prune.models.platforms import default_platform, traced_platform, tracing_for
-from fedjax_prune.models.task import make_task
 from fedjax_prune.types import Population, RoundInputs
-from tests import toys
+from tests.seven_clients import SERVER_TX, SOLVER, dataset, draw_cohort, gated_task
 
-SHAPE, SIZES = (8, 8, 1), (5, 12, 1, 8, 3, 9, 2)
-RUN = dict(epochs=2, batch_size=4)
-# The second convolution reads these channels. On a CPU `lax` convolves 8 of them, and
-# Winograd's algorithm 32.
-WIDTHS = {"direct": 0.5, "winograd": 2.0}
+SHAPE = (8, 8, 1)
+IDS = (0, 1, 3, 4, 6)
+# The second convolution reads 8 channels times the width. On a CPU `lax` convolves 8 of
+# them, and Winograd's algorithm 32.
+WIDTHS = {"direct": 1.0, "winograd": 4.0}
 CASES = [("direct", 1), ("direct", 2), ("winograd", 1)]
 
 
@@ -39,58 +33,45 @@ def lower(function, platform, *arguments):
 
 
 def make_gated_task(form):
-    gates = GateSettings(0.5)
-    network = CNN(3, width=WIDTHS[form], norm="bn", gates=gates, dropout=0.5)
-    return make_task(network, SHAPE, lasso_weight=1e-3)
-
-
-def draw_cohort(placement):
-    """Makes a cohort of five clients in two lanes on each device."""
-    parts = np.split(np.arange(40), np.cumsum(SIZES)[:-1])
-    population = to_population(parts, num_examples=40)
-    return make_cohort(population, [0, 1, 3, 4, 6], 2, placement=placement, **RUN)
+    return gated_task(SHAPE, width=WIDTHS[form])
 
 
 def lower_round(task, platform, num_devices=1):
     """Makes a round of SCAFFOLD."""
-    algorithm = ALGORITHMS["scaffold"](
-        task, make_solver(lr=0.2, momentum=0.9, **RUN), make_server_tx("momentum")
-    )
+    algorithm = ALGORITHMS["scaffold"](task, SOLVER, SERVER_TX)
     placement = make_placement(num_devices, platform=platform)
-    cohort = draw_cohort(placement)
+    cohort = draw_cohort(placement, IDS)
 
-    def whole_round(key, dataset, cohort):
+    def whole_round(key, data, cohort):
         state = algorithm.init(key)
         rows = store.create(algorithm.row(key), len(cohort.sizes))
-        inputs = RoundInputs(state, rows, dataset, cohort, key)
+        inputs = RoundInputs(state, rows, data, cohort, key)
         return algorithm.round(inputs, placement)
 
-    data = toys.image_dataset(40, SHAPE, 3)
+    data = dataset(SHAPE)
     return lower(jax.jit(whole_round), platform, jax.random.key(3), data, cohort)
 
 
 def lower_preparation(task, platform, num_devices=1):
     """Makes FedSNIP's gradients before the first round."""
-    algorithm = ALGORITHMS["fedsnip"](
-        task, make_solver(lr=0.2, **RUN), make_server_tx("sgd"), threshold=0.2
-    )
+    algorithm = ALGORITHMS["fedsnip"](task, SOLVER, SERVER_TX, threshold=0.2)
     placement = make_placement(num_devices, platform=platform)
-    cohort = draw_cohort(placement)
+    cohort = draw_cohort(placement, IDS)
 
-    def preparation(key, dataset, cohort):
+    def preparation(key, data, cohort):
         state = algorithm.init(key)
         rows = store.create(algorithm.row(key), len(cohort.sizes))
-        inputs = RoundInputs(state, rows, dataset, cohort, key)
+        inputs = RoundInputs(state, rows, data, cohort, key)
         return algorithm.prepare.run(inputs, placement)
 
-    data = toys.image_dataset(40, SHAPE, 3)
+    data = dataset(SHAPE)
     return lower(jax.jit(preparation), platform, jax.random.key(3), data, cohort)
 
 
 def lower_evaluation(task, platform, num_devices=1):
     """Makes FedDP's evaluation, with each client's gates and held-out examples."""
     placement = make_placement(num_devices, platform=platform)
-    data = toys.image_dataset(40, SHAPE, 3)
+    data = dataset(SHAPE)
     held_out = Population(
         np.arange(12, dtype=np.int32).reshape(3, 4), np.array([4] * 3)
     )
