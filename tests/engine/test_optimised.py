@@ -5,16 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+POOLING = (
+    "tests/models/test_precision.py::test_gradient_of_a_pool_of_what_xla_computes_twice"
+)
+
 
 def test_promises_of_equal_bits_hold_in_optimised_programs():
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     options = ("-q", "-p", "no:cacheprovider")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, "tests/optimised.py"],
+        [sys.executable, "-m", "pytest", *options, "tests/optimised.py", POOLING],
         cwd=Path(__file__).parents[2],
         env=inherited | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.engine import store
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.engine.rounds import check_inputs
 from fedjax_prune.types import Probe, RoundInputs
@@ -16,15 +15,17 @@ def inputs_of(ids, num_rows, **changes):
     algorithm = problems.build("scaffold")
     key = jax.random.key(0)
     cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2)
-    rows = store.create(algorithm.row(key), num_rows)
-    inputs = RoundInputs(
-        algorithm.init(key), rows, problems.dataset_of_clients(), cohort, key
-    )
+    state, rows = toys.first(algorithm, num_rows, key)
+    inputs = RoundInputs(state, rows, problems.dataset_of_clients(), cohort, key)
     return inputs._replace(**changes)
 
 
 def test_inputs_of_one_cohort_are_taken():
-    check_inputs(inputs_of([0, 2, 4], 3), ONE_DEVICE)
+    inputs = inputs_of([0, 2, 4], 3)
+    check_inputs(inputs, ONE_DEVICE)
+    after, rows, sums = jax.jit(problems.build("scaffold").round)(inputs)
+    assert int(after.round) == 1 and len(jax.tree.leaves(rows)[0]) == 3
+    np.testing.assert_array_equal(sums["count"], 2 * np.array([5, 1, 3]))
 
 
 def test_rows_of_another_cohort_are_refused():

@@ -210,14 +210,14 @@ def test_our_worker_keeps_the_protocol(data_file, monkeypatch):
     channel = worker.Channel.__new__(worker.Channel)
     monkeypatch.setattr(channel, "reply", said.append, raising=False)
     worker.serve(
-        channel,
-        data,
-        "ours",
-        "jax",
-        runner.run_round,
-        runner.checksum,
-        runner.facts,
-        runner.counted,
+        channel=channel,
+        data=data,
+        peer="ours",
+        package="jax",
+        run_round=runner.run_round,
+        checksum=runner.checksum,
+        facts=runner.facts,
+        counted=runner.counted,
     )
     ready, *reports = said
     assert ready["ready"] and ready["version"] == jax.__version__

@@ -127,3 +127,45 @@ def test_pooling_takes_the_maximum_and_shares_ties():
     np.testing.assert_allclose(
         back(jnp.ones((1, 1, 1, 1)))[0][0, :, :, 0], [[1 / 3, 1 / 3], [0, 1 / 3]]
     )
+
+
+def test_gradient_of_a_pool_of_what_xla_computes_twice():
+    """XLA may round what is pooled in two ways; no gradient becomes NaN or is lost."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 6, 6, 5)).astype(np.float32)
+    # The last channel has windows of equal zeros alone.
+    scale = np.append(rng.uniform(0.1, 3, 4), 0).astype(np.float32)
+    bias = np.append(rng.normal(size=4), 0).astype(np.float32)
+    cotangent = rng.normal(size=(8, 3, 3, 5)).astype(np.float32)
+
+    def pooled(x, scale, bias, shift):
+        features = x * scale[None, None, None] + bias[None, None, None]
+        return max_pool(jnp.maximum(features, 0) + shift)
+
+    @jax.jit
+    def gradients(x, scale, bias, cotangent):
+        _, back = jax.vjp(pooled, x, scale, bias, jnp.zeros_like(x))
+        return back(cotangent)
+
+    *found, of_features = gradients(x, scale, bias, cotangent)
+    double = [array.astype(np.float64) for array in (x, scale, bias, cotangent)]
+    *expected, of_pixels = numpy_gradients(*double)
+    for a, b in zip([*found, of_features], [*expected, of_pixels], strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    windows = np.asarray(of_features, np.float64).reshape(8, 3, 2, 3, 2, 5)
+    np.testing.assert_allclose(windows.sum((2, 4)), cotangent, rtol=1e-6, atol=1e-6)
+
+
+def numpy_gradients(x, scale, bias, cotangent):
+    """Of x, scale, bias and the rectified features; ties share, ReLU'(0) is 1/2."""
+    features = x * scale + bias
+    rectified = np.maximum(features, 0)
+    windows = rectified.reshape(8, 3, 2, 3, 2, 5)
+    largest = windows == windows.max((2, 4), keepdims=True)
+    shares = largest / largest.sum((2, 4), keepdims=True)
+    of_pixels = (shares * cotangent[:, :, None, :, None]).reshape(x.shape)
+    slope = (features > 0) + 0.5 * (features == 0)
+    of_sum = of_pixels * slope
+    axes = (0, 1, 2)
+    return of_sum * scale, (of_sum * x).sum(axes), of_sum.sum(axes), of_pixels

@@ -38,6 +38,10 @@ def test_every_algorithm_with_masks_has_a_field_to_change(name):
 
 
 def test_other_sums_may_be_zero():
-    sums = {"mask/kept/fc/kernel": np.int32(1), "correct": np.zeros(3)}
-    require_alive(config_of("magnitude"), sums)
-    require_alive(config_of("magnitude"), {"mask/channels/conv1": np.int32(0)})
+    alive = {"mask/kept/fc/kernel": np.int32(1), "correct": np.zeros(3)}
+    alive |= {"mask/channels/conv1": np.int32(0)}
+    require_alive(config_of("magnitude"), alive)
+    # The same sums with one empty array more name that array alone.
+    with pytest.raises(TrainingError) as error:
+        require_alive(config_of("magnitude"), alive | {"mask/kept/conv1/kernel": np.int32(0)})
+    assert "conv1/kernel" in str(error.value) and "fc" not in str(error.value)

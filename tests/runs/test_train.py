@@ -4,17 +4,14 @@ import io
 import json
 import signal
 import sys
-import traceback
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.engine import row_files, store
+from fedjax_prune.engine import store
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs import checkpoint, loop, tables, train
-from fedjax_prune.runs import start as resume
+from fedjax_prune.runs import checkpoint, tables, train
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, own_personal, start
 from fedjax_prune.runs.settings import SettingsError
@@ -138,65 +135,6 @@ def test_rows_on_the_host_change_no_bit(finished, tmp_path):
         for row in (read_metrics(workdir)[-1], read_metrics(tmp_path)[-1])
     ]
     assert accuracies[0] == accuracies[1] != {}
-
-
-@pytest.mark.parametrize(
-    ("client_rows", "others"),
-    [("device", {"save", "pieces_of_devices"}), ("host", {"save", "_settled"})],
-)
-def test_only_one_function_reads_from_the_device(
-    client_rows, others, tmp_path, monkeypatch
-):
-    """The transfer guard of the CPU does not see device-to-host copies.
-
-    Only saving reads, too, and the code that brings rows to a store on the host.
-    """
-    files = {m.__file__ for m in (loop, resume, row_files, store)}
-    readers = set()
-
-    def spy_on(owner, name):
-        convert = getattr(owner, name)
-
-        def spied(*args, **kwargs):
-            stack = traceback.extract_stack()[:-1]
-            ours = [frame.name for frame in stack if frame.filename in files]
-            # JAX calls numpy, too, when it compiles.
-            direct = owner is not np or stack[-1].filename in files
-            reads = any(isinstance(x, jax.Array) for x in args)
-            if reads and direct and "run_rounds" in ours:
-                readers.add(ours[-1])
-            return convert(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, spied)
-
-    for name in ("asarray", "array", "copy", "copyto"):
-        spy_on(np, name)
-    for name in ("__array__", "__bool__", "__float__", "__index__", "__int__", "item"):
-        spy_on(type(jnp.zeros(())), name)
-    config = tiny_config(rounds=5, client_rows=client_rows)
-    assert train.run(config, tmp_path) == 0
-    assert readers == {"read_devices"} | others
-
-
-def test_a_round_is_dispatched_before_the_previous_one_is_read(tmp_path, monkeypatch):
-    """Rows are written one round late, except where a checkpoint is due."""
-    events = []
-    call, read = jax.stages.Compiled.__call__, jax.device_get
-
-    def dispatch(self, *args, **kwargs):
-        if len(args) == 4:
-            events.append("dispatch")
-        return call(self, *args, **kwargs)
-
-    def fetch(values):
-        events.append("read")
-        return read(values)
-
-    monkeypatch.setattr(jax.stages.Compiled, "__call__", dispatch)
-    monkeypatch.setattr(jax, "device_get", fetch)
-    assert train.run(tiny_config(rounds=4, save_every=3), tmp_path) == 0
-    rounds = [e for e in events if e in ("dispatch", "read")]
-    assert rounds[:6] == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
 
 
 def test_finished_run_started_again_only_reports(finished, capsys):

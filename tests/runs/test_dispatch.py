@@ -1,0 +1,120 @@
+"""What the loop of a run reads from the devices, and when."""
+
+import traceback
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_prune.engine import row_files, store
+from fedjax_prune.runs import loop, train
+from fedjax_prune.runs import start as resume
+from tests.small_runs import tiny_config
+
+FILES = {m.__file__ for m in (loop, resume, row_files, store)}
+
+
+class Sealed:
+    """An array that can only be copied to the host: `float` and the like raise."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.array, dtype)
+
+
+def seal(tree):
+    return jax.tree.map(Sealed, tree)
+
+
+def unseal(tree):
+    return jax.tree.map(lambda x: x.array if isinstance(x, Sealed) else x, tree)
+
+
+class SealedRounds:
+    """Rounds whose results the loop can only pass on, and that note when they start."""
+
+    def __init__(self, rounds, events):
+        self.rounds, self.events = rounds, events
+
+    @property
+    def seconds(self):
+        return self.rounds.seconds
+
+    def __call__(self, inputs, test, wanted):
+        self.events.append("a round starts")
+        inputs = inputs._replace(state=unseal(inputs.state))
+        state, rows, sums = self.rounds(inputs, test, wanted)
+        return seal(state), rows, seal(sums)
+
+
+class SealedEvaluation(loop.Evaluation):
+    def __call__(self, state, rows, client_ids):
+        return seal(super().__call__(unseal(state), rows, client_ids))
+
+
+def spy_on_reads(patch, events):
+    """Notes which functions of FILES copy arrays of a run, or have them copied."""
+
+    def spy_on(owner, name):
+        convert = getattr(owner, name)
+
+        def spied(*args, **kwargs):
+            stack = traceback.extract_stack()[:-1]
+            ours = [frame.name for frame in stack if frame.filename in FILES]
+            leaves = jax.tree.leaves(args)
+            reads = any(isinstance(x, jax.Array | Sealed) for x in leaves)
+            # JAX calls numpy, too, when it compiles.
+            direct = owner is not np or stack[-1].filename in FILES
+            direct |= any(isinstance(x, Sealed) for x in leaves)
+            if reads and direct and "run_rounds" in ours:
+                events.append(ours[-1])
+            return convert(*args, **kwargs)
+
+        patch.setattr(owner, name, spied)
+
+    for name in ("asarray", "array", "copy", "copyto"):
+        spy_on(np, name)
+    spy_on(jax, "device_get")
+
+
+@pytest.fixture(scope="module", params=["device", "host"])
+def watched(request, tmp_path_factory):
+    """Where the rows are, and what happened in order: rounds and readers."""
+    events = []
+    make_rounds, save = loop.make_rounds, loop.save
+
+    def sealed_rounds(experiment, placement):
+        return SealedRounds(make_rounds(experiment, placement), events)
+
+    def save_unsealed(folder, finished, state, rows, *, keep):
+        save(folder, finished, unseal(state), rows, keep=keep)
+
+    config = tiny_config(rounds=5, save_every=3, client_rows=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_rounds", sealed_rounds)
+        patch.setattr(loop, "Evaluation", SealedEvaluation)
+        patch.setattr(loop, "save", save_unsealed)
+        spy_on_reads(patch, events)
+        assert train.run(config, tmp_path_factory.mktemp("watched")) == 0
+    return request.param, events
+
+
+def test_only_one_function_reads_from_the_device(watched):
+    """The transfer guard of the CPU does not see device-to-host copies.
+
+    Only saving reads, too, and the code that brings rows to a store on the host.
+    """
+    client_rows, events = watched
+    others = {"device": "pieces_of_devices", "host": "_settled"}
+    readers = set(events) - {"a round starts"}
+    assert readers == {"read_devices", "save", others[client_rows]}
+
+
+def test_a_round_is_dispatched_before_the_previous_one_is_read(watched):
+    """Rows are written one round late, except where a checkpoint is due."""
+    _, events = watched
+    letters = {"a round starts": "s", "read_devices": "r"}
+    order = "".join(letters.get(event, "") for event in events)
+    assert order == "ssr" + "srr" + "ssrr"
