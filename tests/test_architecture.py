@@ -105,6 +105,18 @@ def test_files_stay_short():
     assert {str(p.relative_to(PROJECT)): n for p, n in long.items()} == {}
 
 
+def test_long_calls_name_their_arguments():
+    """Except methods of arrays and of Flax, whose arguments have no names."""
+    folders = [ROOT, *(PROJECT / name for name in ("configs", "launch", "tests"))]
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and len(call.args) >= 6:
+                name = ast.unparse(call.func)
+                assert name.endswith((".reshape", "self.variable")), (
+                    f"{path.name}:{call.lineno} {name}"
+                )
+
+
 def test_functions_stay_short():
     """Without their docstrings and the declarations of their arguments."""
     long = {}

@@ -174,7 +174,8 @@ class CompiledRound:
         probe: Probe | None = None,
     ) -> tuple[ServerState, ClientState, Sums]:
         """Runs one round; the rows of clients outside of the cohort stay."""
-        return self._step(RoundInputs(state, rows, dataset, cohort, key, probe))
+        inputs = RoundInputs(state, rows, dataset, cohort, key, probe=probe)
+        return self._step(inputs)
 
 
 @functools.cache

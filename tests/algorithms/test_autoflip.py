@@ -156,7 +156,7 @@ def test_what_is_pruned_is_zero_on_the_clients():
         )
         cohort = toys.contiguous_cohort(SIZES)
         run = toys.compiled_round(algorithm)
-        _, _, sums = run(state, rows, problem()[0], cohort, KEY, probe)
+        _, _, sums = run(state, rows, problem()[0], cohort, KEY, probe=probe)
     assert (~kernel(state.server.masks)).any()
     np.testing.assert_array_equal(sums["left"], 0)
 

@@ -43,5 +43,7 @@ def test_other_sums_may_be_zero():
     require_alive(config_of("magnitude"), alive)
     # The same sums with one empty array more name that array alone.
     with pytest.raises(TrainingError) as error:
-        require_alive(config_of("magnitude"), alive | {"mask/kept/conv1/kernel": np.int32(0)})
+        require_alive(
+            config_of("magnitude"), alive | {"mask/kept/conv1/kernel": np.int32(0)}
+        )
     assert "conv1/kernel" in str(error.value) and "fc" not in str(error.value)
