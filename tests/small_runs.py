@@ -1,5 +1,8 @@
 """Configurations of runs that take seconds, and what such a run leaves behind."""
 
+import re
+from pathlib import Path
+
 from configs import base, quickstart
 from fedjax_prune.runs import start as resume
 from fedjax_prune.runs.learning import make_learning
@@ -49,3 +52,21 @@ def final_state(config, workdir):
     """The server's state and the rows of all clients, of the newest checkpoint."""
     state, rows = resume.restore(make_learning(config), workdir)
     return state, all_rows(rows)
+
+
+def undocumented(row):
+    """The fields of a row of metrics that the table of configs/README.md leaves out."""
+    guide = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
+    table = guide.split("## What a row of metrics.jsonl holds")[1].split("# Measured")[
+        0
+    ]
+    names = re.findall(r"`([a-zA-Z_/.]+)`", table)
+    patterns = [
+        re.escape(name)
+        .replace(r"\.\.\.", r"(mean|std|p10|min)")
+        .replace("LAYER", r"\w+")
+        .replace("ARRAY", r"[\w/]+")
+        .replace("GROUP", r"[\w/]+")
+        for name in names
+    ]
+    return [f for f in row if not any(re.fullmatch(p, f) for p in patterns)]

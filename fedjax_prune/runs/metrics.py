@@ -1,39 +1,6 @@
 """A round's numbers, as one flat row of metrics.jsonl.
 
-Every round has
-
-  round, seconds, seconds/compile   its number; its time; time to compile, not in it
-  clients, clients/arrived          its clients; those that did not diverge: all,
-                                    because a diverging client ends the run
-  train/loss, train/accuracy        mean over the examples of all local steps
-  steps/real, steps/executed        local steps with examples; steps of all lanes
-  steps/executed_over_real          the ratio of the second to the first
-  bytes/down, bytes/up              sent to and from all clients
-  bytes/dense, flops/dense          sent and computed if nothing were pruned
-  gates/LAYER/used, .../entropy     channels ever selected; 1 is all equally often
-
-An evaluated round also has, with mean, std, p10 (10th percentile) or min over clients
-as STATISTIC,
-
-  eval/headline                     the accuracy that measures the run: with gates the
-                                    mean of client_gated, else that of global_dense
-  eval/global_dense/accuracy        the shared model without gates, on the test set
-  eval/client_gated/STATISTIC       with each client's own gates, on the test set
-  eval/client_local/STATISTIC       the same, on each client's own validation set
-  eval/after_local/STATISTIC        each client's model before averaging
-  eval/clients, eval/examples       how many were evaluated, on how many test examples
-
-A round with masks also has
-
-  sparsity/all, sparsity/prunable   pruned share by mask of all parameters; of those
-                                    that may be pruned
-  sparsity/ARRAY, compression       of one array; all over kept parameters
-  channels/GROUP                    channels and hidden units left
-  flops/theoretical                 scaled by layer density: needs sparse kernels
-  flops/realisable, flops/hybrid    without removed channels; both
-  macs/theoretical, .../realisable  the same of one image, as a share of the dense
-  bytes_spec/down, bytes_spec/up    by formula: 4 bytes a value, a bit a mask entry
-  mask/guarded                      entries that only `algorithm.min_keep` has kept
+configs/README.md describes every field.
 """
 
 import math

@@ -13,7 +13,13 @@ from fedjax_prune.runs import checkpoint, experiment, savings, tables, train
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError, check, problems
 from fedjax_prune.runs.workdir import read_metrics
-from tests.small_runs import PRUNED_FIELDS, final_state, pruned_config, tiny_config
+from tests.small_runs import (
+    PRUNED_FIELDS,
+    final_state,
+    pruned_config,
+    tiny_config,
+    undocumented,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,7 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     assert first["bytes/down"] == first["bytes/up"] == 5 * 4 * 1034
     assert first["flops/realisable"] == first["flops/dense"]
     for row in rounds:
+        assert undocumented(row) == []
         assert row["sparsity/prunable"] >= 0.3
         assert row["flops/realisable"] < 0.6 * row["flops/dense"]
         assert row["flops/hybrid"] <= row["flops/theoretical"] < row["flops/dense"]
