@@ -112,7 +112,8 @@ class Field(NamedTuple):
         if mistyped := self.mistyped(value):
             return mistyped
         if not self.rule.holds(value):
-            return self.rule.text
+            infinite = isinstance(value, Real) and not math.isfinite(value)
+            return f"finite and {self.rule.text}" if infinite else self.rule.text
         bits = BITS.get(self.type)
         if bits is None or self.rule is SEED or abs(value) < 2**bits:
             return ""
@@ -193,14 +194,28 @@ def fields_of(declared: Callable[..., Any]) -> dict[str, Field]:
 
     Returns:
       Name of a field -> Field.
+
+    Raises:
+      TypeError: if a field is annotated in another way.
     """
     fields = {}
     for name, parameter in inspect.signature(declared).parameters.items():
         if get_origin(parameter.annotation) is Annotated:
             kind, *rules, words = get_args(parameter.annotation)
             rule = rules[0] if rules else ANY
+            described = isinstance(rule, Rule) and isinstance(words, str)
+            if len(rules) > 1 or not described or not (kind in TYPES or rule.text):
+                raise TypeError(
+                    f"{name} of {declared.__name__} must be Annotated[type, rule, "
+                    f"words] or, with one of {_names(TYPES)} as type, Annotated[type, "
+                    f"words], got {parameter.annotation}."
+                )
             fields[name] = Field(kind, rule, words, parameter.default)
     return fields
+
+
+def _names(types: Collection[Any]) -> str:
+    return ", ".join(getattr(kind, "__name__", str(kind)) for kind in types)
 
 
 def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:

@@ -46,7 +46,8 @@ class RoundProgress:
         self._rounds = rounds
         self._first_round = first_round
         self._finished = first_round
-        self._start = self._since = time.monotonic()
+        self._since = time.monotonic()
+        self._first_finish: tuple[int, float] | None = None
         self._bar = bar
         if bar is not None:
             self._task = bar.add_task(
@@ -70,8 +71,7 @@ class RoundProgress:
             self._bar.update(self._task, completed=round, facts=facts)
             return
         width = len(str(self._rounds))
-        left = self._seconds_left(round)
-        _print(f"round {round:{width}}/{self._rounds}  {facts}  {_duration(left)} left")
+        _print(f"round {round:{width}}/{self._rounds}  {facts}{self._left(round)}")
 
     def wait(self) -> None:
         """Shows how long the current round has been running."""
@@ -86,9 +86,14 @@ class RoundProgress:
         else:
             _print(what)
 
-    def _seconds_left(self, round: int) -> float:
-        done = max(round - self._first_round, 1)
-        return (time.monotonic() - self._start) / done * (self._rounds - round)
+    def _left(self, round: int) -> str:
+        """The time left, from the second round on: the first one is compiled, too."""
+        if self._first_finish is None:
+            self._first_finish = round, self._since
+            return ""
+        first, began = self._first_finish
+        seconds = (self._since - began) / (round - first) * (self._rounds - round)
+        return f"  {_duration(seconds)} left"
 
 
 class _Ticker(threading.Thread):

@@ -47,8 +47,7 @@ def draw(rows: Rows, file: str | Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    # A palette takes a quarter of the bytes, and nobody sees the difference.
-    picture.quantize(64).save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", optimize=True)
 
 
 def plot(rows: Rows) -> "Figure | None":
@@ -79,6 +78,7 @@ def plot(rows: Rows) -> "Figure | None":
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         loss = figure.add_subplot(grid[1, 0])
         _line(loss, rounds, "train/loss")
+        loss.margins(y=0.1)
         loss.set(ylabel="training loss", ylim=(0, None))
         _plot_traffic(figure.add_subplot(grid[1, 1]), rows)
         if has_masks:
@@ -88,7 +88,7 @@ def plot(rows: Rows) -> "Figure | None":
         for axes in figure.axes:
             axes.set_xlabel("round")
             axes.xaxis.set_major_locator(
-                MaxNLocator(6, steps=[1, 2, 5, 10], integer=True)
+                MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
             )
     return figure
 

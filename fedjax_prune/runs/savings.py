@@ -69,8 +69,9 @@ def in_words(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
     if rows[0]["round"] == 0:
         facts["with round 0"] = (
-            f"{saved.realisable_all:.1%}, {saved.theoretical_all:.1%} and "
-            f"{saved.sent_all:.1%}: what came before round 1 included"
+            f"{saved.realisable_all:.1%} of the FLOPs on dense hardware, "
+            f"{saved.theoretical_all:.1%} with sparse kernels, {saved.sent_all:.1%} of "
+            "the bytes: what came before round 1 included"
         )
     return facts
 

@@ -4,6 +4,7 @@ The sections `client`, `server` and `algorithm` are declared by their builders. 
 sections without a single builder are declared here.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -186,7 +187,21 @@ RELATED: Mapping[str, tuple[Relation, ...]] = {
 
 
 def algorithm_fields(name: Any) -> dict[str, Field]:
-    """The fields of the section `algorithm`, `name` alone if the name is unknown."""
-    known = isinstance(name, str) and name in ALGORITHMS
-    own = fields_of(ALGORITHMS[name].build) if known else {}
+    """The fields of the section `algorithm`, `name` alone if the name is unknown.
+
+    Raises:
+      TypeError: if a keyword of the algorithm's builder is no field with a default.
+    """
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        return {"name": ALGORITHM}
+    build = ALGORITHMS[name].build
+    own = fields_of(build)
+    for keyword, parameter in inspect.signature(build).parameters.items():
+        if parameter.kind != parameter.KEYWORD_ONLY:
+            continue
+        if keyword not in own or parameter.default is parameter.empty:
+            raise TypeError(
+                f"{keyword} of {name} must be a field, Annotated[type, rule, words] "
+                f"with a default, got {parameter}."
+            )
     return {"name": ALGORITHM} | own

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pytest
 
+from fedjax_prune.algorithms import ALGORITHMS, Algorithm
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.random_pruning import random_pruning
 from fedjax_prune.fields import (
@@ -29,6 +30,7 @@ from fedjax_prune.fields import (
     related,
     relations_of,
 )
+from fedjax_prune.runs.settings import default_config
 
 
 @checked
@@ -87,8 +89,8 @@ def test_a_checked_function_is_called_with_good_values():
     ("values", "message"),
     [
         ({"mu": -1}, "mu must be at least 0, got -1."),
-        ({"mu": math.nan}, "mu must be at least 0, got nan."),
-        ({"mu": math.inf}, "mu must be at least 0, got inf."),
+        ({"mu": math.nan}, "mu must be finite and at least 0, got nan."),
+        ({"mu": math.inf}, "mu must be finite and at least 0, got inf."),
         ({"mu": "1"}, "mu must be a number, got '1'."),
         ({"mu": True}, "mu must be a number, got True."),
         ({"mu": None}, "mu must be a number, got None."),
@@ -262,3 +264,33 @@ def test_random_pruning_has_the_fields_of_autoflip():
     differing = {name for name in fields if fields[name] != those[name]}
     assert differing == {"mask_schedule"}
     assert fields["mask_schedule"].default == "fixed"
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[float, "The words before the rule.", at_least(0)],
+        Annotated[float, at_least(0)],
+        Annotated[float | None, "A type that needs a rule."],
+        Annotated[float, at_least(0), at_least(1), "Two rules."],
+    ],
+)
+def test_a_field_that_is_declared_in_another_way_is_named(annotation):
+    def build(*, weight: annotation = 1.0):  # pyright: ignore[reportInvalidTypeForm]
+        return weight
+
+    with pytest.raises(TypeError, match=r"weight of build must be Annotated\[type, "):
+        fields_of(build)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda task, *, weight=1.0: None,
+        checked(lambda task, *, weight: None),
+    ],
+)
+def test_every_keyword_of_an_algorithm_is_a_field_with_a_default(build, monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "mine", Algorithm(build))
+    with pytest.raises(TypeError, match="weight of mine must be a field, Annotated"):
+        default_config("mine")

@@ -56,7 +56,9 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     words = savings.in_words(rows)
     assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]
     assert words["compute saved"].startswith(f"{totals.realisable:.1%} ")
-    included = f" and {totals.sent_all:.1%}: what came before round 1 included"
+    included = (
+        f", {totals.sent_all:.1%} of the bytes: what came before round 1 included"
+    )
     assert words["with round 0"].endswith(included)
 
 

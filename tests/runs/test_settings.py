@@ -65,8 +65,8 @@ def test_fields_are_described_in_order_with_the_values_of_the_configuration():
     [
         ("client.batch_size", 0, "client.batch_size must be at least 1, got 0"),
         ("rounds", 0, "rounds must be at least 1, got 0"),
-        ("client.lr", math.nan, "client.lr must be above 0, got nan"),
-        ("client.lr", math.inf, "client.lr must be above 0, got inf"),
+        ("client.lr", math.nan, "client.lr must be finite and above 0, got nan"),
+        ("client.lr", math.inf, "client.lr must be finite and above 0, got inf"),
         ("client.momentum", 1.0, "client.momentum must be in [0, 1), got 1.0"),
         ("model.flops_target", 0.0, "model.flops_target must be in (0, 1], got 0.0"),
         (
@@ -233,7 +233,7 @@ def test_overrides_are_read_by_the_type_of_their_field(override, field, value):
     ("override", "message"),
     [
         ("client.lr=fast", "client.lr must be a number, got 'fast'"),
-        ("client.lr=nan", "client.lr must be above 0, got nan"),
+        ("client.lr=nan", "client.lr must be finite and above 0, got nan"),
         ("rounds=2.5", "rounds must be a whole number, got '2.5'"),
         ("model.gated=maybe", "model.gated must be true or false, got 'maybe'"),
         (

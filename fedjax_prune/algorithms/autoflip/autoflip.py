@@ -165,8 +165,7 @@ def autoflip(
     guidance_norm: Annotated[
         str,
         one_of(NORMALIZATIONS),
-        "How each array's deviations become guidance; minmax, robust [C], rank, none "
-        "[R].",
+        "How each array's deviations become guidance; robust [C], rank and none [R].",
     ] = DEFAULT_RULE.normalization,
     threshold: Threshold = DEFAULT_RULE.threshold,
     threshold_scope: ThresholdScope = DEFAULT_RULE.scope,
