@@ -112,8 +112,11 @@ class Field(NamedTuple):
         if mistyped := self.mistyped(value):
             return mistyped
         if not self.rule.holds(value):
-            infinite = isinstance(value, Real) and not math.isfinite(value)
-            return f"finite and {self.rule.text}" if infinite else self.rule.text
+            text = self.rule.text
+            # Infinity is above all numbers.
+            open_above = text.startswith(("above ", "at least "))
+            finite = not isinstance(value, Real) or math.isfinite(value)
+            return text if finite or not open_above else f"finite and {text}"
         bits = BITS.get(self.type)
         if bits is None or self.rule is SEED or abs(value) < 2**bits:
             return ""
