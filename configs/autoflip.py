@@ -74,28 +74,20 @@ class Small(NamedTuple):
     num_test: int = 1_000
 
 
+_MNIST = Work(
+    partitioner="pathological",
+    alpha=0.1,
+    size=24,
+    model="two_cnn",
+    width=1.0,
+    num_clients=20,
+    cohort_size=5,
+    every=10,
+)
+
 WORKS = {
-    "mnist": Work(
-        partitioner="pathological",
-        alpha=0.1,
-        size=24,
-        model="two_cnn",
-        width=1.0,
-        num_clients=20,
-        cohort_size=5,
-        every=10,
-    ),
-    "cifar10": Work(
-        partitioner="pathological",
-        alpha=0.1,
-        size=24,
-        model="two_cnn",
-        width=1.0,
-        num_clients=20,
-        cohort_size=5,
-        every=10,
-        augment="jitter",
-    ),
+    "mnist": _MNIST,
+    "cifar10": _MNIST._replace(augment="jitter"),
     "cifar100": Work(
         partitioner="dirichlet_in_turn",
         alpha=1.0,

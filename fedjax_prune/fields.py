@@ -30,10 +30,13 @@ class Rule(NamedTuple):
       holds: value -> whether it meets the condition. A field calls it only with values
         of the field's type.
       text: the condition, in the words that follow "must be".
+      finite: whether the message to an infinite value says that it must be finite, as
+        the condition alone would seem to allow it.
     """
 
     holds: Callable[[Any], bool]
     text: str
+    finite: bool = False
 
     def __repr__(self) -> str:
         return self.text
@@ -41,12 +44,12 @@ class Rule(NamedTuple):
 
 def at_least(low: float) -> Rule:
     """Allows finite numbers from `low` on."""
-    return Rule(lambda v: low <= v < math.inf, f"at least {low}")
+    return Rule(lambda v: low <= v < math.inf, f"at least {low}", finite=True)
 
 
 def above(low: float) -> Rule:
     """Allows finite numbers above `low`."""
-    return Rule(lambda v: low < v < math.inf, f"above {low}")
+    return Rule(lambda v: low < v < math.inf, f"above {low}", finite=True)
 
 
 def at_most(high: float) -> Rule:
@@ -112,11 +115,8 @@ class Field(NamedTuple):
         if mistyped := self.mistyped(value):
             return mistyped
         if not self.rule.holds(value):
-            text = self.rule.text
-            # Infinity is above all numbers.
-            open_above = text.startswith(("above ", "at least "))
-            finite = not isinstance(value, Real) or math.isfinite(value)
-            return text if finite or not open_above else f"finite and {text}"
+            infinite = self.rule.finite and not math.isfinite(value)
+            return f"finite and {self.rule.text}" if infinite else self.rule.text
         bits = BITS.get(self.type)
         if bits is None or self.rule is SEED or abs(value) < 2**bits:
             return ""
