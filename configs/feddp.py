@@ -9,7 +9,7 @@ of the gates: feddp_nograd, whose gates never learn from the loss, and scaffold_
 a plain network of about half the MACs. Models: vgg11, resnet32.
 Clients: 10, 30, 50, 100.
 
-Ten clients train on 500,000 images a round: over a day on two CPU cores. For a trial
+Ten clients train on 500,000 images a round: days on two CPU cores. For a trial
 use configs/cifar10_cpu.py, or add `--config.data.num_train=2500
 --config.client.epochs=2 --config.model.width=0.25 --config.rounds=5`.
 

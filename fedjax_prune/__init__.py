@@ -19,6 +19,7 @@ from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
 from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Rules
 from fedjax_prune.engine.dealing import make_cohort, sample_cohort
+from fedjax_prune.engine.devices import Placement, make_placement
 from fedjax_prune.engine.evaluate import correct_by_client, correct_examples
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.outcome import TrainingError
@@ -38,6 +39,7 @@ from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import (
+    Anchor,
     Batch,
     ClientState,
     Cohort,
@@ -62,6 +64,7 @@ __all__ = [
     "MODELS",
     "PARTITIONERS",
     "VGG11",
+    "Anchor",
     "Batch",
     "CheckpointError",
     "ClientProgram",
@@ -74,6 +77,7 @@ __all__ = [
     "LocalResult",
     "LocalSolver",
     "Mean",
+    "Placement",
     "Population",
     "Probe",
     "ResNet32",
@@ -106,6 +110,7 @@ __all__ = [
     "make_algorithm",
     "make_augment",
     "make_cohort",
+    "make_placement",
     "make_round",
     "make_server_tx",
     "make_solver",

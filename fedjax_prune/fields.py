@@ -84,6 +84,9 @@ TYPES: dict[Any, Rule] = {
 BITS = {int: 31, float: 128}
 """Annotated type -> the power of 2 below which magnitudes fit the types of devices."""
 
+SMALLEST = 2.0**-126
+"""Devices may take a smaller magnitude as 0."""
+
 
 class Field(NamedTuple):
     """A configuration field.
@@ -115,13 +118,21 @@ class Field(NamedTuple):
         if mistyped := self.mistyped(value):
             return mistyped
         if not self.rule.holds(value):
-            infinite = self.rule.finite and not math.isfinite(value)
+            infinite = self.rule.finite and not -math.inf < value < math.inf
             return f"finite and {self.rule.text}" if infinite else self.rule.text
-        bits = BITS.get(self.type)
-        if bits is None or self.rule is SEED or abs(value) < 2**bits:
+        if self.rule is SEED or not (bound := self._beyond(value)):
             return ""
-        bound = f"below 2^{bits}" if value > 0 else f"above -2^{bits}"
         return f"{self.rule.text} and {bound}" if self.rule.text else bound
+
+    def _beyond(self, value: Any) -> str:
+        """Names the bound of the devices' type that a value breaks; empty if none."""
+        bits = BITS.get(self.type)
+        if bits is not None and abs(value) >= 2**bits:
+            return f"below 2^{bits}" if value > 0 else f"above -2^{bits}"
+        if self.type is float and 0 < abs(value) < SMALLEST:
+            zero = "0 or " if self.rule.holds(0) else ""
+            return f"{zero}at least 2^-126 in magnitude"
+        return ""
 
     def read(self, text: str) -> Any:
         """Reads a value from a text of the command line; gives the text if it cannot.

@@ -207,6 +207,11 @@ class Anchor(NamedTuple):
       params: shared parameters, float.
       model_state: averaged batch statistics; `{}` if none.
       round: [] int32, finished rounds.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> fp.Anchor(params={"w": 0.5}, model_state={}, round=3).round
+      3
     """
 
     params: Tree

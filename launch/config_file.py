@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from fedjax_prune.runs.settings import SettingsError
 
 BUNDLED = Path(__file__).parent.parent / "configs"
@@ -38,7 +40,7 @@ def load(path: str | None) -> Any:
             raise SettingsError(
                 [f"--config={path}: {file.name} needs :STRING after it"]
             )
-        return get_config() if text is None else get_config(text)
+        config = get_config() if text is None else get_config(text)
     except SettingsError:
         raise
     except ValueError as error:
@@ -48,6 +50,11 @@ def load(path: str | None) -> Any:
         where = _line_of(error, file)
         reason = f"{type(error).__name__}: {error}"
         raise SettingsError([f"--config={path}: {where}{reason}"]) from error
+    if not isinstance(config, ConfigDict):
+        raise SettingsError(
+            [f"--config={path}: get_config must return a ConfigDict, got {config!r}"]
+        )
+    return config
 
 
 def load_module(file: Path) -> ModuleType:

@@ -34,6 +34,10 @@ def exit_code(command: Callable[[], int]) -> int:
         console.print_error(str(error))
     except BrokenPipeError:
         console.discard(sys.stdout)
+    except OSError as error:
+        # Such as a full disk or a folder without permission.
+        where = f"{error.filename}: " if error.filename else ""
+        console.print_error(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         console.print_error("stopped")
         return INTERRUPTED

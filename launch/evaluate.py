@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         if found:
             raise SettingsError(found)
         folder = local_folder(workdir)
-        runtime.prepare()
+        runtime.configure()
         results = train.evaluate_workdir(folder)
         console.print_table("Result", {k: _shown(v) for k, v in results.items()})
         return 0

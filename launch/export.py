@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         if found:
             raise SettingsError(found)
         folder, target = local_folder(workdir), local_folder(output)
-        runtime.prepare()
+        runtime.configure()
         exported = export_model(folder, target, compact=_COMPACT.value)
         num_params = costs.num_entries(exported.variables.params)
         left = getattr(exported.model, "left", {}).items()

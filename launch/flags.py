@@ -100,7 +100,7 @@ def _apply(config: Any, argument: str) -> Any:
         message = settings.unknown(argument.partition("=")[0], every)
         raise settings.SettingsError([message.replace("a field", "an argument")])
     if field == "algorithm.name" and text in ALGORITHMS:
-        if text != config.algorithm.name:
+        if text != known.get("algorithm.name"):
             config.algorithm = ConfigDict(settings.default_config(text)["algorithm"])
         return config
     if field not in known:
@@ -113,5 +113,10 @@ def _apply(config: Any, argument: str) -> Any:
 
 def _is_switch(argument: str) -> bool:
     """Whether the field is true or false, so that its name alone sets it."""
-    every = settings.flatten(settings.default_config())
-    return isinstance(every.get(_OVERRIDE.sub("", argument)), bool)
+    field = _OVERRIDE.sub("", argument)
+    # Which algorithm is meant is known only after all arguments are read.
+    return any(
+        name == field and declared.type is bool
+        for algorithm in ALGORITHMS
+        for name, declared in settings.declared({"algorithm.name": algorithm}).items()
+    )

@@ -11,7 +11,7 @@ PATIENCE = 7 * 24 * 3600
 """Seconds that a CPU device waits for the others."""
 
 
-def prepare() -> None:
+def configure() -> None:
     """Makes each core a CPU device, lets devices wait, and keeps compiled programs.
 
     A CPU device of XLA uses several cores only for large matrix products; one device

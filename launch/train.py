@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         missing = [] if workdir else ["--workdir must name a folder, got ''"]
         config = load_config(_CONFIG.value, argv[1:], missing)
         folder = local_folder(workdir)
-        runtime.prepare()
+        runtime.configure()
         return train.run(config, folder)
 
     return exit_code(run)

@@ -81,10 +81,9 @@ def test_the_algorithm_is_the_tested_file():
 
 def test_the_algorithm_is_added_as_readme_says(tmp_path):
     """A file, an import and an entry are enough; the algorithm is found by its name."""
-    library = tmp_path / "fedjax_prune"
-    shutil.copytree(
-        ROOT / "fedjax_prune", library, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    library, ignored = tmp_path / "fedjax_prune", shutil.ignore_patterns("__pycache__")
+    for package in ("fedjax_prune", "configs", "launch"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
     (library / "algorithms" / "feddyn.py").write_text(FEDDYN)
     (entry,) = re.findall(r'`("feddyn": .*?)`', README)
     names = library / "algorithms" / "__init__.py"
@@ -97,22 +96,31 @@ def test_the_algorithm_is_added_as_readme_says(tmp_path):
     names.write_text(text)
     loop = LOOP.replace("range(10)", "range(1)")
     loop = loop.replace("fp.scaffold(task", 'fp.ALGORITHMS["feddyn"](task')
-    done = subprocess.run(
-        [sys.executable, "-c", TRIAL + loop],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    where, fields, problems, round_one = done.stdout.splitlines()
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where, fields, problems, round_one = run("-c", TRIAL + loop).splitlines()
     assert where == str(library / "__init__.py")
     assert ast.literal_eval(fields) == {"name": "feddyn", "alpha": 0.1}
     assert problems == "['algorithm.alpha must be above 0, got 0.0']"
     number, loss = round_one.split()
     assert number == "1"
     assert 0 < float(loss) < 2 * np.log(3)
+    (flags,) = re.findall(r"`(--config=.*?feddyn.*?)` trains", README)
+    short = ("rounds=1", "lanes=1", "devices=1", "model.gated=false", "cohort_size=2")
+    short = (*(f"--config.{field}" for field in short), "--workdir=run")
+    out = run("-m", "fedjax_prune", "train", *flags.split(), *short)
+    assert "feddyn, " in out and "1 of 1" in out
 
 
 def test_a_pruning_score_is_one_function(monkeypatch):

@@ -123,8 +123,7 @@ def colour_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Arr
     References:
       torchvision's ColorJitter, which makes these changes in random order.
     """
-    if not 0 <= strength <= 0.5:
-        raise ValueError(f"strength must be in [0, 0.5], got {strength}.")
+    _check_jitter("strength", strength)
     batch_size, _, _, channels = images.shape
     if channels not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {channels}.")
@@ -180,8 +179,7 @@ def make_augment(
     padding = max(1, side // 8)
     if crop and padding >= side:
         raise ValueError(f"image_shape must be at least 2 by 2, got {image_shape}.")
-    if not 0 <= jitter <= 0.5:
-        raise ValueError(f"jitter must be in [0, 0.5], got {jitter}.")
+    _check_jitter("jitter", jitter)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         crop_key, flip_key, jitter_key = jax.random.split(key, 3)
@@ -194,6 +192,22 @@ def make_augment(
         return images
 
     return augment
+
+
+def _check_jitter(name: str, strength: float) -> None:
+    if not 0 <= strength <= 0.5:
+        raise ValueError(f"{name} must be in [0, 0.5], got {strength}.")
+
+
+def check_normalisation(name: str) -> None:
+    """Refuses a name that is not in `NORMALISATIONS`.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if name not in NORMALISATIONS:
+        known = ", ".join(NORMALISATIONS)
+        raise ValueError(f"normalize must be one of {known}, got {name!r}.")
 
 
 def normalise(images: jax.Array, name: str) -> jax.Array:
@@ -209,9 +223,7 @@ def normalise(images: jax.Array, name: str) -> jax.Array:
     Raises:
       ValueError: if the name is unknown or the number of channels does not fit.
     """
-    if name not in NORMALISATIONS:
-        known = ", ".join(NORMALISATIONS)
-        raise ValueError(f"normalize must be one of {known}, got {name!r}.")
+    check_normalisation(name)
     mean, std = NORMALISATIONS[name]
     if not mean:
         return images

@@ -5,6 +5,7 @@ Examples:
   (32, 32, 3)
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fedjax_prune.fields import TYPES
@@ -57,6 +58,21 @@ DATASETS: dict[str, DatasetInfo] = {
     # An example is 80 symbols; its label is the symbol after them.
     "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True, kind="text"),
 }
+
+
+def local_folder(path: str | Path) -> Path:
+    """Gives the path of a folder, in which `~` may stand for a home directory.
+
+    Raises:
+      DataError: if there is no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} cannot be found: there is no such home directory. Name the folder "
+            "of the data by data.dir, or for TFDS by TFDS_DATA_DIR."
+        ) from error
 
 
 def resolve_count(name: str, split: str, count: int, available: int) -> int:

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.data import prepared
-from fedjax_prune.data.datasets import DATASETS, DataError, DatasetInfo, resolve_count
+from fedjax_prune.data.datasets import (
+    DATASETS,
+    DataError,
+    DatasetInfo,
+    local_folder,
+    resolve_count,
+)
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.types import Dataset
 
@@ -219,11 +225,11 @@ def _info(name: str) -> DatasetInfo:
 def _version(name: str, data_dir: str) -> Path:
     """Finds or prepares the folder of a TFDS set."""
     tfds_name = DATASETS[name].tfds_name
-    folder = Path(
+    folder = local_folder(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
+    )
     version = prepared.find_version(tfds_name, folder)
-    return version or prepared.prepare(tfds_name, folder)
+    return version or prepared.download(tfds_name, folder)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def command(tfds_name: str, folder: Path) -> str:
     )
 
 
-def prepare(tfds_name: str, folder: Path) -> Path:
+def download(tfds_name: str, folder: Path) -> Path:
     """Downloads and prepares a data set, and returns its folder.
 
     TFDS writes into another folder, which it renames at the end.

@@ -19,8 +19,11 @@ def class_counts(
 
     Returns:
       [num_clients, num_classes] int64.
+
+    Raises:
+      ValueError: if a label is no class.
     """
-    labels = np.asarray(labels)
+    labels = _checked_labels("labels", labels, num_classes)
     return np.stack(
         [
             np.bincount(labels[row[:size]], minlength=num_classes)
@@ -57,10 +60,10 @@ def matched_test(
       A Population of indices into the test set.
 
     Raises:
-      ValueError: if a number is out of range, or if the test set has no example for
-        some client.
+      ValueError: if a number or a label is out of range, or if the test set has no
+        example for some client.
     """
-    test_labels = np.asarray(test_labels)
+    test_labels = _checked_labels("test_labels", test_labels, num_classes)
     members = [np.flatnonzero(test_labels == label) for label in range(num_classes)]
     available = np.array([len(indices) for indices in members])
     parts = []
@@ -117,6 +120,17 @@ def holdout(
         train.append(indices[:size][~is_held])
         validation.append(indices[:size][is_held])
     return pad(train), pad(validation)
+
+
+def _checked_labels(name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    labels = np.asarray(labels)
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        raise ValueError(
+            f"{name} must be in [0, {num_classes}), got {labels[outside[0]]} at index "
+            f"{outside[0]}."
+        )
+    return labels
 
 
 def _matched_counts(

@@ -21,16 +21,23 @@ def num_steps(sizes: np.ndarray, epochs: Epochs, batch_size: BatchSize) -> np.nd
       batch_size: at least 1.
 
     Returns:
-      [num_clients] integers.
+      [num_clients] int64.
 
     Raises:
-      ValueError: if `epochs` or `batch_size` is not a whole number or below 1.
+      ValueError: if `epochs` or `batch_size` is not a whole number or below 1, or if
+        a client has 2^31 steps or more.
 
     Examples:
       >>> num_steps(np.array([5, 8]), epochs=2, batch_size=4).tolist()
       [4, 4]
     """
-    return epochs * -(-np.asarray(sizes) // batch_size)
+    steps = epochs * -(-np.asarray(sizes, np.int64) // batch_size)
+    if steps.max(initial=0) >= 2**31:
+        raise ValueError(
+            f"epochs must leave each client less than 2^31 local steps, got {epochs} "
+            f"for {steps.max() // epochs} batches."
+        )
+    return steps
 
 
 def make_cohort(

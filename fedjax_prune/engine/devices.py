@@ -38,6 +38,11 @@ class Placement(NamedTuple):
         the same on any number of devices.
       target: the platform that programs are lowered for ahead of time; None is that of
         the devices.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> fp.Placement() == fp.make_placement()
+      True
     """
 
     mesh: Mesh | None = None

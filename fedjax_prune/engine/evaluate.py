@@ -32,6 +32,9 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
     Returns:
       [num_examples] bool.
 
+    Raises:
+      ValueError: if there is no example.
+
     Examples:
       >>> import fedjax_prune as fp
       >>> task = fp.Task(None, None, lambda variables, images: images[:, 0, 0])
@@ -41,6 +44,8 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
       [True, False]
     """
     num_examples = dataset.labels.shape[0]
+    if num_examples == 0:
+        raise ValueError("dataset must have at least one example, got 0.")
     batch_size = min(BATCH_SIZE, num_examples)
     num_batches = -(-num_examples // batch_size)
     # The last batch begins early instead of running over the end.

@@ -139,7 +139,7 @@ def make_round(
           before this, and they stay, too.
 
         Raises:
-          ValueError: as `check_inputs`.
+          ValueError, AssertionError: as `check_inputs`.
         """
         state = inputs.state
         gathered, rows, sums = train(inputs, placement)
@@ -221,6 +221,7 @@ def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
     Raises:
       ValueError: if the cohort is not made for the placement, or rows or probe are not
         of the cohort.
+      AssertionError: if an array of the cohort has another rank or length (chex).
     """
     cohort, num_blocks = inputs.cohort, placement.num_blocks
     chex.assert_rank([cohort.client_ids, cohort.sizes], 1)
@@ -273,6 +274,7 @@ def with_preparation(
         masked = masked._replace(train=refuse_unprepared(masked.train))
     return algorithm._replace(
         init=init,
+        rules=algorithm.rules._replace(init=init),
         round=refuse_unprepared(algorithm.round),
         prepare=preparation._replace(finish=finish),
         masked=masked,

@@ -33,6 +33,7 @@ from fedjax_prune.engine.devices import (
 )
 from fedjax_prune.engine.row_arrays import create, put, take, take_whole
 from fedjax_prune.fields import Count, checked
+from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.types import ClientState, Tree
 
 
@@ -205,7 +206,7 @@ class HostStore:
             self._arriving = None
 
             def write(leaf: np.ndarray, new: np.ndarray) -> None:
-                real = client_ids < len(leaf)
+                real = (client_ids >= 0) & (client_ids < len(leaf))
                 leaf[client_ids[real]] = new[real]
 
             jax.tree.map(write, self._rows, jax.device_get(rows))
@@ -255,8 +256,7 @@ def make_store(
     store = STORES[kind](row, num_clients, placement)
     if own_personal is None:
         return store
-    row_bytes = sum(x.nbytes for x in jax.tree.leaves(row))
-    count = min(num_clients, row_files.rows_at_once(row_bytes))
+    count = min(num_clients, row_files.rows_at_once(tree_bytes(row)))
     count += -count % placement.num_blocks
 
     @jax.jit

@@ -201,10 +201,7 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
 
         return jax.tree.map(zero, updates, params, counts, keys), state
 
-    return optax.GradientTransformationExtraArgs(
-        optax.init_empty_state,
-        update,  # pyright: ignore[reportArgumentType]
-    )
+    return make_transformation(update)
 
 
 def make_transformation(

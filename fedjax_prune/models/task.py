@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.data.augment import normalise, to_float
+from fedjax_prune.data.augment import check_normalisation, normalise, to_float
 from fedjax_prune.fields import at_least, checked
 from fedjax_prune.models.checks import (
     check_collections,
@@ -68,10 +68,10 @@ def make_task(
       `jax_enable_x64`.
 
     Raises:
-      ValueError: if `lasso_weight` is out of range, or if the model is not a linen
-        module, does not return logits, has no params, has weights that are not floats,
-        or has other collections. Errors that show only in training mode are raised when
-        the loss is traced.
+      ValueError: if `normalize` is unknown or `lasso_weight` is out of range, or if the
+        model is not a linen module, does not return logits, has no params, has weights
+        that are not floats, or has other collections. Errors that show only in training
+        mode are raised when the loss is traced.
 
     References:
       Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
@@ -84,6 +84,7 @@ def make_task(
       (3, 3, 1, 16)
     """
     check_module(model)
+    check_normalisation(normalize)
     init = _make_init(model, image_shape, to_input)
     # The checks in `init` need only shapes. JAX reuses this trace at the first call.
     jax.eval_shape(lambda: init(jax.random.key(0)))

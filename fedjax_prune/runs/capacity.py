@@ -22,8 +22,9 @@ from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.experiment import Experiment, machine_bytes
 from fedjax_prune.runs.learning import Learning, init_key, start
 from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.runs.sections import SECTIONS
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import has_config, read_config
+from fedjax_prune.runs.workdir import WorkdirError, has_config, read_config
 from fedjax_prune.types import Anchor, Batch, Cohort, Dataset, ServerState, Variables
 
 MOST_LANES = 64
@@ -56,9 +57,10 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     Raises:
       SettingsError: if there are fewer devices than asked for, or not even one lane
         fits the memory.
+      WorkdirError: if the folder's `config.json` is damaged.
     """
     config = copy.deepcopy(experiment.config)
-    before = read_config(folder) if has_config(folder) else {}
+    before = _chosen_before(folder)
     available = jax.local_device_count()
     wanted = config.devices or before.get("devices")
     config.devices = wanted or min(available, config.cohort_size)
@@ -84,6 +86,19 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
             words += f" in place of {asked}, which do not fit the memory"
     words += f", on each of {_devices(config.devices)}"
     return Chosen(experiment.with_config(config), words, rate)
+
+
+def _chosen_before(folder: Path) -> dict[str, Any]:
+    """The devices and lanes of the run in a workdir; nothing if there is no run."""
+    before = read_config(folder) if has_config(folder) else {}
+    chosen = {name: before[name] for name in ("devices", "lanes") if name in before}
+    for name, value in chosen.items():
+        if unmet := SECTIONS[""][name].unmet(value):
+            raise WorkdirError(
+                f"{folder / 'config.json'} is damaged: {name} must be {unmet}, "
+                f"got {value!r}."
+            )
+    return chosen
 
 
 def memory_estimate(experiment: Experiment, lanes: int) -> int:

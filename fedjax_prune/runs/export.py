@@ -115,12 +115,12 @@ def _described(file: Path) -> tuple[Config, dict[str, int]]:
     try:
         found = json.loads(file.read_text())
         config, left = usable(file, found["config"]), found["left"]
-        counts = all(type(n) is int and n >= 1 for n in left.values())
+        counts = all(type(n) is int and 1 <= n < 2**31 for n in left.values())
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise WorkdirError(
-            f"{file} must hold `config` and `left` of an exported model."
+            f"{file} must hold `config` and `left` of an exported model, got {found!r}."
         ) from error
     if not counts:
         raise WorkdirError(

@@ -152,7 +152,7 @@ def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
                 f"{change} algorithm.{field} = {config.algorithm[field]}"
                 for field, change in _PRUNING.items()
                 if field in config.algorithm
-            ]
+            ] or ["choose fields of the section algorithm that prune less"]
             raise TrainingError(
                 f"The masks of {config.algorithm.name} leave nothing of "
                 f"{name.removeprefix('mask/kept/')}: {' or '.join(advice)}."
@@ -179,6 +179,8 @@ def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
 
 def _entropy(selected: np.ndarray) -> np.ndarray:
     """How evenly each client selects channels, [cohort_size]: 1 = all equally often."""
+    if selected.shape[1] == 1:
+        return np.ones(len(selected))
     share = selected / selected.sum(axis=1, keepdims=True)
     logs = np.log(share, where=share > 0, out=np.zeros_like(share))
     return -(share * logs).sum(axis=1) / np.log(selected.shape[1])

@@ -72,7 +72,7 @@ RELATIONS = (
         lambda normalize, name: (
             normalize == "none" or DATASETS[name].image_shape[-1] == 3
         ),
-        "data.normalize must be none for {1}, whose images have one channel, got {0!r}",
+        "data.normalize must be none for {1}, which has no colour images, got {0!r}",
     ),
     Relation(
         ("model.name", "data.name"),

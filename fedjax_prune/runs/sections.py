@@ -38,7 +38,7 @@ from fedjax_prune.models.precision import PRECISIONS
 from fedjax_prune.models.task import LassoWeight
 
 
-class Run(NamedTuple):
+class TopLevel(NamedTuple):
     """The fields outside of all sections."""
 
     seed: Annotated[int, SEED, "Seed of parameters, gates, cohorts and shuffles."] = 0
@@ -160,7 +160,7 @@ class Model(NamedTuple):
 _GATES = fields_of(GateSettings)
 
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
-    "": fields_of(Run),
+    "": fields_of(TopLevel),
     "eval": fields_of(Eval),
     "data": fields_of(partition) | fields_of(Data),
     "model": fields_of(Model)

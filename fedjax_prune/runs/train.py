@@ -58,8 +58,9 @@ def run(config: Config, workdir: str | Path) -> int:
         config, learning = experiment.config, experiment.learning
         agree_config(folder, config)
         placement = make_placement(config.devices, config.reduction)
-        state, rows, finished = restore_or_start(learning, folder, placement)
-        facts = report.preflight(chosen, finished or 0, read_metrics(folder))
+        with console.working("starting the run"):
+            state, rows, finished = restore_or_start(learning, folder, placement)
+            facts = report.preflight(chosen, finished or 0, read_metrics(folder))
         console.print_table("On this machine", facts)
         stopped = False
         if finished is None:

@@ -306,14 +306,16 @@ def _section(config: Any) -> dict[str, Any]:
 
 
 def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines up to the first torn one, each with its row."""
+    """The lines up to the first torn or foreign one, each with its row."""
     rows = []
-    for line in file.read_text().splitlines(True) if file.exists() else []:
+    text = file.read_text(errors="replace") if file.exists() else ""
+    for line in text.splitlines(True):
         try:
             row = json.loads(line)
         except ValueError:
             break
-        if not line.endswith("\n"):
+        is_row = isinstance(row, dict) and type(row.get("round")) is int
+        if not is_row or not line.endswith("\n"):
             break
         rows.append((line, row))
     return rows

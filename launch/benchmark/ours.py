@@ -299,7 +299,7 @@ def main() -> None:
         removed=own.removed,
         compact=own.compact,
     )
-    runtime.prepare()
+    runtime.configure()
     with product_precision(settings.precision):
         lanes = own.lanes or _fastest(options.work, data, settings)
         runner = make(options.work, data, settings, lanes)

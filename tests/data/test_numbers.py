@@ -98,3 +98,22 @@ def test_parts_of_a_data_set_are_whole_numbers(count):
     assert str(caught.value).endswith(
         f"must be in [0, 355], the test examples of digits, got {count!r}."
     )
+
+
+def test_labels_that_are_no_class_are_refused():
+    for bad in (-1, 5):
+        labels = np.where(np.arange(50) == 7, bad, LABELS)
+        with pytest.raises(
+            ValueError, match=rf"^labels .* \[0, 5\), got {bad} at index"
+        ):
+            matched_test(labels, [np.arange(50)[None], [50]], LABELS, 5, 0)
+        with pytest.raises(ValueError, match=rf"^test_labels .* got {bad} at index 7"):
+            matched_test(LABELS, POPULATION, labels, 5, 0)
+
+
+def test_a_folder_of_a_user_that_is_not_known(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-this-name/data")
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/data cannot be found"):
+        load("mnist")
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/x .* no such home"):
+        load_by_client("femnist", "~nobody-of-this-name/x", 2, seed=0)

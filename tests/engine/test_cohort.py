@@ -244,6 +244,10 @@ def test_bad_sizes():
         num_steps(np.ones(1, int), 0, 1)
     with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
         num_steps(np.ones(1, int), 1, 0)
+    sizes = np.array([1, 5], np.int32)
+    assert num_steps(sizes, 2**28, 1).tolist() == [2**28, 5 * 2**28]
+    with pytest.raises(ValueError, match=r"2\^31 local steps, got 1073741824 for 5"):
+        num_steps(sizes, 2**30, 1)
 
 
 def largest_remainder(counts, total):

@@ -19,9 +19,12 @@ from tests import problems, toys
 
 BAD = 1
 """The client whose pixels are NaN."""
-FIELDS = {
-    # A cohort's masks are made before it is known who diverges, so they are fixed here.
-    "autoflip": {"mask_schedule": "fixed"},
+# The other schedules make a round's masks of its cohort before it is known who
+# diverges: `test_masks_of_a_cohort_stay_when_a_client_is_dropped` has them.
+FIXED = {"mask_schedule": "fixed"}
+CASES = {name: (name, {}) for name in ALGORITHMS} | {
+    "autoflip": ("autoflip", FIXED),
+    "autoflip on scaffold": ("autoflip", FIXED | {"base": "scaffold"}),
 }
 
 
@@ -36,7 +39,8 @@ def poisoned(ids):
 
 
 def build(name):
-    return problems.build(name, **FIELDS.get(name, {}))
+    algorithm, fields = CASES[name]
+    return problems.build(algorithm, **fields)
 
 
 def cohort_of(ids):
@@ -50,11 +54,9 @@ def play(algorithm, state, rows, *, ids, dataset, number=0):
     return run(state, rows, dataset, cohort_of(ids), key)
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_a_dropped_client_equals_a_cohort_without_it(name):
-    algorithm = build(name)
-    state, rows = problems.begin(algorithm)
-    # One good round first, so that no control or momentum is 0.
+def assert_dropping_is_leaving_out(algorithm, state, rows):
+    """After one good round."""
+    # So that no control or momentum is 0.
     everybody = [0, 1, 2, 3]
     clean = problems.dataset_of_clients()
     state, rows, sums = play(algorithm, state, rows, ids=everybody, dataset=clean)
@@ -75,7 +77,26 @@ def test_a_dropped_client_equals_a_cohort_without_it(name):
     )
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_dropped_client_equals_a_cohort_without_it(name):
+    algorithm = build(name)
+    assert_dropping_is_leaving_out(algorithm, *problems.begin(algorithm))
+
+
+@pytest.mark.parametrize("schedule", ["participants", "agreement"])
+def test_masks_of_a_cohort_stay_when_a_client_is_dropped(schedule):
+    algorithm = problems.build("autoflip", mask_schedule=schedule)
+    state, rows = problems.begin(algorithm)
+    everybody = cohort_of([0, 1, 2, 3])
+    state = jax.jit(algorithm.masked.remask)(
+        state, store.take(rows, everybody.client_ids), everybody
+    )
+    assert not all(m.all() for m in jax.tree.leaves(state.server.masks))
+    under_masks = algorithm._replace(round=algorithm.masked.train)
+    assert_dropping_is_leaving_out(under_masks, state, rows)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_a_round_without_arrivals_is_counted_and_changes_nothing(name):
     algorithm = build(name)
     state, rows = problems.begin(algorithm)

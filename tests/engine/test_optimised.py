@@ -19,6 +19,7 @@ def test_promises_of_equal_bits_hold_in_optimised_programs():
         env=inherited | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout
     assert "7 passed" in done.stdout

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
-from fedjax_prune.engine.rounds import check_inputs
+from fedjax_prune.engine.rounds import check_inputs, require_prepared
 from fedjax_prune.types import Probe, RoundInputs
 from tests import problems, toys
 
@@ -43,6 +43,14 @@ def test_a_cohort_for_another_placement_is_refused():
     inputs = inputs_of([0, 1, 2, 4], 4)
     with pytest.raises(ValueError, match=words):
         check_inputs(inputs, make_placement(2))
+
+
+def test_the_rules_of_a_prepared_algorithm_begin_as_it_does():
+    """An algorithm that is made of these rules is not prepared, either."""
+    algorithm = problems.build("fedsnip")
+    state = algorithm.rules.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare"):
+        require_prepared(state)
 
 
 def test_a_probe_of_another_cohort_is_refused():

@@ -69,8 +69,8 @@ def test_rows_come_and_go(kind, num_devices):
         "n": np.arange(7, dtype=np.int32),
         "b": np.arange(7) % 2 == 0,
     }
-    ids = np.array([4, 7, 0, 6, 7, 7, 2, 7], np.int32)  # 7 is nobody
-    real = ids < 7
+    ids = np.array([4, 7, 0, 6, 7, -1, 2, 7], np.int32)  # 7 and -1 are nobody
+    real = (ids >= 0) & (ids < 7)
     changed = jax.jit(
         lambda x: {"x": 2 * x["x"] + 1, "n": 2 * x["n"] + 1, "b": ~x["b"]}
     )

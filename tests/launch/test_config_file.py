@@ -78,6 +78,7 @@ def test_a_config_that_cannot_be_used(path, told):
         ("def get_config(text): return text", "own.py needs :STRING after it"),
         ("rounds = 3", "has no attribute 'get_config'"),
         ("\nimport configs_of_nobody", "line 2: ModuleNotFoundError: No module named"),
+        ("def get_config(): pass", "get_config must return a ConfigDict, got None"),
         ("def get_config(:", "SyntaxError: invalid syntax (own.py, line 1)"),
         (
             "from . import base\n"
@@ -95,6 +96,13 @@ def test_mistakes_in_a_file_are_reported_in_one_line(tmp_path, code, told):
     assert str(error.value).startswith(f"--config={path}: ")
     assert told in error.value.problems[0].replace("\n", " ")
     assert len(error.value.problems) == 1
+
+
+def test_an_algorithm_is_named_where_the_config_has_none(tmp_path):
+    code = OWN.replace("    return", "    del config.algorithm\n    return")
+    path = written(tmp_path, code=code)
+    config = load_config(path, ["--config.algorithm.name=fedprox"])
+    assert config.algorithm.to_dict() == {"name": "fedprox", "mu": 0.01}
 
 
 def test_a_package_of_the_user_is_not_taken_for_ours(tmp_path, monkeypatch):

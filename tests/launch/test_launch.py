@@ -181,6 +181,13 @@ def test_an_output_that_is_closed_from_the_start_is_no_error(elsewhere, command)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_an_error_of_the_system_is_one_line(elsewhere):
+    """A folder cannot be made below a file."""
+    command = ("sweep", "--workdir=tiny.py/runs", "--config=tiny.py", "--settings=1")
+    out, err = run(elsewhere, "fedjax_prune", *command, code=1)
+    assert (out, err) == ("", f"error: {elsewhere}/tiny.py/runs: Not a directory\n")
+
+
 CLOSED = """
 import os, sys
 os.close(1)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import os
 from launch import runtime
-runtime.prepare()
+runtime.configure()
 import jax
 print(os.environ["XLA_FLAGS"])
 print(len(jax.devices()), float(jax.jit(lambda x: x + 1)(1.0)))
@@ -86,7 +86,7 @@ def test_without_a_cache_a_run_goes_on_and_says_so_once(before, cache, reason):
 STUCK = """
 import time
 from launch import runtime
-runtime.prepare()
+runtime.configure()
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P

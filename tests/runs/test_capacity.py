@@ -1,5 +1,7 @@
 """Devices and lanes: what fits, what is chosen, what is kept."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import read_config
+from fedjax_prune.runs.workdir import WorkdirError, read_config
 from fedjax_prune.types import RoundInputs
 from tests.small_runs import pruned_config, tiny_config
 
@@ -137,11 +139,26 @@ def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
     chosen = read_config(tmp_path)
     assert chosen["lanes"] in (1, 2, 4)
     assert chosen["devices"] == min(jax.local_device_count(), 3)
-    config.rounds = 2
-    assert train.run(config, tmp_path) == 0
-    again = read_config(tmp_path)
-    assert (again["lanes"], again["devices"]) == (chosen["lanes"], chosen["devices"])
-    assert "chosen by" not in capsys.readouterr().out
+    again = capacity.choose(build(config), tmp_path)
+    assert again.experiment.config.lanes == chosen["lanes"]
+    assert again.experiment.config.devices == chosen["devices"]
+    assert "chosen by" not in again.words
+
+
+@pytest.mark.parametrize(
+    ("damaged", "told"),
+    [
+        ({"devices": "two"}, "devices must be a whole number, got 'two'"),
+        ({"devices": -1}, "devices must be at least 0, got -1"),
+        ({"lanes": 0}, "lanes must be a whole number, at least 1 .* got 0"),
+        ({"lanes": None}, "lanes must be .* got None"),
+    ],
+)
+def test_a_damaged_config_chooses_nothing(damaged, told, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(damaged))
+    experiment = build(tiny_config(devices=0, lanes="auto"))
+    with pytest.raises(WorkdirError, match=rf"config.json is damaged: {told}"):
+        capacity.choose(experiment, tmp_path)
 
 
 def test_more_devices_than_there_are(tmp_path):

@@ -95,6 +95,7 @@ def test_a_checked_function_is_called_with_good_values():
         ({"mu": True}, "mu must be a number, got True."),
         ({"mu": None}, "mu must be a number, got None."),
         ({"mu": 2**128}, f"mu must be at least 0 and below 2^128, got {2**128}."),
+        ({"mu": -(10**400)}, f"mu must be at least 0, got -1{'0' * 400}."),
         ({"epochs": 0}, "epochs must be at least 1, got 0."),
         ({"epochs": 1.0}, "epochs must be a whole number, got 1.0."),
         (
@@ -125,6 +126,11 @@ def test_a_checked_function_refuses_bad_values(values, message):
         (int, ANY, 1 - 2**31, ""),
         (float, FINITE, -3e38, ""),
         (int, SEED, 2**31, ""),
+        (float, at_least(0), 1e-50, "at least 0 and 0 or at least 2^-126 in magnitude"),
+        (float, above(0), 1e-50, "above 0 and at least 2^-126 in magnitude"),
+        (float, FINITE, -1e-40, "finite and 0 or at least 2^-126 in magnitude"),
+        (float, above(0), 2.0**-126, ""),
+        (float, at_least(0), 0.0, ""),
     ],
 )
 def test_numbers_fit_the_types_of_devices(type_, rule, value, unmet):

@@ -1,4 +1,4 @@
-"""Masks that end a run."""
+"""Rows of metrics, and masks that end a run."""
 
 import ml_collections
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs.metrics import require_alive
+from fedjax_prune.runs.metrics import require_alive, round_row
 from fedjax_prune.runs.settings import default_config
 
 EMPTY = {"mask/kept/conv1/kernel": np.int32(2), "mask/kept/fc/kernel": np.int32(0)}
@@ -35,6 +35,27 @@ def test_a_mask_that_empties_an_array_is_refused_by_name(name, advice):
 def test_every_algorithm_with_masks_has_a_field_to_change(name):
     with pytest.raises(TrainingError, match=r"(lower|raise) algorithm"):
         require_alive(config_of(name), EMPTY)
+
+
+def test_an_algorithm_that_tells_no_field_is_named():
+    config = config_of("fedavg")
+    with pytest.raises(TrainingError, match=r"of fedavg .* fc/kernel: choose fields"):
+        require_alive(config, EMPTY)
+
+
+def test_how_evenly_channels_are_selected():
+    """Three channels of eight images: one client uses all, another two of them."""
+    selected = {
+        "selected/conv": np.array([[8.0, 8.0, 8.0], [8.0, 8.0, 0.0]]),
+        "selected/single": np.array([[8.0], [8.0]]),
+    }
+    ones = {name: np.ones(2) for name in ("count", "arrived", "loss", "correct")}
+    row = round_row(
+        1, 0.5, ones | selected | {"steps": np.ones(2), "steps_executed": np.float32(2)}
+    )
+    assert row["gates/conv/used"] == 5 / 6 and row["gates/single/used"] == 1
+    assert row["gates/conv/entropy"] == pytest.approx((1 + np.log(2) / np.log(3)) / 2)
+    assert row["gates/single/entropy"] == 1
 
 
 def test_other_sums_may_be_zero():

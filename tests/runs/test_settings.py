@@ -262,6 +262,12 @@ def test_overrides_that_are_not_of_their_field(override, message):
     assert error.value.problems == [message]
 
 
+def test_a_field_of_any_algorithm_may_be_a_switch():
+    arguments = parse(["prog", "--config.algorithm.prune_biases", "--config.rounds=3"])
+    config = load_config("configs/base.py:autoflip", arguments[1:])
+    assert (config.algorithm.prune_biases, config.rounds) == (True, 3)
+
+
 def test_an_algorithm_override_brings_its_fields():
     arguments = ["--config.algorithm.mu=0.1", "--config.algorithm.name=fedprox"]
     config = load_config("configs/feddp.py:feddp,vgg11,30", arguments)

@@ -241,6 +241,16 @@ def test_resuming_cuts_later_rows_and_a_torn_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("foreign", [b"3", b"[]", b'{"a": 1}', b"\xff", b"null"])
+def test_what_follows_a_line_that_is_no_row_is_cut(foreign, tmp_path):
+    rows = b'{"round": 1}\n' + foreign + b'\n{"round": 2}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(rows)
+    assert read_metrics(tmp_path) == [{"round": 1}]
+    with open_metrics(tmp_path, 5):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"round": 1}\n'
+
+
 def test_scalars_go_to_tensorboard(tmp_path):
     with open_metrics(tmp_path, 0) as log:
         log.write({"round": 1, "train/loss": 0.5, "names": "x"})
