@@ -28,6 +28,7 @@ Choices:
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -133,33 +134,20 @@ def prunefl(
     """
     shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
     may = prunable(shapes)
-    uses = {layer.name: layer.positions for layer in task.layers}
-
-    def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
-        del leaf
-        layer = "/".join(str(entry.key) for entry in path[:-1])
-        return VALUE.itemsize * byte_time + mac_time * uses.get(layer, 1)
-
-    times = jax.tree_util.tree_map_with_path(time_of, shapes)
-
-    def adjusted(state: ServerState) -> Tree:
-        guide = state.server.guide
-        masks, squares = state.server.masks, guide["squares"]
-        share = prune_share * share_decay ** guide["adjustments"].astype(jnp.float32)
-        return adjust(
-            masks=masks,
-            params=state.params,
-            squares=squares,
-            times=times,
-            may=may,
-            share=share,
-            constant=constant_time,
-        )
+    times = _times(task, shapes, byte_time, mac_time)
 
     def renew(state: ServerState) -> tuple[GuardedMasks, Tree]:
-        guide = state.server.guide
-        guide = guide | {"adjustments": guide["adjustments"] + 1}
-        return GuardedMasks(adjusted(state), jnp.int32(0)), guide
+        guide, count = state.server.guide, state.server.guide["adjustments"]
+        masks = adjust(
+            masks=state.server.masks,
+            params=state.params,
+            squares=guide["squares"],
+            times=times,
+            may=may,
+            share=prune_share * share_decay ** count.astype(jnp.float32),
+            constant=constant_time,
+        )
+        return GuardedMasks(masks, jnp.int32(0)), guide | {"adjustments": count + 1}
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
@@ -172,26 +160,15 @@ def prunefl(
             lambda: (GuardedMasks(server.masks, server.guarded), server.guide),
         )
 
-    def start(params: Tree) -> Tree:
-        return {
-            "squares": jax.tree.map(jnp.zeros_like, params),
-            "adjustments": jnp.int32(0),
-        }
-
-    def message(result: LocalResult) -> Message:
-        squares = mean_accumulated(result.solver_state)
-        return {"squares": Mean(squares, result.num_examples)}
-
-    def absorb(state: ServerState, received: Received) -> Tree:
-        return state.server.guide | {"squares": received["squares"]}
-
     def extra(state: ServerState) -> jax.Array:
         """Counts the squared gradients that are sent before a round that adjusts."""
         adjusts = (state.round + 1) % adjust_every == 0
         return jnp.where(adjusts, sum(math.prod(x.shape) for x in sizes), 0)
 
     sizes = jax.tree.leaves(shapes)
-    masking = Masking(start, lambda params: {}, refresh, message, absorb, extra=extra)
+    masking = Masking(
+        _first_guide, lambda params: {}, refresh, _squares, _absorb, extra=extra
+    )
     measured = solver.before_descent(accumulate(jnp.square))
 
     def on_fedavg(tx: optax.GradientTransformation) -> FederatedAlgorithm:
@@ -202,6 +179,56 @@ def prunefl(
     algorithm, alone = on_fedavg(server_tx), on_fedavg(make_server_tx())
     pruned = algorithm.masked
     assert pruned is not None
+
+    preparation = Preparation(
+        solver=measured,
+        num_clients=lambda num_clients: 1,
+        start=lambda state: {},
+        gather=_first_stage(alone, renew, max_adjustments),
+        finish=lambda state, alone, key: (alone, pruned.facts(alone)),
+        messages=lambda state: (state.params, state.params),
+    )
+    return with_preparation(algorithm, preparation)
+
+
+def _first_guide(params: Tree) -> Tree:
+    squares = jax.tree.map(jnp.zeros_like, params)
+    return {"squares": squares, "adjustments": jnp.int32(0)}
+
+
+def _squares(result: LocalResult) -> Message:
+    squares = mean_accumulated(result.solver_state)
+    return {"squares": Mean(squares, result.num_examples)}
+
+
+def _absorb(state: ServerState, received: Received) -> Tree:
+    return state.server.guide | {"squares": received["squares"]}
+
+
+def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:
+    """Computes t_j of an entry of each array."""
+    uses = {layer.name: layer.positions for layer in task.layers}
+
+    def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
+        del leaf
+        layer = "/".join(str(entry.key) for entry in path[:-1])
+        return VALUE.itemsize * byte_time + mac_time * uses.get(layer, 1)
+
+    return jax.tree_util.tree_map_with_path(time_of, shapes)
+
+
+def _first_stage(
+    alone: FederatedAlgorithm,
+    renew: Callable[[ServerState], tuple[GuardedMasks, Tree]],
+    max_adjustments: int,
+) -> Callable[..., tuple[ServerState, ClientState, Sums]]:
+    """Makes `Preparation.gather`, in which one client trains and adjusts its mask.
+
+    Args:
+      alone: the algorithm that trains it.
+      renew: state -> the masks after an adjustment, and the guide.
+      max_adjustments: the most adjustments.
+    """
 
     def gather(
         nothing: Tree, inputs: RoundInputs, placement: Placement
@@ -237,15 +264,7 @@ def prunefl(
         state = state._replace(server=state.server._replace(base=base))
         return state, rows, sums
 
-    preparation = Preparation(
-        solver=measured,
-        num_clients=lambda num_clients: 1,
-        start=lambda state: {},
-        gather=gather,
-        finish=lambda state, alone, key: (alone, pruned.facts(alone)),
-        messages=lambda state: (state.params, state.params),
-    )
-    return with_preparation(algorithm, preparation)
+    return gather
 
 
 def adjust(

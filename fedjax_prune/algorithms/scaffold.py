@@ -137,10 +137,7 @@ def scaffold(
     corrected = solver.before_descent(add_control_variates())
 
     def first_control(key: jax.Array) -> Tree:
-        params = task.init(key).params
-        if control_init == "zeros":
-            return jax.tree.map(jnp.zeros_like, params)
-        return task.init(jax.random.fold_in(key, 1)).params
+        return _first_control(task, key, control_init)
 
     def init(key: jax.Array) -> ServerState:
         state = base.init(key)
@@ -162,13 +159,7 @@ def scaffold(
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             mass, num_examples = result.step_mass, result.num_examples
-            # Step sizes that underflow to 0 give no information on the gradient.
-            new_control = jax.tree.map(
-                lambda c_k, c, d: jnp.where(mass > 0, c_k - c + d / mass, c_k),
-                row.client,
-                control,
-                result.delta,
-            )
+            new_control = _new_control(row.client, control, result)
             change = jax.tree.map(jnp.subtract, new_control, row.client)
             share = jnp.ones_like(mass) / jnp.asarray(divisor).astype(mass.dtype)
             if control_weights == "size":
@@ -201,3 +192,22 @@ def scaffold(
         return sent, sent
 
     return make_algorithm(task, Rules(corrected, init, row, program, update), messages)
+
+
+def _first_control(task: Task, key: jax.Array, how: str) -> Tree:
+    params = task.init(key).params
+    if how == "zeros":
+        return jax.tree.map(jnp.zeros_like, params)
+    return task.init(jax.random.fold_in(key, 1)).params
+
+
+def _new_control(client: Tree, server: Tree, result: LocalResult) -> Tree:
+    """Computes c_k - c + delta_k / A_k (option II), from c_k and c."""
+    mass = result.step_mass
+    # Step sizes that underflow to 0 give no information on the gradient.
+    return jax.tree.map(
+        lambda c_k, c, d: jnp.where(mass > 0, c_k - c + d / mass, c_k),
+        client,
+        server,
+        result.delta,
+    )

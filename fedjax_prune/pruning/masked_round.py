@@ -36,6 +36,7 @@ from fedjax_prune.engine.contract import (
     FederatedAlgorithm,
     MaskedRound,
     Received,
+    Round,
     Rules,
 )
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
@@ -167,7 +168,67 @@ def masked(
     Raises:
       ValueError: if `server_store` is unknown.
     """
-    below = base.rules
+    rules = _rules(task, base.rules, masking)
+    train = _training(task, rules)
+
+    def row(key: jax.Array) -> ClientState:
+        first = base.rules.row(key)
+        own = masking.own(base.rules.init(key).params)
+        return first._replace(client=MaskedRow(first.client, jnp.int32(0), own))
+
+    def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
+        state = with_masks(state, *masking.refresh(state, rows, cohort))
+        if server_store == "dense":
+            return state
+        kept = state.params, state.server.base
+        zeros = jax.tree.map(jnp.zeros_like, kept)
+        params, base_state = keep_where(state.server.masks, kept, zeros)
+        server = state.server._replace(base=base_state)
+        return state._replace(params=params, server=server)
+
+    def facts(state: ServerState) -> Sums:
+        masks = state.server.masks
+        counted = mask_facts(masks, task.groups or (), masking.may(masks))
+        return counted | {
+            "mask/guarded": state.server.guarded,
+            "mask/extra": masking.extra(state),
+        }
+
+    def round(
+        inputs: RoundInputs, placement: Placement = ONE_DEVICE
+    ) -> tuple[ServerState, ClientState, Sums]:
+        state = remask(inputs.state, inputs.rows, inputs.cohort)
+        after, rows, sums = train(inputs._replace(state=state), placement)
+        return after, rows, sums | facts(state)
+
+    def delivered(state: ServerState) -> Tree:
+        return masking.delivered(state.server)
+
+    def deliver(state: ServerState) -> Variables:
+        shared, masks = base.deliver(state), delivered(state)
+        return shared._replace(
+            params=apply_masks(masks, state.params), alive=gate_flags(task, masks)
+        )
+
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        return base.messages(state._replace(server=state.server.base))
+
+    return base._replace(
+        init=rules.init,
+        row=row,
+        round=round,
+        deliver=deliver,
+        messages=messages,
+        rules=rules,
+        masked=MaskedRound(remask, train, facts, delivered),
+    )
+
+
+def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
+    """Makes the rules of training under the masks that the state has.
+
+    Their rows are those of the rules below: the rest of a MaskedRow is not trained.
+    """
 
     def init(key: jax.Array) -> ServerState:
         state = below.init(key)
@@ -175,11 +236,6 @@ def masked(
         zero, guide = jnp.int32(0), masking.start(state.params)
         server = MaskedServer(state.server, masks, zero, zero, guide)
         return state._replace(server=server)
-
-    def row(key: jax.Array) -> ClientState:
-        first = below.row(key)
-        own = masking.own(below.init(key).params)
-        return first._replace(client=MaskedRow(first.client, jnp.int32(0), own))
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         masks = state.server.masks
@@ -204,16 +260,13 @@ def masked(
         )
         return after._replace(server=server)
 
-    def facts(state: ServerState) -> Sums:
-        masks = state.server.masks
-        counted = mask_facts(masks, task.groups or (), masking.may(masks))
-        return counted | {
-            "mask/guarded": state.server.guarded,
-            "mask/extra": masking.extra(state),
-        }
-
     solver = below.solver.after_descent(freeze_pruned())
-    train = make_round(task, solver, program, update)
+    return Rules(solver, init, below.row, program, update)
+
+
+def _training(task: Task, rules: Rules) -> Round:
+    """Makes `MaskedRound.train`."""
+    train = make_round(task, rules.solver, rules.program, rules.update)
 
     def train_masked(
         inputs: RoundInputs, placement: Placement = ONE_DEVICE
@@ -247,43 +300,7 @@ def masked(
         sums |= {"mask/sent": outdated.sum(dtype=jnp.int32)}
         return after, inner_rows._replace(client=client), sums
 
-    def remask(state: ServerState, rows: ClientState, cohort: Cohort) -> ServerState:
-        state = with_masks(state, *masking.refresh(state, rows, cohort))
-        if server_store == "dense":
-            return state
-        kept = state.params, state.server.base
-        zeros = jax.tree.map(jnp.zeros_like, kept)
-        params, base = keep_where(state.server.masks, kept, zeros)
-        return state._replace(params=params, server=state.server._replace(base=base))
-
-    def round(
-        inputs: RoundInputs, placement: Placement = ONE_DEVICE
-    ) -> tuple[ServerState, ClientState, Sums]:
-        state = remask(inputs.state, inputs.rows, inputs.cohort)
-        after, rows, sums = train_masked(inputs._replace(state=state), placement)
-        return after, rows, sums | facts(state)
-
-    def delivered(state: ServerState) -> Tree:
-        return masking.delivered(state.server)
-
-    def deliver(state: ServerState) -> Variables:
-        shared, masks = base.deliver(state), delivered(state)
-        return shared._replace(
-            params=apply_masks(masks, state.params), alive=gate_flags(task, masks)
-        )
-
-    def messages(state: ServerState) -> tuple[Tree, Tree]:
-        return base.messages(state._replace(server=state.server.base))
-
-    return base._replace(
-        init=init,
-        row=row,
-        round=round,
-        deliver=deliver,
-        messages=messages,
-        rules=Rules(solver, init, below.row, program, update),
-        masked=MaskedRound(remask, train_masked, facts, delivered),
-    )
+    return train_masked
 
 
 def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerState:

@@ -38,7 +38,7 @@ from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
 from fedjax_prune.runs.learning import Learning
 from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.sections import algorithm_fields
-from fedjax_prune.types import Cohort, Dataset, Population, RoundInputs
+from fedjax_prune.types import Cohort, Dataset, Population, RoundInputs, Tree
 
 from .. import runtime
 from . import worker
@@ -184,17 +184,20 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
         count, wanted = int(sums["count"].sum()), data.num_images(ids)
         assert count == wanted, f"trained on {count} images, not {wanted}"
 
-    def checksum() -> float:
-        leaves = jax.tree.leaves(jax.device_get(state.params))
-        return float(sum(leaf.sum(dtype=np.float64) for leaf in leaves) / num_params)
+    return Runner(run_round, lambda: _mean(state.params), lambda: _steps(sums), facts)
 
-    def counted() -> dict[str, float]:
-        return {
-            "steps": int(sums["steps"].sum()),
-            "steps_executed": int(sums["steps_executed"]),
-        }
 
-    return Runner(run_round, checksum, counted, facts)
+def _mean(params: Tree) -> float:
+    leaves = jax.tree.leaves(jax.device_get(params))
+    total = sum(leaf.sum(dtype=np.float64) for leaf in leaves)
+    return float(total / sum(leaf.size for leaf in leaves))
+
+
+def _steps(sums: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "steps": int(sums["steps"].sum()),
+        "steps_executed": int(sums["steps_executed"]),
+    }
 
 
 def _removal(

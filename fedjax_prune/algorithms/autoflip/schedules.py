@@ -204,21 +204,9 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             now = _choose(any_explored, smoothed, guide.agreement)
             guide = guide._replace(agreement=now)
 
-        def renew() -> tuple[GuardedMasks, Tree]:
-            score = jax.tree.map(
-                lambda q, a: q * a**settings.power, guide.rank, guide.agreement
-            )
-            threshold = agreeing.ramped(
-                rule.threshold, settings.threshold_start, settings.ramp, number
-            )
-            kept = agreeing.rescore(
-                guide.kept, score, rule.prunable, threshold, settings.max_change
-            )
-            return rule.complete(kept, score), kept
-
         made, kept = jax.lax.cond(
             number % every == 0,
-            renew,
+            lambda: _renewed(rule, settings, guide, number),
             lambda: (GuardedMasks(server.masks, server.guarded), guide.kept),
         )
         return made, guide._replace(kept=kept)
@@ -239,15 +227,6 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         now = jax.tree.map(jnp.where, state.server.masks, smoothed, guide.agreement)
         return guide._replace(agreement=now)
 
-    def start(params: Tree) -> _Guide:
-        ones = jax.tree.map(jnp.ones_like, params)
-        kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
-        return _Guide(jax.tree.map(jnp.zeros_like, params), ones, kept)
-
-    def own(params: Tree) -> Own:
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
-        return Own(jnp.bool(False), nothing)
-
     def pool(own: Own, deviation: Tree) -> Tree:
         return jax.tree.map(lambda v, d: v.astype(d.dtype), own.tree, deviation)
 
@@ -262,10 +241,37 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         return rule.complete(kept, guidance), _Guide(rank, agreed, kept)
 
     if by_votes:
-        masking = Masking(start, own, refresh)
+        masking = Masking(_first_guide, _no_votes, refresh)
         return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin, pool)
-    masking = Masking(start, lambda params: {}, refresh, message, absorb)
+    masking = Masking(_first_guide, lambda params: {}, refresh, message, absorb)
     return Schedule(masking, lambda deviation: {}, begin)
+
+
+def _first_guide(params: Tree) -> _Guide:
+    ones = jax.tree.map(jnp.ones_like, params)
+    kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    return _Guide(jax.tree.map(jnp.zeros_like, params), ones, kept)
+
+
+def _no_votes(params: Tree) -> Own:
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
+    return Own(jnp.bool(False), nothing)
+
+
+def _renewed(
+    rule: MaskRule, settings: Agreement, guide: _Guide, number: jax.Array
+) -> tuple[GuardedMasks, Tree]:
+    """Makes the masks of a round from guidance and agreement, and its `kept`."""
+    score = jax.tree.map(
+        lambda q, a: q * a**settings.power, guide.rank, guide.agreement
+    )
+    threshold = agreeing.ramped(
+        rule.threshold, settings.threshold_start, settings.ramp, number
+    )
+    kept = agreeing.rescore(
+        guide.kept, score, rule.prunable, threshold, settings.max_change
+    )
+    return rule.complete(kept, score), kept
 
 
 def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
