@@ -4,11 +4,14 @@ A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, wr
 Orbax, the rows of all clients in `rows/`, written by their store, and `manifest.json`
 with the shapes and dtypes of the leaves and the checksums of the files. Leaf n of a
 tree is named n. The folder is built under a hidden name and renamed at the end, so a
-killed save leaves nothing that could be taken for a checkpoint.
+killed save leaves nothing that could be taken for a checkpoint. A damaged checkpoint is
+never deleted: the one before it is restored, and a later save puts it aside as
+`directory/ROUND.damaged`.
 """
 
 import json
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,8 @@ def save(
 ) -> None:
     """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
 
-    A round that is already saved is left as it is.
+    A round that is already saved is left as it is. Checkpoints that a restored run has
+    passed over, because they are damaged, are put aside.
 
     Args:
       directory: of the checkpoints, made if missing.
@@ -62,6 +66,7 @@ def save(
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
     directory = Path(directory).absolute()
+    _put_aside(directory, round, rows)
     if round not in rounds(directory):
         unfinished = directory / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -81,9 +86,9 @@ def save(
 
 
 def rounds(directory: str | Path) -> list[int]:
-    """The rounds with a checkpoint, oldest first."""
-    folders = Path(directory).glob("[0-9]*")
-    return sorted(int(f.name) for f in folders if f.name.isdecimal())
+    """The rounds with a checkpoint, oldest first; other names are ignored."""
+    names = [f.name for f in Path(directory).glob("[0-9]*") if f.is_dir()]
+    return sorted(int(n) for n in names if n.isdecimal() and n == str(int(n)))
 
 
 def latest(directory: str | Path) -> int | None:
@@ -92,7 +97,9 @@ def latest(directory: str | Path) -> int | None:
 
 
 def restore(directory: str | Path, template: Tree, rows: Store | None = None) -> Tree:
-    """Restores the newest checkpoint, bit for bit.
+    """Restores the newest checkpoint that is not damaged, bit for bit.
+
+    It warns of damaged newer ones.
 
     Args:
       directory: of the checkpoints.
@@ -104,20 +111,64 @@ def restore(directory: str | Path, template: Tree, rows: Store | None = None) ->
       JAX arrays elsewhere.
 
     Raises:
-      CheckpointError: if there is no checkpoint, it is damaged, it is of another
-        version of this library, or its trees differ from those asked for.
+      CheckpointError: if there is no checkpoint, all are damaged, the newest is of
+        another version of this library, or its trees differ from those asked for.
     """
     directory = Path(directory).absolute()
-    newest = latest(directory)
-    if newest is None:
-        raise CheckpointError(f"{directory} has no checkpoint.")
-    folder = directory / str(newest)
-    manifest = _intact_manifest(folder, _parts(rows))
+    folder, manifest = _newest_intact(directory, _parts(rows))
     _check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
         _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
         rows.restore(folder / "rows")
     return _read(folder / "state", template)
+
+
+def _newest_intact(
+    directory: Path, parts: tuple[str, ...]
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of the newest checkpoint that is not damaged, and its manifest."""
+    damages = []
+    for round in reversed(rounds(directory)):
+        folder = directory / str(round)
+        try:
+            manifest = _intact_manifest(folder, parts)
+        except _Damage as damage:
+            damages.append(f"The checkpoint {folder} is damaged: {damage}.")
+            continue
+        for damage in damages:
+            warnings.warn(f"{damage} {folder} is used.", stacklevel=3)
+        return folder, manifest
+    if damages:
+        raise CheckpointError(
+            f"{' '.join(damages)} No other checkpoint is left, and nothing was "
+            "deleted. Restore the files, or use another workdir."
+        )
+    raise CheckpointError(f"{directory} has no checkpoint.")
+
+
+def _put_aside(directory: Path, round: int, rows: Store | None) -> None:
+    """Renames damaged checkpoints of this round and later ones.
+
+    A run that saves this round has restored an older one, so the later ones are
+    damaged; one of this round may also be that of a finished run.
+    """
+    for later in [n for n in rounds(directory) if n >= round]:
+        folder = directory / str(later)
+        if later == round:
+            try:
+                _intact_manifest(folder, _parts(rows))
+                continue
+            except _Damage:
+                pass
+        number, aside = 1, directory / f"{later}.damaged"
+        while aside.exists():
+            number += 1
+            aside = directory / f"{later}.damaged{number}"
+        folder.rename(aside)
+
+
+class _Damage(Exception):
+    """The reason for which a checkpoint cannot be used."""
 
 
 def _parts(rows: Store | None) -> tuple[str, ...]:
@@ -184,18 +235,20 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
     This comes before Orbax reads: on a broken file its loader threads outlive the
     error, and it does not notice a changed byte inside an array.
+
+    Raises:
+      _Damage: with the reason.
+      CheckpointError: if the checkpoint is of another version of this library.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(folder, f"{_MANIFEST} cannot be read: {error}") from error
+        raise _Damage(f"{_MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict):
-        raise _damaged(folder, f"{_MANIFEST} must hold an object, got {manifest!r}")
+        raise _Damage(f"{_MANIFEST} must hold an object, got {manifest!r}")
     version = manifest.get("format", 1)
     if type(version) is not int:
-        raise _damaged(
-            folder, f"format in {_MANIFEST} must be a number, got {version!r}"
-        )
+        raise _Damage(f"format in {_MANIFEST} must be a number, got {version!r}")
     if version != _FORMAT:
         raise CheckpointError(
             f"The checkpoint {folder} was written by another version of fedjax_prune: "
@@ -205,24 +258,15 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     # A checkpoint that was saved without rows does not name them.
     for name, default in (("state", None), ("rows", {}), ("files", None)):
         if not isinstance(found := manifest.get(name, default), dict):
-            raise _damaged(
-                folder, f"{name} in {_MANIFEST} must hold an object, got {found!r}"
-            )
+            raise _Damage(f"{name} in {_MANIFEST} must hold an object, got {found!r}")
     for part in parts:
         try:
             intact = manifest["files"].get(part, {}) == _checksums(folder / part)
         except OSError as error:
-            raise _damaged(folder, f"{part} cannot be read: {error}") from error
+            raise _Damage(f"{part} cannot be read: {error}") from error
         if not intact:
-            raise _damaged(folder, f"the files in {part} are not those that were saved")
+            raise _Damage(f"the files in {part} are not those that were saved")
     return manifest
-
-
-def _damaged(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"The checkpoint {folder} is damaged: {reason}. Delete this folder and start "
-        "again to go on from the checkpoint before it."
-    )
 
 
 def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

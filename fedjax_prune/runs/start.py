@@ -18,16 +18,15 @@ FOLDER = "checkpoints"
 def restore_or_start(
     learning: Learning, workdir: Path, placement: Placement
 ) -> tuple[ServerState, Store, int | None]:
-    """The newest checkpoint and its round, or the first state and None.
+    """The newest usable checkpoint and its round, or the first state and None.
 
     Raises:
-      CheckpointError: if the checkpoint cannot be used.
+      CheckpointError: if there are checkpoints and none can be used.
     """
     config = learning.config
-    finished = checkpoint.latest(workdir / FOLDER)
-    if finished is not None:
-        restored = restore(learning, workdir, placement, config.client_rows)
-        return *restored, finished
+    if checkpoint.rounds(workdir / FOLDER):
+        state, rows = restore(learning, workdir, placement, config.client_rows)
+        return state, rows, int(state.round)
     state, row = jax.jit(lambda: start(learning))()
     rows = make_store(
         config.client_rows,

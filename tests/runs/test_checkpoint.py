@@ -82,6 +82,11 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     assert_same(restore(tmp_path, make_tree()), make_tree(2))
 
 
+def contents(folder):
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
 def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -93,16 +98,61 @@ def flip(file):
     [flip, lambda file: file.unlink(), lambda file: file.write_bytes(b"")],
 )
 @pytest.mark.parametrize("which", ["manifest.json", "largest"])
-def test_damage_is_found_and_the_way_out_works(tmp_path, damage, which):
+def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, damage, which):
     save(tmp_path, 1, make_tree(1), keep=2)
     save(tmp_path, 2, make_tree(2), keep=2)
     files = [f for f in (tmp_path / "2" / "state").rglob("*") if f.is_file()]
     largest = max(files, key=lambda f: f.stat().st_size)
     damage(tmp_path / "2" / which if which != "largest" else largest)
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/2 is damaged.*Delete"):
+    before = contents(tmp_path)
+    with pytest.warns(UserWarning, match=rf"/2 is damaged: .*\. {tmp_path}/1 is used"):
+        assert_same(restore(tmp_path, make_tree()), make_tree(1))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("next_round", [2, 3])
+def test_a_damaged_checkpoint_is_put_aside_by_the_next_save(tmp_path, next_round):
+    for round in (1, 3):
+        save(tmp_path, round, make_tree(round), keep=2)
+    (tmp_path / "3.damaged").mkdir()
+    flip(tmp_path / "3" / "manifest.json")
+    damaged = contents(tmp_path / "3")
+    save(tmp_path, next_round, make_tree(next_round), keep=1)
+    assert rounds(tmp_path) == [next_round]
+    assert_same(restore(tmp_path, make_tree()), make_tree(next_round))
+    assert contents(tmp_path / "3.damaged2") == damaged
+
+
+def test_where_all_are_damaged_nothing_is_deleted(tmp_path):
+    for round in (1, 2):
+        save(tmp_path, round, make_tree(round), keep=2)
+        flip(tmp_path / str(round) / "manifest.json")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError) as error:
         restore(tmp_path, make_tree())
-    (tmp_path / "2").rename(tmp_path / "deleted")
-    assert_same(restore(tmp_path, make_tree()), make_tree(1))
+    first, second = (f"{tmp_path}/{n} is damaged: " for n in (2, 1))
+    assert str(error.value).index(first) < str(error.value).index(second)
+    assert "No other checkpoint is left, and nothing was deleted" in str(error.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["007", "1_0", "+3", "9x", ".5"])
+def test_foreign_names_do_no_harm(tmp_path, name):
+    save(tmp_path, 1, make_tree(1), keep=1)
+    (tmp_path / name).touch()
+    assert rounds(tmp_path) == [1]
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    save(tmp_path, 2, make_tree(2), keep=1)
+    assert_same(restore(tmp_path, make_tree()), make_tree(2))
+    assert (tmp_path / name).is_dir()
+
+
+def test_an_empty_folder_is_no_checkpoint(tmp_path):
+    save(tmp_path, 1, make_tree(1), keep=1)
+    (tmp_path / "4").mkdir()
+    with pytest.warns(UserWarning, match="4 is damaged: manifest.json cannot be read"):
+        assert_same(restore(tmp_path, make_tree()), make_tree(1))
 
 
 def make_rows(seed=0, width=3, kind="device"):
@@ -132,7 +182,7 @@ def test_damaged_rows_are_found_where_rows_are_read(damage, tmp_path):
     save(tmp_path, 1, make_tree(1), rows=make_rows(1), keep=1)
     damage(tmp_path / "1" / "rows" / "0.npy")
     rows = make_rows()
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/1 is damaged.*Delete"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/1 is damaged: "):
         restore(tmp_path, make_tree(), rows)
     jax.tree.map(np.testing.assert_array_equal, *map(all_rows, (rows, make_rows())))
     # The export of a model does not read them.
