@@ -29,7 +29,7 @@ Round = Callable[..., tuple[ServerState, ClientState, Sums]]
 """(inputs, placement=ONE_DEVICE) -> (state, rows, sums).
 
 Leaves of sums are [num_places, ...], one entry a client, except for the scalar
-`steps_executed` and the scalars about masks."""
+`steps_executed` and `server_nonfinite` and the scalars about masks."""
 
 
 class ClientProgram(NamedTuple):

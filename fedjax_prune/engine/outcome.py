@@ -48,7 +48,7 @@ def of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndar
 
 
 def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> None:
-    """Refuses a round in which a client has diverged.
+    """Refuses a round in which a client or the server's step has diverged.
 
     Args:
       sums: of clients, as `of_clients` gives them.
@@ -56,13 +56,20 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
       cohort: of the round, numpy.
 
     Raises:
-      TrainingError: naming the clients.
+      TrainingError: naming the clients, or the server's step.
     """
     bad = np.asarray(sums["nonfinite"]) > 0
     if bad.any():
         ids = ", ".join(str(i) for i in cohort.client_ids[by_id(cohort)][bad])
+        cause = " All clients diverged: server.lr may be too large." * bool(bad.all())
         raise TrainingError(
             f"The loss or the update of client {ids} became non-finite in round "
             f"{number}. A smaller client.lr, or model.norm bn or gn, usually helps; "
+            f"the rounds before are kept.{cause}"
+        )
+    if sums.get("server_nonfinite", 0) > 0:
+        raise TrainingError(
+            f"The server's step of round {number} made the model non-finite, though "
+            "all updates of clients were finite. A smaller server.lr usually helps; "
             "the rounds before are kept."
         )

@@ -134,9 +134,10 @@ def make_round(
         Returns:
           The state and the rows after the round, and the sums: of the task and the
           probe, `steps`, `nonfinite` and `arrived`, [num_places, ...] float32, and the
-          scalar `steps_executed`. If no message has arrived, the state stays, except
-          that the round is counted. An algorithm under masks makes the masks of a round
-          before this, and they stay, too.
+          scalars `steps_executed` and `server_nonfinite`, the number of the state's
+          arrays that are not finite after the server's step. If no message has
+          arrived, the state stays, except that the round is counted. An algorithm under
+          masks makes the masks of a round before this, and they stay, too.
 
         Raises:
           ValueError, AssertionError: as `check_inputs`.
@@ -149,9 +150,18 @@ def make_round(
             lambda: update(state, receive(gathered)),
             lambda: state,
         )
+        sums |= {"server_nonfinite": _count_nonfinite(after)}
         return after._replace(round=state.round + 1), rows, sums
 
     return round
+
+
+def _count_nonfinite(state: ServerState) -> jax.Array:
+    """Counts the arrays of a state that have an entry that is not finite."""
+    leaves = jax.tree.leaves(state)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    broken = jnp.stack([~jnp.isfinite(x).all() for x in floats])
+    return broken.sum(dtype=jnp.int32)
 
 
 def make_training(

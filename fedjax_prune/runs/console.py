@@ -5,6 +5,7 @@ one plain line per round. The output fits 80 columns. If its reader goes away
 (`| head`), the run stops as after Ctrl-C and saves its checkpoint.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +22,8 @@ from rich.text import Text
 
 EVERY = 10.0
 """Seconds without a finished round after which the progress shows the waiting time."""
+READER_GONE = (errno.EPIPE, errno.EIO)
+"""Errors of writing to a closed pipe and to a closed terminal."""
 WORTH_SAYING = 2.0
 """A step that takes at least this many seconds prints its duration."""
 
@@ -37,6 +40,35 @@ def discard(stream: TextIO) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
+
+
+class _Output:
+    """A standard stream that asks the run to stop when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self._stream.flush()
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+            discard(self._stream)
+            signal.raise_signal(signal.SIGINT)
 
 
 class RoundProgress:
@@ -133,6 +165,10 @@ class _Narrower(NamedTuple):
         return console.render(self.table, options.update_width(options.max_width - 2))
 
 
+def _console() -> Console:
+    return Console(file=cast(TextIO, _Output(sys.stdout)))
+
+
 @contextmanager
 def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
     """Shows the progress of a run while the block lasts.
@@ -144,7 +180,7 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
     Yields:
       The progress; call its `advance` after every round.
     """
-    console = Console()
+    console = _console()
     if not console.is_terminal:
         with _ticking(RoundProgress(rounds, first_round, None)) as shown:
             yield shown
@@ -179,7 +215,7 @@ def working(text: str) -> Iterator[None]:
     Args:
       text: what is done, such as "loading cifar10".
     """
-    console, began = Console(), time.monotonic()
+    console, began = _console(), time.monotonic()
     if console.is_terminal:
         with console.status(text):
             yield
@@ -192,11 +228,7 @@ def working(text: str) -> Iterator[None]:
 
 
 def _print(text: str, stream: TextIO | None = None) -> None:
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        discard(stream or sys.stdout)
-        signal.raise_signal(signal.SIGINT)
+    print(text, file=_Output(stream or sys.stdout), flush=True)
 
 
 def print_table(title: str, facts: Mapping[str, str]) -> None:

@@ -277,8 +277,9 @@ def run_rounds(
     )
     with (
         open_metrics(folder, finished) as log,
-        console.progress(config.rounds, finished) as bar,
+        # Outside of the progress, whose last output may find that nobody reads it.
         stop_requested() as stop,
+        console.progress(config.rounds, finished) as bar,
         jax.transfer_guard("disallow"),
     ):
         journal = Journal(experiment, messages, log, bar)

@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from fedjax_prune.engine import store
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
+from fedjax_prune.engine.outcome import TrainingError, require_finite
 from fedjax_prune.engine.rounds import check_inputs, require_prepared
 from fedjax_prune.types import Probe, RoundInputs
 from tests import problems, toys
@@ -51,6 +54,25 @@ def test_the_rules_of_a_prepared_algorithm_begin_as_it_does():
     state = algorithm.rules.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"call fedjax_prune\.prepare"):
         require_prepared(state)
+
+
+def test_a_servers_step_that_is_too_large_is_told():
+    """Clients stay finite; the parameters leave the range of float32."""
+    inputs = inputs_of([0, 2, 4], 3)
+    found = {}
+    for lr in (1.0, 3e38):
+        server_tx = optax.chain(optax.scale(-lr), optax.scale(10.0))
+        algorithm = problems.build("fedavg", server_tx=server_tx)
+        begin = inputs._replace(
+            state=algorithm.init(inputs.key),
+            rows=store.create(algorithm.row(inputs.key), 3),
+        )
+        _, _, found[lr] = jax.jit(algorithm.round)(begin)
+        np.testing.assert_array_equal(found[lr]["nonfinite"], 0)
+    assert found[1.0]["server_nonfinite"] == 0 < found[3e38]["server_nonfinite"]
+    require_finite(found[1.0], 1, inputs.cohort)
+    with pytest.raises(TrainingError, match=r"server's step of round 7 .* server\.lr"):
+        require_finite(found[3e38], 7, inputs.cohort)
 
 
 def test_a_probe_of_another_cohort_is_refused():

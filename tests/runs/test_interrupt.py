@@ -1,0 +1,91 @@
+"""Signals that ask a run to stop."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_prune.runs.interrupt import SIGNALS, stop_requested
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_only_asks(number):
+    before = signal.getsignal(number)
+    with stop_requested() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), stop_requested() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_closed_terminal_may_say_so_twice():
+    with stop_requested() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set()
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As `nohup` does it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requested() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+TERMINAL = """
+import os
+import sys
+
+# Makes it the terminal of this session, which is told when it is closed.
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+
+from fedjax_prune.runs import console
+from fedjax_prune.runs.interrupt import stop_requested
+
+with stop_requested() as stop, console.progress(9, 0) as bar:
+    bar.advance(1, 1.0, 0.5, 10.0)
+    stop.wait(60)
+    # After the signal of the terminal comes the error of writing to it.
+    bar.advance(2, 1.0, 0.5, 10.0)
+with stop_requested():
+    console.print_table("Result", {"rounds": "2"})
+print("ended", file=sys.stderr)
+"""
+
+
+def test_a_run_whose_terminal_is_closed_ends_in_order():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = ""
+    while "round 1/9" not in shown:
+        shown += os.read(ours, 4096).decode()
+    os.close(ours)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "ended\n")
