@@ -25,7 +25,15 @@ from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.sections import SECTIONS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, has_config, read_config
-from fedjax_prune.types import Anchor, Batch, Cohort, Dataset, ServerState, Variables
+from fedjax_prune.types import (
+    Anchor,
+    Batch,
+    Cohort,
+    Config,
+    Dataset,
+    ServerState,
+    Variables,
+)
 
 MOST_LANES = 64
 LEAST_GAIN = 1.05
@@ -47,11 +55,15 @@ class Chosen(NamedTuple):
 
 
 def choose(experiment: Experiment, folder: Path) -> Chosen:
-    """Replaces `devices` and `lanes` by numbers; a resumed run keeps its first ones.
+    """Replaces `devices` and `lanes` by numbers.
+
+    A resumed run keeps those that it had, unless others are asked for or this machine
+    has fewer devices.
 
     Args:
       experiment: `devices` 0 takes all, at most one for each client of the cohort;
-        `lanes` "auto" takes the fastest number that fits.
+        `lanes` "auto" takes the fastest number that fits. No device has more lanes than
+        clients of the cohort.
       folder: the workdir.
 
     Raises:
@@ -61,31 +73,48 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     """
     config = copy.deepcopy(experiment.config)
     before = _chosen_before(folder)
-    available = jax.local_device_count()
-    wanted = config.devices or before.get("devices")
-    config.devices = wanted or min(available, config.cohort_size)
-    if config.devices > available:
-        raise SettingsError(
-            [f"devices must be in [0, {available}] on this machine, got {wanted}"]
-        )
+    config.devices = _number_of_devices(config, before.get("devices", 0))
     experiment = experiment.with_config(config)
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
-    most = MOST_LANES if asked == "auto" else asked
+    clients = -(-config.cohort_size // config.devices)
+    most = min(MOST_LANES if asked == "auto" else asked, clients)
     fitting = fitting_lanes(experiment, most, available_bytes())
     rate = 0.0
     if asked == "auto":
-        most = min(fitting, -(-config.cohort_size // config.devices))
-        config.lanes, rates = fastest_lanes(experiment, most)
+        config.lanes, rates = fastest_lanes(experiment, fitting)
         rate = rates[config.lanes]
         tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
         words = f"{config.lanes}, chosen by images a second ({tried})"
     else:
-        config.lanes = min(fitting, asked)
+        config.lanes = fitting
         words = f"{config.lanes}"
-        if config.lanes < asked:
+        if fitting < most:
             words += f" in place of {asked}, which do not fit the memory"
+        elif most < asked:
+            words += (
+                f" in place of {asked}, as a device has {clients} of a round's clients"
+            )
     words += f", on each of {_devices(config.devices)}"
+    if any(config[name] != value for name, value in before.items()):
+        words += ", where before there were " + " and ".join(
+            f"{value} {name}" for name, value in before.items()
+        )
     return Chosen(experiment.with_config(config), words, rate)
+
+
+def _number_of_devices(config: Config, before: int) -> int:
+    """The devices asked for, those that the run had before, or all that are of use."""
+    available = jax.local_device_count()
+    if config.devices > available:
+        raise SettingsError(
+            [
+                f"devices must be in [0, {available}] on this machine, got "
+                f"{config.devices}"
+            ]
+        )
+    if config.devices or 0 < before <= available:
+        return config.devices or before
+    return min(available, config.cohort_size)
 
 
 def _chosen_before(folder: Path) -> dict[str, Any]:

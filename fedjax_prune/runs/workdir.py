@@ -25,7 +25,15 @@ except ImportError:  # on Windows
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
-CHANGEABLE = ("rounds", "eval.", "save_every", "keep")
+CHANGEABLE = (
+    "rounds",
+    "eval.",
+    "save_every",
+    "keep",
+    "devices",
+    "lanes",
+    "client_rows",
+)
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
 
 

@@ -24,7 +24,7 @@ from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, read_config
 from fedjax_prune.types import RoundInputs
-from tests.small_runs import pruned_config, tiny_config
+from tests.small_runs import final_state, pruned_config, tiny_config
 
 
 def test_peak_of_a_chain_by_hand():
@@ -143,6 +143,40 @@ def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
     assert again.experiment.config.lanes == chosen["lanes"]
     assert again.experiment.config.devices == chosen["devices"]
     assert "chosen by" not in again.words
+
+
+def test_a_run_goes_on_with_what_another_machine_has(tmp_path):
+    """The run had twenty devices; a number that is asked for comes before."""
+    before = {"devices": 20, "lanes": 2}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    experiment = build(tiny_config(devices=0, lanes="auto"))
+    chosen = capacity.choose(experiment, tmp_path)
+    found = chosen.experiment.config
+    assert (found.devices, found.lanes) == (min(jax.local_device_count(), 3), 1)
+    assert "1 in place of 2, as a device has 1 of a round's clients" in chosen.words
+    assert chosen.words.endswith("where before there were 20 devices and 2 lanes")
+    experiment = build(tiny_config(devices=1, lanes=1000))
+    chosen = capacity.choose(experiment, tmp_path)
+    found = chosen.experiment.config
+    assert (found.devices, found.lanes) == (1, 3)
+
+
+def test_a_fixed_order_goes_on_elsewhere_with_the_same_bits(tmp_path):
+    """On another number of devices, with rows at another place."""
+    fixed = dict(reduction="fixed_order", lanes=2)
+    whole = tiny_config(rounds=2, devices=1, **fixed)
+    assert train.run(whole, tmp_path / "whole") == 0
+    for changed in (
+        dict(rounds=1, devices=1),
+        dict(rounds=2, devices=2, client_rows="host"),
+    ):
+        config = tiny_config(**fixed, **changed)
+        assert train.run(config, tmp_path / "moved") == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(whole, tmp_path / "whole"),
+        final_state(config, tmp_path / "moved"),
+    )
 
 
 @pytest.mark.parametrize(
