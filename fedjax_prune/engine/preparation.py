@@ -4,6 +4,7 @@ A device holds the rows of one group at a time, and the sums of all groups so fa
 """
 
 import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,6 +47,20 @@ class Prepared(NamedTuple):
     compile_seconds: float
 
 
+class Gathering(NamedTuple):
+    """What the groups that are done have gathered.
+
+    Attributes:
+      num_groups: how many groups are done.
+      gathered: as in `Preparation.gather`; the next group takes its memory.
+      of_groups: sums of groups that are done, numpy, each of one group or of several.
+    """
+
+    num_groups: int
+    gathered: Tree
+    of_groups: tuple[dict[str, np.ndarray], ...]
+
+
 @checked
 def prepare(
     algorithm: FederatedAlgorithm,
@@ -57,6 +72,8 @@ def prepare(
     seed: Seed,
     num_lanes: Count = 1,
     placement: Placement = ONE_DEVICE,
+    begin: Gathering | None = None,
+    after_group: Callable[[Gathering], None] = lambda gathering: None,
 ) -> Prepared:
     """Runs an algorithm's preparation, such as AutoFLIP's exploration.
 
@@ -72,6 +89,11 @@ def prepare(
       seed: of the run, in [0, 2^32).
       num_lanes: clients side by side on each device, at least 1.
       placement: of the rounds.
+      begin: what groups of an earlier call, whose rows are in `rows`, have gathered;
+        None if this is the first call. The earlier call had as many clients in a group,
+        `placement.group_size(num_lanes)`.
+      after_group: is called after each group except for the last one, with what has
+        been gathered. What it raises ends the call.
 
     Returns:
       The state before the first round, the clients' sums and the time taken.
@@ -128,26 +150,32 @@ def prepare(
         return steps.gather(gathered, inputs._replace(rows=taken), placement)
 
     began = time.monotonic()
-    gathered = jax.jit(steps.start)(state)
-    run = gather.lower(gathered, *inputs_of(groups[0])).compile()
+    done = begin or Gathering(0, jax.jit(steps.start)(state), ())
+    run = gather.lower(done.gathered, *inputs_of(groups[0])).compile()
     compile_seconds = time.monotonic() - began
-    of_groups = []
-    for group in groups:
-        gathered, taken, sums = run(gathered, *inputs_of(group))
+    for number, group in enumerate(groups[done.num_groups :], done.num_groups + 1):
+        gathered, taken, sums = run(done.gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
-        of_groups.append(of_clients(jax.device_get(sums), group))
-        require_finite(of_groups[-1], 0, group)
+        own = of_clients(jax.device_get(sums), group)
+        require_finite(own, 0, group)
+        done = Gathering(number, gathered, (*done.of_groups, own))
+        if number < len(groups):
+            after_group(done)
     gathering_ended = time.monotonic()
-    finish = jax.jit(steps.finish).lower(state, gathered, key).compile()
+    finish = jax.jit(steps.finish).lower(state, done.gathered, key).compile()
     compile_seconds += time.monotonic() - gathering_ended
-    after, facts = finish(state, gathered, key)
-    sums = _add_up(of_groups) | jax.device_get(facts)
+    after, facts = finish(state, done.gathered, key)
+    sums = add_up(done.of_groups) | jax.device_get(facts)
     seconds = time.monotonic() - began - compile_seconds
     return Prepared(after, sums, seconds, compile_seconds)
 
 
-def _add_up(of_groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Joins what groups have for each client, and adds up their scalars."""
+def add_up(of_groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Joins what groups have for each client, and adds up their scalars.
+
+    Args:
+      of_groups: sums of groups, at least one.
+    """
     names = of_groups[0]
     columns = {name: [sums[name] for sums in of_groups] for name in names}
     return {

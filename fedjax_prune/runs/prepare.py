@@ -1,17 +1,36 @@
-"""Round 0 of a run: what its algorithm does before the first round."""
+"""Round 0 of a run: what its algorithm does before the first round.
 
+If a signal asks to stop, the preparation ends after the group of clients that is
+running. The groups that are done are kept in the workdir, and the next start of the run
+goes on after them.
+"""
+
+import shutil
+import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_prune.engine import preparation
-from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.contract import Preparation
+from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
-from fedjax_prune.runs import console, metrics
+from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.start import save
 from fedjax_prune.runs.workdir import open_metrics
 from fedjax_prune.types import ServerState
+
+FOLDER = "preparation"
+"""Folder of the groups that are done, in a workdir, while others are left."""
+
+
+class _Stopped(Exception):
+    """The preparation was asked to stop, and what is done is saved."""
 
 
 def prepare(
@@ -20,7 +39,9 @@ def prepare(
     placement: Placement,
     state: ServerState,
     rows: Store,
-) -> ServerState:
+    *,
+    stop: threading.Event,
+) -> ServerState | None:
     """Runs the algorithm's preparation, if it has one, and saves it as round 0.
 
     Args:
@@ -29,9 +50,10 @@ def prepare(
       placement: where it runs.
       state: the first one.
       rows: of all clients; those that take part are replaced.
+      stop: if it is set, no further group of clients is begun.
 
     Returns:
-      The state before the first round.
+      The state before the first round, or None if groups are left.
 
     Raises:
       TrainingError: if a client's loss or update becomes non-finite, or masks leave
@@ -42,25 +64,82 @@ def prepare(
     if steps is None:
         return state
     num_clients = steps.num_clients(config.data.num_clients)
+    kept = _Kept(folder / FOLDER, placement.group_size(config.lanes))
+
+    def after_group(done: Gathering) -> None:
+        if stop.is_set():
+            kept.save(done, rows)
+            raise _Stopped
+
     with (
         # -1 removes the row that a killed run may have written already.
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):
-        done = preparation.prepare(
-            learning.algorithm,
-            state,
-            rows,
-            data.train,
-            data.population,
-            seed=config.seed,
-            num_lanes=config.lanes,
-            placement=placement,
-        )
+        try:
+            done = preparation.prepare(
+                learning.algorithm,
+                state,
+                rows,
+                data.train,
+                data.population,
+                seed=config.seed,
+                num_lanes=config.lanes,
+                placement=placement,
+                begin=kept.restore(steps, state, rows, placement),
+                after_group=after_group,
+            )
+        except _Stopped:
+            return None
         metrics.require_alive(config, done.sums)
         row = metrics.round_row(0, done.seconds, done.sums)
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
         log.write(row | {"seconds/compile": done.compile_seconds})
     save(folder, 0, done.state, rows, keep=config.keep)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
     return done.state
+
+
+class _Kept:
+    """The groups that are done, in a folder: a checkpoint, and the sums of clients."""
+
+    def __init__(self, folder: Path, group_size: int):
+        self._folder, self._group_size = folder, group_size
+
+    def save(self, done: Gathering, rows: Store) -> None:
+        self._folder.mkdir(exist_ok=True)
+        sums: dict[str, Any] = {**preparation.add_up(done.of_groups)}
+        with self._sums(done.num_groups).open("wb") as file:
+            np.savez(file, **sums)
+        size = np.int32(self._group_size)
+        checkpoint.save(
+            self._folder, done.num_groups, (size, done.gathered), rows=rows, keep=1
+        )
+
+    def restore(
+        self, steps: Preparation, state: ServerState, rows: Store, placement: Placement
+    ) -> Gathering | None:
+        """Replaces the rows of the groups that are done; None if there are none."""
+        number = checkpoint.latest(self._folder)
+        if number is None:
+            return None
+        shapes = np.int32(0), jax.eval_shape(steps.start, state)
+        try:
+            # The rows only if they are of use.
+            size, gathered = checkpoint.restore(self._folder, shapes)
+            if size != self._group_size:
+                raise checkpoint.CheckpointError(
+                    f"{self._folder} has groups of {size} clients, and this machine "
+                    f"makes groups of {self._group_size}."
+                )
+            with np.load(self._sums(number)) as saved:
+                sums = dict(saved)
+            checkpoint.restore(self._folder, shapes, rows)
+        except (checkpoint.CheckpointError, OSError, ValueError) as error:
+            warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
+            return None
+        return Gathering(number, put_whole(placement, gathered), (sums,))
+
+    def _sums(self, num_groups: int) -> Path:
+        return self._folder / f"sums-of-{num_groups}-groups.npz"

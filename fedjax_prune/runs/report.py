@@ -161,8 +161,8 @@ def summary(
     config = learning.config
     if not rows:
         return {
-            "rounds": "stopped before the first was finished; there is no result, "
-            "config.json stays"
+            "rounds": "stopped before the first was finished; the same command goes "
+            "on from here"
         }
     last = rows[-1]
     facts = {"rounds": f"{last['round']} of {config.rounds}"}

@@ -27,9 +27,11 @@ from fedjax_prune.types import Config
 def run(config: Config, workdir: str | Path) -> int:
     """Trains until `config.rounds` rounds are done, or a signal asks to stop.
 
-    If it is started again with the same configuration, it continues from the newest
-    checkpoint. On the CPU it then ends with the same bits as an unbroken run. With
-    `compact_training` rounding may differ, because compiled widths are reused.
+    If it is started again with the same configuration, except for the fields in
+    `workdir.CHANGEABLE`, it continues from the newest checkpoint. On the CPU it then
+    ends with the same bits as an unbroken run. With `compact_training` rounding may
+    differ, because compiled widths are reused, and with other lanes or devices, too,
+    unless the reduction is `fixed_order` and a device has as many lanes as before.
 
     Args:
       config: checked, with the fields of configs/base.py. `lanes` and `devices` are
@@ -39,7 +41,7 @@ def run(config: Config, workdir: str | Path) -> int:
     Returns:
       The exit code: 0 if the run is finished, INTERRUPTED if it was stopped. In both
       cases the finished rounds, if there are any, are drawn into `rounds.png`. A
-      preparation that is asked to stop is finished and saved first.
+      preparation that is asked to stop keeps the groups of clients that are done.
 
     Raises:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
@@ -66,8 +68,11 @@ def run(config: Config, workdir: str | Path) -> int:
         if finished is None:
             finished = 0
             with stop_requested() as stop:
-                state = prepare(experiment, folder, placement, state, rows)
+                prepared = prepare(
+                    experiment, folder, placement, state, rows, stop=stop
+                )
             stopped = stop.is_set()
+            state = state if prepared is None else prepared
         if finished < config.rounds and not stopped:
             finished = run_rounds(
                 experiment=experiment,

@@ -1,6 +1,7 @@
 """Whole runs with masks: preparation, files, resuming, compaction, tables."""
 
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 from configs import autoflip
+from fedjax_prune.engine import devices
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import checkpoint, experiment, savings, tables, train
+from fedjax_prune.runs import prepare as preparing
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError, check, problems
+from fedjax_prune.runs.start import restore_or_start
 from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import (
     PRUNED_FIELDS,
@@ -65,9 +69,9 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
 def test_a_stop_while_exploring_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     prepare = train.prepare
 
-    def interrupted(*args):
+    def interrupted(*args, stop):
         signal.raise_signal(signal.SIGINT)
-        return prepare(*args)
+        return prepare(*args, stop=stop)
 
     monkeypatch.setattr(train, "prepare", interrupted)
     assert train.run(pruned_config(), tmp_path) == train.INTERRUPTED
@@ -75,6 +79,68 @@ def test_a_stop_while_exploring_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     assert checkpoint.latest(tmp_path / "checkpoints") == 0
     out = capsys.readouterr().out
     assert "0 of 4" in out and "the same command goes on from here" in out
+
+
+def without_times(row):
+    return {k: v for k, v in row.items() if not k.startswith("seconds")}
+
+
+def prepared_with(config, folder, stop):
+    built = experiment.build(config)
+    where = devices.make_placement(1)
+    state, rows, _ = restore_or_start(built.learning, folder, where)
+    return preparing.prepare(built, folder, where, state, rows, stop=stop)
+
+
+def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch, capsys):
+    """Five explorers in groups of two, two and one; it stops after each group."""
+    monkeypatch.setattr(devices, "ALONE", 2)
+    fields = PRUNED_FIELDS | {"mask_schedule": "agreement"}
+    config = pruned_config(fields=fields, devices=1, rounds=1)
+    assert train.run(config, tmp_path / "whole") == 0
+    prepare = train.prepare
+
+    def interrupted(*args, stop):
+        signal.raise_signal(signal.SIGINT)
+        return prepare(*args, stop=stop)
+
+    stopped = tmp_path / "stopped"
+    for done in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "prepare", interrupted)
+            assert train.run(config, stopped) == train.INTERRUPTED
+        assert checkpoint.rounds(stopped / "preparation") == [done]
+        assert checkpoint.latest(stopped / "checkpoints") is None
+        assert "the same command goes on" in capsys.readouterr().out
+    assert train.run(config, stopped) == 0
+    assert not (stopped / "preparation").exists()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, tmp_path / "whole"),
+        final_state(config, stopped),
+    )
+    rows = [read_metrics(tmp_path / name) for name in ("whole", "stopped")]
+    for one, other in zip(*rows, strict=True):
+        assert without_times(one) == without_times(other)
+
+
+@pytest.mark.parametrize("cause", ["other groups", "damage", "no sums"])
+def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "ALONE", 2)
+    config = pruned_config(devices=1, rounds=1)
+    stop = threading.Event()
+    stop.set()
+    assert prepared_with(config, tmp_path, stop) is None
+    kept = tmp_path / "preparation"
+    if cause == "other groups":
+        monkeypatch.setattr(devices, "ALONE", 3)
+    elif cause == "damage":
+        (kept / "1" / "manifest.json").unlink()
+    else:
+        (kept / "sums-of-1-groups.npz").unlink()
+    with pytest.warns(UserWarning, match="The preparation begins anew"):
+        state = prepared_with(config, tmp_path, threading.Event())
+    assert state is not None and not kept.exists()
 
 
 def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):

@@ -123,9 +123,9 @@ def test_the_headline_is_that_of_the_run():
     assert accuracy_row(plain, values)["eval/headline"] == 0.25
 
 
-def test_a_run_without_a_round_says_what_stays():
+def test_a_run_without_a_round_says_how_it_goes_on():
     facts = report.summary(make_learning(tiny_config()), [], Path())
     assert facts == {
-        "rounds": "stopped before the first was finished; there is no result, "
-        "config.json stays"
+        "rounds": "stopped before the first was finished; the same command goes "
+        "on from here"
     }
