@@ -223,6 +223,9 @@ class LocalTraining(NamedTuple):
         start = progress.batch * batch_size
         chosen = jax.lax.dynamic_slice_in_dim(progress.order, start, batch_size)
         mask = start + jnp.arange(batch_size, dtype=jnp.int32) < progress.size
+        # Places without an example read one of the client's own. One of another client
+        # may be NaN, and NaN times 0 is NaN.
+        chosen = jnp.where(mask, chosen, progress.order[0])
         images, labels = jax.tree.map(
             lambda x: x.at[chosen].get(mode="clip", wrap_negative_indices=False),
             (self.dataset.images, self.dataset.labels),

@@ -47,8 +47,19 @@ def of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndar
     }
 
 
+def diverged(sums: dict[str, np.ndarray], cohort: Cohort) -> np.ndarray:
+    """Lists the clients whose loss or update was not finite, by ascending id.
+
+    Args:
+      sums: of clients, as `of_clients` gives them.
+      cohort: of the round, numpy.
+    """
+    bad = np.asarray(sums["nonfinite"]) > 0
+    return cohort.client_ids[by_id(cohort)][bad]
+
+
 def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> None:
-    """Refuses a round in which a client or the server's step has diverged.
+    """Refuses a round in which a client has diverged.
 
     Args:
       sums: of clients, as `of_clients` gives them.
@@ -56,20 +67,33 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
       cohort: of the round, numpy.
 
     Raises:
-      TrainingError: naming the clients, or the server's step.
+      TrainingError: naming the clients.
     """
-    bad = np.asarray(sums["nonfinite"]) > 0
-    if bad.any():
-        ids = ", ".join(str(i) for i in cohort.client_ids[by_id(cohort)][bad])
-        cause = " All clients diverged: server.lr may be too large." * bool(bad.all())
+    bad = diverged(sums, cohort)
+    if bad.size:
+        ids = ", ".join(str(i) for i in bad)
+        everybody = bad.size == cohort.cohort_size
+        cause = " All clients diverged: server.lr may be too large." * bool(everybody)
         raise TrainingError(
             f"The loss or the update of client {ids} became non-finite in round "
             f"{number}. A smaller client.lr, or model.norm bn or gn, usually helps; "
             f"the rounds before are kept.{cause}"
         )
-    if sums.get("server_nonfinite", 0) > 0:
+
+
+def require_finite_server(sums: dict[str, np.ndarray], number: int) -> None:
+    """Refuses a round whose server's step has left the finite numbers.
+
+    Args:
+      sums: of the round.
+      number: of the round.
+
+    Raises:
+      TrainingError: naming the round.
+    """
+    if sums["server_nonfinite"] > 0:
         raise TrainingError(
             f"The server's step of round {number} made the model non-finite, though "
-            "all updates of clients were finite. A smaller server.lr usually helps; "
+            "all updates that arrived were finite. A smaller server.lr usually helps; "
             "the rounds before are kept."
         )

@@ -16,9 +16,11 @@ from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.engine.devices import Placement, put_cohort, put_split, put_whole
 from fedjax_prune.engine.outcome import (
     by_id,
+    diverged,
     first_by_id,
     of_clients,
     require_finite,
+    require_finite_server,
 )
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
@@ -133,15 +135,19 @@ class Journal(NamedTuple):
           When it was finished, on the same clock.
 
         Raises:
-          TrainingError: if a client's loss or update became non-finite, or masks
-            leave nothing of an array.
+          TrainingError: if a client's loss or update became non-finite and is not
+            dropped, if the server's step did, or if masks leave nothing of an array.
         """
         sums, accuracies = read_devices((done.sums, done.accuracies))
         finished = time.monotonic()
         sums = of_clients(sums, done.cohort)
-        require_finite(sums, done.number, done.cohort)
+        if self.experiment.config.on_bad_client == "abort":
+            require_finite(sums, done.number, done.cohort)
+        require_finite_server(sums, done.number)
         metrics.require_alive(self.experiment.config, sums)
         row = metrics.round_row(done.number, finished - began, sums)
+        if (dropped := diverged(sums, done.cohort)).size:
+            row["clients/dropped"] = " ".join(str(client) for client in dropped)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)

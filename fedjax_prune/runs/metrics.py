@@ -45,14 +45,17 @@ def round_row(
     Returns:
       Flat fields.
     """
-    count = float(sums["count"].sum())
+    arrived = sums["arrived"] > 0
+    count, loss, correct = (
+        float(sums[name][arrived].sum()) for name in ("count", "loss", "correct")
+    )
     row = {
         "round": finished,
         "seconds": seconds,
         "clients": len(sums["count"]),
-        "clients/arrived": int(sums["arrived"].sum()),
-        "train/loss": float(sums["loss"].sum()) / count,
-        "train/accuracy": float(sums["correct"].sum()) / count,
+        "clients/arrived": int(arrived.sum()),
+        "train/loss": loss / count if count else math.nan,
+        "train/accuracy": correct / count if count else math.nan,
         "steps/real": int(sums["steps"].sum()),
         "steps/executed": int(sums["steps_executed"]),
         "steps/executed_over_real": float(sums["steps_executed"] / sums["steps"].sum()),
@@ -60,10 +63,11 @@ def round_row(
     for name, selected in sums.items():
         if name.startswith("selected/"):
             layer = name.removeprefix("selected/")
+            if not arrived.any():
+                continue
+            selected = np.asarray(selected)[arrived]
             row[f"gates/{layer}/used"] = float((selected > 0).mean())
-            row[f"gates/{layer}/entropy"] = float(
-                np.mean(_entropy(np.asarray(selected)))
-            )
+            row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
     return row
 
 

@@ -122,6 +122,18 @@ def test_a_round_without_arrivals_is_counted_and_changes_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, rows, rows_after)
 
 
+def test_padding_reads_no_example_of_another_client():
+    """The first example of the data set is one of client 0, which is not drawn."""
+    algorithm, ids = build("fedavg"), [1, 2, 4]
+    state, rows = problems.begin(algorithm)
+    assert any(problems.SIZES[client] % 4 for client in ids)  # partial batches
+    clean, poison = (
+        play(algorithm, state, rows, ids=ids, dataset=poisoned(bad))[0]
+        for bad in ([], [0])
+    )
+    jax.tree.map(np.testing.assert_array_equal, clean, poison)
+
+
 def test_the_server_control_stays_the_mean_of_all_clients_controls():
     algorithm = build("scaffold")
     state, rows = problems.begin(algorithm)

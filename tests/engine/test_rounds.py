@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_prune.engine import store
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
-from fedjax_prune.engine.outcome import TrainingError, require_finite
+from fedjax_prune.engine.outcome import TrainingError, require_finite_server
 from fedjax_prune.engine.rounds import check_inputs, require_prepared
 from fedjax_prune.types import Probe, RoundInputs
 from tests import problems, toys
@@ -70,9 +70,9 @@ def test_a_servers_step_that_is_too_large_is_told():
         _, _, found[lr] = jax.jit(algorithm.round)(begin)
         np.testing.assert_array_equal(found[lr]["nonfinite"], 0)
     assert found[1.0]["server_nonfinite"] == 0 < found[3e38]["server_nonfinite"]
-    require_finite(found[1.0], 1, inputs.cohort)
+    require_finite_server(found[1.0], 1)
     with pytest.raises(TrainingError, match=r"server's step of round 7 .* server\.lr"):
-        require_finite(found[3e38], 7, inputs.cohort)
+        require_finite_server(found[3e38], 7)
 
 
 def test_a_probe_of_another_cohort_is_refused():

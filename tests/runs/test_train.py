@@ -208,6 +208,53 @@ def test_diverging_client_stops_the_run_and_is_named(tmp_path):
     assert checkpoint.latest(tmp_path / "checkpoints") is None
 
 
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The pixels of some clients become NaN."""
+
+    def poison(clients):
+        def load_data(config):
+            data = load(config)
+            images = data.train.images / np.float32(255)
+            for client in clients:
+                size = data.population.sizes[client]
+                images[data.population.indices[client][:size]] = np.nan
+            return data._replace(train=data.train._replace(images=images))
+
+        monkeypatch.setattr(train, "load_data", load_data)
+
+    load = train.load_data
+    return poison
+
+
+def test_clients_that_diverge_are_dropped_and_named(tmp_path, poisoned):
+    """The others go on; a client's row stays its last good one."""
+    poisoned([0, 3])
+    config = tiny_config(rounds=3, **{"eval.num_clients": 0, "cohort_size": 5})
+    with pytest.raises(TrainingError, match=r"client 0, 3 became .* in round 1\."):
+        train.run(config, tmp_path / "abort")
+    config.on_bad_client = "drop"
+    assert train.run(config, tmp_path / "drop") == 0
+    rows = read_metrics(tmp_path / "drop")
+    for row in rows:
+        assert (row["clients/arrived"], row["clients/dropped"]) == (3, "0 3")
+        assert np.isfinite(row["train/loss"]) and undocumented(row) == []
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    state, after = final_state(config, tmp_path / "drop")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, after)))
+    for control in jax.tree.leaves(after.client):
+        assert not control[[0, 3]].any() and control[[1, 2, 4]].any()
+
+
+def test_a_round_whose_clients_all_diverge_is_empty(tmp_path, poisoned):
+    poisoned(range(5))
+    config = tiny_config(rounds=1, on_bad_client="drop")
+    assert train.run(config, tmp_path) == 0
+    (row,) = read_metrics(tmp_path)
+    assert row["clients/arrived"] == 0 and len(row["clients/dropped"].split()) == 3
+    assert np.isnan(row["train/loss"])
+
+
 @pytest.mark.parametrize(
     ("method", "gated"),
     [
