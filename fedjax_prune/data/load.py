@@ -244,8 +244,8 @@ def _telling_of(name: str, version: Path) -> Iterator[None]:
         tfds_name = DATASETS[name].tfds_name
         folder = version.parents[len(Path(tfds_name).parts)]
         raise DataError(
-            f"cannot read {name} in {version}: {error}. Remove that folder and "
-            f"prepare it again: {prepared.command(tfds_name, folder)}"
+            f"cannot read {name} in {version}: {error}. If that folder is damaged, "
+            f"remove it and prepare it again: {prepared.command(tfds_name, folder)}"
         ) from error
 
 

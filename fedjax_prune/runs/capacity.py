@@ -1,133 +1,31 @@
-"""How many devices and lanes a run takes: what fits, and what is fastest."""
+"""How much memory a run takes, and how many lanes fit."""
 
 import bisect
-import copy
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_prune.engine.aggregate import weigh
 from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.evaluate import BATCH_SIZE
-from fedjax_prune.engine.lanes import over_lanes
 from fedjax_prune.engine.local import LocalTraining
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.experiment import Experiment, machine_bytes
 from fedjax_prune.runs.learning import Learning, init_key, start
 from fedjax_prune.runs.liveness import peak_bytes
-from fedjax_prune.runs.sections import SECTIONS
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import WorkdirError, has_config, read_config
 from fedjax_prune.types import (
     Anchor,
     Batch,
     Cohort,
-    Config,
     Dataset,
     ServerState,
     Variables,
 )
-
-MOST_LANES = 64
-LEAST_GAIN = 1.05
-"""Lanes are doubled only if the images a second grow by at least this factor."""
-
-
-class Chosen(NamedTuple):
-    """The devices and lanes that a run uses.
-
-    Attributes:
-      experiment: with `devices` and `lanes` as numbers.
-      words: what was chosen, and why.
-      images_per_second: of one device with these lanes; 0 if it was not timed.
-    """
-
-    experiment: Experiment
-    words: str
-    images_per_second: float
-
-
-def choose(experiment: Experiment, folder: Path) -> Chosen:
-    """Replaces `devices` and `lanes` by numbers.
-
-    A resumed run keeps those that it had, unless others are asked for or this machine
-    has fewer devices.
-
-    Args:
-      experiment: `devices` 0 takes all, at most one for each client of the cohort;
-        `lanes` "auto" takes the fastest number that fits. No device has more lanes than
-        clients of the cohort.
-      folder: the workdir.
-
-    Raises:
-      SettingsError: if there are fewer devices than asked for, or not even one lane
-        fits the memory.
-      WorkdirError: if the folder's `config.json` is damaged.
-    """
-    config = copy.deepcopy(experiment.config)
-    before = _chosen_before(folder)
-    config.devices = _number_of_devices(config, before.get("devices", 0))
-    experiment = experiment.with_config(config)
-    asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
-    clients = -(-config.cohort_size // config.devices)
-    most = min(MOST_LANES if asked == "auto" else asked, clients)
-    fitting = fitting_lanes(experiment, most, available_bytes())
-    rate = 0.0
-    if asked == "auto":
-        config.lanes, rates = fastest_lanes(experiment, fitting)
-        rate = rates[config.lanes]
-        tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
-        words = f"{config.lanes}, chosen by images a second ({tried})"
-    else:
-        config.lanes = fitting
-        words = f"{config.lanes}"
-        if fitting < most:
-            words += f" in place of {asked}, which do not fit the memory"
-        elif most < asked:
-            words += (
-                f" in place of {asked}, as a device has {clients} of a round's clients"
-            )
-    words += f", on each of {_devices(config.devices)}"
-    if any(config[name] != value for name, value in before.items()):
-        words += ", where before there were " + " and ".join(
-            f"{value} {name}" for name, value in before.items()
-        )
-    return Chosen(experiment.with_config(config), words, rate)
-
-
-def _number_of_devices(config: Config, before: int) -> int:
-    """The devices asked for, those that the run had before, or all that are of use."""
-    available = jax.local_device_count()
-    if config.devices > available:
-        raise SettingsError(
-            [
-                f"devices must be in [0, {available}] on this machine, got "
-                f"{config.devices}"
-            ]
-        )
-    if config.devices or 0 < before <= available:
-        return config.devices or before
-    return min(available, config.cohort_size)
-
-
-def _chosen_before(folder: Path) -> dict[str, Any]:
-    """The devices and lanes of the run in a workdir; nothing if there is no run."""
-    before = read_config(folder) if has_config(folder) else {}
-    chosen = {name: before[name] for name in ("devices", "lanes") if name in before}
-    for name, value in chosen.items():
-        if unmet := SECTIONS[""][name].unmet(value):
-            raise WorkdirError(
-                f"{folder / 'config.json'} is damaged: {name} must be {unmet}, "
-                f"got {value!r}."
-            )
-    return chosen
 
 
 def memory_estimate(experiment: Experiment, lanes: int) -> int:
@@ -277,58 +175,6 @@ def fitting_lanes(experiment: Experiment, most: int, available: int) -> int:
     return fitting
 
 
-def fastest_lanes(experiment: Experiment, most: int) -> tuple[int, dict[int, float]]:
-    """Doubles the lanes as long as that trains more images a second.
-
-    Args:
-      experiment: with `devices` as a number.
-      most: largest number to try, at least 1.
-
-    Returns:
-      The best number, and the images a second of each number that was tried.
-    """
-    best, rates = 1, {1: images_per_second(experiment, 1)}
-    while 2 * best <= min(most, MOST_LANES):
-        rates[2 * best] = images_per_second(experiment, 2 * best)
-        if rates[2 * best] < LEAST_GAIN * rates[best]:
-            break
-        best *= 2
-    return best, rates
-
-
-def images_per_second(experiment: Experiment, lanes: int) -> float:
-    """Times the gradient steps of some lanes side by side on one device."""
-    config, task = experiment.config, experiment.learning.task
-    batch = first_batch(experiment.data.train, config.client.batch_size)
-
-    def step(lane: tuple[Variables, jax.Array]) -> tuple[Variables, jax.Array]:
-        variables, key = lane
-
-        def loss(params: Any) -> jax.Array:
-            return task.loss(variables._replace(params=params), batch, key)[0]
-
-        gradient = jax.grad(loss)(variables.params)
-        params = jax.tree.map(lambda p, g: p - 1e-6 * g, variables.params, gradient)
-        return variables._replace(params=params), key
-
-    @jax.jit
-    def start_lanes() -> tuple[Variables, jax.Array]:
-        keys = jax.random.split(jax.random.key(0), lanes)
-        variables = task.init(jax.random.key(0))
-        return jax.tree.map(lambda x: jnp.stack([x] * lanes), variables), keys
-
-    run = jax.jit(lambda lanes: over_lanes(step, lanes), donate_argnums=0)
-    placement = make_placement(config.devices, config.reduction)
-    with tracing_for(placement.platform):
-        state = jax.block_until_ready(run(start_lanes()))
-    seconds = []
-    for _ in range(5):
-        began = time.monotonic()
-        state = jax.block_until_ready(run(state))
-        seconds.append(time.monotonic() - began)
-    return lanes * config.client.batch_size / float(np.median(seconds))
-
-
 def _batch_like(dataset: Dataset, batch_size: int) -> Batch:
     """The shapes of a batch. No image is copied, because a batch may not fit."""
     images, labels = dataset
@@ -339,18 +185,3 @@ def _batch_like(dataset: Dataset, batch_size: int) -> Batch:
             jnp.ones(batch_size, bool),
         )
     )
-
-
-def first_batch(dataset: Dataset, batch_size: int) -> Batch:
-    """A full batch of the first examples, repeated if too few."""
-    chosen = np.arange(batch_size) % len(dataset.labels)
-    return Batch(
-        jnp.asarray(dataset.images[chosen]),
-        jnp.asarray(dataset.labels[chosen]),
-        jnp.ones(batch_size, bool),
-    )
-
-
-def _devices(count: int) -> str:
-    name = jax.local_devices()[0].device_kind
-    return f"{count} {name} device{'s' * (count > 1)}"

@@ -11,9 +11,10 @@ from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
-from fedjax_prune.runs.capacity import Chosen, images_per_second, memory_estimate
+from fedjax_prune.runs.capacity import memory_estimate
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start
+from fedjax_prune.runs.machine import Chosen, images_per_second
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config

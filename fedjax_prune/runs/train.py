@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs import capacity, console, metrics, picture, report
+from fedjax_prune.runs import console, machine, metrics, picture, report
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import make_learning
@@ -55,7 +55,7 @@ def run(config: Config, workdir: str | Path) -> int:
         with console.working(f"loading {config.data.name}"):
             experiment = Experiment(learning, load_data(config))
         with console.working("choosing devices and lanes"):
-            chosen = capacity.choose(experiment, folder)
+            chosen = machine.choose(experiment, folder)
         experiment = chosen.experiment
         config, learning = experiment.config, experiment.learning
         agree_config(folder, config)

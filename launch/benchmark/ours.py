@@ -33,9 +33,9 @@ from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.precision import PRECISIONS, product_precision
 from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.smaller import round_up, smaller_model
-from fedjax_prune.runs.capacity import LEAST_GAIN, MOST_LANES
 from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
 from fedjax_prune.runs.learning import Learning
+from fedjax_prune.runs.machine import LEAST_GAIN, MOST_LANES
 from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.sections import algorithm_fields
 from fedjax_prune.types import Cohort, Dataset, Population, RoundInputs, Tree

@@ -152,7 +152,7 @@ def test_no_more_examples_than_there_are(tmp_path, name, counts, said):
     prepare(tmp_path, "mnist", make_splits("mnist"))
     with pytest.raises(DataError) as caught:
         load(name, str(tmp_path), **counts)
-    assert said in str(caught.value) and "Remove that folder" not in str(caught.value)
+    assert said in str(caught.value) and "remove it" not in str(caught.value)
 
 
 CORE = "tensorflow_datasets.core.features."

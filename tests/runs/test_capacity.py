@@ -16,7 +16,7 @@ from fedjax_prune.engine.devices import (
 )
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.models.costs import tree_bytes
-from fedjax_prune.runs import capacity, loop, train
+from fedjax_prune.runs import capacity, loop, machine, train
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
@@ -139,7 +139,7 @@ def test_chosen_lanes_and_devices_are_kept_on_resume(tmp_path, capsys):
     chosen = read_config(tmp_path)
     assert chosen["lanes"] in (1, 2, 4)
     assert chosen["devices"] == min(jax.local_device_count(), 3)
-    again = capacity.choose(build(config), tmp_path)
+    again = machine.choose(build(config), tmp_path)
     assert again.experiment.config.lanes == chosen["lanes"]
     assert again.experiment.config.devices == chosen["devices"]
     assert "chosen by" not in again.words
@@ -150,13 +150,13 @@ def test_a_run_goes_on_with_what_another_machine_has(tmp_path):
     before = {"devices": 20, "lanes": 2}
     (tmp_path / "config.json").write_text(json.dumps(before))
     experiment = build(tiny_config(devices=0, lanes="auto"))
-    chosen = capacity.choose(experiment, tmp_path)
+    chosen = machine.choose(experiment, tmp_path)
     found = chosen.experiment.config
     assert (found.devices, found.lanes) == (min(jax.local_device_count(), 3), 1)
     assert "1 in place of 2, as a device has 1 of a round's clients" in chosen.words
     assert chosen.words.endswith("where before there were 20 devices and 2 lanes")
     experiment = build(tiny_config(devices=1, lanes=1000))
-    chosen = capacity.choose(experiment, tmp_path)
+    chosen = machine.choose(experiment, tmp_path)
     found = chosen.experiment.config
     assert (found.devices, found.lanes) == (1, 3)
 
@@ -192,7 +192,7 @@ def test_a_damaged_config_chooses_nothing(damaged, told, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(damaged))
     experiment = build(tiny_config(devices=0, lanes="auto"))
     with pytest.raises(WorkdirError, match=rf"config.json is damaged: {told}"):
-        capacity.choose(experiment, tmp_path)
+        machine.choose(experiment, tmp_path)
 
 
 def test_more_devices_than_there_are(tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_prune.runs import capacity, report, settings
-from fedjax_prune.runs.capacity import Chosen
+from fedjax_prune.runs import machine, report, settings
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, make_model, start
+from fedjax_prune.runs.machine import Chosen
 from tests.small_runs import pruned_config, tiny_config
 
 
@@ -29,7 +29,7 @@ def test_the_time_of_a_round_by_hand(monkeypatch):
 
 
 def test_a_run_that_is_over_in_no_time_is_not_timed(monkeypatch):
-    monkeypatch.setattr(capacity, "images_per_second", None)
+    monkeypatch.setattr(machine, "images_per_second", None)
     chosen = chosen_of(0.0)
     assert report.round_seconds(chosen, []) == 0.0
     facts = report.preflight(chosen, 0, [])
