@@ -6,6 +6,7 @@ them. "Float" means float32, or float64 with `jax_enable_x64`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,20 +40,37 @@ class Dataset(NamedTuple):
     labels: Any
 
 
-class Population(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Population:
     """All clients: it says which examples each of them holds.
 
     Attributes:
-      indices: [num_clients, max_size] int32 into a Dataset, padded with 0.
-      sizes: [num_clients] int32, the number of real entries, at least 1.
+      indices: [total] int32 into a Dataset, one client after another.
+      offsets: [num_clients + 1] int64, ascending from 0 to `total`: client k holds
+        `indices[offsets[k] : offsets[k + 1]]`, at least one.
 
     Examples:
-      >>> Population(np.array([[0, 1], [2, 0]]), sizes=np.array([2, 1])).sizes.tolist()
-      [2, 1]
+      >>> population = Population(np.array([0, 1, 2]), offsets=np.array([0, 2, 3]))
+      >>> population.sizes.tolist(), population.of(0).tolist()
+      ([2, 1], [0, 1])
     """
 
     indices: Any
-    sizes: Any
+    offsets: Any
+
+    @functools.cached_property
+    def sizes(self) -> Any:
+        """The number of examples of each client, [num_clients] int64."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @functools.cached_property
+    def max_size(self) -> int:
+        """The number of examples of the largest client."""
+        return int(self.sizes.max())
+
+    def of(self, client: int) -> Any:
+        """Returns the indices of a client, [size] int32."""
+        return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
 
 class Cohort(NamedTuple):
@@ -65,13 +83,13 @@ class Cohort(NamedTuple):
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.
       sizes: [num_places] int32, examples of each client; 0 at empty places.
-      indices: [num_places, max_size] int32 into a Dataset, padded with 0.
+      indices: [num_places, width] int32 into a Dataset, padded with 0.
       queues: [num_devices * num_lanes, block_size] int32, the places of its device's
         block that each lane runs, in order, padded with `block_size`.
       cohort_size: [] int32, clients in this cohort, or in all groups together.
-      cohort_examples: [] int32, the examples of these clients.
+      cohort_examples: [] float64 (on the device float), the examples of these clients.
       num_clients: [] int32, clients in the whole population.
-      num_examples: [] int32, examples in the whole population.
+      num_examples: [] float64 (on the device float), those of the whole population.
 
     Examples:
       >>> population = fedjax_prune.to_population(

@@ -65,11 +65,10 @@ def draw_cohort(placement: Placement, ids, num_lanes=2, width=None) -> Cohort:
     """Makes a cohort; `width` is that of its padded indices."""
     parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
     population = to_population(parts, num_examples=sum(SIZES))
-    if width is not None:
-        missing = width - population.indices.shape[1]
-        indices = np.pad(population.indices, ((0, 0), (0, missing)))
-        population = population._replace(indices=indices)
-    return make_cohort(population, np.array(ids), num_lanes, placement=placement, **RUN)
+    ids = np.array(ids)
+    cohort = make_cohort(population, ids, num_lanes, placement=placement, **RUN)
+    missing = 0 if width is None else width - cohort.indices.shape[1]
+    return cohort._replace(indices=np.pad(cohort.indices, ((0, 0), (0, missing))))
 
 
 @functools.cache

@@ -135,9 +135,9 @@ def contiguous_cohort(
         indices=indices,
         queues=queues,
         cohort_size=np.int32(len(client_ids)),
-        cohort_examples=cohort_sizes.sum(dtype=np.int32),
+        cohort_examples=cohort_sizes.sum(dtype=np.float64),
         num_clients=np.int32(len(sizes)),
-        num_examples=sizes.sum(dtype=np.int32),
+        num_examples=sizes.sum(dtype=np.float64),
     )
 
 

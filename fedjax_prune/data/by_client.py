@@ -19,7 +19,7 @@ from fedjax_prune.data.datasets import (
     resolve_count,
 )
 from fedjax_prune.data.load import as_dataset
-from fedjax_prune.data.population import pad
+from fedjax_prune.data.population import from_sizes, positions, select
 from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.validation import holdout
 from fedjax_prune.fields import Seed, checked
@@ -56,12 +56,12 @@ class Source(NamedTuple):
     Attributes:
       read: folder -> each client's examples, in the order of the folder's files.
       least: fewest examples of a client of which some can be held out.
-      hold_out: (each client's indices, seed) -> (training examples, held-out ones).
+      hold_out: (all clients, seed) -> (their training examples, held-out ones).
     """
 
     read: Callable[[Path], list[Dataset]]
     least: int
-    hold_out: Callable[[list[np.ndarray], int], tuple[Population, Population]]
+    hold_out: Callable[[Population, int], tuple[Population, Population]]
 
 
 @checked
@@ -119,10 +119,10 @@ def load_by_client(
             f"data.num_train = {num_train} leaves some of {taken} fewer than "
             f"{source.least} examples: raise it or lower data.num_clients."
         )
-    ends = np.cumsum([len(client.labels) for client in chosen])
+    sizes = np.array([len(client.labels) for client in chosen])
     dataset = Dataset(*map(np.concatenate, zip(*chosen, strict=True)))
-    parts = np.split(np.arange(ends[-1]), ends[:-1])
-    return ByClient(dataset, *source.hold_out(parts, seed))
+    everyone = from_sizes(np.arange(sizes.sum()), sizes)
+    return ByClient(dataset, *source.hold_out(everyone, seed))
 
 
 def _first(clients: list[Dataset], count: int) -> list[Dataset]:
@@ -317,19 +317,19 @@ def _read(file: Path) -> str:
         raise DataError(f"{file} must be text in UTF-8: {error}") from error
 
 
-def _windows_apart(parts: list[np.ndarray], seed: int) -> tuple[Population, Population]:
+def _windows_apart(everyone: Population, seed: int) -> tuple[Population, Population]:
     """Takes the first nine tenths, and the windows that begin after their text."""
     del seed  # because nothing is drawn
-    stops = [len(part) * 9 // 10 for part in parts]
-    both = list(zip(parts, stops, strict=True))
+    stops = np.repeat(everyone.sizes * 9 // 10, everyone.sizes)
+    windows = positions(everyone.sizes)
     return (
-        pad([part[:stop] for part, stop in both]),
-        pad([part[stop + WINDOW - 1 :] for part, stop in both]),
+        select(everyone, windows < stops),
+        select(everyone, windows >= stops + WINDOW - 1),
     )
 
 
 SOURCES = {
     "shakespeare": Source(_shakespeare, 10 * WINDOW - 9, _windows_apart),
-    "femnist": Source(_femnist, 2, lambda parts, seed: holdout(pad(parts), 0.1, seed)),
+    "femnist": Source(_femnist, 2, lambda everyone, seed: holdout(everyone, 0.1, seed)),
 }
 """Name of a data set -> how its clients are read."""

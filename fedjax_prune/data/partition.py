@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedjax_prune.data.paper_splits import dirichlet_in_turn, pathological
-from fedjax_prune.data.population import to_population
+from fedjax_prune.data.population import from_sizes, to_population
 from fedjax_prune.data.splitting import (
     Alpha,
     ClassesPerClient,
@@ -44,8 +44,9 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.RandomState) -> Pop
       ValueError: if there are more clients than examples.
     """
     check_split(labels, num_clients)
-    parts = np.array_split(rng.permutation(len(labels)), num_clients)
-    return to_population(parts, num_examples=len(labels))
+    size, larger = divmod(len(labels), num_clients)
+    sizes = size + (np.arange(num_clients) < larger)
+    return from_sizes(rng.permutation(len(labels)), sizes)
 
 
 def dirichlet(
@@ -136,8 +137,9 @@ def quantity(
     everyone = np.ones(num_clients, bool)
     for _ in range(max_draws):
         cuts = _cut(dirichlet_shares(alpha, everyone, rng), len(labels))
-        if np.diff(cuts, prepend=0, append=len(labels)).min() >= min_size:
-            return to_population(np.split(order, cuts), num_examples=len(labels))
+        sizes = np.diff(cuts, prepend=0, append=len(labels))
+        if sizes.min() >= min_size:
+            return from_sizes(order, sizes)
     raise _too_uneven("quantity", num_clients, alpha, min_size, max_draws)
 
 
@@ -236,7 +238,7 @@ def partition(
     The other fields are described where they are declared, in the signature.
 
     Returns:
-      A Population: indices [num_clients, max_size] int32, sizes [num_clients] int32.
+      A Population.
 
     Raises:
       ValueError: if the name is unknown, an argument is out of range, or the split is
@@ -244,7 +246,7 @@ def partition(
 
     Examples:
       >>> partition("iid", np.zeros(10, int), 4, seed=0).sizes
-      array([3, 3, 2, 2], dtype=int32)
+      array([3, 3, 2, 2])
     """
     if name not in PARTITIONERS:
         known = ", ".join(PARTITIONERS)

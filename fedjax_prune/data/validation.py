@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fedjax_prune.data.population import pad, to_population
+from fedjax_prune.data.choices import choose
+from fedjax_prune.data.population import select, to_population
 from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import Population
 
@@ -24,12 +25,11 @@ def class_counts(
       ValueError: if a label is no class.
     """
     labels = _checked_labels("labels", labels, num_classes)
-    return np.stack(
-        [
-            np.bincount(labels[row[:size]], minlength=num_classes)
-            for row, size in zip(*population, strict=True)
-        ]
-    )
+    num_clients = len(population.sizes)
+    first_cells = np.repeat(np.arange(num_clients) * num_classes, population.sizes)
+    cells = first_cells + labels[population.indices].astype(np.int64)
+    counts = np.bincount(cells, minlength=num_clients * num_classes)
+    return counts.reshape(num_clients, num_classes)
 
 
 @checked
@@ -64,7 +64,10 @@ def matched_test(
         example for some client.
     """
     test_labels = _checked_labels("test_labels", test_labels, num_classes)
-    members = [np.flatnonzero(test_labels == label) for label in range(num_classes)]
+    members = [
+        np.flatnonzero(test_labels == label).astype(np.int32)
+        for label in range(num_classes)
+    ]
     available = np.array([len(indices) for indices in members])
     parts = []
     counts = class_counts(train_labels, population, num_classes)
@@ -105,21 +108,15 @@ def holdout(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction}.")
-    train, validation = [], []
-    rows = zip(*population, strict=True)
-    for client_id, (indices, size) in enumerate(rows):
-        if size < 2:
-            raise ValueError(
-                f"holdout needs at least 2 examples per client, got {size} for "
-                f"client {client_id}. Raise min_size."
-            )
-        number = int(np.clip(round(fraction * int(size)), 1, size - 1))
-        is_held = np.zeros(size, bool)
-        rng = np.random.default_rng((seed, client_id))
-        is_held[rng.choice(size, number, replace=False)] = True
-        train.append(indices[:size][~is_held])
-        validation.append(indices[:size][is_held])
-    return pad(train), pad(validation)
+    sizes = population.sizes
+    if (small := np.flatnonzero(sizes < 2)).size:
+        raise ValueError(
+            f"holdout needs at least 2 examples per client, got {sizes[small[0]]} for "
+            f"client {small[0]}. Raise min_size."
+        )
+    numbers = np.clip(np.rint(fraction * sizes).astype(np.int64), 1, sizes - 1)
+    is_held = choose(seed, sizes, numbers)
+    return select(population, ~is_held), select(population, is_held)
 
 
 def _checked_labels(name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:

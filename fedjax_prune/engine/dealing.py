@@ -3,7 +3,8 @@
 import chex
 import numpy as np
 
-from fedjax_prune.data.population import as_indices
+from fedjax_prune.data.padded import pad_clients, width_of
+from fedjax_prune.data.population import as_indices, check_clients, sizes_of
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.engine.solver import BatchSize, Epochs
@@ -64,8 +65,9 @@ def make_cohort(
 
     Returns:
       A Cohort of numpy arrays. Its clients are in the given order on one device, and in
-      that order within the block of each device on several. `indices` is as wide as the
-      population's, so that every cohort of the same size has the same shapes.
+      that order within the block of each device on several. `indices` has the width
+      that `width_of` chooses for these clients, so that cohorts of the same size have
+      few shapes; only one if no client of the population is much larger than others.
 
     Raises:
       ValueError: if there is no client, if a client is unknown, occurs twice, has no
@@ -83,7 +85,7 @@ def make_cohort(
     return make_groups(
         population,
         client_ids,
-        len(population.sizes),
+        len(population.offsets) - 1,
         num_lanes,
         epochs=epochs,
         batch_size=batch_size,
@@ -121,18 +123,18 @@ def make_groups(
     Raises:
       ValueError: as `make_cohort`.
     """
-    num_clients = len(population.sizes)
+    num_clients = len(population.offsets) - 1
     client_ids = as_indices("client_ids", client_ids, num_clients, of="client")
     if len(np.unique(client_ids)) < len(client_ids):
         raise ValueError(f"client_ids must be distinct, got {client_ids.tolist()}.")
     groups = np.array_split(client_ids, -(-len(client_ids) // group_size))
     block_size = placement.block_size(len(groups[0]))
-    _check_clients(population, client_ids)
-    all_indices = np.asarray(population.indices)
-    all_sizes = np.asarray(population.sizes, np.int32)
+    check_clients(population, client_ids)
+    width = width_of(population, client_ids)
+    cohort_examples = np.float64(sizes_of(population, client_ids).sum())
 
     def make_group(ids: np.ndarray) -> Cohort:
-        sizes = all_sizes[ids]
+        sizes = sizes_of(population, ids).astype(np.int32)
         lanes = pack_lanes(
             num_steps(sizes, epochs, batch_size),
             ids,
@@ -148,39 +150,18 @@ def make_groups(
         return Cohort(
             client_ids=np.where(empty, np.int32(num_clients), ids[chosen]),
             sizes=np.where(empty, np.int32(0), sizes[chosen]),
-            indices=all_indices[ids[chosen]].astype(np.int32, copy=False),
+            indices=pad_clients(population, ids[chosen], width).indices,
             queues=queues,
             cohort_size=np.int32(len(client_ids)),
-            cohort_examples=all_sizes[client_ids].sum(dtype=np.int32),
+            cohort_examples=cohort_examples,
             num_clients=np.int32(num_clients),
-            num_examples=all_sizes.sum(dtype=np.int32),
+            num_examples=np.float64(population.offsets[-1]),
         )
 
     cohorts = [make_group(ids) for ids in groups]
     if len(cohorts) > 1:  # one compiled program runs all of them
         chex.assert_trees_all_equal_shapes_and_dtypes(*cohorts)
     return cohorts
-
-
-def _check_clients(population: Population, client_ids: np.ndarray) -> None:
-    """Refuses clients of a population made by hand that cannot be trained."""
-    indices, sizes = np.asarray(population.indices), np.asarray(population.sizes)
-    integers = all(np.issubdtype(x.dtype, np.integer) for x in (indices, sizes))
-    if not integers or indices.ndim != 2 or sizes.shape != indices.shape[:1]:
-        raise ValueError(
-            "population must have integers, indices [num_clients, max_size] and sizes "
-            f"[num_clients], got {indices.dtype}{list(indices.shape)} and "
-            f"{sizes.dtype}{list(sizes.shape)}."
-        )
-    own, most = sizes[client_ids], indices.shape[1]
-    if (wrong := np.flatnonzero((own < 1) | (own > most))).size:
-        raise ValueError(
-            f"client {client_ids[wrong[0]]} must have at least 1 example and at most "
-            f"{most}, the width of population.indices, got {own[wrong[0]]}."
-        )
-    rows = indices[client_ids]
-    for place in np.flatnonzero(((rows < 0) | (rows >= 2**31)).any(axis=1)):
-        as_indices(f"client {client_ids[place]}", rows[place], 2**31)
 
 
 def _lay_out(
@@ -270,10 +251,11 @@ def draw_clients(
       ValueError: if `cohort_size` is not in [1, num_clients], or another number is out
         of range.
     """
-    num_clients = len(population.sizes)
+    num_clients = len(population.offsets) - 1
     if cohort_size > num_clients:
         raise ValueError(
             f"cohort_size must be in [1, {num_clients}], got {cohort_size}."
         )
-    order = np.random.default_rng((seed, round)).permutation(num_clients)
-    return np.sort(order[:cohort_size])
+    rng = np.random.default_rng((seed, round))
+    # Without shuffling, the time depends on the cohort's size and not on num_clients.
+    return np.sort(rng.choice(num_clients, cohort_size, replace=False, shuffle=False))

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, share_work
-from fedjax_prune.types import Dataset, Population, Probe, Sums, Task, Variables
+from fedjax_prune.types import Dataset, Probe, Sums, Task, Variables
 
 BATCH_SIZE = 100
 """Examples in a forward pass; the last batch overlaps the one before it."""
@@ -110,7 +111,7 @@ def correct_by_client(
     return share_work(placement, on_part, variables, dataset, out_axis=1)
 
 
-def local_accuracy(correct: jax.Array, validation: Population) -> jax.Array:
+def local_accuracy(correct: jax.Array, validation: Padded) -> jax.Array:
     """Computes each client's accuracy on its own validation set.
 
     Args:
@@ -131,7 +132,7 @@ def holdout_accuracy(
     task: Task,
     variables: Variables,
     dataset: Dataset,
-    validation: Population,
+    validation: Padded,
     placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Computes each client's accuracy on training examples that it has held out.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fedjax_prune.data.population import as_indices
+from fedjax_prune.data.population import check_clients
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_cohort, put_whole
@@ -124,9 +124,7 @@ def prepare(
         return Prepared(state, {}, 0.0, 0.0)
     num_clients = steps.num_clients(len(population.sizes))
     ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
-    for client in ids.tolist():
-        own = np.asarray(population.indices[client])[: population.sizes[client]]
-        as_indices(f"client {client}", own, len(dataset.labels))
+    check_clients(population, ids, len(dataset.labels))
     groups = make_groups(
         population,
         ids,

@@ -115,10 +115,9 @@ def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population
         num_train=data.num_train,
         seed=data.seed,
     )
-    real = np.arange(validation.indices.shape[1]) < validation.sizes[:, None]
     # In random order, because the first ones would all be of the first clients.
     rng = np.random.default_rng((data.seed, len(train.labels)))
-    held_out = rng.permutation(validation.indices[real])
+    held_out = rng.permutation(validation.indices)
     count = config.eval.num_examples
     held_out = held_out[: resolve_count(data.name, "test", count, len(held_out))]
     test = Dataset(train.images[held_out], train.labels[held_out])

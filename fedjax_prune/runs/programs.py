@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.data.padded import pad_clients, width_of
 from fedjax_prune.engine import evaluate
 from fedjax_prune.engine.contract import Round
 from fedjax_prune.engine.devices import Placement, put_whole
@@ -25,7 +26,6 @@ from fedjax_prune.types import (
     ServerState,
     Sums,
     Task,
-    Tree,
 )
 
 
@@ -53,11 +53,13 @@ class Rounds(Protocol):
 
 
 class WholeRounds:
-    """Rounds on the whole model: one program, compiled in the first call.
+    """Rounds on the whole model: a program for each width of cohorts.
+
+    It is compiled in the first call with that width. Most populations have one width,
+    see `data.padded.width_of`.
 
     Attributes:
       seconds: as in `Rounds`.
-      compiled: the program; None before it is compiled.
     """
 
     def __init__(self, task: Task, round: Round, placement: Placement):
@@ -69,7 +71,7 @@ class WholeRounds:
           placement: where the rounds run.
         """
         self.seconds = 0.0
-        self.compiled: jax.stages.Compiled | None = None
+        self._compiled: dict[int, jax.stages.Compiled] = {}
 
         @partial(jax.jit, donate_argnums=0)
         def train(
@@ -94,16 +96,18 @@ class WholeRounds:
     ) -> jax.stages.Compiled:
         """Compiles the program for arguments of these shapes."""
         began = time.monotonic()
-        self.compiled = self._train.lower(*_donated(inputs), test, wanted).compile()
+        compiled = self._train.lower(*_donated(inputs), test, wanted).compile()
+        self._compiled[inputs.cohort.indices.shape[1]] = compiled
         self.seconds = time.monotonic() - began
-        return self.compiled
+        return compiled
 
     def __call__(
         self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
     ) -> tuple[ServerState, ClientState, Sums]:
         """See `Rounds`."""
         self.seconds = 0.0
-        run = self.compiled or self.compile(inputs, test, wanted)
+        run = self._compiled.get(inputs.cohort.indices.shape[1])
+        run = run or self.compile(inputs, test, wanted)
         return run(*_donated(inputs), test, wanted)
 
 
@@ -125,17 +129,16 @@ class Evaluation:
         """
         data, learning = experiment.data, experiment.learning
         self.train, self.test = put_whole(placement, (data.train, data.test))
-        self._validation = put_whole(placement, data.validation)
+        self._validation = data.validation
         self._placement = placement
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[tuple[int, int], Any] = {}
         gated = learning.model.gates is not None
 
         @jax.jit
-        def measure(state, personal, ids, train, test, validation):
+        def measure(state, personal, train, test, validation):
             # Every device evaluates all clients on its share of the examples.
             shared = learning.algorithm.deliver(state)
             own = shared._replace(personal=personal)
-            validation = jax.tree.map(lambda x: x[ids], validation)
             correct = evaluate.correct_by_client(learning.task, own, test, placement)
             local = (
                 evaluate.holdout_accuracy(
@@ -151,7 +154,9 @@ class Evaluation:
                 )
             return {
                 "global_dense": dense.mean(),
-                "client_gated": jnp.broadcast_to(correct.mean(axis=1), ids.shape),
+                "client_gated": jnp.broadcast_to(
+                    correct.mean(axis=1), validation.sizes.shape
+                ),
                 "client_local": local,
             }
 
@@ -160,9 +165,10 @@ class Evaluation:
     def compile(self, state: ServerState, rows: Store, counts: Collection[int]) -> None:
         """Compiles the evaluation for each of these numbers of clients in advance."""
         for count in counts:
-            ids = np.zeros(count, np.int32)
-            arguments = self._arguments(state, rows, ids)
-            self._compiled[count] = self._measure.lower(*arguments).compile()
+            # The last evaluation has these clients; others are mostly as wide.
+            arguments = self._arguments(state, rows, np.arange(count, dtype=np.int32))
+            shape = arguments[-1].indices.shape
+            self._compiled[shape] = self._measure.lower(*arguments).compile()
 
     def __call__(
         self, state: ServerState, rows: Store, client_ids: np.ndarray
@@ -177,17 +183,19 @@ class Evaluation:
         Returns:
           `global_dense` [], `client_gated` and `client_local` [count], in [0, 1].
         """
-        run = self._compiled.get(len(client_ids), self._measure)
-        return run(*self._arguments(state, rows, client_ids))
+        arguments = self._arguments(state, rows, client_ids)
+        run = self._compiled.get(arguments[-1].indices.shape, self._measure)
+        return run(*arguments)
 
     def _arguments(
         self, state: ServerState, rows: Store, client_ids: np.ndarray
-    ) -> tuple[Tree, ...]:
+    ) -> tuple[Any, ...]:
+        width = width_of(self._validation, client_ids)
+        validation = pad_clients(self._validation, client_ids, width)
         return (
             state,
             rows.personal(client_ids),
-            put_whole(self._placement, client_ids),
             self.train,
             self.test,
-            self._validation,
+            put_whole(self._placement, validation),
         )

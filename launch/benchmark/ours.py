@@ -151,7 +151,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
     train, test = put_whole(placement, (train, test))
     deal = partial(
         make_cohort,
-        Population(data.indices, data.sizes),
+        Population(data.indices, data.offsets),
         num_lanes=lanes,
         epochs=data.epochs,
         batch_size=data.batch_size,

@@ -97,7 +97,8 @@ def _arrays(
     population: Population, cohorts: np.ndarray, batch_size: int, num_images: int
 ) -> dict[str, Any]:
     return {
-        **population._asdict(),
+        "indices": population.indices,
+        "offsets": population.offsets,
         "cohorts": cohorts.astype(np.int32),
         "batch_size": batch_size,
         "num_images": num_images,

@@ -37,8 +37,8 @@ class Data(NamedTuple):
     Attributes:
       images: [num_images, height, width, channels] uint8.
       labels: [num_images] int32.
-      indices: [num_clients, max_size] int32, padded with 0.
-      sizes: [num_clients] int32.
+      indices: [total] int32, one client after another.
+      offsets: [num_clients + 1] int64, where each client's indices begin.
       cohorts: [num_rounds, cohort_size] int32 client ids.
       batch_size: examples a local step.
       epochs: local epochs.
@@ -51,7 +51,7 @@ class Data(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-    sizes: np.ndarray
+    offsets: np.ndarray
     cohorts: np.ndarray
     batch_size: int
     epochs: int
@@ -60,9 +60,14 @@ class Data(NamedTuple):
     num_classes: int
     width: float
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """The number of images of each client, [num_clients] int64."""
+        return np.diff(self.offsets)
+
     def examples(self, client: int) -> np.ndarray:
         """Returns the indices of a client's images, [size] int32."""
-        return self.indices[client, : self.sizes[client]]
+        return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
     def cohort(self, round: int) -> np.ndarray:
         """Returns the clients of a round, [cohort_size] int32."""
@@ -80,7 +85,7 @@ def load(path: str) -> Data:
             images=file["images"],
             labels=file["labels"],
             indices=file["indices"],
-            sizes=file["sizes"],
+            offsets=file["offsets"],
             cohorts=file["cohorts"],
             batch_size=int(file["batch_size"]),
             epochs=int(file["epochs"]),

@@ -17,7 +17,6 @@ from fedjax_prune.data.partition import (
     quantity,
     shards,
 )
-from fedjax_prune.data.population import to_population
 from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.runs.experiment import build
@@ -27,19 +26,14 @@ LABELS = np.repeat(np.arange(10), 5000)  # CIFAR-10's class counts
 
 
 def held(population):
-    return [
-        row[:size]
-        for row, size in zip(population.indices, population.sizes, strict=True)
-    ]
+    return [population.of(client) for client in range(len(population.sizes))]
 
 
 def assert_covers(population, num_examples):
-    everything = np.concatenate(held(population))
-    np.testing.assert_array_equal(np.sort(everything), np.arange(num_examples))
-    assert population.indices.dtype == population.sizes.dtype == np.int32
-    assert population.indices.shape[1] == population.sizes.max()
-    padding = np.arange(population.indices.shape[1]) >= population.sizes[:, None]
-    assert not population.indices[padding].any()
+    np.testing.assert_array_equal(np.sort(population.indices), np.arange(num_examples))
+    assert population.indices.dtype == np.int32
+    assert population.offsets.dtype == np.int64
+    assert population.offsets[0] == 0 and population.sizes.min() > 0
 
 
 @pytest.mark.parametrize(
@@ -235,48 +229,6 @@ def test_pathological_refuses_a_class_too_rare_for_its_shards(num_clients, per_c
         "pathological", labels, num_clients, seed=0, classes_per_client=1
     )
     assert len(population.sizes) == num_clients and population.sizes.min() == 1
-
-
-def test_to_population_pads_and_lets_clients_share():
-    parts = [range(3), [4, 2], np.array([2], np.uint64), (7, 7, 7)]
-    population = to_population(parts, num_examples=8)
-    np.testing.assert_array_equal(
-        population.indices, [[0, 1, 2], [4, 2, 0], [2, 0, 0], [7, 7, 7]]
-    )
-    np.testing.assert_array_equal(population.sizes, [3, 2, 1, 3])
-    assert population.indices.dtype == population.sizes.dtype == np.int32
-    last = to_population([[2**31 - 1]], num_examples=2**31)
-    assert last.indices.tolist() == [[2**31 - 1]]
-
-
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        (range(0), "client 1 must have at least 1 example, got none"),
-        ([], "client 1 must have at least 1 example, got none"),
-        ([0, 1, -1], "client 1 must have indices in [0, 60), got -1 at position 2"),
-        ([0, 60], "client 1 must have indices in [0, 60), got 60 at position 1"),
-        ([2**33], f"client 1 must have indices in [0, 60), got {2**33} at position 0"),
-        ([2.5, 3.0], "got float64 of shape (2,), first 2.5"),
-        (np.arange(60) == 3, "got bool of shape (60,), first False"),
-        ([[5, 6], [7, 8]], "got int64 of shape (2, 2), first 5"),
-        ([2**70], f"got object of shape (1,), first {2**70}"),
-        (7, "got int64 of shape (), first 7"),
-        (["a"], "got <U1 of shape (1,), first a"),
-        ([[], []], "got float64 of shape (2, 0)."),
-        ([[5], [6, 7]], "client 1 must have integers of shape [size], got lists"),
-    ],
-)
-def test_to_population_names_client_and_index(part, said):
-    parts = [range(30), part, range(30, 60)]
-    with pytest.raises(ValueError) as caught:
-        to_population(parts, num_examples=60)
-    assert said in str(caught.value) and "client 1 " in str(caught.value)
-
-
-def test_to_population_needs_clients():
-    with pytest.raises(ValueError, match=r"at least 1 client, got none"):
-        to_population([], num_examples=60)
 
 
 @pytest.mark.parametrize(

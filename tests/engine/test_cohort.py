@@ -1,13 +1,14 @@
-"""Cohorts, lanes, and validation sets."""
+"""Cohorts, their widths, and lanes."""
 
+import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.data.partition import dirichlet
-from fedjax_prune.data.population import to_population
-from fedjax_prune.data.validation import class_counts, holdout, matched_test
+from fedjax_prune.data.padded import ALWAYS, pad_clients
+from fedjax_prune.data.partition import dirichlet, quantity
+from fedjax_prune.data.population import from_sizes, to_population
 from fedjax_prune.engine.dealing import make_cohort, num_steps, sample_cohort
-from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.devices import make_placement, put_cohort
 from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.types import Population
 
@@ -26,6 +27,14 @@ def lanes_of(cohort):
         [int(cohort.client_ids[p]) for p in queue if p < size]
         for queue in cohort.queues
     ]
+
+
+def assert_dtypes(cohort):
+    """All int32, except sums of examples, which may be larger."""
+    dtypes = {name: np.asarray(x).dtype for name, x in cohort._asdict().items()}
+    sums = {dtypes.pop("cohort_examples"), dtypes.pop("num_examples")}
+    assert sums == {np.dtype(np.float64)}
+    assert set(dtypes.values()) == {np.dtype(np.int32)}
 
 
 def test_num_steps_counts_the_partial_batch():
@@ -100,7 +109,8 @@ def test_every_device_has_its_block_of_the_cohort(num_devices):
     assert (~empty).sum() == 12 and (cohort.sizes[empty] == 0).all()
     real = cohort.client_ids[~empty]
     np.testing.assert_array_equal(cohort.sizes[~empty], population.sizes[real])
-    np.testing.assert_array_equal(cohort.indices[~empty], population.indices[real])
+    table = pad_clients(population, real, population.max_size)
+    np.testing.assert_array_equal(cohort.indices[~empty], table.indices)
     assert cohort.cohort_size == 12
     assert cohort.cohort_examples == population.sizes[ids].sum()
 
@@ -113,9 +123,10 @@ def test_every_client_runs_once_and_order_changes_no_lane():
     assert lanes_of(cohort) == lanes_of(reverse)
     assert sorted(np.concatenate(lanes_of(cohort))) == sorted(ids)
     np.testing.assert_array_equal(cohort.sizes, population.sizes[ids])
-    np.testing.assert_array_equal(cohort.indices, population.indices[ids])
+    table = pad_clients(population, ids, population.max_size)
+    np.testing.assert_array_equal(cohort.indices, table.indices)
     assert (cohort.num_clients, cohort.num_examples) == (30, 50000)
-    assert {np.asarray(leaf).dtype for leaf in cohort} == {np.dtype(np.int32)}
+    assert_dtypes(cohort)
 
 
 def test_more_lanes_than_clients_leaves_lanes_empty():
@@ -135,12 +146,11 @@ def test_few_lane_steps_are_wasted(
     population = paper_population(num_clients)
     wasted = []
     for t in range(50):
-        cohort = sample_cohort(
+        drawn = np.random.default_rng((0, t)).permutation(num_clients)[:cohort_size]
+        cohort = make_cohort(
             population,
-            cohort_size,
+            np.sort(drawn),
             num_lanes // num_devices,
-            seed=0,
-            round=t,
             placement=make_placement(num_devices),
             **RUN,
         )
@@ -161,7 +171,8 @@ def test_draws_depend_on_seed_and_round_alone():
         cohort = sample_cohort(population, 12, 4, seed=seed, round=t, **RUN)
         return cohort.client_ids.tolist()
 
-    expected = np.sort(np.random.default_rng((3, 5)).permutation(30)[:12])
+    rng = np.random.default_rng((3, 5))
+    expected = np.sort(rng.choice(30, 12, replace=False, shuffle=False))
     assert draw(3, 5) == expected.tolist()
     assert draw(3, 5) != draw(3, 6)
     assert draw(3, 5) != draw(4, 5)
@@ -197,41 +208,58 @@ def test_bad_cohorts(ids, message):
     assert str(caught.value).endswith(message)
 
 
-@pytest.mark.parametrize(
-    ("indices", "sizes", "message"),
-    [
-        (
-            [[0, 1], [-1, 2]],
-            [2, 2],
-            r"client 1 .* \[0, 2147483648\), got -1 at position 0",
-        ),
-        ([[0, 1], [1, 2**33]], [2, 2], rf"client 1 .*, got {2**33} at position 1"),
-        ([[0, 1], [2, 3]], [2, 3], r"client 1 must .* at most 2, .* got 3"),
-        ([[0, 1], [2, 3]], [2, -1], r"client 1 must .* at least 1 example .* got -1"),
-        ([[0, 1], [2, 3]], [2.0, 1.0], r"population .* integers, .* float64\[2\]"),
-        ([[0.5], [1.0]], [1, 1], r"population .* integers, .* float64\[2, 1\]"),
-        ([0, 1], [1, 1], r"population .* \[num_clients, max_size\] .* int64\[2\] and"),
-        ([[0], [1]], [1, 1, 1], r"population .* int64\[2, 1\] and int64\[3\]"),
-    ],
-)
-def test_populations_made_by_hand(indices, sizes, message):
-    population = Population(np.array(indices), np.array(sizes))
-    with pytest.raises(ValueError, match=message):
-        make_cohort(population, [0, 1], 1, **RUN)
-
-
 def test_a_cohort_is_int32_whatever_its_population():
-    population = Population(np.array([[0, 1], [2, 0]]), np.array([2, 1]))
+    population = Population(np.array([0, 1, 2]), np.array([0, 2, 3], np.uint8))
     cohort = make_cohort(population, np.array([1, 0], np.uint8), 1, **RUN)
-    assert {np.asarray(x).dtype for x in cohort} == {np.dtype(np.int32)}
+    assert_dtypes(cohort)
     assert cohort.indices.tolist() == [[2, 0], [0, 1]]
 
 
 def test_a_client_without_examples_has_no_round():
-    population = Population(np.zeros((3, 2), np.int32), np.array([2, 0, 1], np.int32))
+    population = from_sizes(np.zeros(3, np.int32), np.array([2, 0, 1]))
     assert make_cohort(population, np.array([0, 2]), 1, **RUN).cohort_examples == 3
     with pytest.raises(ValueError, match=r"client 1 must have at least 1 example"):
         make_cohort(population, np.array([2, 1]), 1, **RUN)
+
+
+def test_sums_of_examples_beyond_int32():
+    """No array of 3e9 indices: clients share one example by strides of 0."""
+    sizes = np.array([1_500_000_001, 1_500_000_002, 1])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    indices = np.broadcast_to(np.int32(0), offsets[-1])
+    cohort = make_cohort(Population(indices, offsets), [2], 1, **RUN)
+    assert cohort.num_examples == 3_000_000_004
+    put = put_cohort(make_placement(), cohort)
+    assert put.num_examples.dtype == np.float32
+    assert jax.jit(lambda c: c.num_examples)(cohort) == np.float32(3_000_000_004)
+
+
+def test_one_width_where_no_client_is_much_larger():
+    """So the program of an ordinary run is compiled once."""
+    uneven = quantity(LABELS, 100, 0.5, np.random.RandomState(0), min_size=1)
+    assert 4 * uneven.sizes.mean() < uneven.max_size <= ALWAYS
+    for population in (paper_population(10), paper_population(100), uneven):
+        assert widths_of_rounds(population, 3, 20) == {population.max_size}
+
+
+def test_few_widths_where_some_clients_are_much_larger():
+    """1,000 clients with sizes in proportion to a Dirichlet(0.05)."""
+    shares = np.random.default_rng(0).dirichlet(np.full(1000, 0.05))
+    sizes = 1 + np.floor(1_000_000 * shares).astype(int)
+    population = from_sizes(np.zeros(sizes.sum(), np.int32), sizes)
+    assert population.max_size == 60_377 > 60 * sizes.mean()
+    assert widths_of_rounds(population, 10, 1000) == {4096, 16_384, 60_377}
+
+
+def widths_of_rounds(population, cohort_size, rounds):
+    """The widths that some rounds' cohorts have; each is wide enough."""
+    widths = set()
+    for t in range(rounds):
+        run = dict(epochs=1, batch_size=10)
+        cohort = sample_cohort(population, cohort_size, 1, seed=0, round=t, **run)
+        assert cohort.sizes.max() <= cohort.indices.shape[1]
+        widths.add(cohort.indices.shape[1])
+    return widths
 
 
 def test_bad_sizes():
@@ -248,83 +276,3 @@ def test_bad_sizes():
     assert num_steps(sizes, 2**28, 1).tolist() == [2**28, 5 * 2**28]
     with pytest.raises(ValueError, match=r"2\^31 local steps, got 1073741824 for 5"):
         num_steps(sizes, 2**30, 1)
-
-
-def largest_remainder(counts, total):
-    quotas = counts * total / counts.sum()
-    rounded = np.floor(quotas).astype(int)
-    for k in np.argsort(rounded - quotas, kind="stable")[: total - rounded.sum()]:
-        rounded[k] += 1
-    return rounded
-
-
-def test_matched_test_has_each_clients_class_shares():
-    population = paper_population(10)
-    test_labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 1000))
-    matched = matched_test(LABELS, population, test_labels, 10, seed=0)
-    np.testing.assert_array_equal(matched.sizes, 1000)
-    own = class_counts(LABELS, population, 10)
-    drawn = class_counts(test_labels, matched, 10)
-    for counts, got in zip(own, drawn, strict=True):
-        np.testing.assert_array_equal(got, largest_remainder(counts, 1000))
-    for row in matched.indices:
-        assert len(np.unique(row)) == 1000
-
-
-def test_matched_draw_belongs_to_the_client():
-    parts = np.split(np.arange(20), [9, 12])
-    population = to_population(parts, num_examples=20)
-    labels, test_labels = np.arange(20) % 2, np.arange(100) % 2
-    whole = matched_test(labels, population, test_labels, 2, 5, size=10)
-    # Other clients' data change nothing for client 0.
-    other = to_population([np.arange(0, 9), np.arange(9, 20)], num_examples=20)
-    part = matched_test(labels, other, test_labels, 2, 5, size=10)
-    np.testing.assert_array_equal(whole.indices[0], part.indices[0])
-    other_seed = matched_test(labels, population, test_labels, 2, 6, size=10)
-    assert (whole.indices[0] != other_seed.indices[0]).any()
-
-
-@pytest.mark.parametrize("test_counts", [(3, 5), (0, 4), (100, 1), (2, 100)])
-def test_matched_test_shrinks_to_a_small_test_set(test_counts):
-    labels = np.repeat([0, 1], [3, 7])
-    population = to_population([np.arange(10)], num_examples=10)
-    test_labels = np.repeat([0, 1], test_counts)
-    matched = matched_test(labels, population, test_labels, 2, 0, size=20)
-    feasible = [
-        total
-        for total in range(1, 21)
-        if (largest_remainder(np.array([3, 7]), total) <= test_counts).all()
-    ]
-    assert matched.sizes.tolist() == [max(feasible)]
-    drawn = class_counts(test_labels, matched, 2)[0]
-    expected = largest_remainder(np.array([3, 7]), max(feasible))
-    np.testing.assert_array_equal(drawn, expected)
-
-
-def test_matched_test_without_any_fitting_example():
-    population = to_population([np.arange(2), np.arange(2, 4)], num_examples=4)
-    labels = np.array([0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"client 1 holds .* larger test set"):
-        matched_test(labels, population, np.zeros(5, int), 2, 0, size=3)
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        matched_test(labels, population, labels, 2, 0, size=0)
-
-
-def test_holdout_splits_each_client():
-    parts = [np.arange(10)[::-1], np.arange(10, 12), np.arange(12, 112)]
-    train, validation = holdout(to_population(parts, num_examples=112), 0.2, seed=0)
-    np.testing.assert_array_equal(validation.sizes, [2, 1, 20])
-    np.testing.assert_array_equal(train.sizes, [8, 1, 80])
-    for client, part in enumerate(parts):
-        kept = train.indices[client, : train.sizes[client]]
-        aside = validation.indices[client, : validation.sizes[client]]
-        np.testing.assert_array_equal(np.sort([*kept, *aside]), np.sort(part))
-    assert (np.diff(train.indices[0, :8]) < 0).all()  # the order stays
-
-
-def test_holdout_limits():
-    population = to_population([np.arange(5), np.arange(5, 6)], num_examples=6)
-    with pytest.raises(ValueError, match="got 1 for client 1"):
-        holdout(population, 0.2, 0)
-    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\), got 1\.0"):
-        holdout(population, 1.0, 0)

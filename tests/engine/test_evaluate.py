@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine import evaluate
-from fedjax_prune.types import Dataset, Population, Task, Variables
+from fedjax_prune.types import Dataset, Task, Variables
 
 
 def threshold_task() -> Task:
@@ -43,7 +44,7 @@ def test_each_client_is_measured_with_its_own_gates():
     assert without.shape == (1, 7)
 
 
-VALIDATION = Population(
+VALIDATION = Padded(
     np.array([[0, 6, 5], [4, 0, 0]], np.int32), np.array([3, 1], np.int32)
 )
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import devices as placement
 from fedjax_prune.engine import preparation
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.store import HostStore, make_store
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
-from fedjax_prune.types import Population
 from tests.small_runs import PRUNED_FIELDS, pruned_config
 from tests.toys import all_rows
 
@@ -144,10 +144,7 @@ def test_memory_is_bounded_by_lanes(schedule):
         )
         experiment = build(config)
         # All clients have the same ten images, whatever their number.
-        shape = (num_clients, 10)
-        indices = np.broadcast_to(np.arange(10, dtype=np.int32), shape)
-        sizes = np.full(num_clients, 10, np.int32)
-        population = Population(indices, sizes)
+        population = to_population([range(10)] * num_clients, num_examples=10)
         data = experiment.data._replace(population=population)
         learning = experiment.learning
         algorithm, programs = noting_programs(learning.algorithm)

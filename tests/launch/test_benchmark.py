@@ -88,7 +88,7 @@ def test_data_of_the_suites(name):
         assert suite.make_data is SUITES["w1"].make_data
         return
     arrays = make_arrays(suite, 3)
-    sizes, cohorts = arrays["sizes"], arrays["cohorts"]
+    sizes, cohorts = np.diff(arrays["offsets"]), arrays["cohorts"]
     assert arrays["images"].shape[1:] == suite.image_shape
     assert arrays["images"].dtype == np.uint8
     assert arrays["indices"].max() < len(arrays["images"])
@@ -170,8 +170,8 @@ def data_file(tmp_path_factory):
         path,
         images=rng.integers(0, 256, (25, 8, 8, 1), np.uint8),
         labels=rng.integers(0, 4, 25, np.int32),
-        indices=rng.integers(0, 25, (5, 7), np.int32),
-        sizes=np.array([3, 4, 5, 6, 7], np.int32),
+        indices=rng.integers(0, 25, 25, np.int32),
+        offsets=np.cumsum([0, 3, 4, 5, 6, 7]),
         cohorts=np.array([[0, 1, 2], [1, 3, 4]], np.int32),
         batch_size=4,
         epochs=2,

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine import store
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement, share_work
 from fedjax_prune.engine.evaluate import correct_by_client, holdout_accuracy
 from fedjax_prune.models.convolution import convolve
 from fedjax_prune.models.gates import top_k_mask
 from fedjax_prune.models.platforms import default_platform, traced_platform, tracing_for
-from fedjax_prune.types import Population, RoundInputs
+from fedjax_prune.types import RoundInputs
 from tests.seven_clients import SERVER_TX, SOLVER, dataset, draw_cohort, gated_task
 
 SHAPE = (8, 8, 1)
@@ -72,9 +73,7 @@ def lower_evaluation(task, platform, num_devices=1):
     """Makes FedDP's evaluation, with each client's gates and held-out examples."""
     placement = make_placement(num_devices, platform=platform)
     data = dataset(SHAPE)
-    held_out = Population(
-        np.arange(12, dtype=np.int32).reshape(3, 4), np.array([4] * 3)
-    )
+    held_out = Padded(np.arange(12, dtype=np.int32).reshape(3, 4), np.array([4] * 3))
 
     def evaluation(key, data, held_out):
         variables = task.init(key)
