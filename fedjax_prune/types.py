@@ -40,6 +40,7 @@ class Dataset(NamedTuple):
     labels: Any
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Population:
     """All clients: it says which examples each of them holds.
@@ -60,7 +61,7 @@ class Population:
 
     @functools.cached_property
     def sizes(self) -> Any:
-        """The number of examples of each client, [num_clients] int64."""
+        """The numbers of examples of the clients, [num_clients] int64."""
         return self.offsets[1:] - self.offsets[:-1]
 
     @functools.cached_property
@@ -92,12 +93,9 @@ class Cohort(NamedTuple):
       num_examples: [] float64 (on the device float), those of the whole population.
 
     Examples:
-      >>> population = fedjax_prune.to_population(
-      ...     [[0, 1], [2], [3, 4, 5]], num_examples=6
-      ... )
-      >>> cohort = fedjax_prune.make_cohort(
-      ...     population, np.array([2, 0]), num_lanes=1, epochs=1, batch_size=2
-      ... )
+      >>> import fedjax_prune as fp
+      >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]], num_examples=6)
+      >>> cohort = fp.make_cohort(population, [2, 0], 1, epochs=1, batch_size=2)
       >>> cohort.sizes.tolist()
       [3, 2]
     """

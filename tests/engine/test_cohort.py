@@ -7,7 +7,12 @@ import pytest
 from fedjax_prune.data.padded import ALWAYS, pad_clients
 from fedjax_prune.data.partition import dirichlet, quantity
 from fedjax_prune.data.population import from_sizes, to_population
-from fedjax_prune.engine.dealing import make_cohort, num_steps, sample_cohort
+from fedjax_prune.engine.dealing import (
+    draw_clients,
+    make_cohort,
+    num_steps,
+    sample_cohort,
+)
 from fedjax_prune.engine.devices import make_placement, put_cohort
 from fedjax_prune.engine.packing import pack_lanes
 from fedjax_prune.types import Population
@@ -180,6 +185,15 @@ def test_draws_depend_on_seed_and_round_alone():
     times = np.bincount(drawn, minlength=30)
     # Binomial(200, 0.4): mean 80, standard deviation 7.
     assert abs(times - 80).max() < 4 * 7
+
+
+def test_a_draw_does_not_look_at_all_clients():
+    """A permutation of a billion clients would take 8 GB; these offsets take none."""
+    offsets = np.broadcast_to(np.int64(0), 10**9 + 1)
+    population = Population(np.zeros(0, np.int32), offsets)
+    ids = draw_clients(population, 50, seed=0, round=0)
+    assert len(np.unique(ids)) == 50 and 0 <= ids.min() and ids.max() < 10**9
+    assert (np.diff(ids) > 0).all() and ids.max() > 10**8
 
 
 @pytest.mark.parametrize(
