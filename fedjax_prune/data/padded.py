@@ -59,7 +59,7 @@ def width_of(population: Population, client_ids: np.ndarray) -> int:
       >>> [width_of(population, np.array([client])) for client in (0, 98, 99)]
       [4096, 16384, 90000]
     """
-    mean = len(population.indices) / len(population.sizes)
+    mean = len(population.indices) / (len(population.offsets) - 1)
     width = max(ALWAYS, math.ceil(TIMES_MEAN * mean))
     needed = sizes_of(population, client_ids).max()
     while width < needed:
