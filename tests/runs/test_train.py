@@ -217,8 +217,7 @@ def poisoned(monkeypatch):
             data = load(config)
             images = data.train.images / np.float32(255)
             for client in clients:
-                size = data.population.sizes[client]
-                images[data.population.indices[client][:size]] = np.nan
+                images[data.population.of(client)] = np.nan
             return data._replace(train=data.train._replace(images=images))
 
         monkeypatch.setattr(train, "load_data", load_data)
