@@ -28,9 +28,9 @@ from fedjax_prune.runs.compact_rounds import CompactRounds
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import MetricsLog, open_metrics
 from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
 from fedjax_prune.runs.start import save
-from fedjax_prune.runs.workdir import MetricsLog, open_metrics
 from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
 
 

@@ -1,10 +1,13 @@
 """A run as a picture: accuracies, training loss, traffic and masks over its rounds."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fedjax_prune.runs.files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +38,11 @@ def draw(rows: Rows, file: str | Path) -> None:
     """Draws a run into a PNG file; without a finished round it writes nothing.
 
     Args:
-      rows: of metrics.jsonl, as `workdir.read_metrics` gives them.
+      rows: of metrics.jsonl, as `metrics_log.read_metrics` gives them.
       file: is replaced if it exists.
+
+    Raises:
+      WorkdirError: if the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -47,7 +53,9 @@ def draw(rows: Rows, file: str | Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.save(file, "PNG", optimize=True)
+    stream = BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    replace(Path(file), stream.getvalue())
 
 
 def plot(rows: Rows) -> "Figure | None":

@@ -21,8 +21,8 @@ from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.start import save
-from fedjax_prune.runs.workdir import open_metrics
 from fedjax_prune.types import ServerState
 
 FOLDER = "preparation"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.runs.workdir import read_metrics
+from fedjax_prune.runs.metrics_log import read_metrics
 
 
 class Totals(NamedTuple):

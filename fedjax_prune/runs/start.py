@@ -9,6 +9,7 @@ from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import Learning, own_personal, start
+from fedjax_prune.runs.lock import require_held
 from fedjax_prune.types import ClientState, ServerState
 
 FOLDER = "checkpoints"
@@ -77,7 +78,12 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
 def save(
     workdir: Path, finished: int, state: ServerState, rows: Store, *, keep: int
 ) -> None:
-    """Reads the whole state from the devices and saves it as a round's checkpoint."""
+    """Reads the whole state from the devices and saves it as a round's checkpoint.
+
+    Raises:
+      WorkdirError: if this process does not hold the workdir any more.
+    """
+    require_held(workdir)
     with jax.transfer_guard("allow"):
         checkpoint.save(workdir / FOLDER, finished, state, rows=rows, keep=keep)
 

@@ -8,8 +8,9 @@ import numpy as np
 from fedjax_prune.models import costs
 from fedjax_prune.runs.learning import image_shape_of, make_model
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.savings import Totals, totals
-from fedjax_prune.runs.workdir import read_metrics, read_usable_config
+from fedjax_prune.runs.workdir import read_usable_config
 
 LAST = 10
 """A run's accuracy is the mean of this many last evaluations."""

@@ -12,13 +12,13 @@ from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
+from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.prepare import prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.start import restore, restore_or_start
 from fedjax_prune.runs.workdir import (
     agree_config,
     open_workdir,
-    read_metrics,
     read_usable_config,
 )
 from fedjax_prune.types import Config
@@ -62,6 +62,8 @@ def run(config: Config, workdir: str | Path) -> int:
         placement = make_placement(config.devices, config.reduction)
         with console.working("starting the run"):
             state, rows, finished = restore_or_start(learning, folder, placement)
+            first = 1 if learning.algorithm.prepare is None else 0
+            restore_metrics(folder, finished, first=first, save_every=config.save_every)
             facts = report.preflight(chosen, finished or 0, read_metrics(folder))
         console.print_table("On this machine", facts)
         stopped = False

@@ -102,3 +102,14 @@ def test_without_a_finished_round_nothing_is_drawn(tmp_path):
     picture.draw(MASKED[:1], tmp_path / "rounds.png")
     picture.draw([], tmp_path / "rounds.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_that_a_link_names_stays_as_it_is(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    for name in ("rounds.png", ".rounds.png.new"):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    picture.draw(GATED, tmp_path / "rounds.png")
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert not (tmp_path / "rounds.png").is_symlink()
+    with Image.open(tmp_path / "rounds.png") as image:
+        assert image.format == "PNG"

@@ -14,9 +14,9 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import checkpoint, experiment, savings, tables, train
 from fedjax_prune.runs import prepare as preparing
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, check, problems
 from fedjax_prune.runs.start import restore_or_start
-from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import (
     PRUNED_FIELDS,
     final_state,

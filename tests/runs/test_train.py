@@ -14,8 +14,8 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import checkpoint, tables, train
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, own_personal, start
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import read_metrics
 from tests.small_runs import final_state, tiny_config, undocumented
 from tests.toys import all_rows
 

@@ -1,0 +1,87 @@
+"""How a file of a workdir is written: whole, and never through a link."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+class WorkdirError(RuntimeError):
+    """A workdir that cannot be used; the message names it and the reason.
+
+    Examples:
+      >>> try:
+      ...     fedjax_prune.runs.workdir.read_config("/nowhere")
+      ... except fedjax_prune.WorkdirError as error:
+      ...     print(error)
+      /nowhere/config.json does not exist: no run was started here.
+    """
+
+
+def create(file: Path, data: bytes) -> None:
+    """Writes a new file; after an error there is none.
+
+    Raises:
+      FileExistsError: if there is something of this name, also if it is a link.
+      OSError: if the file cannot be written.
+    """
+    with file.open("xb") as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            file.unlink()
+            raise
+
+
+def replace(file: Path, data: bytes) -> None:
+    """Replaces a file atomically: a reader sees the old bytes or the new ones.
+
+    A link of this name is replaced, too; the file that it names stays as it is.
+
+    Raises:
+      WorkdirError: if the file cannot be written; the old one stays.
+    """
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.unlink(missing_ok=True)
+        create(temporary, data)
+        temporary.replace(file)
+    except OSError as error:
+        raise unwritable(file, error, len(data)) from error
+
+
+def unwritable(file: Path, error: OSError, num_bytes: int) -> WorkdirError:
+    """The error of a file that the system does not let us write.
+
+    Args:
+      file: that was to be written.
+      error: of the system.
+      num_bytes: that it takes.
+    """
+    reason = error.strerror or str(error)
+    return WorkdirError(
+        f"{file} cannot be written: {reason}. It takes {num_bytes:,} bytes. The same "
+        "command goes on when it can be written."
+    )
+
+
+def free_name(path: Path) -> Path:
+    """The first of `NAME.damaged`, `NAME.damaged2`, ... that nothing has."""
+    number, free = 1, path.with_name(f"{path.name}.damaged")
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}.damaged{number}")
+    return free
+
+
+def remove(path: Path) -> None:
+    """Removes a folder, a file or a link, but not what a link names; it may be missing.
+
+    Raises:
+      OSError: if it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
