@@ -2,15 +2,14 @@
 
 A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, written by
 Orbax, the rows of all clients in `rows/`, written by their store, and `manifest.json`
-with the shapes and dtypes of the leaves and the checksums of the files. Leaf n of a
-tree is named n. The folder is built under a hidden name and renamed at the end, so a
-killed save leaves nothing that could be taken for a checkpoint. A damaged checkpoint is
-never deleted: the one before it is restored, and a later save puts it aside as
-`directory/ROUND.damaged`.
+with the shapes and dtypes of the leaves, the origin of the run and the checksums of the
+files and of itself. Leaf n of a tree is named n. The folder is built under a hidden
+name and renamed at the end, so a killed save leaves nothing that could be taken for a
+checkpoint. A damaged checkpoint is never deleted: the one before it is restored, and a
+later save puts it aside as `directory/ROUND.damaged`.
 """
 
 import json
-import shutil
 import warnings
 import zlib
 from pathlib import Path
@@ -20,12 +19,18 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.store import Store
+from fedjax_prune.runs.files import free_name, remove
+from fedjax_prune.runs.origin import Origin, differences
 from fedjax_prune.types import Tree
 
 _MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
 _FORMAT = 2
-"""Format of the folder. Format 1 had server and rows in one tree, and no number."""
+"""Format of the folder. Format 1 had server and rows in one tree, and no number.
+
+The first checkpoints of format 2 know no origin and have no checksum of the manifest.
+They are read as they are.
+"""
 
 
 class CheckpointError(RuntimeError):
@@ -46,6 +51,7 @@ def save(
     state: Tree,
     *,
     rows: Store | None = None,
+    origin: Origin | None = None,
     keep: int,
 ) -> None:
     """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
@@ -58,6 +64,7 @@ def save(
       round: finished rounds, at least 0.
       state: a pytree of JAX or numpy arrays; it is copied to the host as a whole.
       rows: of all clients; they are copied in pieces.
+      origin: of the run; a later `restore` compares its own with it.
       keep: checkpoints that stay, at least 1.
 
     Raises:
@@ -69,7 +76,7 @@ def save(
     _put_aside(directory, round, rows)
     if round not in rounds(directory):
         unfinished = directory / _UNFINISHED
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove(unfinished)
         unfinished.mkdir(parents=True)
         manifest: dict[str, Any] = {"format": _FORMAT, "state": _signature(state)}
         _write(unfinished / "state", state)
@@ -79,10 +86,13 @@ def save(
         manifest["files"] = {
             part: _checksums(unfinished / part) for part in _parts(rows)
         }
+        if origin is not None:
+            manifest |= {"config": dict(origin.config), "data": dict(origin.data)}
+        manifest["checksum"] = _checksum_of(manifest)
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         unfinished.rename(directory / str(round))
     for old in rounds(directory)[:-keep]:
-        shutil.rmtree(directory / str(old))
+        remove(directory / str(old))
 
 
 def rounds(directory: str | Path) -> list[int]:
@@ -96,7 +106,12 @@ def latest(directory: str | Path) -> int | None:
     return max(rounds(directory), default=None)
 
 
-def restore(directory: str | Path, template: Tree, rows: Store | None = None) -> Tree:
+def restore(
+    directory: str | Path,
+    template: Tree,
+    rows: Store | None = None,
+    origin: Origin | None = None,
+) -> Tree:
     """Restores the newest checkpoint that is not damaged, bit for bit.
 
     It warns of damaged newer ones.
@@ -105,6 +120,7 @@ def restore(directory: str | Path, template: Tree, rows: Store | None = None) ->
       directory: of the checkpoints.
       template: a tree of arrays or `jax.ShapeDtypeStruct`s, as it was saved.
       rows: of all clients, replaced by the saved ones; None leaves these unread.
+      origin: of the run; None compares nothing.
 
     Returns:
       A tree like `template`; leaves are numpy arrays where the template's are and
@@ -112,10 +128,13 @@ def restore(directory: str | Path, template: Tree, rows: Store | None = None) ->
 
     Raises:
       CheckpointError: if there is no checkpoint, all are damaged, the newest is of
-        another version of this library, or its trees differ from those asked for.
+        another version of this library, or its origin or its trees differ from those
+        asked for.
     """
     directory = Path(directory).absolute()
     folder, manifest = _newest_intact(directory, _parts(rows))
+    if origin is not None:
+        _check_origin(folder, manifest, origin)
     _check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
         _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
@@ -160,11 +179,7 @@ def _put_aside(directory: Path, round: int, rows: Store | None) -> None:
                 continue
             except _Damage:
                 pass
-        number, aside = 1, directory / f"{later}.damaged"
-        while aside.exists():
-            number += 1
-            aside = directory / f"{later}.damaged{number}"
-        folder.rename(aside)
+        folder.rename(free_name(folder))
 
 
 class _Damage(Exception):
@@ -256,7 +271,8 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             "that wrote it, or another workdir."
         )
     # A checkpoint that was saved without rows does not name them.
-    for name, default in (("state", None), ("rows", {}), ("files", None)):
+    parts_of_it = {"state": None, "files": None, "rows": {}, "config": {}, "data": {}}
+    for name, default in parts_of_it.items():
         if not isinstance(found := manifest.get(name, default), dict):
             raise _Damage(f"{name} in {_MANIFEST} must hold an object, got {found!r}")
     for part in parts:
@@ -266,7 +282,23 @@ def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             raise _Damage(f"{part} cannot be read: {error}") from error
         if not intact:
             raise _Damage(f"the files in {part} are not those that were saved")
+    checksum = manifest.pop("checksum", None)
+    if checksum is not None and checksum != _checksum_of(manifest):
+        raise _Damage(f"{_MANIFEST} is not what was saved")
     return manifest
+
+
+def _checksum_of(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:
+    saved = Origin(manifest.get("config", {}), manifest.get("data", {}))
+    if found := differences(saved, origin):
+        raise CheckpointError(
+            f"The checkpoint {folder} is of another run: {'; '.join(found)}. Use the "
+            "old values and data to continue, or another workdir to start anew."
+        )
 
 
 def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import bisect
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.datasets import DATASETS, resolve_count
+from fedjax_prune.data.hashes import hash_arrays
 from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.validation import holdout, matched_test
@@ -28,6 +30,7 @@ class RunData(NamedTuple):
       validation: each client's validation set; indices into `test`, or into `train`
         if it is held out.
       held_out: whether validation sets are training images, as `data.local_val` says.
+      hashes: of `train`, `test` and `population`, by these names.
     """
 
     train: Dataset
@@ -35,6 +38,7 @@ class RunData(NamedTuple):
     population: Population
     validation: Population
     held_out: bool
+    hashes: Mapping[str, str] = {}
 
 
 class Experiment(NamedTuple):
@@ -102,7 +106,16 @@ def load_data(config: Config) -> RunData:
         except ValueError as error:
             raise SettingsError([f"data cannot be split: {error}"]) from error
     held_out = config.data.local_val == "holdout"
-    return RunData(train, test, population, validation, held_out)
+    parts = {"train": train, "test": test, "population": population}
+    hashes = {name: hash_arrays(part) for name, part in parts.items()}
+    return RunData(
+        train=train,
+        test=test,
+        population=population,
+        validation=validation,
+        held_out=held_out,
+        hashes=hashes,
+    )
 
 
 def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population]:

@@ -307,8 +307,8 @@ def run_rounds(
             if finished % config.save_every == 0:
                 began = journal.write(running, began)
                 running = None
-                save(folder, finished, state, rows, keep=config.keep)
+                save(experiment, folder, finished, state, rows)
         if running is not None:
             journal.write(running, began)
-            save(folder, finished, state, rows, keep=config.keep)
+            save(experiment, folder, finished, state, rows)
     return finished

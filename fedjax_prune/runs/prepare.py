@@ -22,6 +22,7 @@ from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.metrics_log import open_metrics
+from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.start import save
 from fedjax_prune.types import ServerState
 
@@ -64,7 +65,8 @@ def prepare(
     if steps is None:
         return state
     num_clients = steps.num_clients(config.data.num_clients)
-    kept = _Kept(folder / FOLDER, placement.group_size(config.lanes))
+    origin = origin_of(config, data.hashes)
+    kept = _Kept(folder / FOLDER, placement.group_size(config.lanes), origin)
 
     def after_group(done: Gathering) -> None:
         if stop.is_set():
@@ -96,7 +98,7 @@ def prepare(
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
         log.write(row | {"seconds/compile": done.compile_seconds})
-    save(folder, 0, done.state, rows, keep=config.keep)
+    save(experiment, folder, 0, done.state, rows)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     return done.state
 
@@ -104,8 +106,8 @@ def prepare(
 class _Kept:
     """The groups that are done, in a folder: a checkpoint, and the sums of clients."""
 
-    def __init__(self, folder: Path, group_size: int):
-        self._folder, self._group_size = folder, group_size
+    def __init__(self, folder: Path, group_size: int, origin: Origin):
+        self._folder, self._group_size, self._origin = folder, group_size, origin
 
     def save(self, done: Gathering, rows: Store) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -114,7 +116,12 @@ class _Kept:
             np.savez(file, **sums)
         size = np.int32(self._group_size)
         checkpoint.save(
-            self._folder, done.num_groups, (size, done.gathered), rows=rows, keep=1
+            self._folder,
+            done.num_groups,
+            (size, done.gathered),
+            rows=rows,
+            origin=self._origin,
+            keep=1,
         )
 
     def restore(
@@ -127,7 +134,9 @@ class _Kept:
         shapes = np.int32(0), jax.eval_shape(steps.start, state)
         try:
             # The rows only if they are of use.
-            size, gathered = checkpoint.restore(self._folder, shapes)
+            size, gathered = checkpoint.restore(
+                self._folder, shapes, origin=self._origin
+            )
             if size != self._group_size:
                 raise checkpoint.CheckpointError(
                     f"{self._folder} has groups of {size} clients, and this machine "

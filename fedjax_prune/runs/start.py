@@ -8,8 +8,10 @@ import numpy as np
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start
 from fedjax_prune.runs.lock import require_held
+from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.types import ClientState, ServerState
 
 FOLDER = "checkpoints"
@@ -17,16 +19,18 @@ FOLDER = "checkpoints"
 
 
 def restore_or_start(
-    learning: Learning, workdir: Path, placement: Placement
+    experiment: Experiment, workdir: Path, placement: Placement
 ) -> tuple[ServerState, Store, int | None]:
     """The newest usable checkpoint and its round, or the first state and None.
 
     Raises:
-      CheckpointError: if there are checkpoints and none can be used.
+      CheckpointError: if there are checkpoints and none can be used, or the newest is
+        of another configuration or of other data.
     """
-    config = learning.config
+    learning, config = experiment.learning, experiment.config
     if checkpoint.rounds(workdir / FOLDER):
-        state, rows = restore(learning, workdir, placement, config.client_rows)
+        origin = _origin(experiment)
+        state, rows = restore(learning, workdir, placement, config.client_rows, origin)
         return state, rows, int(state.round)
     state, row = jax.jit(lambda: start(learning))()
     rows = make_store(
@@ -44,6 +48,7 @@ def restore(
     workdir: Path,
     placement: Placement = ONE_DEVICE,
     client_rows: str = "host",
+    origin: Origin | None = None,
 ) -> tuple[ServerState, Store]:
     """The newest checkpoint.
 
@@ -53,15 +58,16 @@ def restore(
       placement: where the state and the rows are wanted.
       client_rows: kind of store. With rows on the host, only those asked for are read
         until the first are replaced.
+      origin: of the run; None compares nothing.
 
     Raises:
-      CheckpointError: if there is none or it cannot be used.
+      CheckpointError: if there is none, it cannot be used or is of another origin.
     """
     state, row = _saved(learning)
     row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
     num_clients = learning.config.data.num_clients
     rows = make_store(client_rows, row, num_clients, placement)
-    state = checkpoint.restore(workdir / FOLDER, state, rows)
+    state = checkpoint.restore(workdir / FOLDER, state, rows, origin)
     return put_whole(placement, state), rows
 
 
@@ -69,14 +75,20 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     """The server's state of the newest checkpoint; rows of clients are not read.
 
     Raises:
-      CheckpointError: if there is none or it cannot be used.
+      CheckpointError: if there is none, it cannot be used or is of another
+        configuration.
     """
     state, _ = _saved(learning)
-    return checkpoint.restore(workdir / FOLDER, state)
+    origin = origin_of(learning.config)
+    return checkpoint.restore(workdir / FOLDER, state, origin=origin)
 
 
 def save(
-    workdir: Path, finished: int, state: ServerState, rows: Store, *, keep: int
+    experiment: Experiment,
+    workdir: Path,
+    finished: int,
+    state: ServerState,
+    rows: Store,
 ) -> None:
     """Reads the whole state from the devices and saves it as a round's checkpoint.
 
@@ -85,7 +97,18 @@ def save(
     """
     require_held(workdir)
     with jax.transfer_guard("allow"):
-        checkpoint.save(workdir / FOLDER, finished, state, rows=rows, keep=keep)
+        checkpoint.save(
+            workdir / FOLDER,
+            finished,
+            state,
+            rows=rows,
+            origin=_origin(experiment),
+            keep=experiment.config.keep,
+        )
+
+
+def _origin(experiment: Experiment) -> Origin:
+    return origin_of(experiment.config, experiment.data.hashes)
 
 
 def _saved(learning: Learning) -> tuple[ServerState, ClientState]:

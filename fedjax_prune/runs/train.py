@@ -13,6 +13,7 @@ from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
+from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.prepare import prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.start import restore, restore_or_start
@@ -20,6 +21,7 @@ from fedjax_prune.runs.workdir import (
     agree_config,
     open_workdir,
     read_usable_config,
+    write_config,
 )
 from fedjax_prune.types import Config
 
@@ -61,9 +63,10 @@ def run(config: Config, workdir: str | Path) -> int:
         agree_config(folder, config)
         placement = make_placement(config.devices, config.reduction)
         with console.working("starting the run"):
-            state, rows, finished = restore_or_start(learning, folder, placement)
+            state, rows, finished = restore_or_start(experiment, folder, placement)
             first = 1 if learning.algorithm.prepare is None else 0
             restore_metrics(folder, finished, first=first, save_every=config.save_every)
+            write_config(folder, config)
             facts = report.preflight(chosen, finished or 0, read_metrics(folder))
         console.print_table("On this machine", facts)
         stopped = False
@@ -109,8 +112,9 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     config = read_usable_config(workdir)
     with product_precision(config.precision):
         learning = make_learning(config)
-        state, rows = restore(learning, Path(workdir))
         experiment = Experiment(learning, load_data(config))
+        origin = origin_of(config, experiment.data.hashes)
+        state, rows = restore(learning, Path(workdir), origin=origin)
         count = max(numbers_evaluated(config))
         accuracies = Evaluation(experiment, ONE_DEVICE)(
             state, rows, np.arange(count, dtype=np.int32)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,31 +88,59 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
 
 
 def agree_config(path: str | Path, config: Any) -> None:
-    """Writes `config.json` at the first start and compares with it later.
+    """Compares a configuration with that of the run in a workdir, if there is one.
 
     Args:
       path: of the workdir.
       config: the configuration, nested dicts or a ConfigDict.
 
     Raises:
-      SettingsError: naming each field that differs from the run in the workdir and
-        is not in CHANGEABLE.
+      SettingsError: naming each field that differs and is not in CHANGEABLE.
       WorkdirError: if `config.json` cannot be read.
     """
-    file = Path(path) / "config.json"
-    text = json.dumps(config, indent=2, sort_keys=True, default=_section) + "\n"
-    if has_config(path):
-        old, new = flatten(read_config(path)), flatten(json.loads(text))
-        refused = [
-            f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
-            f"started with {old.get(field, 'not set')!r}"
-            for field in sorted(old.keys() | new.keys())
-            if old.get(field) != new.get(field) and not _is_changeable(field)
-        ]
-        if refused:
-            advice = "use the old values to continue, or another workdir to start anew"
-            raise SettingsError([*refused, advice])
-    replace(file, text.encode())
+    if not has_config(path):
+        return
+    old, new = flatten(read_config(path)), plain_fields(config)
+    refused = [
+        f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
+        f"started with {old.get(field, 'not set')!r}"
+        for field in changed_fields(old, new)
+    ]
+    if refused:
+        advice = "use the old values to continue, or another workdir to start anew"
+        raise SettingsError([*refused, advice])
+
+
+def write_config(path: str | Path, config: Any) -> None:
+    """Writes `config.json`.
+
+    Args:
+      path: of the workdir.
+      config: the configuration, nested dicts or a ConfigDict.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    replace(Path(path) / "config.json", _as_json(config).encode())
+
+
+def plain_fields(config: Any) -> dict[str, Any]:
+    """A configuration as dotted names with the values that JSON gives back."""
+    return flatten(json.loads(_as_json(config)))
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields that differ, except those that may change when a run is resumed.
+
+    Args:
+      old: dotted name -> value.
+      new: the same.
+    """
+    return [
+        field
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not _is_changeable(field)
+    ]
 
 
 def has_config(path: str | Path) -> bool:
@@ -180,6 +208,10 @@ def _is_changeable(field: str) -> bool:
         field == name or (name.endswith(".") and field.startswith(name))
         for name in CHANGEABLE
     )
+
+
+def _as_json(config: Any) -> str:
+    return json.dumps(config, indent=2, sort_keys=True, default=_section) + "\n"
 
 
 def _section(config: Any) -> dict[str, Any]:

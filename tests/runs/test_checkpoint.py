@@ -11,8 +11,11 @@ import pytest
 
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs.checkpoint import CheckpointError, latest, restore, rounds, save
+from fedjax_prune.runs.origin import Origin
 from fedjax_prune.types import ClientState, ServerState
 from tests.toys import all_rows
+
+ORIGIN = Origin({"seed": 3, "rounds": 2}, {"train": "a", "test": "x"})
 
 
 def make_tree(seed=0, width=3):
@@ -123,6 +126,56 @@ def test_a_damaged_checkpoint_is_put_aside_by_the_next_save(tmp_path, next_round
     assert contents(tmp_path / "3.damaged2") == damaged
 
 
+def test_a_changed_manifest_is_damage(tmp_path):
+    """A number in it may be another one and still be a number."""
+    for round in (1, 2):
+        save(tmp_path, round, make_tree(round), origin=ORIGIN, keep=2)
+    file = tmp_path / "2" / "manifest.json"
+    content = file.read_text()
+    assert content.count('"seed": 3') == 1
+    file.write_text(content.replace('"seed": 3', '"seed": 2'))
+    with pytest.warns(UserWarning, match=r"/2 is damaged: manifest.json is not what"):
+        assert_same(restore(tmp_path, make_tree(0), origin=ORIGIN), make_tree(1))
+
+
+def test_another_origin_is_refused_and_named(tmp_path):
+    save(tmp_path, 1, make_tree(1), origin=ORIGIN, keep=1)
+    assert_same(restore(tmp_path, make_tree(0)), make_tree(1))
+    other = Origin({"seed": 4, "rounds": 7, "lr": 0.1}, {"train": "b", "test": "x"})
+    with pytest.raises(CheckpointError) as error:
+        restore(tmp_path, make_tree(0), origin=other)
+    assert str(error.value) == (
+        f"The checkpoint {tmp_path}/1 is of another run: lr is 0.1, but it was saved "
+        "with 'not set'; seed is 4, but it was saved with 3; the training examples are "
+        "not those of its rounds. Use the old values and data to continue, or another "
+        "workdir to start anew."
+    )
+    # An origin without data, as export has it.
+    assert_same(
+        restore(tmp_path, make_tree(0), origin=Origin(ORIGIN.config, {})), make_tree(1)
+    )
+
+
+@pytest.mark.parametrize("kind", ["to a folder", "dangling"])
+def test_links_are_removed_and_not_followed(tmp_path, kind):
+    outside, folder = tmp_path / "outside", tmp_path / "checkpoints"
+    folder.mkdir()
+    if kind == "to a folder":
+        outside.mkdir()
+        (outside / "mine").write_text("mine")
+    (folder / ".unfinished").symlink_to(outside)
+    save(folder, 1, make_tree(1), keep=1)
+    (folder / "1").rename(tmp_path / "moved")
+    (folder / "1").symlink_to(tmp_path / "moved")
+    save(folder, 2, make_tree(2), keep=1)
+    assert [f.name for f in folder.iterdir()] == ["2"]
+    assert (tmp_path / "moved" / "manifest.json").exists()
+    if kind == "to a folder":
+        assert [f.name for f in outside.iterdir()] == ["mine"]
+    else:
+        assert not outside.exists()
+
+
 def test_where_all_are_damaged_nothing_is_deleted(tmp_path):
     for round in (1, 2):
         save(tmp_path, round, make_tree(round), keep=2)
@@ -229,6 +282,8 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
         (lambda m: m | {"state": 3}, "state .* must hold an object, got 3"),
         (lambda m: m | {"files": []}, "files .* must hold an object, got []"),
         (lambda m: m | {"files": {"state": 3}}, "the files in state are not those"),
+        (lambda m: m | {"config": []}, "config .* must hold an object, got []"),
+        (lambda m: m | {"data": 3}, "data .* must hold an object, got 3"),
         (lambda m: m | {"rows": "r"}, "rows .* must hold an object, got 'r'"),
         (lambda m: {"format": 2, "files": m["files"]}, "state .* got None"),
         (lambda m: {"format": 2, "state": m["state"]}, "files .* got None"),

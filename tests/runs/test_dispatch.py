@@ -88,8 +88,8 @@ def watched(request, tmp_path_factory):
     def sealed_rounds(experiment, placement):
         return SealedRounds(make_rounds(experiment, placement), events)
 
-    def save_unsealed(folder, finished, state, rows, *, keep):
-        save(folder, finished, unseal(state), rows, keep=keep)
+    def save_unsealed(experiment, folder, finished, state, rows):
+        save(experiment, folder, finished, unseal(state), rows)
 
     config = tiny_config(rounds=5, save_every=3, client_rows=request.param)
     with pytest.MonkeyPatch.context() as patch:

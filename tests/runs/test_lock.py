@@ -61,7 +61,7 @@ def test_the_holder_notices_that_another_process_has_taken_its_folder(tmp_path):
             with pytest.raises(WorkdirError, match=rf"{said}{other.pid} on .* without"):
                 log.write({"round": 1})
             with pytest.raises(WorkdirError, match=rf"{said}{other.pid} on "):
-                save(folder, 1, (), (), keep=1)  # type: ignore
+                save((), folder, 1, (), ())  # type: ignore
             assert lock.read_text() == held
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     # It does not remove the lock of the other one.

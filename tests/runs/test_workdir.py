@@ -16,6 +16,7 @@ from fedjax_prune.runs.workdir import (
     local_folder,
     open_workdir,
     read_config,
+    write_config,
 )
 
 
@@ -108,6 +109,7 @@ def test_object_storage_is_refused(path, tmp_path, monkeypatch):
 def test_the_config_is_written_and_read(tmp_path):
     config = base.get_config()
     agree_config(tmp_path, config)
+    write_config(tmp_path, config)
     agree_config(tmp_path, config)
     assert read_config(tmp_path) == config.to_dict()
     assert [f.name for f in tmp_path.iterdir()] == ["config.json"]
@@ -115,14 +117,15 @@ def test_the_config_is_written_and_read(tmp_path):
 
 def test_some_fields_may_change_on_resuming(tmp_path):
     config = base.get_config()
-    agree_config(tmp_path, config)
+    write_config(tmp_path, config)
     config.rounds, config.save_every, config.keep, config.eval.every = 7, 3, 9, 2
     agree_config(tmp_path, config)
+    write_config(tmp_path, config)
     assert read_config(tmp_path) == config.to_dict()
 
 
 def test_all_other_changes_are_refused_and_named(tmp_path):
-    agree_config(tmp_path, base.get_config())
+    write_config(tmp_path, base.get_config())
     before = (tmp_path / "config.json").read_bytes()
     config = base.get_config("fedprox")
     config.seed, config.client.lr, config.rounds = 1, 0.2, 7
@@ -152,3 +155,19 @@ def test_a_workdir_without_a_run(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WorkdirError, match="cannot be read"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("name", ["config.json", ".config.json.new"])
+def test_the_file_that_a_link_names_stays_as_it_is(name, link, tmp_path):
+    outside = tmp_path / "outside"
+    write_config(tmp_path, base.get_config())
+    (tmp_path / "config.json").replace(outside)
+    before = outside.read_bytes()
+    getattr(tmp_path / name, link)(outside)
+    config = base.get_config()
+    config.rounds = 7
+    write_config(tmp_path, config)
+    assert outside.read_bytes() == before
+    assert not (tmp_path / "config.json").is_symlink()
+    assert read_config(tmp_path) == config.to_dict()

@@ -1,0 +1,69 @@
+"""What a checkpoint was made of: the fields of its configuration, and its data."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedjax_prune.runs.workdir import changed_fields, plain_fields
+from fedjax_prune.types import Config
+
+_PARTS = {
+    "train": "the training examples",
+    "test": "the test examples",
+    "population": "the examples that the clients hold",
+}
+"""The parts of the data, in words."""
+
+_TEST_SIZE = "eval.num_examples"
+"""The field that cuts the test examples; it may change when a run is resumed."""
+
+
+class Origin(NamedTuple):
+    """What a run is made of, as its checkpoints keep it.
+
+    Attributes:
+      config: dotted name of each field -> its value, as JSON has it.
+      data: part of the data -> its hash; {} where the data are not loaded.
+    """
+
+    config: Mapping[str, Any]
+    data: Mapping[str, str]
+
+
+def origin_of(config: Config, hashes: Mapping[str, str] | None = None) -> Origin:
+    """What a run is made of.
+
+    Args:
+      config: nested dicts or a ConfigDict.
+      hashes: of its data, as `RunData` has them; None if they are not loaded.
+    """
+    return Origin(plain_fields(config), hashes or {})
+
+
+def differences(saved: Origin, now: Origin) -> list[str]:
+    """Says in which ways the origin of a checkpoint is another one.
+
+    What only one of the two knows is not compared: checkpoints of earlier versions do
+    not know their origin.
+
+    Args:
+      saved: of the checkpoint.
+      now: of the run that is to go on from it.
+
+    Returns:
+      One clause for each difference.
+    """
+    old, new = saved.config, now.config
+    found = []
+    if old and new:
+        found += [
+            f"{field} is {new.get(field, 'not set')!r}, but it was saved with "
+            f"{old.get(field, 'not set')!r}"
+            for field in changed_fields(old, new)
+        ]
+    return found + [
+        f"{words} are not those of its rounds"
+        for part, words in _PARTS.items()
+        if part in saved.data and part in now.data
+        if saved.data[part] != now.data[part]
+        if part != "test" or old.get(_TEST_SIZE) == new.get(_TEST_SIZE)
+    ]
