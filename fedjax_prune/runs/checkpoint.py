@@ -9,9 +9,14 @@ checkpoint. A damaged checkpoint is never deleted: the one before it is restored
 later save puts it aside as `directory/ROUND.damaged`.
 """
 
-import json
+import errno
+import logging
+import os
+import re
+import shutil
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +24,18 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.store import Store
+from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs.files import free_name, remove
+from fedjax_prune.runs.manifest import (
+    CheckpointError,
+    Damage,
+    intact_manifest,
+    write_manifest,
+)
 from fedjax_prune.runs.origin import Origin, differences
 from fedjax_prune.types import Tree
 
-_MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
-_FORMAT = 2
-"""Format of the folder. Format 1 had server and rows in one tree, and no number.
-
-The first checkpoints of format 2 know no origin and have no checksum of the manifest.
-They are read as they are.
-"""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names it and says what to do.
-
-    Examples:
-      >>> try:
-      ...     restore("/nowhere", template={})
-      ... except fedjax_prune.CheckpointError as error:
-      ...     print(error)
-      /nowhere has no checkpoint.
-    """
 
 
 def save(
@@ -69,30 +62,42 @@ def save(
 
     Raises:
       ValueError: if `keep` is below 1.
+      CheckpointError: if it cannot be written, such as on a full disk. Nothing of it is
+        left, and those before it stay.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
     directory = Path(directory).absolute()
     _put_aside(directory, round, rows)
     if round not in rounds(directory):
-        unfinished = directory / _UNFINISHED
-        remove(unfinished)
-        unfinished.mkdir(parents=True)
-        manifest: dict[str, Any] = {"format": _FORMAT, "state": _signature(state)}
-        _write(unfinished / "state", state)
-        if rows is not None:
-            manifest["rows"] = _signature(rows.shapes)
-            rows.snapshot(unfinished / "rows")
-        manifest["files"] = {
-            part: _checksums(unfinished / part) for part in _parts(rows)
-        }
-        if origin is not None:
-            manifest |= {"config": dict(origin.config), "data": dict(origin.data)}
-        manifest["checksum"] = _checksum_of(manifest)
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        unfinished.rename(directory / str(round))
+        try:
+            _build(directory, round, state, rows, origin)
+        except OSError as error:
+            with suppress(OSError):
+                remove(directory / _UNFINISHED)
+            needed = _num_bytes(state, rows)
+            raise _unsaved(directory, round, needed, error) from error
     for old in rounds(directory)[:-keep]:
         remove(directory / str(old))
+
+
+def require_room(directory: str | Path, state: Tree, rows: Store) -> None:
+    """Refuses to begin what could not be saved.
+
+    Args:
+      directory: of the checkpoints; it need not exist.
+      state: arrays or `jax.ShapeDtypeStruct`s.
+      rows: of all clients.
+
+    Raises:
+      CheckpointError: if a checkpoint is larger than what is free on the disk.
+    """
+    directory = Path(directory).absolute()
+    if (needed := _num_bytes(state, rows)) > _free_bytes(directory):
+        raise CheckpointError(
+            f"A checkpoint could not be saved in {directory}. "
+            f"{_room(directory, needed)}: make room, or name a workdir on another disk."
+        )
 
 
 def rounds(directory: str | Path) -> list[int]:
@@ -150,8 +155,8 @@ def _newest_intact(
     for round in reversed(rounds(directory)):
         folder = directory / str(round)
         try:
-            manifest = _intact_manifest(folder, parts)
-        except _Damage as damage:
+            manifest = intact_manifest(folder, parts)
+        except Damage as damage:
             damages.append(f"The checkpoint {folder} is damaged: {damage}.")
             continue
         for damage in damages:
@@ -175,15 +180,68 @@ def _put_aside(directory: Path, round: int, rows: Store | None) -> None:
         folder = directory / str(later)
         if later == round:
             try:
-                _intact_manifest(folder, _parts(rows))
+                intact_manifest(folder, _parts(rows))
                 continue
-            except _Damage:
+            except Damage:
                 pass
         folder.rename(free_name(folder))
 
 
-class _Damage(Exception):
-    """The reason for which a checkpoint cannot be used."""
+def _num_bytes(state: Tree, rows: Store | None) -> int:
+    return tree_bytes(state) + (0 if rows is None else tree_bytes(rows.shapes))
+
+
+def _free_bytes(directory: Path) -> int:
+    existing = next(f for f in (directory, *directory.parents) if f.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _room(directory: Path, needed: int) -> str:
+    """What a checkpoint takes and what its disk has, in words."""
+    free = _free_bytes(directory)
+    return f"It takes about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+
+
+def _unsaved(
+    directory: Path, round: int, needed: int, error: OSError
+) -> CheckpointError:
+    reason = error.strerror or f"the disk takes no more ({error})"
+    before = latest(directory)
+    stays = "there is no other" if before is None else f"that of round {before} stays"
+    return CheckpointError(
+        f"The checkpoint {directory / str(round)} cannot be saved: {reason}. "
+        f"{_room(directory, needed)}; {stays}. The same command goes on when it can be "
+        "saved."
+    )
+
+
+def _build(
+    directory: Path,
+    round: int,
+    state: Tree,
+    rows: Store | None,
+    origin: Origin | None,
+) -> None:
+    """Writes a checkpoint into a new folder and gives it its name.
+
+    Raises:
+      OSError: if the disk is full or cannot be written.
+    """
+    folder = directory / _UNFINISHED
+    remove(folder)
+    # Orbax would fail, too, but its threads would write to the terminal.
+    if _num_bytes(state, rows) > _free_bytes(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    folder.mkdir(parents=True)
+    facts: dict[str, Any] = {"state": _signature(state)}
+    _write(folder / "state", state)
+    if rows is not None:
+        facts["rows"] = _signature(rows.shapes)
+        rows.snapshot(folder / "rows")
+    if origin is not None:
+        facts |= {"config": dict(origin.config), "data": dict(origin.data)}
+    write_manifest(folder, _parts(rows), facts)
+    folder.rename(directory / str(round))
 
 
 def _parts(rows: Store | None) -> tuple[str, ...]:
@@ -203,8 +261,36 @@ def _write(folder: Path, tree: Tree) -> None:
     # of OCDBT by a glob of the whole path, which fails in a folder like `runs[1]`. It
     # also writes under another name first; `save` does that here.
     handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
-    handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
-    handler.close()
+    with _quiet_threads():
+        try:
+            handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
+        except ValueError as error:
+            # TensorStore reports what the system says as text.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        finally:
+            handler.close()
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Drops the traceback that each of Orbax's threads logs.
+
+    The error itself is raised where the threads are waited for.
+    """
+
+    def drop(record: logging.LogRecord) -> bool:
+        del record
+        return False
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def _read(folder: Path, template: Tree) -> Tree:
@@ -229,67 +315,6 @@ def _signature(tree: Tree) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _checksums(folder: Path) -> dict[str, list[int]]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    return {str(f.relative_to(folder)): _checksum(f) for f in files}
-
-
-def _checksum(file: Path) -> list[int]:
-    """Size in bytes and CRC-32, read in pieces of 16 MiB."""
-    crc = 0
-    with file.open("rb") as stream:
-        while piece := stream.read(2**24):
-            crc = zlib.crc32(piece, crc)
-    return [file.stat().st_size, crc]
-
-
-def _intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Reads the manifest and compares the files of some parts with it.
-
-    This comes before Orbax reads: on a broken file its loader threads outlive the
-    error, and it does not notice a changed byte inside an array.
-
-    Raises:
-      _Damage: with the reason.
-      CheckpointError: if the checkpoint is of another version of this library.
-    """
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise _Damage(f"{_MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict):
-        raise _Damage(f"{_MANIFEST} must hold an object, got {manifest!r}")
-    version = manifest.get("format", 1)
-    if type(version) is not int:
-        raise _Damage(f"format in {_MANIFEST} must be a number, got {version!r}")
-    if version != _FORMAT:
-        raise CheckpointError(
-            f"The checkpoint {folder} was written by another version of fedjax_prune: "
-            f"its format is {version}, this version reads {_FORMAT}. Use the version "
-            "that wrote it, or another workdir."
-        )
-    # A checkpoint that was saved without rows does not name them.
-    parts_of_it = {"state": None, "files": None, "rows": {}, "config": {}, "data": {}}
-    for name, default in parts_of_it.items():
-        if not isinstance(found := manifest.get(name, default), dict):
-            raise _Damage(f"{name} in {_MANIFEST} must hold an object, got {found!r}")
-    for part in parts:
-        try:
-            intact = manifest["files"].get(part, {}) == _checksums(folder / part)
-        except OSError as error:
-            raise _Damage(f"{part} cannot be read: {error}") from error
-        if not intact:
-            raise _Damage(f"the files in {part} are not those that were saved")
-    checksum = manifest.pop("checksum", None)
-    if checksum is not None and checksum != _checksum_of(manifest):
-        raise _Damage(f"{_MANIFEST} is not what was saved")
-    return manifest
-
-
-def _checksum_of(manifest: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:

@@ -24,23 +24,28 @@ def restore_or_start(
     """The newest usable checkpoint and its round, or the first state and None.
 
     Raises:
-      CheckpointError: if there are checkpoints and none can be used, or the newest is
-        of another configuration or of other data.
+      CheckpointError: if there are checkpoints and none can be used, the newest is of
+        another configuration or of other data, or the disk has no room for the next.
     """
     learning, config = experiment.learning, experiment.config
+    finished = None
     if checkpoint.rounds(workdir / FOLDER):
         origin = _origin(experiment)
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
-        return state, rows, int(state.round)
-    state, row = jax.jit(lambda: start(learning))()
-    rows = make_store(
-        config.client_rows,
-        row,
-        config.data.num_clients,
-        placement,
-        own_personal(learning),
-    )
-    return put_whole(placement, state), rows, None
+        finished = int(state.round)
+    else:
+        state, row = jax.jit(lambda: start(learning))()
+        rows = make_store(
+            config.client_rows,
+            row,
+            config.data.num_clients,
+            placement,
+            own_personal(learning),
+        )
+        state = put_whole(placement, state)
+    if finished is None or finished < config.rounds:
+        checkpoint.require_room(workdir / FOLDER, state, rows)
+    return state, rows, finished
 
 
 def restore(
