@@ -199,7 +199,7 @@ def _free_bytes(directory: Path) -> int:
 def _room(directory: Path, needed: int) -> str:
     """What a checkpoint takes and what its disk has, in words."""
     free = _free_bytes(directory)
-    return f"It takes about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+    return f"It takes about {needed:,} bytes, and {free:,} bytes are free"
 
 
 def _unsaved(

@@ -58,11 +58,11 @@ def test_a_checkpoint_that_finds_no_room(
     states = [make_state(round, state_size) for round in (1, 2)]
     rows = make_rows(row_size)
     save(tmp_path, 1, states[0], rows=rows, keep=1)
-    needed = (4 * state_size + 16 * row_size) / 1e6
+    needed = 4 * state_size + 16 * row_size
     said = (
         rf"^The checkpoint {tmp_path}/2 cannot be saved: {reason}\. It takes about "
-        rf"{needed:.1f} MB, and [\d,.]+ MB are free; that of round 1 stays\. The same "
-        r"command goes on when it can be saved\.$"
+        rf"{needed:,} bytes, and [\d,]+ bytes are free; that of round 1 stays\. The "
+        r"same command goes on when it can be saved\.$"
     )
     with (
         caplog.at_level(logging.ERROR),
@@ -176,7 +176,8 @@ def test_what_could_not_be_saved_is_not_begun(tmp_path, monkeypatch, capsys):
     leave(monkeypatch, free=12_345)
     said = (
         rf"could not be saved in {re.escape(str(tmp_path))}/run/checkpoints\. It takes "
-        r"about 0\.\d MB, and 0\.0 MB are free: make room, or name a workdir on another"
+        r"about [\d,]+ bytes, and 12,345 bytes are free: make room, or name a workdir "
+        r"on another disk\.$"
     )
     with pytest.raises(CheckpointError, match=said):
         train.run(tiny_config(), tmp_path / "run")
