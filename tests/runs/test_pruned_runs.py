@@ -17,6 +17,7 @@ from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, check, problems
 from fedjax_prune.runs.start import restore_or_start
+from fedjax_prune.runs.workdir import open_workdir
 from tests.small_runs import (
     PRUNED_FIELDS,
     final_state,
@@ -88,8 +89,9 @@ def without_times(row):
 def prepared_with(config, folder, stop):
     built = experiment.build(config)
     where = devices.make_placement(1)
-    state, rows, _ = restore_or_start(built.learning, folder, where)
-    return preparing.prepare(built, folder, where, state, rows, stop=stop)
+    with open_workdir(folder):
+        state, rows, _ = restore_or_start(built, folder, where)
+        return preparing.prepare(built, folder, where, state, rows, stop=stop)
 
 
 def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch, capsys):
