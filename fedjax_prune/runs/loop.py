@@ -26,6 +26,7 @@ from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
 from fedjax_prune.runs.compact_rounds import CompactRounds
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import MetricsLog, open_metrics
@@ -98,6 +99,7 @@ class Dispatched(NamedTuple):
       num_measured: clients that are evaluated after it; 0 if it is not evaluated.
       sums: of the round, on the devices.
       accuracies: of the evaluation, on the devices; {} if there is none.
+      hashes: of the state after it, on the devices; {} if it is not hashed.
       compile_seconds: spent compiling for it.
     """
 
@@ -106,6 +108,7 @@ class Dispatched(NamedTuple):
     num_measured: int
     sums: Sums
     accuracies: dict[str, jax.Array]
+    hashes: dict[str, jax.Array]
     compile_seconds: float
 
 
@@ -138,7 +141,9 @@ class Journal(NamedTuple):
           TrainingError: if a client's loss or update became non-finite and is not
             dropped, if the server's step did, or if masks leave nothing of an array.
         """
-        sums, accuracies = read_devices((done.sums, done.accuracies))
+        sums, accuracies, hashes = read_devices(
+            (done.sums, done.accuracies, done.hashes)
+        )
         finished = time.monotonic()
         sums = of_clients(sums, done.cohort)
         if self.experiment.config.on_bad_client == "abort":
@@ -149,6 +154,7 @@ class Journal(NamedTuple):
         if (dropped := diverged(sums, done.cohort)).size:
             row["clients/dropped"] = " ".join(str(client) for client in dropped)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
+        row |= hash_row(hashes)
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
             after = sums["after_local"][: done.num_measured]
@@ -172,6 +178,7 @@ class Dispatcher(NamedTuple):
       placement: where it runs.
       rounds: compiled.
       evaluation: compiled.
+      hashes: of the state, compiled.
       key: of the run, on the devices.
       rows: of all clients; replaced round by round.
     """
@@ -180,6 +187,7 @@ class Dispatcher(NamedTuple):
     placement: Placement
     rounds: Rounds
     evaluation: Evaluation
+    hashes: RoundHashes
     key: jax.Array
     rows: Store
 
@@ -206,6 +214,7 @@ class Dispatcher(NamedTuple):
             num_measured=measured,
             sums=sums,
             accuracies={},
+            hashes=self.hashes(number, state),
             compile_seconds=seconds,
         )
 
@@ -221,6 +230,7 @@ def compile_all(
     experiment: Experiment,
     placement: Placement,
     evaluation: Evaluation,
+    hashes: RoundHashes,
     state: ServerState,
     rows: Store,
 ) -> float:
@@ -231,6 +241,7 @@ def compile_all(
         # This changes no row, but it compiles taking and putting.
         rows.put(ids, rows.take(ids))
         evaluation.compile(state, rows, numbers_evaluated(experiment.config))
+        hashes.compile(state)
     return time.monotonic() - began
 
 
@@ -272,12 +283,21 @@ def run_rounds(
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
     evaluation = Evaluation(experiment, placement)
-    compiling = compile_all(experiment, placement, evaluation, state, rows)
+    hashes = RoundHashes(config.hash_every)
+    compiling = compile_all(
+        experiment=experiment,
+        placement=placement,
+        evaluation=evaluation,
+        hashes=hashes,
+        state=state,
+        rows=rows,
+    )
     dispatcher = Dispatcher(
         experiment=experiment,
         placement=placement,
         rounds=make_rounds(experiment, placement),
         evaluation=evaluation,
+        hashes=hashes,
         key=put_whole(placement, jax.random.key(config.seed)),
         rows=rows,
     )

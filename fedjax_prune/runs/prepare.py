@@ -21,6 +21,7 @@ from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.start import save
@@ -97,6 +98,8 @@ def prepare(
         row = metrics.round_row(0, done.seconds, done.sums)
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
+        hashes = RoundHashes(config.hash_every)(0, done.state)
+        row |= hash_row(jax.device_get(hashes))
         log.write(row | {"seconds/compile": done.compile_seconds})
     save(experiment, folder, 0, done.state, rows)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)

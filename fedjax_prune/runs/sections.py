@@ -80,6 +80,11 @@ class TopLevel(NamedTuple):
     ] = False
     save_every: Annotated[int, at_least(1), "Rounds between checkpoints."] = 10
     keep: Annotated[int, at_least(1), "Checkpoints that are kept."] = 2
+    hash_every: Annotated[
+        int,
+        at_least(0),
+        "Rounds between hashes of the state in the metrics; 0 is none.",
+    ] = 0
 
 
 class Eval(NamedTuple):

@@ -19,6 +19,7 @@ CHANGEABLE = (
     "eval.",
     "save_every",
     "keep",
+    "hash_every",
     "devices",
     "lanes",
     "client_rows",
