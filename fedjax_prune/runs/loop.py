@@ -262,6 +262,7 @@ def run_rounds(
     state: ServerState,
     rows: Store,
     finished: int,
+    last: int,
 ) -> int:
     """Runs the rounds that are left.
 
@@ -272,9 +273,10 @@ def run_rounds(
       state: after `finished` rounds; it is donated.
       rows: of all clients; replaced round by round.
       finished: rounds done before.
+      last: the round after which it ends, at most `config.rounds`.
 
     Returns:
-      How many rounds are done: all, or fewer if a signal has asked to stop.
+      How many rounds are done: `last`, or fewer if a signal has asked to stop.
 
     Raises:
       TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
@@ -311,7 +313,7 @@ def run_rounds(
         journal = Journal(experiment, messages, log, bar)
         began = time.monotonic()
         running: Dispatched | None = None
-        while finished < config.rounds and not stop.is_set():
+        while finished < last and not stop.is_set():
             finished += 1
             state, dispatched = dispatcher.dispatch(state, finished)
             # The time of a round does not include compiling.

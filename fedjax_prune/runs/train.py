@@ -7,10 +7,17 @@ import numpy as np
 
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs import console, machine, metrics, picture, report
+from fedjax_prune.runs import (
+    console,
+    environment,
+    machine,
+    metrics,
+    picture,
+    report,
+)
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
-from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.origin import origin_of
@@ -53,46 +60,66 @@ def run(config: Config, workdir: str | Path) -> int:
     """
     with open_workdir(workdir) as folder, product_precision(config.precision):
         learning = make_learning(config)
-        console.print_table("This run", report.plan(learning))
-        with console.working(f"loading {config.data.name}"):
-            experiment = Experiment(learning, load_data(config))
-        with console.working("choosing devices and lanes"):
-            chosen = machine.choose(experiment, folder)
-        experiment = chosen.experiment
-        config, learning = experiment.config, experiment.learning
-        agree_config(folder, config)
-        placement = make_placement(config.devices, config.reduction)
-        with console.working("starting the run"):
-            state, rows, finished = restore_or_start(experiment, folder, placement)
-            first = 1 if learning.algorithm.prepare is None else 0
-            restore_metrics(folder, finished, first=first, save_every=config.save_every)
-            write_config(folder, config)
-            facts = report.preflight(chosen, finished or 0, read_metrics(folder))
-        console.print_table("On this machine", facts)
-        stopped = False
-        if finished is None:
-            finished = 0
-            with stop_requested() as stop:
-                prepared = prepare(
-                    experiment, folder, placement, state, rows, stop=stop
-                )
-            stopped = stop.is_set()
-            state = state if prepared is None else prepared
-        if finished < config.rounds and not stopped:
-            finished = run_rounds(
-                experiment=experiment,
-                folder=folder,
-                placement=placement,
-                state=state,
-                rows=rows,
-                finished=finished,
-            )
+        finished = train(learning, folder, config.rounds)
         measured = read_metrics(folder)
         picture.draw(measured, folder / "rounds.png")
         # The run is done, so a signal, also that of a closed output, comes too late.
         with stop_requested():
             console.print_table("Result", report.summary(learning, measured, folder))
         return 0 if finished >= config.rounds else INTERRUPTED
+
+
+def train(learning: Learning, folder: Path, last: int) -> int:
+    """Trains in a folder as `run`, but may end before the last round of the run.
+
+    Args:
+      learning: of the run; the precision of its products is set.
+      folder: of the run, which no other process uses.
+      last: the round after which it ends and saves, at most `rounds`.
+
+    Returns:
+      How many rounds are done: `last` or, after a signal, fewer.
+
+    Raises:
+      DataError, WorkdirError, CheckpointError, SettingsError, TrainingError: as `run`.
+    """
+    config = learning.config
+    console.print_table("This run", report.plan(learning))
+    with console.working(f"loading {config.data.name}"):
+        experiment = Experiment(learning, load_data(config))
+    with console.working("choosing devices and lanes"):
+        chosen = machine.choose(experiment, folder)
+    experiment = chosen.experiment
+    config, learning = experiment.config, experiment.learning
+    agree_config(folder, config)
+    placement = make_placement(config.devices, config.reduction)
+    with console.working("starting the run"):
+        state, rows, finished = restore_or_start(experiment, folder, placement)
+        first = 1 if learning.algorithm.prepare is None else 0
+        restore_metrics(folder, finished, first=first, save_every=config.save_every)
+        write_config(folder, config)
+        facts = report.preflight(chosen, finished or 0, read_metrics(folder))
+    console.print_table("On this machine", facts)
+    stopped = False
+    if finished is None or finished < last:
+        environment.record(folder, experiment, finished or 0)
+    if finished is None:
+        finished = 0
+        with stop_requested() as stop:
+            prepared = prepare(experiment, folder, placement, state, rows, stop=stop)
+        stopped = stop.is_set()
+        state = state if prepared is None else prepared
+    if finished < last and not stopped:
+        finished = run_rounds(
+            experiment=experiment,
+            folder=folder,
+            placement=placement,
+            state=state,
+            rows=rows,
+            finished=finished,
+            last=last,
+        )
+    return finished
 
 
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         field
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not _is_changeable(field)
+        if old.get(field) != new.get(field) and not is_changeable(field)
     ]
 
 
@@ -204,7 +204,8 @@ def _remove_empty(folders: list[Path]) -> None:
             return
 
 
-def _is_changeable(field: str) -> bool:
+def is_changeable(field: str) -> bool:
+    """Whether a field, with its section, may change when a run is resumed."""
     return any(
         field == name or (name.endswith(".") and field.startswith(name))
         for name in CHANGEABLE
