@@ -15,7 +15,7 @@ from fedjax_prune.runs.settings import describe
 from launch import config_file
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "evaluate", "export", "sweep")
+VERBS = ("train", "evaluate", "export", "sweep", "verify")
 
 TINY = """
 from . import base
@@ -69,7 +69,7 @@ def run(folder, *command, code=0, **environment):
 def test_the_verbs_and_the_version_are_printed(elsewhere):
     for command in ((), ("--help",)):
         out, err = run(elsewhere, "fedjax_prune", *command)
-        assert "VERB is train, evaluate, export or sweep" in out and err == ""
+        assert "VERB is train, evaluate, export, sweep or verify" in out and err == ""
     out, _ = run(elsewhere, "fedjax_prune", "--version")
     assert out == f"{fedjax_prune.__version__}\n"
     out, err = run(elsewhere, "fedjax_prune", "tran", code=1)
@@ -123,6 +123,8 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     assert json.loads((workdir / "config.json").read_text())["rounds"] == 2
     out, _ = launch("evaluate", f"--workdir={workdir}")
     assert re.search(r"round +2 ", out)
+    out, _ = launch("verify", f"--workdir={workdir}")
+    assert re.search(r"result +equal", out)
     launch("export", "--workdir=~/runs[1]/2", "--output=model")
     assert (elsewhere / "model").is_dir()
 

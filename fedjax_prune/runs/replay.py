@@ -1,0 +1,231 @@
+"""Trains a run once more, or reads another run, and compares the two."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune.engine import row_files
+from fedjax_prune.engine.store import Store
+from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.models.precision import product_precision
+from fedjax_prune.runs import checkpoint, environment, verify
+from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.start import FOLDER, restore
+from fedjax_prune.runs.train import train
+from fedjax_prune.runs.verify import Difference, Findings
+from fedjax_prune.runs.workdir import (
+    WorkdirError,
+    is_changeable,
+    read_metrics,
+    read_usable_config,
+    usable,
+)
+from fedjax_prune.types import Config, ServerState
+
+
+class Run(NamedTuple):
+    """What a workdir holds.
+
+    Attributes:
+      name: in the report.
+      config: of the newest start.
+      rows: round -> row of metrics.jsonl.
+      saved: state and rows of the newest checkpoint; None if there is none.
+      starts: entries of environment.json.
+    """
+
+    name: str
+    config: Config
+    rows: dict[int, dict[str, Any]]
+    saved: tuple[ServerState, Store] | None
+    starts: list[dict[str, Any]]
+
+    @property
+    def saved_round(self) -> int | None:
+        """The round of the newest checkpoint."""
+        return int(self.saved[0].round) if self.saved else None
+
+    @property
+    def last(self) -> int | None:
+        """The last round with a row or a checkpoint; None if there is none."""
+        saved = [] if self.saved_round is None else [self.saved_round]
+        return max([*self.rows, *saved], default=None)
+
+
+def verify_workdir(workdir: Path, rounds: int = 0) -> Findings:
+    """Trains a run once more in a temporary folder and compares.
+
+    The replay ends and starts again where the run was resumed with other fields, such
+    as more rounds, so that it evaluates what the run has evaluated. The newest
+    checkpoint is compared if the replay comes to its round.
+
+    Args:
+      workdir: of the run; nothing is written there.
+      rounds: how many are replayed at most; 0 is all.
+
+    Raises:
+      WorkdirError: if no round is finished, or the run is of another version.
+      CheckpointError, DataError, SettingsError, TrainingError: as `train.run`.
+      KeyboardInterrupt: if a signal has stopped the replay.
+    """
+    run = read_run(workdir)
+    if run.last is None:
+        raise WorkdirError(f"{workdir} has no finished round that could be replayed.")
+    last = min(run.last, rounds or run.last)
+    leaves = None
+    with tempfile.TemporaryDirectory(prefix="fedjax_prune-verify-") as name:
+        folder = Path(name)
+        for config, until in _stretches(run, workdir, last):
+            with product_precision(config.precision):
+                if train(make_learning(config), folder, until) < until:
+                    raise KeyboardInterrupt
+            if until == run.saved_round:
+                leaves = _checkpoint_differences(run, read_run(folder))
+        replay = read_run(folder, "the replay")
+    settings = [
+        difference
+        for difference in verify.settings_differences(run.config, replay.config)
+        # The others were changed between the starts of the run.
+        if not is_changeable(difference.field)
+    ]
+    return _findings(run, replay, last=last, leaves=leaves, settings=settings)
+
+
+def compare_workdirs(first: Path, second: Path, rounds: int = 0) -> Findings:
+    """Compares two runs without training.
+
+    The newest checkpoints are compared if they are of the same round.
+
+    Args:
+      first: workdir of one run.
+      second: workdir of the other.
+      rounds: what comes after them is left out; 0 compares all.
+
+    Raises:
+      WorkdirError: if there is no run, no finished round, or it is of another version.
+      CheckpointError: if all checkpoints of one are damaged.
+    """
+    runs = one, other = read_run(first), read_run(second)
+    if one.last is None and other.last is None:
+        raise WorkdirError(f"{first} and {second} have no finished rounds.")
+    last = rounds or max(run.last or 0 for run in runs)
+    leaves, at = None, one.saved_round
+    if at is not None and at == other.saved_round and at <= last:
+        leaves = _checkpoint_differences(one, other)
+    settings = verify.settings_differences(one.config, other.config)
+    return _findings(one, other, last=last, leaves=leaves, settings=settings)
+
+
+def read_run(workdir: Path, name: str = "") -> Run:
+    """Reads a workdir.
+
+    Args:
+      workdir: of the run.
+      name: of the run in reports; empty is its folder.
+
+    Raises:
+      WorkdirError, CheckpointError: if a part cannot be used.
+    """
+    config, saved = read_usable_config(workdir), None
+    if checkpoint.rounds(workdir / FOLDER):
+        saved = restore(make_learning(config), workdir)
+    rows = {row["round"]: row for row in read_metrics(workdir)}
+    return Run(name or str(workdir), config, rows, saved, environment.read(workdir))
+
+
+def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int]]:
+    """The configurations that the rounds were trained with, each up to which round.
+
+    Compacted rounds depend on the starts themselves: each start compiles widths anew.
+    """
+    starts: list[dict[str, Any]] = run.starts or [{"finished": 0, "fields": {}}]
+
+    def start_of(round: int) -> int:
+        """The newest start that began before the round."""
+        numbers = range(len(starts))
+        return max((n for n in numbers if starts[n]["finished"] < round), default=0)
+
+    stops = {last} | ({last} if run.saved_round is None else {run.saved_round})
+    for until in sorted(stops | {start["finished"] for start in starts}):
+        now, then = start_of(until), start_of(until + 1)
+        unlike = now != then and run.config.compact_training
+        unlike = unlike or starts[now]["fields"] != starts[then]["fields"]
+        if until <= last and (unlike or until in stops):
+            yield _with_fields(run.config, starts[now]["fields"], workdir), until
+
+
+def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Config:
+    """The configuration of a start, which saves only at its end."""
+    known = {name: value for name, value in fields.items() if is_changeable(name)}
+    changed = config.copy_and_resolve_references()
+    with changed.ignore_type():
+        changed.update_from_flattened_dict(known)
+        changed.save_every, changed.keep = changed.rounds, 1
+    return usable(workdir / environment.FILE, changed.to_dict())
+
+
+def _checkpoint_differences(first: Run, second: Run) -> list[Difference]:
+    """Compares the states and the rows of all clients of the newest checkpoints."""
+    if first.saved is None or second.saved is None:
+        return []
+    where = f"checkpoint of round {first.saved_round}"
+    (one, one_rows), (other, other_rows) = first.saved, second.saved
+    found = verify.leaf_differences(where, *jax.device_get((one, other)))
+    shapes = one_rows.shapes, other_rows.shapes
+    unlike = verify.leaf_differences(where, *shapes)
+    leaves = jax.tree.leaves(shapes[0])
+    if unlike or not leaves:
+        return found + unlike
+    num_clients = leaves[0].shape[0]
+    count = row_files.rows_at_once(tree_bytes(shapes[0]) // num_clients)
+    for start in range(0, num_clients, count):
+        ids = np.arange(start, min(start + count, num_clients), dtype=np.int32)
+        pieces = jax.device_get((one_rows.take(ids), other_rows.take(ids)))
+        # One piece is enough to name a client.
+        if unlike := verify.leaf_differences(where, *pieces, start=start):
+            break
+    return found + unlike
+
+
+def _findings(
+    first: Run,
+    second: Run,
+    *,
+    last: int,
+    leaves: list[Difference] | None,
+    settings: list[Difference],
+) -> Findings:
+    """Compares rows and environments and adds what was found elsewhere."""
+    one, other = (
+        {number: row for number, row in run.rows.items() if number <= last}
+        for run in (first, second)
+    )
+    return Findings(
+        names=(first.name, second.name),
+        rounds=sorted(one.keys() | other.keys()),
+        hashed=sum(
+            "hash/state" in one[n] and "hash/state" in other[n]
+            for n in one.keys() & other.keys()
+        ),
+        rows=verify.row_differences(one, other),
+        checkpoint=_checkpoint(first, second, last=last, compared=leaves is not None),
+        leaves=leaves or [],
+        settings=settings,
+        environment=verify.environment_differences(first.starts, second.starts),
+    )
+
+
+def _checkpoint(first: Run, second: Run, *, last: int, compared: bool) -> str:
+    """Says which checkpoints were compared, or why none were."""
+    rounds = first.saved_round, second.saved_round
+    if compared:
+        return f"of round {rounds[0]}, compared"
+    if None in rounds:
+        return "not compared: there is none"
+    if rounds[0] == rounds[1]:
+        return f"not compared: the newest is of round {rounds[0]}, after round {last}"
+    return f"not compared: the newest are of rounds {rounds[0]} and {rounds[1]}"

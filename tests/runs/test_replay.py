@@ -1,0 +1,186 @@
+"""A run is trained once more and compared; workdirs are compared with each other."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_prune.runs import checkpoint, environment, train
+from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.replay import compare_workdirs, verify_workdir
+from fedjax_prune.runs.start import FOLDER, restore
+from fedjax_prune.runs.verify import report
+from fedjax_prune.runs.workdir import WorkdirError, read_metrics
+from tests.small_runs import tiny_config, undocumented
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A run that was prolonged, and hashed less often from then on."""
+    workdir = tmp_path_factory.mktemp("original")
+    for changes in ({"rounds": 3, "hash_every": 1}, {"rounds": 4, "hash_every": 2}):
+        assert train.run(tiny_config(**changes), workdir) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def other_seed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("other")
+    assert train.run(tiny_config(rounds=1, seed=1), workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def altered(original, tmp_path):
+    """A copy of the run, for changes."""
+    return Path(shutil.copytree(original, tmp_path / "altered"))
+
+
+def contents(folder):
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_rows_have_hashes_as_often_as_asked_for(original):
+    rows = read_metrics(original)
+    hashes = [row.get("hash/state") for row in rows]
+    assert [n for n, value in enumerate(hashes, start=1) if value] == [1, 2, 3, 4]
+    assert len(set(hashes)) == 4 and all(undocumented(row) == [] for row in rows)
+
+
+def test_each_start_has_its_environment(original):
+    starts = environment.read(original)
+    assert [start["finished"] for start in starts] == [0, 3]
+    assert [start["fields"]["rounds"] for start in starts] == [3, 4]
+    train.run(tiny_config(rounds=4, hash_every=2), original)
+    # A finished run that is started again computes nothing.
+    assert environment.read(original) == starts
+
+
+def test_a_replay_is_equal_and_leaves_the_workdir_as_it_is(original):
+    """Round 3 was the last of the first start, so it evaluated other clients."""
+    before = contents(original)
+    found = verify_workdir(original)
+    assert report(found) == {
+        "result": "equal",
+        "rows": "4 rows, rounds 1 to 4, 4 with the hash of the state",
+        "checkpoint": "of round 4, compared",
+    }
+    assert contents(original) == before
+
+
+class Terminal(io.StringIO):
+    """Presses Ctrl-C when it is shown the end of round 1."""
+
+    def write(self, text):
+        if text.startswith("round 1/"):
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_a_signal_ends_a_replay(original, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        verify_workdir(original)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_is_equal_to_its_copy(original, altered):
+    assert compare_workdirs(original, altered).equal
+
+
+def test_a_changed_value_is_found(original, altered):
+    lines = (altered / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(lines[2])
+    row["train/loss"] = float(np.nextafter(row["train/loss"], 9))
+    lines[2] = json.dumps(row)
+    (altered / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = compare_workdirs(original, altered)
+    (difference,) = found.rows
+    assert difference[:2] == ("round 3", "train/loss")
+    assert difference.second == repr(row["train/loss"]) != difference.first
+    assert compare_workdirs(original, altered, rounds=2).equal
+
+
+def test_a_changed_entry_of_a_checkpoint_is_found(original, altered):
+    """In the server's state and in the row of client 3."""
+    learning = make_learning(tiny_config(rounds=4))
+    state, rows = restore(learning, altered)
+    bias = state.params["fc2"]["bias"]
+    state.params["fc2"]["bias"] = bias.at[2].add(1)
+    ids = np.array([3], np.int32)
+    own = rows.take(ids)
+    leaves, tree = jax.tree.flatten(own.personal)
+    first_entry = (0,) * leaves[0].ndim
+    leaves[0] = leaves[0].at[first_entry].add(1)
+    rows.put(ids, own._replace(personal=jax.tree.unflatten(tree, leaves)))
+    shutil.rmtree(altered / FOLDER)
+    checkpoint.save(altered / FOLDER, 4, state, rows=rows, keep=1)
+    found = compare_workdirs(original, altered)
+    assert not found.equal and found.rows == []
+    first, second = found.leaves
+    assert first.field == "params['fc2']['bias'][2]"
+    assert np.float32(first.second) == np.float32(first.first) + np.float32(1)
+    assert second.field.startswith("personal['conv1']")
+    assert second.field.endswith(f"[{', '.join(map(str, (3, *first_entry[1:])))}]")
+    assert report(found)["first difference"].startswith(
+        "checkpoint of round 4, params['fc2']['bias'][2]: "
+    )
+    found = compare_workdirs(original, altered, rounds=3)
+    assert found.equal
+    assert found.checkpoint == "not compared: the newest is of round 4, after round 3"
+
+
+def test_another_seed_and_another_environment_are_named(original, other_seed):
+    file = other_seed / environment.FILE
+    starts = json.loads(file.read_text())
+    starts[0]["versions"]["jax"] = "0.0.1"
+    file.write_text(json.dumps(starts))
+    command = ["verify", f"--workdir={original}", f"--against={other_seed}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedjax_prune", *command],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert any(line.endswith(" different") for line in lines)
+    (first,) = (line for line in lines if line.startswith("first difference"))
+    assert "round 1, train/loss: " in first
+    assert f" in {original}, " in first and first.endswith(f" in {other_seed}")
+    assert "seed: 0 and 1" in lines
+    assert any(" versions.jax: " in line and "'0.0.1'" in line for line in lines)
+    assert "not compared: the newest are of rounds 4 and 1" in done.stdout
+
+
+def test_what_cannot_be_verified_is_named(original, altered, tmp_path):
+    with pytest.raises(WorkdirError, match="no run was started here"):
+        verify_workdir(tmp_path)
+    with pytest.raises(WorkdirError, match="no run was started here"):
+        compare_workdirs(original, tmp_path)
+    shutil.rmtree(altered / FOLDER)
+    found = compare_workdirs(original, altered)
+    assert found.equal and found.checkpoint == "not compared: there is none"
+    (altered / "metrics.jsonl").unlink()
+    with pytest.raises(WorkdirError, match="altered has no finished round that"):
+        verify_workdir(altered)
+    (found, *_) = compare_workdirs(original, altered).rows
+    assert found == ("round 1", "the row", "there", "missing")
