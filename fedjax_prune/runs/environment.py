@@ -82,7 +82,7 @@ def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
       their hashes.
     """
     versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions |= {name: _version(name) for name in _PACKAGES}
     package = sys.modules["fedjax_prune"]
     fields = flatten(experiment.config)
     return {
@@ -133,6 +133,14 @@ def _is_entry(value: Any) -> bool:
         and type(value.get("finished")) is int
         and isinstance(value.get("fields"), dict)
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # Such as a nightly release, which has another name.
+        return "unknown"
 
 
 def _processor() -> str:

@@ -30,7 +30,7 @@ from tests.small_runs import (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    config = pruned_config()
+    config = pruned_config(hash_every=4)
     assert train.run(config, workdir) == 0
     return config, workdir
 
@@ -39,6 +39,7 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     _, workdir = whole
     rows = read_metrics(workdir)
     assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["round"] for row in rows if "hash/state" in row] == [0, 4]
     first, *rounds = rows
     assert first["clients"] == 5
     assert first["bytes/down"] == first["bytes/up"] == 5 * 4 * 1034

@@ -171,6 +171,19 @@ def test_another_seed_and_another_environment_are_named(original, other_seed):
     assert "not compared: the newest are of rounds 4 and 1" in done.stdout
 
 
+def test_a_run_that_does_not_follow_from_its_configuration_is_found(altered):
+    """A library before this one wrote no environment.json."""
+    config = json.loads((altered / "config.json").read_text())
+    (altered / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    (altered / environment.FILE).unlink()
+    found = verify_workdir(altered, rounds=1)
+    assert not found.equal and found.rounds == [1] and found.hashed == 0
+    assert found.rows[0][:2] == ("round 1", "train/loss")
+    assert found.settings == []
+    assert found.checkpoint == "not compared: the newest are of rounds 4 and 1"
+    assert found.environment[0].first == "nothing"
+
+
 def test_what_cannot_be_verified_is_named(original, altered, tmp_path):
     with pytest.raises(WorkdirError, match="no run was started here"):
         verify_workdir(tmp_path)
