@@ -1,17 +1,15 @@
-"""Hashes that show whether two runs have the same data and the same state.
+"""A hash that shows whether two runs have the same state.
 
-The data are hashed on the host once, by SHA-256. The state is hashed on the devices
-after a round: each 32-bit word is mixed with its position, and the results are added up
-modulo 2^32. A sum of integers does not depend on the order, so the same state has the
-same hash on any number of devices. A change of a single word always changes it; other
-changes go unnoticed once in about 2^64 times. It is no cryptographic hash: whoever
-wants to can make another state with the same one.
+The state is hashed on the devices after a round: each 32-bit word is mixed with its
+position, and the results are added up modulo 2^32. A sum of integers does not depend on
+the order, so the same state has the same hash on any number of devices. A change of a
+single word always changes it; other changes go unnoticed once in about 2^64 times. It
+is no cryptographic hash: whoever wants to can make another state with the same one.
 
 Rows of clients are not hashed: on a CPU that takes 2 to 3 ms for a million entries,
 and a round of 50 clients may have 50 times the entries of the state.
 """
 
-import hashlib
 import zlib
 from typing import Any
 
@@ -19,30 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.runs.experiment import RunData
 from fedjax_prune.types import ServerState, Tree
 
 _STEPS = (0x9E3779B1, 0x85EBCA77)
 """Odd numbers, one for each half of a hash; multiplied with them, positions differ."""
-
-
-def data_hash(data: RunData) -> str:
-    """The SHA-256 of the examples of a run and of who holds them, in hexadecimal.
-
-    It takes about a second for a gigabyte.
-
-    Args:
-      data: of the run; names, shapes and dtypes of the arrays count as well.
-
-    Returns:
-      64 digits.
-    """
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        array = np.asarray(leaf, order="C")
-        found.update(_name(path, array.dtype, array.shape).encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def state_hash(state: Tree) -> jax.Array:

@@ -13,14 +13,15 @@ from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import checkpoint, environment, verify
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.start import FOLDER, restore
 from fedjax_prune.runs.train import train
 from fedjax_prune.runs.verify import Difference, Findings
 from fedjax_prune.runs.workdir import (
-    WorkdirError,
     is_changeable,
-    read_metrics,
+    open_workdir,
     read_usable_config,
     usable,
 )
@@ -81,7 +82,9 @@ def verify_workdir(workdir: Path, rounds: int = 0) -> Findings:
         folder = Path(name)
         for config, until in _stretches(run, workdir, last):
             with product_precision(config.precision):
-                if train(make_learning(config), folder, until) < until:
+                with open_workdir(folder):
+                    finished = train(make_learning(config), folder, until)
+                if finished < until:
                     raise KeyboardInterrupt
             if until == run.saved_round:
                 leaves = _checkpoint_differences(run, read_run(folder))

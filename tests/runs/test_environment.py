@@ -8,7 +8,6 @@ import pytest
 
 from fedjax_prune.runs import environment
 from fedjax_prune.runs.experiment import build
-from fedjax_prune.runs.hashes import data_hash
 from fedjax_prune.runs.workdir import WorkdirError
 from tests.small_runs import tiny_config
 
@@ -30,6 +29,9 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
         "save_every": 2,
         "keep": 2,
         "hash_every": 0,
+        "devices": 1,
+        "lanes": 2,
+        "client_rows": "device",
         "eval.every": 2,
         "eval.num_clients": 2,
         "eval.num_examples": 60,
@@ -42,7 +44,8 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
     flags = entry["flags"]
     assert flags["JAX_SOMETHING"] == "1" and "SECRET" not in flags
     assert flags["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
-    assert entry["data"] == data_hash(experiment.data)
+    assert entry["data"] == experiment.data.hashes
+    assert entry["data"].keys() == {"train", "test", "population"}
     assert all(entry["machine"].values()) and entry["started"].endswith("+00:00")
 
 

@@ -1,6 +1,5 @@
-"""The hash of the data and that of a state, against numpy; every bit counts."""
+"""The hash of a state, against numpy; every bit counts."""
 
-import hashlib
 import zlib
 
 import jax
@@ -8,45 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.data.population import to_population
-from fedjax_prune.runs.experiment import RunData
 from fedjax_prune.runs.hashes import (
     RoundHashes,
-    data_hash,
     hash_row,
     state_hash,
 )
-from fedjax_prune.types import Dataset, ServerState
-
-
-def make_data():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (6, 4, 4, 1), np.uint8)
-    labels = np.arange(6, dtype=np.int32) % 3
-    return RunData(
-        train=Dataset(images, labels),
-        test=Dataset(images[:2], labels[:2]),
-        population=to_population([[0, 1], [2], [3, 4, 5]], num_examples=6),
-        validation=to_population([[0], [1], [0, 1]], num_examples=2),
-        held_out=False,
-    )
-
-
-def test_the_hash_of_data_is_the_sha256_of_names_and_bytes():
-    data = make_data()
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        array = np.asarray(leaf)
-        name = f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}\n"
-        found.update(name.encode() + array.tobytes())
-    assert data_hash(data) == found.hexdigest()
-
-
-def test_the_hash_of_data_does_not_depend_on_the_layout_in_memory():
-    data = make_data()
-    images = np.asfortranarray(data.train.images)
-    other = data._replace(train=data.train._replace(images=images))
-    assert not images.flags.c_contiguous and data_hash(other) == data_hash(data)
+from fedjax_prune.types import ServerState
 
 
 def changed(tree, path, value):
@@ -54,29 +20,6 @@ def changed(tree, path, value):
     return jax.tree_util.tree_map_with_path(
         lambda p, x: value(x) if jax.tree_util.keystr(p) == path else x, tree
     )
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (".train.images", lambda x: np.where(np.arange(4)[:, None] == 3, x ^ 1, x)),
-        (".train.images", lambda x: x.reshape(6, 4, 2, 2)),
-        (".train.labels", lambda x: x[::-1]),
-        (".train.labels", lambda x: x.astype(np.int64)),
-        (".test.labels", lambda x: x[:1]),
-        (".validation.sizes", lambda x: x[::-1]),
-        (".held_out", lambda x: not x),
-    ],
-)
-def test_every_part_of_the_data_counts(path, value):
-    data = make_data()
-    assert data_hash(changed(data, path, value)) != data_hash(data)
-
-
-def test_who_holds_which_examples_counts():
-    data = make_data()
-    dealt = to_population([[0, 1], [3], [2, 4, 5]], num_examples=6)
-    assert data_hash(data._replace(population=dealt)) != data_hash(data)
 
 
 def make_state():

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from fedjax_prune.runs import checkpoint, environment, train
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.replay import compare_workdirs, verify_workdir
 from fedjax_prune.runs.start import FOLDER, restore
 from fedjax_prune.runs.verify import report
-from fedjax_prune.runs.workdir import WorkdirError, read_metrics
 from tests.small_runs import tiny_config, undocumented
 
 ROOT = Path(__file__).parents[2]
