@@ -37,6 +37,13 @@ def tiny_config(**changes):
     return config
 
 
+def plain_config(**changes):
+    """FedAvg without gates and norms, for what does not depend on the algorithm."""
+    config = tiny_config(**{"model.gated": False, "model.norm": "none"} | changes)
+    config.algorithm = base.algorithm("fedavg")
+    return config
+
+
 def pruned_config(name="autoflip", fields=PRUNED_FIELDS, **changes):
     config = tiny_config(**{"devices": 2, "lanes": 1, "model.gated": False})
     config.server.optimizer = "damped"

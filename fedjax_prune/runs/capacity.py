@@ -28,8 +28,8 @@ from fedjax_prune.types import (
 )
 
 
-def memory_estimate(experiment: Experiment, lanes: int) -> int:
-    """Bytes that a round takes on each device.
+def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
+    """Bytes that a round takes on each device, as a function of its lanes.
 
     A device holds the data, the parameters and, unless the host keeps them, its share
     of the rows of all clients. It holds the rows of its block of the cohort, or of a
@@ -39,13 +39,7 @@ def memory_estimate(experiment: Experiment, lanes: int) -> int:
 
     Args:
       experiment: with `devices` as a number.
-      lanes: on each device.
     """
-    return _estimate(experiment)(lanes)
-
-
-def _estimate(experiment: Experiment) -> Callable[[int], int]:
-    """Returns `memory_estimate` as a function of lanes; the rest is traced once."""
     config, learning = experiment.config, experiment.learning
     state, row = jax.eval_shape(lambda: start(learning))
     row_bytes = tree_bytes(row)
@@ -148,11 +142,11 @@ def available_bytes() -> int:
     return machine_bytes() // jax.local_device_count()
 
 
-def fitting_lanes(experiment: Experiment, most: int, available: int) -> int:
+def fitting_lanes(need: Callable[[int], int], most: int, available: int) -> int:
     """The largest number of lanes that fits the memory of a device.
 
     Args:
-      experiment: with `devices` as a number.
+      need: lanes -> bytes, as `memory_estimate` gives it.
       most: the number of lanes asked for, at least 1.
       available: bytes on each device.
 
@@ -162,7 +156,6 @@ def fitting_lanes(experiment: Experiment, most: int, available: int) -> int:
     Raises:
       SettingsError: if not even one lane fits.
     """
-    need = _estimate(experiment)
     fitting = bisect.bisect_right(range(1, most + 1), available, key=need)
     if not fitting:
         raise SettingsError(

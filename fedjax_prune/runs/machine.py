@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.lanes import over_lanes
 from fedjax_prune.models.platforms import tracing_for
-from fedjax_prune.runs.capacity import available_bytes, fitting_lanes
+from fedjax_prune.runs.capacity import available_bytes, fitting_lanes, memory_estimate
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.sections import SECTIONS
 from fedjax_prune.runs.settings import SettingsError
@@ -31,11 +31,13 @@ class Chosen(NamedTuple):
       experiment: with `devices` and `lanes` as numbers.
       words: what was chosen, and why.
       images_per_second: of one device with these lanes; 0 if it was not timed.
+      memory: estimated bytes that a round takes on each device.
     """
 
     experiment: Experiment
     words: str
     images_per_second: float
+    memory: int
 
 
 def choose(experiment: Experiment, folder: Path) -> Chosen:
@@ -62,7 +64,8 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
     clients = -(-config.cohort_size // config.devices)
     most = min(MOST_LANES if asked == "auto" else asked, clients)
-    fitting = fitting_lanes(experiment, most, available_bytes())
+    need = memory_estimate(experiment)
+    fitting = fitting_lanes(need, most, available_bytes())
     rate = 0.0
     if asked == "auto":
         config.lanes, rates = fastest_lanes(experiment, fitting)
@@ -83,7 +86,8 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
         words += ", where before there were " + " and ".join(
             f"{value} {name}" for name, value in before.items()
         )
-    return Chosen(experiment.with_config(config), words, rate)
+    memory = need(config.lanes)
+    return Chosen(experiment.with_config(config), words, rate, memory)
 
 
 def _number_of_devices(config: Config, before: int) -> int:

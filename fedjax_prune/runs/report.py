@@ -11,7 +11,6 @@ from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
-from fedjax_prune.runs.capacity import memory_estimate
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start
 from fedjax_prune.runs.machine import Chosen, images_per_second
@@ -69,14 +68,13 @@ def preflight(
     experiment, config = chosen.experiment, chosen.experiment.config
     sizes = np.asarray(experiment.data.population.sizes)
     steps = num_steps(sizes, config.client.epochs, config.client.batch_size)
-    memory = memory_estimate(experiment, config.lanes)
     facts = {
         "client size": f"{sizes.min()} / {int(np.median(sizes))} / {sizes.max()} "
         "examples (smallest / median / largest)",
         "steps a round": f"about {steps.mean() * config.cohort_size:,.0f}, "
         f"{steps.max():,} for the largest client",
         "lanes": chosen.words,
-        "memory": f"about {_megabytes(memory)} on each device",
+        "memory": f"about {_megabytes(chosen.memory)} on each device",
     }
     if finished:
         facts["rounds done"] = f"{finished} of {config.rounds}"

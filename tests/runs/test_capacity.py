@@ -24,7 +24,7 @@ from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, read_config
 from fedjax_prune.types import RoundInputs
-from tests.small_runs import final_state, pruned_config, tiny_config
+from tests.small_runs import final_state, plain_config, pruned_config, tiny_config
 
 
 def test_peak_of_a_chain_by_hand():
@@ -91,7 +91,7 @@ def planned_bytes(experiment):
 def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(name):
     experiment = build(CONFIGS[name]())
     planned = planned_bytes(experiment)
-    estimate = capacity.memory_estimate(experiment, experiment.config.lanes)
+    estimate = capacity.memory_estimate(experiment)(experiment.config.lanes)
     assert 0.75 * planned < estimate < 1.25 * planned
 
 
@@ -100,7 +100,7 @@ def test_the_estimate_knows_the_algorithms_own_chain_and_messages():
     sizes = {}
     for name in ("fedavg", "prunefl"):
         experiment = build(pruned_config(name, {}, devices=1))
-        need = [capacity.memory_estimate(experiment, lanes) for lanes in (1, 2)]
+        need = [*map(capacity.memory_estimate(experiment), (1, 2))]
         sizes[name] = need[1] - need[0]
         params = jax.eval_shape(lambda e=experiment: start(e.learning))[0].params
     assert sizes["prunefl"] - sizes["fedavg"] >= 2 * tree_bytes(params)
@@ -109,13 +109,14 @@ def test_the_estimate_knows_the_algorithms_own_chain_and_messages():
 def test_fewer_lanes_are_taken_where_memory_is_short():
     config = tiny_config(devices=1)
     experiment = build(config)
-    need = [capacity.memory_estimate(experiment, n) for n in (1, 2, 3)]
+    estimate = capacity.memory_estimate(experiment)
+    need = [estimate(n) for n in (1, 2, 3)]
     assert need[2] - need[1] == need[1] - need[0] > 0
-    assert capacity.fitting_lanes(experiment, 64, need[1]) == 2
-    assert capacity.fitting_lanes(experiment, 64, need[2] - 1) == 2
-    assert capacity.fitting_lanes(experiment, 1, need[2]) == 1
+    assert capacity.fitting_lanes(estimate, 64, need[1]) == 2
+    assert capacity.fitting_lanes(estimate, 64, need[2] - 1) == 2
+    assert capacity.fitting_lanes(estimate, 1, need[2]) == 1
     with pytest.raises(SettingsError, match=r"one lane needs .* GB on each device"):
-        capacity.fitting_lanes(experiment, 64, need[0] - 1)
+        capacity.fitting_lanes(estimate, 64, need[0] - 1)
 
 
 def test_lanes_bring_more_explorers_at_once():
@@ -123,11 +124,12 @@ def test_lanes_bring_more_explorers_at_once():
     sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
     config = pruned_config(devices=1, client_rows="host", **sizes)
     experiment = build(config)
-    need = [capacity.memory_estimate(experiment, n) for n in (1, 2, 3, 4)]
+    estimate = capacity.memory_estimate(experiment)
+    need = [estimate(n) for n in (1, 2, 3, 4)]
     steps = np.diff(need)
     assert steps[0] > steps[1] > steps[2] > 0
     for lanes, available in enumerate(need, start=1):
-        fitting = capacity.fitting_lanes(experiment, 64, available)
+        fitting = capacity.fitting_lanes(estimate, 64, available)
         assert fitting == lanes
 
 
@@ -164,13 +166,13 @@ def test_a_run_goes_on_with_what_another_machine_has(tmp_path):
 def test_a_fixed_order_goes_on_elsewhere_with_the_same_bits(tmp_path):
     """On another number of devices, with rows at another place."""
     fixed = dict(reduction="fixed_order", lanes=2)
-    whole = tiny_config(rounds=2, devices=1, **fixed)
+    whole = plain_config(rounds=2, devices=1, **fixed)
     assert train.run(whole, tmp_path / "whole") == 0
     for changed in (
         dict(rounds=1, devices=1),
         dict(rounds=2, devices=2, client_rows="host"),
     ):
-        config = tiny_config(**fixed, **changed)
+        config = plain_config(**fixed, **changed)
         assert train.run(config, tmp_path / "moved") == 0
     jax.tree.map(
         np.testing.assert_array_equal,

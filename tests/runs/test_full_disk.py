@@ -23,7 +23,7 @@ from fedjax_prune.runs.checkpoint import CheckpointError, restore, rounds, save
 from fedjax_prune.runs.metrics_log import open_metrics, read_metrics, restore_metrics
 from fedjax_prune.runs.workdir import WorkdirError, open_workdir, write_config
 from fedjax_prune.types import ClientState
-from tests.small_runs import final_state, tiny_config
+from tests.small_runs import final_state, plain_config, tiny_config
 
 REASON = "File too large"
 
@@ -88,7 +88,7 @@ def test_a_first_checkpoint_that_finds_no_room(tmp_path):
 
 
 def test_a_config_that_finds_no_room(tmp_path):
-    config = tiny_config()
+    config = plain_config()
     write_config(tmp_path, config)
     before = (tmp_path / "config.json").read_bytes()
     config.rounds = 7
@@ -150,13 +150,13 @@ def leave(patch, free):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken")
-    assert train.run(tiny_config(), workdir) == 0
+    assert train.run(plain_config(), workdir) == 0
     return workdir
 
 
 def test_a_run_goes_on_when_there_is_room(unbroken, tmp_path, monkeypatch):
     """The disk is full from round 3 on, so that round 4 cannot be saved."""
-    config, run = tiny_config(), tmp_path / "run"
+    config, run = plain_config(), tmp_path / "run"
     said = "/4 cannot be saved: No space left on device.* that of round 2 stays"
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Filling(3, patch))
@@ -187,4 +187,4 @@ def test_what_could_not_be_saved_is_not_begun(tmp_path, monkeypatch, capsys):
 
 def test_a_finished_run_needs_no_room(unbroken, monkeypatch):
     leave(monkeypatch, free=0)
-    assert train.run(tiny_config(), unbroken) == 0
+    assert train.run(plain_config(), unbroken) == 0

@@ -89,4 +89,6 @@ def test_a_network_beyond_the_memory_is_refused():
     learning = make_learning(config)
     data = RunData(images(1442), images(355), (), (), False)
     with pytest.raises(SettingsError, match=r"one lane needs \d+ GB .* data.size"):
-        capacity.fitting_lanes(Experiment(learning, data), 1, 64 * 10**9)
+        capacity.fitting_lanes(
+            capacity.memory_estimate(Experiment(learning, data)), 1, 64 * 10**9
+        )

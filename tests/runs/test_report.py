@@ -16,7 +16,7 @@ from tests.small_runs import pruned_config, tiny_config
 
 
 def chosen_of(images_per_second, **changes):
-    return Chosen(build(tiny_config(**changes)), "2", images_per_second)
+    return Chosen(build(tiny_config(**changes)), "2", images_per_second, 3_000_000)
 
 
 def test_the_time_of_a_round_by_hand(monkeypatch):
@@ -51,13 +51,13 @@ def test_the_time_before_the_first_round_is_told_apart(monkeypatch):
     """Five explorers with two epochs each, where a round has three with one epoch."""
     monkeypatch.setattr(report, "WORTH_TIMING", 0.0)
     experiment = build(pruned_config(rounds=400))
-    facts = report.preflight(Chosen(experiment, "2", 0.01), 0, [])
+    facts = report.preflight(Chosen(experiment, "2", 0.01, 3_000_000), 0, [])
     assert facts["time"] == (
         "about 2.5 h a round, 42 days for 400 rounds, without evaluation, and up to "
         "8.3 h before them"
     )
     rows = [{"round": 0, "seconds": 9.0}, {"round": 1, "seconds": 36000.0}]
-    facts = report.preflight(Chosen(experiment, "2", 0.01), 1, rows)
+    facts = report.preflight(Chosen(experiment, "2", 0.01, 3_000_000), 1, rows)
     assert facts["time"] == (
         "about 10 h a round, 166 days for 399 rounds, with evaluations"
     )

@@ -11,13 +11,13 @@ from fedjax_prune.runs.checkpoint import CheckpointError, latest
 from fedjax_prune.runs.export import export_model
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.workdir import read_config
-from tests.small_runs import pruned_config, tiny_config
+from tests.small_runs import plain_config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    assert train.run(tiny_config(rounds=2), workdir) == 0
+    assert train.run(plain_config(rounds=2), workdir) == 0
     return workdir
 
 
@@ -47,13 +47,13 @@ def test_the_checkpoint_knows_its_config_where_the_file_is_gone(workdir):
         rf"{workdir}/checkpoints/2 is of another run: client.lr is 0.2, but it was "
         r"saved with 0.1; seed is 5, but it was saved with 0. Use the old values"
     )
-    changed = tiny_config(rounds=3, seed=5, **{"client.lr": 0.2})
+    changed = plain_config(rounds=3, seed=5, **{"client.lr": 0.2})
     with pytest.raises(CheckpointError, match=said):
         train.run(changed, workdir)
     assert not (workdir / "config.json").exists()
     assert (workdir / "metrics.jsonl").read_bytes() == before
     # With the old ones it goes on.
-    assert train.run(tiny_config(rounds=3), workdir) == 0
+    assert train.run(plain_config(rounds=3), workdir) == 0
     assert latest(workdir / "checkpoints") == 3
     assert read_config(workdir)["rounds"] == 3
 
@@ -61,7 +61,7 @@ def test_the_checkpoint_knows_its_config_where_the_file_is_gone(workdir):
 def test_fields_that_may_change_may_also_do_so_where_the_file_is_gone(workdir):
     (workdir / "config.json").unlink()
     changes = {"eval.every": 1, "eval.num_examples": 50, "keep": 5, "save_every": 1}
-    assert train.run(tiny_config(rounds=3, **changes), workdir) == 0
+    assert train.run(plain_config(rounds=3, **changes), workdir) == 0
     assert [row["round"] for row in read_metrics(workdir)] == [1, 2, 3]
 
 
@@ -73,7 +73,7 @@ def test_changed_data_are_refused(workdir, monkeypatch):
         r"clients hold are not those of its rounds\. Use the old values and data"
     )
     with pytest.raises(CheckpointError, match=said):
-        train.run(tiny_config(rounds=3), workdir)
+        train.run(plain_config(rounds=3), workdir)
     with pytest.raises(CheckpointError, match=said):
         train.evaluate_workdir(workdir)
     assert latest(workdir / "checkpoints") == 2
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_knows_no_origin_goes_on(workdir):
             del manifest[name]
 
     rewritten(workdir / "checkpoints" / "2" / "manifest.json", forget)
-    assert train.run(tiny_config(rounds=3), workdir) == 0
+    assert train.run(plain_config(rounds=3), workdir) == 0
     manifest = json.loads((workdir / "checkpoints/3/manifest.json").read_text())
     assert manifest["config"]["seed"] == 0
     assert set(manifest["data"]) == {"train", "test", "population"}
@@ -113,22 +113,11 @@ def test_a_finished_run_says_which_rows_are_missing(workdir):
     first, _ = file.read_text().splitlines(True)
     file.write_text(first)
     with pytest.warns(UserWarning, match=r"metrics.jsonl: no row of round 2\.$"):
-        assert train.run(tiny_config(rounds=2), workdir) == 0
+        assert train.run(plain_config(rounds=2), workdir) == 0
     file.unlink()
     with pytest.warns(UserWarning, match=r"metrics.jsonl: no row of rounds 1 to 2\.$"):
-        assert train.run(tiny_config(rounds=3), workdir) == 0
+        assert train.run(plain_config(rounds=3), workdir) == 0
     assert [row["round"] for row in read_metrics(workdir)] == [3]
-
-
-def test_the_row_of_a_preparation_is_missed(tmp_path):
-    for rounds in (1, 2):
-        config = pruned_config(rounds=rounds)
-        if rounds == 1:
-            train.run(config, tmp_path)
-            (tmp_path / "metrics.jsonl").unlink()
-            continue
-        with pytest.warns(UserWarning, match=r"no row of rounds 0 to 1\.$"):
-            train.run(config, tmp_path)
 
 
 def test_rows_of_removed_checkpoints_are_kept_aside(workdir):
@@ -136,6 +125,6 @@ def test_rows_of_removed_checkpoints_are_kept_aside(workdir):
     shutil.rmtree(workdir / "checkpoints")
     rewritten(workdir / "config.json", lambda config: config.update(save_every=1))
     with pytest.warns(UserWarning, match=r"rows of round 2, but no checkpoint\. The "):
-        assert train.run(tiny_config(rounds=1, save_every=1), workdir) == 0
+        assert train.run(plain_config(rounds=1, save_every=1), workdir) == 0
     assert (workdir / "metrics.jsonl.damaged").read_bytes() == before
     assert [row["round"] for row in read_metrics(workdir)] == [1]
