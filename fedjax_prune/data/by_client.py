@@ -15,7 +15,7 @@ import numpy as np
 from fedjax_prune.data.datasets import (
     DATASETS,
     DataError,
-    local_folder,
+    data_folder,
     resolve_count,
 )
 from fedjax_prune.data.load import as_dataset
@@ -101,7 +101,7 @@ def load_by_client(
     """
     if name not in SOURCES:
         raise ValueError(f"name must be one of {', '.join(SOURCES)}, got {name!r}.")
-    source, path = SOURCES[name], local_folder(folder)
+    source, path = SOURCES[name], data_folder(folder)
     clients = [c for c in source.read(path) if len(c.labels) >= source.least]
     order = np.random.RandomState(seed).permutation(len(clients))[:num_clients]
     drawn = [clients[client] for client in order]

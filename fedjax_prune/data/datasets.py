@@ -60,7 +60,7 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def local_folder(path: str | Path) -> Path:
+def data_folder(path: str | Path) -> Path:
     """Gives the path of a folder, in which `~` may stand for a home directory.
 
     Raises:

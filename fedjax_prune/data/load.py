@@ -16,7 +16,7 @@ from fedjax_prune.data.datasets import (
     DATASETS,
     DataError,
     DatasetInfo,
-    local_folder,
+    data_folder,
     resolve_count,
 )
 from fedjax_prune.fields import Count, checked
@@ -225,7 +225,7 @@ def _info(name: str) -> DatasetInfo:
 def _version(name: str, data_dir: str) -> Path:
     """Finds or prepares the folder of a TFDS set."""
     tfds_name = DATASETS[name].tfds_name
-    folder = local_folder(
+    folder = data_folder(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
     version = prepared.find_version(tfds_name, folder)
