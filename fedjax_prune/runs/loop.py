@@ -1,8 +1,8 @@
 """The loop of a run: rounds, evaluations, checkpoints and a row of metrics a round.
 
 A round is dispatched before the numbers of the previous round are read, so the devices
-do not wait for the host. Exceptions are checkpoints, rows on the host, and compacted
-rounds, which ask which channels are left.
+do not wait for the host. Exceptions are checkpoints, whose state is copied, rows on the
+host, and compacted rounds, which ask which channels are left.
 """
 
 import time
@@ -31,7 +31,7 @@ from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import MetricsLog, open_metrics
 from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
-from fedjax_prune.runs.start import save
+from fedjax_prune.runs.saving import background_saves
 from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
 
 
@@ -281,6 +281,7 @@ def run_rounds(
     Raises:
       TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
         before stay.
+      CheckpointError: if one cannot be written; it is told at the next round.
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
@@ -308,12 +309,14 @@ def run_rounds(
         # Outside of the progress, whose last output may find that nobody reads it.
         stop_requested() as stop,
         console.progress(config.rounds, finished) as bar,
+        background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):
         journal = Journal(experiment, messages, log, bar)
         began = time.monotonic()
         running: Dispatched | None = None
         while finished < last and not stop.is_set():
+            saver.check()
             finished += 1
             state, dispatched = dispatcher.dispatch(state, finished)
             # The time of a round does not include compiling.
@@ -329,8 +332,8 @@ def run_rounds(
             if finished % config.save_every == 0:
                 began = journal.write(running, began)
                 running = None
-                save(experiment, folder, finished, state, rows)
+                saver.save(finished, state, rows)
         if running is not None:
             journal.write(running, began)
-            save(experiment, folder, finished, state, rows)
+            saver.save(finished, state, rows)
     return finished

@@ -119,8 +119,9 @@ def restore_metrics(
 ) -> None:
     """Ends the metrics of a run at the restored round: a row a round, in their order.
 
-    Rows of the rounds after it, up to the next checkpoint, and a last line without an
-    end are what a killed run leaves, and they are removed. Anything else that a reader
+    Rows of the rounds after it, up to the second of the next checkpoints, since one may
+    still have been in writing, and a last line without an end are what a killed run
+    leaves, and they are removed. Anything else that a reader
     would miss causes a warning: rounds without a row, several rows of a round, lines
     that are no rows, and rows of later rounds, whose checkpoints are gone. If it is
     more than missing rows, the file is also kept as it was, as `metrics.jsonl.damaged`.
@@ -139,7 +140,7 @@ def restore_metrics(
     last = -1 if finished is None else finished
     missing = sorted(set(range(first, last + 1)) - found.rows.keys())
     repeated = sorted({number for number in found.repeated if number <= last})
-    later = sorted(n for n in found.rows if n > max(last, 0) + save_every)
+    later = sorted(n for n in found.rows if n > max(last, 0) + 2 * save_every)
     unreadable = found.unreadable + found.torn * bool(missing)
     faults = [
         *(f"cannot read {x}" for x in _named("line", unreadable)),

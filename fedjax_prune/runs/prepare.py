@@ -24,7 +24,7 @@ from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import Origin, origin_of
-from fedjax_prune.runs.start import save
+from fedjax_prune.runs.saving import save
 from fedjax_prune.types import ServerState
 
 FOLDER = "preparation"

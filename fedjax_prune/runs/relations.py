@@ -45,6 +45,11 @@ RELATIONS = (
         "cohort_size must be at most data.num_clients = {1}, got {0}",
     ),
     Relation(
+        ("keep_every", "save_every"),
+        lambda keep_every, save_every: keep_every % save_every == 0,
+        "keep_every must be 0 or a multiple of save_every = {1}, got {0}",
+    ),
+    Relation(
         ("data.num_train", "data.num_clients"),
         lambda num_train, num_clients: num_train == 0 or num_train >= num_clients,
         "data.num_train must be 0 (all) or at least data.num_clients = {1}, got {0}",

@@ -79,7 +79,12 @@ class TopLevel(NamedTuple):
         bool, "Whether rounds run on the smaller model that masks leave."
     ] = False
     save_every: Annotated[int, at_least(1), "Rounds between checkpoints."] = 10
-    keep: Annotated[int, at_least(1), "Checkpoints that are kept."] = 2
+    keep: Annotated[int, at_least(1), "Newest checkpoints that are kept."] = 2
+    keep_every: Annotated[
+        int,
+        at_least(0),
+        "Checkpoints of multiples of this round are kept, too; 0 is none.",
+    ] = 0
     hash_every: Annotated[
         int,
         at_least(0),

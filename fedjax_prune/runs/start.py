@@ -10,12 +10,9 @@ from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start
-from fedjax_prune.runs.lock import require_held
 from fedjax_prune.runs.origin import Origin, origin_of
+from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.types import ClientState, ServerState
-
-FOLDER = "checkpoints"
-"""Folder of the checkpoints in a workdir."""
 
 
 def restore_or_start(
@@ -30,7 +27,7 @@ def restore_or_start(
     learning, config = experiment.learning, experiment.config
     finished = None
     if checkpoint.rounds(workdir / FOLDER):
-        origin = _origin(experiment)
+        origin = origin_of(config, experiment.data.hashes)
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
         finished = int(state.round)
     else:
@@ -86,34 +83,6 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     state, _ = _saved(learning)
     origin = origin_of(learning.config)
     return checkpoint.restore(workdir / FOLDER, state, origin=origin)
-
-
-def save(
-    experiment: Experiment,
-    workdir: Path,
-    finished: int,
-    state: ServerState,
-    rows: Store,
-) -> None:
-    """Reads the whole state from the devices and saves it as a round's checkpoint.
-
-    Raises:
-      WorkdirError: if this process does not hold the workdir any more.
-    """
-    require_held(workdir)
-    with jax.transfer_guard("allow"):
-        checkpoint.save(
-            workdir / FOLDER,
-            finished,
-            state,
-            rows=rows,
-            origin=_origin(experiment),
-            keep=experiment.config.keep,
-        )
-
-
-def _origin(experiment: Experiment) -> Origin:
-    return origin_of(experiment.config, experiment.data.hashes)
 
 
 def _saved(learning: Learning) -> tuple[ServerState, ClientState]:

@@ -19,6 +19,7 @@ CHANGEABLE = (
     "eval.",
     "save_every",
     "keep",
+    "keep_every",
     "hash_every",
     "devices",
     "lanes",
