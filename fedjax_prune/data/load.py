@@ -228,11 +228,12 @@ def _check_all(field: str, wanted: str, values: np.ndarray, bad: np.ndarray) -> 
 
 
 def _info(name: str) -> DatasetInfo:
-    """Looks up a data set that has a test set."""
+    """Looks up a data set that does not come by client."""
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}.")
     if DATASETS[name].by_client:
-        raise ValueError(f"{name} has no test set: read it with load_by_client.")
+        reader = "generate" if DATASETS[name].generated else "load_by_client"
+        raise ValueError(f"{name} comes by client: read it with {reader}.")
     return DATASETS[name]
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.load import count_examples, is_at_hand
+from fedjax_prune.data.synthetic import client_sizes
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import checkpoint
@@ -89,8 +90,13 @@ def _examples_a_client(config: Config) -> float:
     data = config.data
     info = DATASETS[data.name]
     count: float = data.num_train
-    if not count and not info.by_client and is_at_hand(data.name, data.dir):
+    if info.generated:
+        sizes = {"client_size": data.client_size, "seed": data.seed}
+        sizes["client_size_sigma"] = data.client_size_sigma
+        count = client_sizes(data.num_clients, **sizes).sum()
+    elif not count and not info.by_client and is_at_hand(data.name, data.dir):
         count, _ = count_examples(data.name, data.dir)
-    # Of sets by client, only what is not held out is known less exactly.
-    share = 0.8 if data.local_val == "holdout" else 1.0
+    share = 1.0
+    if data.local_val == "holdout":
+        share = 0.9 if info.by_client else 0.8
     return share * count / data.num_clients if count else math.nan

@@ -17,11 +17,11 @@ from fedjax_prune.fields import Relation, relations_of
 from fedjax_prune.models import MODELS
 from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
 
-_BY_CLIENT = " and ".join(name for name, info in DATASETS.items() if info.by_client)
+_BY_CLIENT = ", ".join(name for name, info in DATASETS.items() if info.by_client)
 
 _READERS = "; ".join(
     f"{kind}: {', '.join(n for n in MODELS if MODELS[n].needs().kind == kind)}"
-    for kind in ("image", "text")
+    for kind in ("image", "text", "vector")
 )
 
 
@@ -95,15 +95,22 @@ RELATIONS = (
     Relation(
         ("data.local_val", "data.name"),
         lambda local_val, name: local_val == "holdout" or not DATASETS[name].by_client,
-        "data.local_val must be holdout for {1}, which has no test set, got {0!r}",
+        "data.local_val must be holdout for {1}, whose clients have their own "
+        "examples, got {0!r}",
+    ),
+    Relation(
+        ("data.num_train", "data.name"),
+        lambda num_train, name: num_train == 0 or not DATASETS[name].generated,
+        "data.num_train must be 0 for {1}, whose size follows from data.num_clients "
+        "and data.client_size, got {0}",
     ),
     Relation(
         ("data.size", "data.augment", "data.name"),
         lambda size, augment, name: (
-            DATASETS[name].kind != "text" or (size == 0 and augment == "none")
+            DATASETS[name].kind == "image" or (size == 0 and augment == "none")
         ),
-        "data.size must be 0 and data.augment none for {2}, which is text, got {0} "
-        "and {1!r}",
+        "data.size must be 0 and data.augment none for {2}, which has no images, got "
+        "{0} and {1!r}",
     ),
     Relation(
         ("compact_training", "algorithm.name"),

@@ -13,6 +13,7 @@ from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.splitting import NumClients
+from fedjax_prune.data.synthetic import generate
 from fedjax_prune.engine.devices import REDUCTIONS
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
@@ -177,7 +178,7 @@ _GATES = fields_of(GateSettings)
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "": fields_of(TopLevel),
     "eval": fields_of(Eval),
-    "data": fields_of(partition) | fields_of(Data),
+    "data": fields_of(partition) | fields_of(generate) | fields_of(Data),
     "model": fields_of(Model)
     | {
         "gate_mode": _GATES["mode"],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from configs import synthetic
 from fedjax_prune.algorithms import ALGORITHMS, Algorithm, fedavg
 from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
 from fedjax_prune.engine.server import make_server_tx
@@ -151,7 +152,8 @@ TEXT = {
         ({"model.name": "cnn"}, "must suit the kind of data.name shakespeare (image: "),
         (
             {"data.partitioner": "iid"},
-            "by_client for femnist and shakespeare, and for them alone, got 'iid'",
+            "by_client for femnist, shakespeare, synthetic, synthetic_images, and for "
+            "them alone, got 'iid' for 'shakespeare'",
         ),
         ({"data.local_val": "matched_test"}, "must be holdout for shakespeare"),
     ],
@@ -160,6 +162,38 @@ def test_text_needs_a_model_that_reads_text(fields, message):
     found = problems(TEXT | fields, "fedavg")
     assert len(found) == (message is not None)
     assert all(message in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, None),
+        ({"data.num_clients": 2_000_000}, None),
+        (
+            {"data.num_train": 50},
+            "data.num_train must be 0 for synthetic, whose size follows from "
+            "data.num_clients and data.client_size, got 50",
+        ),
+        (
+            {"data.size": 24},
+            "data.size must be 0 and data.augment none for synthetic, which has no "
+            "images, got 24 and 'none'",
+        ),
+        ({"model.name": "cnn"}, "(image: "),
+        ({"data.name": "digits"}, "vector: logistic_regression), got"),
+        ({"data.client_size": 1}, "data.client_size must be at least 2, got 1"),
+        (
+            {"data.local_val": "matched_test"},
+            "must be holdout for synthetic, whose clients have their own examples",
+        ),
+    ],
+)
+def test_generated_vectors_need_a_model_that_reads_vectors(fields, message):
+    config = synthetic.get_config()
+    config.update_from_flattened_dict(fields)
+    found = settings.problems(config)
+    assert found if message else not found
+    assert not message or any(message in sentence for sentence in found)
 
 
 def test_model_and_settings_refuse_a_norm_in_the_same_words():
@@ -175,7 +209,7 @@ def test_model_and_settings_refuse_a_norm_in_the_same_words():
 @pytest.mark.parametrize("side", [3, 24, 32])
 def test_a_model_takes_exactly_the_sizes_that_it_declares(model, side):
     needs = MODELS[model].needs()
-    if needs.kind == "text":
+    if needs.kind != "image":
         assert needs.sides.holds(side)
         return
     found = problems({"model.name": model, "data.size": side, "model.gated": False})
