@@ -1,4 +1,4 @@
-"""Placements: on which devices rounds run, and in which order messages are added.
+"""Placements: on which devices rounds run, and how messages become one.
 
 Each device trains its own block of the cohort in its own lanes and exchanges nothing
 with the others meanwhile. What the clients send crosses devices once, at the end of the
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_prune.engine.policy import PLAIN, Policy
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.platforms import check_platform, default_platform, tracing_for
 from fedjax_prune.types import Cohort, RoundInputs, Tree
@@ -27,7 +28,7 @@ GROUP, ALONE = 16, 4
 
 
 class Placement(NamedTuple):
-    """The devices on which a round runs, and the order of its sums.
+    """The devices on which a round runs, the order of its sums and its policy.
 
     Attributes:
       mesh: the devices, on one axis; None is the default device alone.
@@ -38,6 +39,7 @@ class Placement(NamedTuple):
         the same on any number of devices.
       target: the platform that programs are lowered for ahead of time; None is that of
         the devices.
+      policy: what becomes of messages beside that; preparations do without one.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -49,6 +51,12 @@ class Placement(NamedTuple):
     num_devices: int = 1
     reduction: str = "all_reduce"
     target: str | None = None
+    policy: Policy = PLAIN
+
+    @property
+    def plain(self) -> "Placement":
+        """The same devices and order, without a policy."""
+        return self._replace(policy=PLAIN)
 
     @property
     def platform(self) -> str:
@@ -107,6 +115,7 @@ def make_placement(
     reduction: str = "all_reduce",
     *,
     platform: str | None = None,
+    policy: Policy = PLAIN,
 ) -> Placement:
     """Places rounds on the first local devices.
 
@@ -119,6 +128,7 @@ def make_placement(
       reduction: one of REDUCTIONS.
       platform: one of PLATFORMS, to lower programs ahead of time for as many devices
         of another platform than the local one; None is the local one.
+      policy: of the rounds; `make_policy` makes one.
 
     Raises:
       ValueError: if there are fewer devices, or the reduction or the platform is
@@ -142,10 +152,10 @@ def make_placement(
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
     if num_devices == 1 and reduction == "all_reduce":
-        return ONE_DEVICE._replace(target=platform)
+        return ONE_DEVICE._replace(target=platform, policy=policy)
     in_mesh = max(num_devices, 2 if reduction == "fixed_order" else 1)
     mesh = Mesh(np.array(local[:in_mesh]), (AXIS,))
-    return Placement(mesh, num_devices, reduction, platform)
+    return Placement(mesh, num_devices, reduction, platform, policy)
 
 
 def put_whole(placement: Placement, tree: Tree) -> Tree:

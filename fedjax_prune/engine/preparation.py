@@ -145,7 +145,8 @@ def prepare(
 
     @jax.jit(donate_argnums=(0, 1))
     def gather(gathered: Tree, taken: ClientState, inputs: RoundInputs):
-        return steps.gather(gathered, inputs._replace(rows=taken), placement)
+        inputs = inputs._replace(rows=taken)
+        return steps.gather(gathered, inputs, placement.plain)
 
     began = time.monotonic()
     done = begin or Gathering(0, jax.jit(steps.start)(state), ())

@@ -16,7 +16,6 @@ from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.engine.devices import Placement, put_cohort, put_split, put_whole
 from fedjax_prune.engine.outcome import (
     by_id,
-    diverged,
     first_by_id,
     of_clients,
     require_finite,
@@ -151,8 +150,7 @@ class Journal(NamedTuple):
         require_finite_server(sums, done.number)
         metrics.require_alive(self.experiment.config, sums)
         row = metrics.round_row(done.number, finished - began, sums)
-        if (dropped := diverged(sums, done.cohort)).size:
-            row["clients/dropped"] = " ".join(str(client) for client in dropped)
+        row |= metrics.named_clients(sums, done.cohort)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
         row |= hash_row(hashes)
         if done.num_measured:

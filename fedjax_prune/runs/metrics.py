@@ -10,14 +10,17 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.evaluate import summarise
-from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.outcome import TrainingError, flagged
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
-from fedjax_prune.types import Config, Tree
+from fedjax_prune.types import Cohort, Config, Tree
 
 ACCURACY = "eval/global_dense/accuracy"
 HEADLINE = "eval/headline"
+
+_NAMED = {"clients/dropped": "nonfinite", "clients/clipped": "clipped"}
+"""Field of a row with ids of clients -> the sum that is above 0 for them."""
 
 _PRUNING = {
     "threshold": "lower",
@@ -69,6 +72,21 @@ def round_row(
             row[f"gates/{layer}/used"] = float((selected > 0).mean())
             row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
     return row
+
+
+def named_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, str]:
+    """The ids of the clients with which something was wrong, as fields of a row.
+
+    Args:
+      sums: of the round, on the host, leaves [cohort_size, ...].
+      cohort: of the round, numpy.
+    """
+    found = {field: flagged(sums, name, cohort) for field, name in _NAMED.items()}
+    return {
+        field: " ".join(str(client) for client in ids)
+        for field, ids in found.items()
+        if ids.size
+    }
 
 
 def accuracy_row(experiment: Experiment, values: dict[str, Any]) -> dict[str, float]:

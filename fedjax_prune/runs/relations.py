@@ -12,6 +12,7 @@ from typing import Any
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
+from fedjax_prune.engine.policy import num_trimmed
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
 from fedjax_prune.models import MODELS
@@ -116,6 +117,14 @@ RELATIONS = (
         ("compact_training", "algorithm.name"),
         lambda compact, name: not compact or ALGORITHMS[name].has_masks,
         "compact_training must be false with algorithm.name {1}, which has no masks",
+    ),
+    Relation(
+        ("trim_fraction", "aggregator", "cohort_size"),
+        lambda fraction, aggregator, cohort_size: (
+            aggregator != "trimmed_mean" or num_trimmed(fraction, cohort_size) > 0
+        ),
+        "trim_fraction must be at least 1 / cohort_size = 1 / {2} with aggregator {1}, "
+        "got {0}",
     ),
     _step_mass("algorithm.name"),
 )

@@ -15,6 +15,7 @@ from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.synthetic import generate
 from fedjax_prune.engine.devices import REDUCTIONS
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import STORES
@@ -176,7 +177,7 @@ class Model(NamedTuple):
 _GATES = fields_of(GateSettings)
 
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
-    "": fields_of(TopLevel),
+    "": fields_of(TopLevel) | fields_of(make_policy),
     "eval": fields_of(Eval),
     "data": fields_of(partition) | fields_of(generate) | fields_of(Data),
     "model": fields_of(Model)

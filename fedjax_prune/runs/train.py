@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
+from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import (
     console,
@@ -21,6 +21,7 @@ from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.start import restore, restore_or_start
@@ -92,7 +93,7 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     experiment = chosen.experiment
     config, learning = experiment.config, experiment.learning
     agree_config(folder, config)
-    placement = make_placement(config.devices, config.reduction)
+    placement = placement_of(config)
     with console.working("starting the run"):
         state, rows, finished = restore_or_start(experiment, folder, placement)
         first = 1 if learning.algorithm.prepare is None else 0

@@ -286,3 +286,19 @@ def test_time_of_a_weight_is_above_0():
 
 def test_adam_suits_the_algorithms_without_step_mass():
     assert problems({"client.optimizer": "adam"}, "fedprox") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trim_fraction": 0.0}, None),
+        ({"aggregator": "trimmed_mean"}, None),
+        (
+            {"aggregator": "trimmed_mean", "cohort_size": 9},
+            "trim_fraction must be at least 1 / cohort_size = 1 / 9 with aggregator "
+            "trimmed_mean, got 0.1",
+        ),
+    ],
+)
+def test_policies_that_make_no_sense(fields, message):
+    assert problems(fields) == ([] if message is None else [message])

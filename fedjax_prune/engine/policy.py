@@ -1,0 +1,97 @@
+"""Policies: what a round does with what its clients send, before it is added up.
+
+No algorithm knows of them. Algorithms send means and totals; a policy says whether
+means are means or medians, what happens to a message that is too large, and so on.
+"""
+
+import math
+from fractions import Fraction
+from typing import Annotated, NamedTuple
+
+from fedjax_prune.fields import Rule, above, checked, one_of
+
+AGGREGATORS = ("mean", "median", "trimmed_mean", "norm_clipping")
+ORDERED = ("median", "trimmed_mean")
+"""The aggregators that sort the values of all clients and so keep all messages."""
+
+HALF = Rule(lambda v: 0 <= v < 0.5, "in [0, 0.5)")
+
+
+class Policy(NamedTuple):
+    """How the messages of a round's clients become one.
+
+    Attributes:
+      aggregator: one of AGGREGATORS.
+      trim_fraction: share of the clients that `trimmed_mean` leaves out at each end.
+      clip_norm: L2 norm to which `norm_clipping` scales.
+
+    Examples:
+      >>> Policy() == make_policy()
+      True
+    """
+
+    aggregator: str = "mean"
+    trim_fraction: float = 0.1
+    clip_norm: float = 1.0
+
+    @property
+    def keeps_messages(self) -> bool:
+        """Whether each device keeps the message of every client."""
+        return self.aggregator in ORDERED
+
+    @property
+    def bounds_parts(self) -> bool:
+        """Whether parts of messages are scaled to `clip_norm`."""
+        return self.aggregator == "norm_clipping"
+
+
+PLAIN = Policy()
+"""The weighted mean of all messages that arrive."""
+
+
+def num_trimmed(fraction: float, count: int) -> int:
+    """Counts what a trimmed mean leaves out at each end: floor(fraction * count).
+
+    Examples:
+      The fraction is read as a decimal: in binary, 0.29 * 100 is below 29.
+
+      >>> num_trimmed(0.29, 100)
+      29
+    """
+    return math.floor(Fraction(str(fraction)) * count)
+
+
+@checked
+def make_policy(
+    *,
+    aggregator: Annotated[
+        str,
+        one_of(AGGREGATORS),
+        "How messages become one: mean, weighted as the algorithm says; median or "
+        "trimmed_mean, unweighted and for each number by itself; norm_clipping, the "
+        "mean of messages scaled to clip_norm.",
+    ] = "mean",
+    trim_fraction: Annotated[
+        float,
+        HALF,
+        "Share of the clients that trimmed_mean leaves out at each end.",
+    ] = 0.1,
+    clip_norm: Annotated[
+        float,
+        above(0),
+        "L2 norm to which norm_clipping scales a larger update.",
+    ] = 1.0,
+) -> Policy:
+    """Makes a policy.
+
+    Raises:
+      ValueError: if a value is out of its range or a name unknown.
+
+    Examples:
+      >>> make_policy(aggregator="trimmed_mean", trim_fraction=0.5)
+      Traceback (most recent call last):
+      ValueError: trim_fraction must be in [0, 0.5), got 0.5.
+    """
+    return Policy(
+        aggregator=aggregator, trim_fraction=trim_fraction, clip_norm=clip_norm
+    )
