@@ -42,7 +42,7 @@ class CohortResult(NamedTuple):
       rows: [block_size, ...] new client states; a client whose message has not arrived
         keeps its old one.
       sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite`,
-        `arrived` and what `send` adds.
+        `arrived` and, by policy, `clipped`, `absent` and `slow`.
       trips: [] int32, steps that the lanes have made side by side.
     """
 
@@ -153,7 +153,7 @@ class _Run(NamedTuple):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
         sums = jax.eval_shape(self.training.no_sums, one.client)
         one = one._replace(client=one.client._replace(sums=sums))
-        message, _, _, sent = jax.eval_shape(self._finish_one, one.client)
+        message, _, _, facts = jax.eval_shape(self._finish_one, one.client)
         probed = {}
         if self.probe is not None:
             probed = jax.eval_shape(
@@ -167,7 +167,7 @@ class _Run(NamedTuple):
             lanes=lanes._replace(client=client),
             messages=self.reduction.empty(message, self.block_size),
             rows=rows,
-            sums=_zeros(sums | arrived | sent | probed, self.block_size),
+            sums=_zeros(sums | arrived | facts | probed, self.block_size),
         )
 
     def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
@@ -186,9 +186,17 @@ class _Run(NamedTuple):
                 position,
             )
             key = jax.random.fold_in(self.key, client_id)
-            return _Lane(position, self.training.begin(row, indices, size, key, sums))
+            begin = self.training.begin
+            steps = self._most_steps(key, size)
+            return _Lane(position, begin(row, indices, size, key, sums, steps))
 
         return over_lanes(load_one, (position, sums))
+
+    def _most_steps(self, key: jax.Array, size: jax.Array) -> jax.Array | tuple[()]:
+        participation = self.policy.participation
+        if participation is None:
+            return ()
+        return participation.num_steps(key, self.training.planned_steps(size))
 
     def _at(self, tree: Tree, position: jax.Array) -> Tree:
         # Beyond the block, where only idle lanes look, this reads its last place.
@@ -231,10 +239,25 @@ class _Run(NamedTuple):
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
+        facts = sent | self._missing_steps(client)
+        is_good = nonfinite == 0
+        if "absent" in facts:
+            # What it would have sent is no fault of it.
+            nonfinite = jnp.where(facts["absent"] > 0, 0, nonfinite)
+            is_good &= facts["absent"] == 0
         row = jax.tree.map(
-            lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
+            lambda new, old: jnp.where(is_good, new, old), row, client.row
         )
-        return message, row, nonfinite, sent
+        return message, row, nonfinite, facts
+
+    def _missing_steps(self, client: Progress) -> Sums:
+        """Returns flags of a client that was told to make fewer steps or none."""
+        most = client.most_steps
+        if isinstance(most, tuple):
+            return {}
+        slow = (most > 0) & (most < self.training.planned_steps(client.size))
+        flags = {"absent": most == 0, "slow": slow}
+        return {name: flag.astype(jnp.float32) for name, flag in flags.items()}
 
     def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
         """Returns the probe's sums; zeros while no client that it wants finishes."""
@@ -252,9 +275,11 @@ class _Run(NamedTuple):
         """Gathers what finished clients leave and loads the next clients."""
         lanes, sums = carry.lanes, carry.lanes.client.sums
         finished = self.has_finished(lanes)
-        messages, rows, nonfinite, sent = over_lanes(self._finish_one, lanes.client)
+        messages, rows, nonfinite, facts = over_lanes(self._finish_one, lanes.client)
         arrived = nonfinite == 0
-        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)} | sent
+        if "absent" in facts:
+            arrived &= facts["absent"] == 0
+        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)} | facts
         probed = {n: x for n, x in carry.sums.items() if n not in sums | known}
         probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))
         probed = self.measure(lanes, finished, probed)

@@ -1,14 +1,16 @@
-"""Policies: what a round does with what its clients send, before it is added up.
+"""Policies: what a round does about its clients and with what they send.
 
 No algorithm knows of them. Algorithms send means and totals; a policy says whether
-means are means or medians, what happens to a message that is too large, and so on.
+means are means or medians, what happens to a message that is too large, which clients
+do not report, and so on.
 """
 
 import math
 from fractions import Fraction
 from typing import Annotated, NamedTuple
 
-from fedjax_prune.fields import Rule, above, checked, one_of
+from fedjax_prune.engine.participation import Participation
+from fedjax_prune.fields import DECAY, FRACTION, Rule, above, checked, one_of
 
 AGGREGATORS = ("mean", "median", "trimmed_mean", "norm_clipping")
 ORDERED = ("median", "trimmed_mean")
@@ -24,6 +26,7 @@ class Policy(NamedTuple):
       aggregator: one of AGGREGATORS.
       trim_fraction: share of the clients that `trimmed_mean` leaves out at each end.
       clip_norm: L2 norm to which `norm_clipping` scales.
+      participation: which clients are missing or slow; None if nobody is.
 
     Examples:
       >>> Policy() == make_policy()
@@ -33,6 +36,7 @@ class Policy(NamedTuple):
     aggregator: str = "mean"
     trim_fraction: float = 0.1
     clip_norm: float = 1.0
+    participation: Participation | None = None
 
     @property
     def keeps_messages(self) -> bool:
@@ -81,6 +85,22 @@ def make_policy(
         above(0),
         "L2 norm to which norm_clipping scales a larger update.",
     ] = 1.0,
+    client_dropout: Annotated[
+        float,
+        DECAY,
+        "Probability that a client of a round does not report.",
+    ] = 0.0,
+    stragglers: Annotated[
+        float,
+        FRACTION,
+        "Probability that a client of a round makes only some of its local steps.",
+    ] = 0.0,
+    straggler_steps: Annotated[
+        float,
+        FRACTION,
+        "Least share of its local steps that such a client makes; its share is drawn "
+        "between this and 1.",
+    ] = 0.0,
 ) -> Policy:
     """Makes a policy.
 
@@ -92,6 +112,10 @@ def make_policy(
       Traceback (most recent call last):
       ValueError: trim_fraction must be in [0, 0.5), got 0.5.
     """
+    participation = Participation(client_dropout, stragglers, straggler_steps)
     return Policy(
-        aggregator=aggregator, trim_fraction=trim_fraction, clip_norm=clip_norm
+        aggregator=aggregator,
+        trim_fraction=trim_fraction,
+        clip_norm=clip_norm,
+        participation=participation if client_dropout or stragglers else None,
     )

@@ -19,7 +19,12 @@ from fedjax_prune.types import Cohort, Config, Tree
 ACCURACY = "eval/global_dense/accuracy"
 HEADLINE = "eval/headline"
 
-_NAMED = {"clients/dropped": "nonfinite", "clients/clipped": "clipped"}
+_NAMED = {
+    "clients/dropped": "nonfinite",
+    "clients/clipped": "clipped",
+    "clients/absent": "absent",
+    "clients/slow": "slow",
+}
 """Field of a row with ids of clients -> the sum that is above 0 for them."""
 
 _PRUNING = {
@@ -57,11 +62,11 @@ def round_row(
         "seconds": seconds,
         "clients": len(sums["count"]),
         "clients/arrived": int(arrived.sum()),
-        "train/loss": loss / count if count else math.nan,
-        "train/accuracy": correct / count if count else math.nan,
+        "train/loss": _ratio(loss, count),
+        "train/accuracy": _ratio(correct, count),
         "steps/real": int(sums["steps"].sum()),
         "steps/executed": int(sums["steps_executed"]),
-        "steps/executed_over_real": float(sums["steps_executed"] / sums["steps"].sum()),
+        "steps/executed_over_real": _ratio(sums["steps_executed"], sums["steps"].sum()),
     }
     for name, selected in sums.items():
         if name.startswith("selected/"):
@@ -197,6 +202,10 @@ def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
         "compression": total / left,
     }
     return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return float(part / whole) if whole else math.nan
 
 
 def _entropy(selected: np.ndarray) -> np.ndarray:
