@@ -79,7 +79,8 @@ def train_cohort(
     """Trains every client of one device's block from the same parameters.
 
     A client whose loss or message becomes non-finite is dropped: its message does not
-    arrive and its row stays.
+    arrive and its row stays. The row also stays where the policy takes a large message
+    for a bad one.
 
     Args:
       task: the model and its loss.
@@ -240,14 +241,20 @@ class _Run(NamedTuple):
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
         facts = sent | self._missing_steps(client)
-        is_good = nonfinite == 0
         if "absent" in facts:
             # What it would have sent is no fault of it.
             nonfinite = jnp.where(facts["absent"] > 0, 0, nonfinite)
-            is_good &= facts["absent"] == 0
         row = jax.tree.map(
-            lambda new, old: jnp.where(is_good, new, old), row, client.row
+            lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
         )
+        for name in ("absent",) + ("clipped",) * self.policy.large_is_bad:
+            if name in facts:
+                keep = facts[name] > 0
+                row = jax.tree.map(
+                    lambda new, old, keep=keep: jnp.where(keep, old, new),
+                    row,
+                    client.row,
+                )
         return message, row, nonfinite, facts
 
     def _missing_steps(self, client: Progress) -> Sums:

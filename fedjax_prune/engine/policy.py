@@ -10,11 +10,24 @@ from fractions import Fraction
 from typing import Annotated, NamedTuple
 
 from fedjax_prune.engine.participation import Participation
-from fedjax_prune.fields import DECAY, FRACTION, Rule, above, checked, one_of
+from fedjax_prune.fields import (
+    DECAY,
+    FRACTION,
+    Relation,
+    Rule,
+    above,
+    checked,
+    one_of,
+    related,
+)
 
 AGGREGATORS = ("mean", "median", "trimmed_mean", "norm_clipping")
 ORDERED = ("median", "trimmed_mean")
 """The aggregators that sort the values of all clients and so keep all messages."""
+
+BAD_CLIENT = ("abort", "drop", "clip")
+"""What is done about a client whose loss or message is not finite: a run ends, or a
+round goes on without it. With `clip` a message that is too large is bad, too."""
 
 HALF = Rule(lambda v: 0 <= v < 0.5, "in [0, 0.5)")
 
@@ -25,7 +38,9 @@ class Policy(NamedTuple):
     Attributes:
       aggregator: one of AGGREGATORS.
       trim_fraction: share of the clients that `trimmed_mean` leaves out at each end.
-      clip_norm: L2 norm to which `norm_clipping` scales.
+      clip_norm: L2 norm to which a larger part of a message is scaled, by
+        `norm_clipping` or because its client is bad.
+      on_bad_client: one of BAD_CLIENT.
       participation: which clients are missing or slow; None if nobody is.
 
     Examples:
@@ -36,6 +51,7 @@ class Policy(NamedTuple):
     aggregator: str = "mean"
     trim_fraction: float = 0.1
     clip_norm: float = 1.0
+    on_bad_client: str = "abort"
     participation: Participation | None = None
 
     @property
@@ -46,7 +62,12 @@ class Policy(NamedTuple):
     @property
     def bounds_parts(self) -> bool:
         """Whether parts of messages are scaled to `clip_norm`."""
-        return self.aggregator == "norm_clipping"
+        return self.aggregator == "norm_clipping" or self.large_is_bad
+
+    @property
+    def large_is_bad(self) -> bool:
+        """Whether the row of a client whose message is scaled stays as it was."""
+        return self.on_bad_client == "clip"
 
 
 PLAIN = Policy()
@@ -66,6 +87,16 @@ def num_trimmed(fraction: float, count: int) -> int:
 
 
 @checked
+@related(
+    Relation(
+        ("on_bad_client", "aggregator"),
+        lambda on_bad_client, aggregator: (
+            on_bad_client != "clip" or aggregator != "norm_clipping"
+        ),
+        "{on_bad_client} must be abort or drop with {aggregator} {1}, which scales "
+        "messages to clip_norm itself, got {0!r}",
+    ),
+)
 def make_policy(
     *,
     aggregator: Annotated[
@@ -83,8 +114,15 @@ def make_policy(
     clip_norm: Annotated[
         float,
         above(0),
-        "L2 norm to which norm_clipping scales a larger update.",
+        "L2 norm to which norm_clipping or on_bad_client clip scale a larger update, "
+        "each part of a message by itself.",
     ] = 1.0,
+    on_bad_client: Annotated[
+        str,
+        one_of(BAD_CLIENT),
+        "What a round does about a client whose loss or message is not finite, end the "
+        "run or go on without it; clip also scales what exceeds clip_norm.",
+    ] = "abort",
     client_dropout: Annotated[
         float,
         DECAY,
@@ -117,5 +155,6 @@ def make_policy(
         aggregator=aggregator,
         trim_fraction=trim_fraction,
         clip_norm=clip_norm,
+        on_bad_client=on_bad_client,
         participation=participation if client_dropout or stragglers else None,
     )

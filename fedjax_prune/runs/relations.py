@@ -140,7 +140,7 @@ def relations_for(values: Mapping[str, Any]) -> list[Relation]:
     """
     found = list(RELATIONS)
     for section, relations in RELATED.items():
-        found += [relation.within(section) for relation in relations]
+        found += [r.within(section) if section else r for r in relations]
     found += _of_model(values.get("model.name"))
     found += _of_algorithm(values.get("algorithm.name"))
     return found

@@ -69,11 +69,6 @@ class TopLevel(NamedTuple):
         one_of(REDUCTIONS),
         "How messages are added; fixed_order adds them by client id.",
     ] = "all_reduce"
-    on_bad_client: Annotated[
-        str,
-        one_of(("abort", "drop")),
-        "What a round does about a client whose loss or update is not finite.",
-    ] = "abort"
     client_rows: Annotated[
         str, one_of(STORES), "Where client state is kept between rounds."
     ] = "device"
@@ -197,6 +192,7 @@ ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
 
 
 RELATED: Mapping[str, tuple[Relation, ...]] = {
+    "": relations_of(make_policy),
     "client": relations_of(make_solver),
     "server": relations_of(make_server_tx),
 }

@@ -14,6 +14,7 @@ from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.server import make_server_tx
+from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import Mean, Total
 from tests import problems, seven_clients, toys
 
@@ -254,3 +255,48 @@ def test_several_devices_and_another_order_have_the_same_bits(policy):
 def test_bad_policies(fields, message):
     with pytest.raises(ValueError, match=message):
         make_policy(**fields)
+
+
+def grown(client, factor):
+    """SCAFFOLD whose client moves `factor` times as far as it should."""
+    linear = problems.task()
+    first_image = problems.dataset_of_clients().images[sum(problems.SIZES[:client])]
+
+    def loss(variables, batch, key):
+        mean, rest = linear.loss(variables, batch, key)
+        is_it = (
+            (batch.images == first_image.astype(np.float32)[None])
+            .all(axis=(1, 2, 3))
+            .any()
+        )
+        return jnp.where(is_it, factor, 1) * mean, rest
+
+    solver = make_solver(epochs=2, batch_size=16, lr=0.1)
+    task = linear._replace(loss=loss)
+    return problems.build("scaffold", model_task=task, solver=solver)
+
+
+def test_a_bad_client_is_clipped_and_its_row_stays():
+    """Client 1 moves a million times too far; client 3 is not a number."""
+    algorithm = grown(1, 1e6)
+    state, rows = problems.begin(algorithm)
+    images = np.asarray(problems.dataset_of_clients().images, np.float32)
+    images[18:26] = np.nan
+    dataset = problems.dataset_of_clients()._replace(images=jnp.asarray(images))
+    policy = make_policy(on_bad_client="clip", clip_norm=5.0)
+    run = toys.compiled_round(algorithm, ONE_DEVICE._replace(policy=policy))
+    cohort = toys.contiguous_cohort(problems.SIZES, range(5), num_lanes=2, width=16)
+    after, rows_after, sums = run(state, rows, dataset, cohort, jax.random.key(7))
+    np.testing.assert_array_equal(sums["clipped"], [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(sums["nonfinite"] > 0, [0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(sums["arrived"], [1, 1, 1, 0, 1])
+    for before, now in zip(
+        jax.tree.leaves(rows), jax.tree.leaves(rows_after), strict=True
+    ):
+        bad = np.array([1, 3])
+        np.testing.assert_array_equal(now[bad], before[bad])
+    moved = np.asarray(rows_after.client["kernel"])[[0, 2, 4]]
+    assert (np.abs(moved).max(axis=(1, 2)) > 0).all()
+    # The mean of what is at most 5; the bound of a control's share is 5 / 5.
+    assert 0.5 < np.linalg.norm(flat(after.params) - flat(state.params)) < 5
+    assert np.linalg.norm(flat(after.server.control)) < 1.5

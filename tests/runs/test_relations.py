@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import synthetic
 from fedjax_prune.algorithms import ALGORITHMS, Algorithm, fedavg
 from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.fields import (
@@ -48,6 +49,7 @@ def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
 
 
 BROKEN = [
+    ("", "make_policy", {"aggregator": "norm_clipping", "on_bad_client": "clip"}),
     ("client", "make_solver", {"lr_min": 0.2}),
     ("client", "make_solver", {"optimizer": "adam", "momentum": 0.9}),
     (
@@ -66,9 +68,12 @@ BROKEN = [
 """Section, builder, and values that break one of the relations declared beside it."""
 
 
+BUILDERS = {("client", "make_solver"): make_solver, ("", "make_policy"): make_policy}
+
+
 def call(section, builder, values):
-    if section == "client":
-        return make_solver(**values)
+    if section != "algorithm":
+        return BUILDERS[section, builder](**values)
     task = toys.linear_task((4, 4, 1), 3)
     return ALGORITHMS[builder](task, make_solver(), make_server_tx(), **values)
 
@@ -79,14 +84,15 @@ def test_builder_and_settings_refuse_a_relation_in_the_same_words(
 ):
     with pytest.raises(ValueError) as error:
         call(section, builder, values)
-    fields = {f"{section}.{name}": value for name, value in values.items()}
-    (message,) = problems(fields, "fedavg" if section == "client" else builder)
-    assert message.startswith(f"{section}.")
-    assert message.replace(f"{section}.", "") + "." == str(error.value)
+    prefix = f"{section}." if section else ""
+    fields = {f"{prefix}{name}": value for name, value in values.items()}
+    (message,) = problems(fields, builder if section == "algorithm" else "fedavg")
+    assert message.startswith(prefix)
+    assert message.replace(prefix, "") + "." == str(error.value)
 
 
 def test_each_declared_relation_is_broken_by_an_example():
-    builders = {("client", "make_solver"): make_solver}
+    builders = dict(BUILDERS)
     builders |= {("algorithm", name): a.build for name, a in ALGORITHMS.items()}
     declared = {r for builder in builders.values() for r in relations_of(builder)}
     assert declared >= {r for relations in RELATED.values() for r in relations}
