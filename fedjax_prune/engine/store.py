@@ -15,7 +15,7 @@ Examples:
   [[0.0], [0.0], [1.0]]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,15 +23,24 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine import row_files
+from fedjax_prune.engine import processes, row_files
 from fedjax_prune.engine.devices import (
     ONE_DEVICE,
     SPLIT,
     Placement,
+    gather_whole,
     put_split,
     put_whole,
 )
-from fedjax_prune.engine.row_arrays import create, put, take, take_whole
+from fedjax_prune.engine.row_arrays import (
+    create,
+    join_split,
+    join_whole,
+    put,
+    take,
+    take_whole,
+)
+from fedjax_prune.engine.row_files import Pieces
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.types import ClientState, Tree
@@ -75,9 +84,9 @@ class Store(Protocol):
     def snapshot(self, folder: str | Path) -> None:
         """Writes all rows; each leaf becomes a file in NumPy's format.
 
-        The files are the same for every kind of store and any number of devices. Beside
-        the store, the host holds no more than `row_files.PIECE_BYTES`, or one row of a
-        leaf if that is larger.
+        The files are the same for every kind of store and any number of devices and
+        processes. Beside the store, the host holds no more than
+        `row_files.PIECE_BYTES`, or one row of a leaf if that is larger.
 
         Args:
           folder: made here; leaf n of the tree becomes `n.npy`, [num_clients, ...].
@@ -140,7 +149,7 @@ class DeviceStore:
     def snapshot(self, folder: str | Path) -> None:
         """See `Store.snapshot`."""
         pieces = map(row_files.pieces_of_devices, jax.tree.leaves(self._rows))
-        row_files.write(folder, self.shapes, pieces)
+        _write(folder, self.shapes, pieces)
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
@@ -160,7 +169,8 @@ class HostStore:
     The devices hold the rows of one cohort at a time. While a device still computes
     rows that were put, the next call waits for them. Memory is taken at the first
     `put`: until then all clients share one row, or the rows stay in the files of the
-    snapshot and only those that are taken are read.
+    snapshot and only those that are taken are read. Of several processes each keeps the
+    rows of an equal part of the clients.
     """
 
     def __init__(
@@ -168,35 +178,46 @@ class HostStore:
     ):
         """See `DeviceStore`."""
         self.shapes, self._placement = _shapes(row, num_clients), placement
+        self._own = _own_clients(num_clients)
+        count = self._own.stop - self._own.start
         self._rows: ClientState = jax.tree.map(
-            lambda x: np.broadcast_to(x, (num_clients, *x.shape)), jax.device_get(row)
+            lambda x: np.broadcast_to(x, (count, *x.shape)), jax.device_get(row)
         )
         self._arriving: tuple[np.ndarray, ClientState] | None = None
 
     def take(self, client_ids: np.ndarray) -> ClientState:
         """See `Store.take`."""
-        return put_split(self._placement, _take_on_host(self._settled(), client_ids))
+        if processes.count() == 1:
+            rows = _take_on_host(self._settled(), client_ids)
+            return put_split(self._placement, rows)
+        rows = _take_some(self._settled(), client_ids - self._own.start)
+        return join_split(rows, self._placement)
 
     def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
         """See `Store.put`."""
         self._rows = jax.tree.map(
             lambda x: x if x.flags.writeable else x.copy(), self._settled()
         )
-        self._arriving = client_ids, rows
+        self._arriving = client_ids, gather_whole(self._placement, rows)
 
     def personal(self, client_ids: np.ndarray) -> Tree:
         """See `Store.personal`."""
-        personal = _take_on_host(self._settled().personal, client_ids)
-        return put_whole(self._placement, personal)
+        personal = self._settled().personal
+        if processes.count() == 1:
+            return put_whole(self._placement, _take_on_host(personal, client_ids))
+        personal = _take_some(personal, client_ids - self._own.start)
+        return join_whole(personal, self._placement)
 
     def snapshot(self, folder: str | Path) -> None:
         """See `Store.snapshot`."""
-        pieces = map(row_files.pieces_of_host, jax.tree.leaves(self._settled()))
-        row_files.write(folder, self.shapes, pieces)
+        leaves = jax.tree.leaves(self._settled())
+        pieces = (row_files.pieces_of_host(x, self._own.start) for x in leaves)
+        _write(folder, self.shapes, pieces)
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
-        self._rows = row_files.open_leaves(folder, self.shapes)
+        saved = row_files.open_leaves(folder, self.shapes)
+        self._rows = jax.tree.map(lambda x: x[self._own], saved)
         self._arriving = None
 
     def _settled(self) -> ClientState:
@@ -205,9 +226,11 @@ class HostStore:
             client_ids, rows = self._arriving
             self._arriving = None
 
+            places = client_ids - self._own.start
+
             def write(leaf: np.ndarray, new: np.ndarray) -> None:
-                real = (client_ids >= 0) & (client_ids < len(leaf))
-                leaf[client_ids[real]] = new[real]
+                real = (places >= 0) & (places < len(leaf))
+                leaf[places[real]] = new[real]
 
             jax.tree.map(write, self._rows, jax.device_get(rows))
         return self._rows
@@ -278,6 +301,35 @@ _take_whole = jax.jit(take_whole, static_argnums=2)
 def _take_on_host(rows: Tree, client_ids: np.ndarray) -> Tree:
     # `np.take` would copy all rows where they are not in memory.
     return jax.tree.map(lambda x: x[np.clip(client_ids, 0, len(x) - 1)], rows)
+
+
+def _take_some(rows: Tree, places: np.ndarray) -> Tree:
+    """Takes rows; those of other places are zeros."""
+
+    def take(x: np.ndarray) -> np.ndarray:
+        real = (places >= 0) & (places < len(x))
+        taken = np.zeros((len(places), *x.shape[1:]), x.dtype)
+        taken[real] = x[places[real]]
+        return taken
+
+    return jax.tree.map(take, rows)
+
+
+def _own_clients(num_clients: int) -> slice:
+    """The clients whose rows this process keeps on its host."""
+    if processes.count() == 1:
+        return slice(0, num_clients)
+    each = -(-num_clients // processes.count())
+    first = min(jax.process_index() * each, num_clients)
+    return slice(first, min(first + each, num_clients))
+
+
+def _write(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> None:
+    """Writes the rows of all processes, each its own, into the same files."""
+    processes.together(
+        lambda: row_files.create(folder, shapes) if processes.is_first() else None
+    )
+    processes.together(lambda: row_files.fill(folder, shapes, leaves))
 
 
 def _shapes(row: ClientState, num_clients: int) -> ClientState:

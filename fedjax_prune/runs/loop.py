@@ -13,7 +13,13 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.dealing import sample_cohort
-from fedjax_prune.engine.devices import Placement, put_cohort, put_split, put_whole
+from fedjax_prune.engine.devices import (
+    Placement,
+    gather_whole,
+    put_cohort,
+    put_split,
+    put_whole,
+)
 from fedjax_prune.engine.outcome import (
     by_id,
     first_by_id,
@@ -210,9 +216,9 @@ class Dispatcher(NamedTuple):
             number=number,
             cohort=cohort,
             num_measured=measured,
-            sums=sums,
+            sums=gather_whole(self.placement, sums),
             accuracies={},
-            hashes=self.hashes(number, state),
+            hashes=gather_whole(self.placement, self.hashes(number, state)),
             compile_seconds=seconds,
         )
 
@@ -221,7 +227,8 @@ class Dispatcher(NamedTuple):
         if not done.num_measured:
             return done
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
-        return done._replace(accuracies=self.evaluation(state, self.rows, ids))
+        accuracies = self.evaluation(state, self.rows, ids)
+        return done._replace(accuracies=gather_whole(self.placement, accuracies))
 
 
 def compile_all(

@@ -6,7 +6,6 @@ goes on after them.
 """
 
 import shutil
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import numpy as np
 
 from fedjax_prune.engine import preparation
 from fedjax_prune.engine.contract import Preparation
-from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.devices import Placement, gather_whole, put_whole
 from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
+from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.saving import save
@@ -42,7 +42,7 @@ def prepare(
     state: ServerState,
     rows: Store,
     *,
-    stop: threading.Event,
+    stop: Stop,
 ) -> ServerState | None:
     """Runs the algorithm's preparation, if it has one, and saves it as round 0.
 
@@ -52,7 +52,7 @@ def prepare(
       placement: where it runs.
       state: the first one.
       rows: of all clients; those that take part are replaced.
-      stop: if it is set, no further group of clients is begun.
+      stop: once it is set, no further group of clients is begun.
 
     Returns:
       The state before the first round, or None if groups are left.
@@ -99,7 +99,7 @@ def prepare(
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
         hashes = RoundHashes(config.hash_every)(0, done.state)
-        row |= hash_row(jax.device_get(hashes))
+        row |= hash_row(jax.device_get(gather_whole(placement, hashes)))
         log.write(row | {"seconds/compile": done.compile_seconds})
     save(experiment, folder, 0, done.state, rows)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
