@@ -5,9 +5,9 @@ each process is started with `--coordinator_address`, `--num_processes` and
 `--process_id`.
 """
 
-import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -69,7 +69,9 @@ def find_seat(
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         return _detect()
-    if found := missing and [f"{', '.join(flags)} go together: {missing[0]} is missing"]:
+    if found := missing and [
+        f"{', '.join(flags)} go together: {missing[0]} is missing"
+    ]:
         raise SettingsError(found)
     return _check(Seat(str(coordinator), int(num_processes or 0), int(number or 0)))
 
@@ -113,9 +115,8 @@ def _detect() -> Seat | None:
 def joined(seat: Seat) -> Iterator[None]:
     """Joins the other processes for the time of the block; the first one alone prints.
 
-    A barrier of the coordination service and one tiny collective come first, before
-    anything is compiled: gloo waits 30 s for a device in its first collective, and for
-    ever in all others.
+    A barrier of the coordination service and a tiny collective come first, before
+    anything else is compiled: gloo waits 30 s for a device in its first collective.
 
     Args:
       seat: of this process.
@@ -139,25 +140,13 @@ def joined(seat: Seat) -> Iterator[None]:
         raise SettingsError(
             [f"process {seat.number} cannot join {seat.coordinator}: {error}"]
         ) from error
-    with _without_output():
-        # Every process waits here for the devices of the others.
-        jax.devices()
+    # Every process waits here for the devices of the others.
+    jax.devices()
+    with processes.without_output():
         processes.barrier()
     if not processes.is_first():
         console.discard(sys.stdout)
+        warnings.simplefilter("ignore")
     yield
     processes.barrier()
     jax.distributed.shutdown()
-
-
-@contextmanager
-def _without_output() -> Iterator[None]:
-    """Drops what native code prints: gloo says that it is connected."""
-    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(null)

@@ -27,6 +27,8 @@ LOST = 75
 
 _TOLD_BY_JAX = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h)")
 _NOTICE = re.compile(rb"W\d{4} .*preemption_notifier")
+_OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+"""What errors of JAX begin with that have nothing to do with other processes."""
 _SILENT = re.compile(r"stopped sending heartbeats\):\n([\d\n]+)")
 _LEFT = re.compile(r"The first task at the barrier: (\d+)")
 _GOES_ON = "The same command, given to all processes, goes on from the last checkpoint."
@@ -77,9 +79,10 @@ def _patiently(work: Callable[[], int]) -> int:
     """Does the work; after an error of JAX it waits whether another process is lost."""
     try:
         return work()
-    except jax.errors.JaxRuntimeError:
-        # A collective fails at once. Which process was lost is known later.
-        time.sleep(SILENCE + 15)
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith(_OWN_ERRORS):
+            # A collective fails at once. Which process was lost is known later.
+            time.sleep(SILENCE + 15)
         raise
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.policy import PLAIN, Policy
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.platforms import check_platform, default_platform, tracing_for
@@ -163,7 +164,7 @@ def make_placement(
     return Placement(mesh, num_devices, reduction, platform, policy)
 
 
-def _first_devices(count: int) -> list[jax.Device]:
+def _first_devices(count: int) -> list[Any]:
     """The same number of devices of each process, those of a process together."""
     each = count // jax.process_count()
     return [
@@ -186,6 +187,21 @@ def put_split(placement: Placement, tree: Tree) -> Tree:
 def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
     """Sends each device its block of a cohort."""
     return _put(placement, cohort, _COHORT_SPECS)
+
+
+def connect(placement: Placement) -> None:
+    """Lets the devices of several processes exchange something for the first time.
+
+    gloo, which JAX uses on CPUs, gives up when a device comes 30 s late to the first
+    collective of these devices, and waits for ever in later ones. So this comes before
+    programs are compiled, which takes longer in one process than in another.
+    """
+    if placement.mesh is None or not placement.mesh.is_multi_process:
+        return
+    processes.barrier()
+    ones = put_split(placement, np.ones(placement.num_blocks, np.int32))
+    with processes.without_output():
+        jax.block_until_ready(gather_whole(placement, ones))
 
 
 def gather_whole(placement: Placement, tree: Tree) -> Tree:
@@ -222,9 +238,28 @@ def _of_parts(x: Any, sharding: NamedSharding) -> jax.Array:
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     whole = np.asarray(jax.device_get(x))
     whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
-    return jax.make_array_from_callback(
-        whole.shape, sharding, lambda index: whole[index]
-    )
+    return from_parts(whole.shape, sharding, lambda index: whole[index])
+
+
+def from_parts(
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """Makes an array of several processes; each sends the parts of its devices.
+
+    Args:
+      shape: of the whole array.
+      sharding: over the devices of all processes.
+      part: index of a part -> its values.
+    """
+
+    def part_at(index: Any) -> np.ndarray:
+        return part(index)
+
+    # JAX does not take this for the explicit transfer that it is.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, part_at)
 
 
 @functools.cache

@@ -6,7 +6,9 @@ fails in all. In a run of one process all functions return at once.
 """
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -62,6 +64,19 @@ def agree(value: Any) -> Any:
 def barrier() -> None:
     """Waits until every process is here."""
     gather(0)
+
+
+@contextmanager
+def without_output() -> Iterator[None]:
+    """Drops what native code prints meanwhile, such as gloo when it is connected."""
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def together(function: Callable[[], Result]) -> Result:

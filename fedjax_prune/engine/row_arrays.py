@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.engine.devices import (
+    AXIS,
+    ONE_DEVICE,
+    SPLIT,
+    WHOLE,
+    Placement,
+    from_parts,
+)
 from fedjax_prune.types import ClientState, Tree
 
 
@@ -146,7 +153,7 @@ def _one_device_each(parts: Tree, placement: Placement) -> Tree:
             return x[None] if is_first else np.zeros((1, *x.shape), x.dtype)
 
         shape = (placement.num_blocks, *x.shape)
-        return jax.make_array_from_callback(shape, sharding, on)
+        return from_parts(shape, sharding, on)
 
     return jax.tree.map(place, parts)
 

@@ -7,6 +7,9 @@ files and of itself. The folder is built under a hidden name, read back and rena
 the end, so a killed save leaves nothing that could be taken for a checkpoint. A damaged
 checkpoint is never deleted: the one before it is restored, and a later save puts it
 aside as `directory/ROUND.damaged`.
+
+Of several processes each writes the rows that it holds, into the same files, and the
+first one everything else. All of them call the functions here.
 """
 
 import errno
@@ -21,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import state_files
@@ -76,8 +80,8 @@ def begin_save(
     """Takes what a checkpoint needs; the function that it returns writes the rest.
 
     Rows are written at once, and the state is copied to the host, so both may be
-    replaced before the function is called, in any thread. Until it has ended there is
-    no such checkpoint, and no other may begin.
+    replaced before the function is called, in any thread. Until it has ended in the
+    first process there is no such checkpoint, and no other may begin.
 
     A round that is already saved is left as it is. Checkpoints that a restored run has
     passed over, because they are damaged, are put aside.
@@ -95,6 +99,7 @@ def begin_save(
       ValueError: if `keep` is below 1 or `keep_every` is negative.
       CheckpointError: if it cannot be written, such as on a full disk. Nothing of it is
         left, and those before it stay. The function raises it, too.
+      ProcessError: if it cannot be written by another process.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -102,13 +107,22 @@ def begin_save(
         raise ValueError(f"keep_every must be at least 0, got {keep_every}.")
     directory = Path(directory).absolute()
     folder, needed = directory / _UNFINISHED, _num_bytes(state, rows)
-    _put_aside(directory, round, rows)
-    is_new = round not in rounds(directory)
-    leaves = {}
-    if is_new:
+
+    def begin() -> bool:
+        _put_aside(directory, round, rows)
+        if round in rounds(directory):
+            return False
         with _no_remains(directory, round, needed):
-            _begin(folder, needed, rows)
-        leaves = copy_leaves(state)
+            _begin(folder, needed)
+        return True
+
+    is_new = processes.on_first(begin)
+    if is_new and rows is not None:
+        with _no_remains(directory, round, needed):
+            rows.snapshot(folder / "rows")
+    if not processes.is_first():
+        return lambda: None
+    leaves = copy_leaves(state) if is_new else {}
     facts: dict[str, Any] = {"state": _signature(state)}
     if rows is not None:
         facts["rows"] = _signature(rows.shapes)
@@ -182,22 +196,26 @@ def restore(
       CheckpointError: if there is no checkpoint, all are damaged, the newest is of
         another version of this library, or its origin or its trees differ from those
         asked for.
+      ProcessError: if another process cannot read it.
     """
     directory = Path(directory).absolute()
-    folder, manifest = _newest_intact(directory, _parts(rows))
+    number, manifest = processes.on_first(
+        lambda: _newest_intact(directory, _parts(rows))
+    )
+    folder = directory / str(number)
     if origin is not None:
         _check_origin(folder, manifest, origin)
     _check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
         _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
-        rows.restore(folder / "rows")
-    return state_files.read(folder / "state", template)
+        processes.together(lambda: rows.restore(folder / "rows"))
+    return processes.together(lambda: state_files.read(folder / "state", template))
 
 
 def _newest_intact(
     directory: Path, parts: tuple[str, ...]
-) -> tuple[Path, dict[str, Any]]:
-    """The folder of the newest checkpoint that is not damaged, and its manifest."""
+) -> tuple[int, dict[str, Any]]:
+    """The round of the newest checkpoint that is not damaged, and its manifest."""
     damages = []
     for round in reversed(rounds(directory)):
         folder = directory / str(round)
@@ -208,7 +226,7 @@ def _newest_intact(
             continue
         for damage in damages:
             warnings.warn(f"{damage} {folder} is used.", stacklevel=3)
-        return folder, manifest
+        return round, manifest
     if damages:
         raise CheckpointError(
             f"{' '.join(damages)} No other checkpoint is left, and nothing was "
@@ -255,8 +273,9 @@ def _no_remains(directory: Path, round: int, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        with suppress(OSError):
-            remove(directory / _UNFINISHED)
+        if processes.is_first():
+            with suppress(OSError):
+                remove(directory / _UNFINISHED)
         reason = error.strerror or f"the disk takes no more ({error})"
         before = latest(directory)
         stays = (
@@ -269,8 +288,8 @@ def _no_remains(directory: Path, round: int, needed: int) -> Iterator[None]:
         ) from error
 
 
-def _begin(folder: Path, needed: int, rows: Store | None) -> None:
-    """Makes the folder of a checkpoint and writes the rows.
+def _begin(folder: Path, needed: int) -> None:
+    """Makes the folder of a checkpoint.
 
     Raises:
       OSError: if the disk is full or cannot be written.
@@ -280,8 +299,6 @@ def _begin(folder: Path, needed: int, rows: Store | None) -> None:
     if needed > _free_bytes(folder.parent):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     folder.mkdir(parents=True)
-    if rows is not None:
-        rows.snapshot(folder / "rows")
 
 
 def _parts(rows: Store | None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
-from fedjax_prune.runs.metrics_log import MetricsLog, open_metrics
+from fedjax_prune.runs.metrics_log import MetricsLog, NoLog, open_metrics
 from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
 from fedjax_prune.runs.saving import background_saves
 from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
@@ -129,7 +129,7 @@ class Journal(NamedTuple):
 
     experiment: Experiment
     messages: tuple[Tree, Tree]
-    log: MetricsLog
+    log: MetricsLog | NoLog
     bar: console.RoundProgress
 
     def write(self, done: Dispatched, began: float) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.runs.files import create, free_name, replace, unwritable
 from fedjax_prune.runs.lock import require_held
 
@@ -70,8 +71,17 @@ class MetricsLog(NamedTuple):
         self.events.flush()
 
 
+class NoLog(NamedTuple):
+    """What processes other than the first write their rows to."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Drops the row, which the first process writes as well."""
+
+
 @contextmanager
-def open_metrics(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog]:
+def open_metrics(
+    path: str | Path, finished_rounds: int
+) -> Iterator[MetricsLog | NoLog]:
     """Opens the metrics of a run, which end at the restored round.
 
     Args:
@@ -84,6 +94,9 @@ def open_metrics(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog]
     Raises:
       WorkdirError: if a file cannot be written.
     """
+    if not processes.is_first():
+        yield NoLog()
+        return
     # Slow to import, and only a run needs it.
     from tensorboardX.event_file_writer import EventsWriter
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
@@ -44,18 +45,26 @@ class Saver:
     def check(self) -> None:
         """Tells the error of a checkpoint that has ended, and does not wait.
 
+        Several processes do not agree on what has ended, so `wait` tells them.
+
         Raises:
           CheckpointError: if it could not be written.
         """
-        if self._writing is not None and self._writing.done():
+        is_done = self._writing is not None and self._writing.done()
+        if is_done and processes.count() == 1:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written.
+        """Waits for the checkpoint that is being written, in all processes.
 
         Raises:
           CheckpointError: if it cannot be written.
+          ProcessError: if the first process cannot write it.
         """
+        processes.together(self.wait_here)
+
+    def wait_here(self) -> None:
+        """Waits as `wait`, but not for other processes."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -79,7 +88,7 @@ def background_saves(experiment: Experiment, workdir: Path) -> Iterator[Saver]:
             yield saver
         except BaseException:
             try:
-                saver.wait()
+                saver.wait_here()
             except checkpoint.CheckpointError as error:
                 warnings.warn(str(error), stacklevel=1)
             raise
@@ -99,7 +108,7 @@ def save(
       CheckpointError: if it cannot be written.
       WorkdirError: if this process does not hold the workdir any more.
     """
-    _begin(experiment, workdir, finished, state, rows)()
+    processes.together(_begin(experiment, workdir, finished, state, rows))
 
 
 def _begin(
@@ -109,7 +118,8 @@ def _begin(
     state: ServerState,
     rows: Store,
 ) -> Callable[[], None]:
-    require_held(workdir)
+    if processes.is_first():
+        require_held(workdir)
     with jax.transfer_guard("allow"):
         return checkpoint.begin_save(
             workdir / FOLDER,

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.runs import checkpoint
@@ -26,7 +27,7 @@ def restore_or_start(
     """
     learning, config = experiment.learning, experiment.config
     finished = None
-    if checkpoint.rounds(workdir / FOLDER):
+    if processes.on_first(lambda: checkpoint.rounds(workdir / FOLDER)):
         origin = origin_of(config, experiment.data.hashes)
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
         finished = int(state.round)
@@ -41,7 +42,9 @@ def restore_or_start(
         )
         state = put_whole(placement, state)
     if finished is None or finished < config.rounds:
-        checkpoint.require_room(workdir / FOLDER, state, rows)
+        processes.on_first(
+            lambda: checkpoint.require_room(workdir / FOLDER, state, rows)
+        )
     return state, rows, finished
 
 

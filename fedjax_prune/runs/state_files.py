@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.types import Tree
 
 
@@ -39,7 +41,7 @@ def write(folder: Path, leaves: dict[str, np.ndarray]) -> None:
     # The handler is used directly and without OCDBT. A Checkpointer finds the databases
     # of OCDBT by a glob of the whole path, which fails in a folder like `runs[1]`. It
     # also writes under another name first; checkpoints do that themselves.
-    handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
+    handler = ocp.StandardCheckpointHandler(use_ocdbt=False, **_alone())
     with _quiet_threads():
         try:
             handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
@@ -70,7 +72,8 @@ def read(folder: Path, template: Tree) -> Tree:
 
     likes, tree = jax.tree.flatten(template)
     values = {str(n): np.empty(x.shape, x.dtype) for n, x in enumerate(likes)}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    handler = ocp.StandardCheckpointHandler(**_alone())
+    with ocp.Checkpointer(handler, **_alone()) as checkpointer:
         kept = {name: buffer for name, buffer in values.items() if buffer.size}
         values |= checkpointer.restore(folder, args=ocp.args.StandardRestore(kept))
     leaves = [
@@ -92,12 +95,28 @@ def _read_back(folder: Path, written: dict[str, np.ndarray]) -> None:
     item = {name: np.empty_like(written[name])}
     args = ocp.args.PyTreeRestore(item=item, partial_restore=True)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(**_alone())
+        with ocp.Checkpointer(handler, **_alone()) as checkpointer:
             found = checkpointer.restore(folder, args=args)[name]
     except (ValueError, KeyError) as error:
         raise OSError(f"what was written cannot be read: {error}") from error
     if found.tobytes() != written[name].tobytes():
         raise OSError("what is read is not what was written")
+
+
+def _alone() -> dict[str, Any]:
+    """Keeps Orbax from waiting for other processes, which do not call it."""
+    import orbax.checkpoint as ocp
+
+    if processes.count() == 1:
+        return {}
+    number = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=number,
+        active_processes={number},
+        barrier_sync_key_prefix=f"process_{number}",
+    )
+    return {"multiprocessing_options": options}
 
 
 @contextmanager

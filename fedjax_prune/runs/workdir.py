@@ -4,12 +4,13 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from fedjax_prune.engine import processes
 from fedjax_prune.runs import lock
 from fedjax_prune.runs.files import WorkdirError, replace
 from fedjax_prune.runs.settings import SettingsError, flatten, gained, problems
@@ -92,6 +93,39 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
             lock.release(folder, held)
     finally:
         _remove_empty(made)
+
+
+@contextmanager
+def open_shared_workdir(path: str | Path) -> Iterator[Path]:
+    """Opens a workdir as `open_workdir` in all processes; the first one holds it.
+
+    Args:
+      path: of a folder on a disk that all processes share.
+
+    Yields:
+      The folder.
+
+    Raises:
+      WorkdirError: as `open_workdir`, or if this process does not see that folder.
+      ProcessError: if another process raises it.
+    """
+    with ExitStack() as held:
+
+        def hold() -> str:
+            return str(held.enter_context(open_workdir(path)))
+
+        folder = Path(processes.on_first(hold))
+        processes.together(lambda: _require_shared(folder))
+        yield folder
+        processes.barrier()
+
+
+def _require_shared(folder: Path) -> None:
+    if not (folder / "lock").exists():
+        raise WorkdirError(
+            f"The workdir {folder} must be on a disk that all processes share: the "
+            "first process holds it, and its lock is not seen here."
+        )
 
 
 def agree_config(path: str | Path, config: Any) -> None:
