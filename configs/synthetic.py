@@ -6,8 +6,12 @@
 The string is the kind of the data. `vectors`, the default, is synthetic(1, 1) of the
 FedProx paper with logistic regression. `images` are images of 8 by 8 pixels with a
 small CNN. The formulas are in fedjax_prune/data/synthetic.py. Clients have about five
-examples each; data.client_size=54, data.client_size_sigma=2 and data.num_clients=30 are
-near the sizes of the paper. Ten clients train in a round, and a hundred are evaluated.
+examples each. Ten of them train in a round, and a hundred are evaluated.
+
+The labels of vectors follow a model of each client's own, so that a shared model is
+better than chance, 10 %, only if the clients are few: with data.num_clients=30,
+data.client_size=54, data.client_size_sigma=2, client.lr=0.01 and 60 rounds, near the
+sizes of the paper, it reached 50 %. The images are the same task for all clients.
 """
 
 from typing import Any

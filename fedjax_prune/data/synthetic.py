@@ -40,12 +40,14 @@ Choices: a tenth of each client's examples, at least one, is its validation set,
 FedProx's test set is. The test set has further examples of the first clients.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 
 from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.data.population import from_sizes
@@ -64,6 +66,7 @@ MOST_EXAMPLES = 2**31 - 1
 """Indices are int32."""
 
 _DIMENSION, _CLASSES, _SIDE = 60, 10, 8
+_QUANTILES = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 # What a block draws for its sizes, for its clients, for their examples and for those of
 # the test set; the last one is for everyone.
 _SIZES, _CLIENTS, _TRAIN, _TEST, _EVERYONE = range(5)
@@ -131,9 +134,10 @@ def client_sizes(
     """
     blocks = range(-(-num_clients // BLOCK))
     normal = np.concatenate(
-        [_generator(seed, _SIZES, block).standard_normal(BLOCK) for block in blocks]
+        [_normal(_generator(seed, _SIZES, block), BLOCK) for block in blocks]
     )
-    sizes = np.floor(client_size * np.exp(client_size_sigma * normal[:num_clients]))
+    logs = client_size_sigma * normal[:num_clients].astype(float)
+    sizes = np.floor(client_size * np.exp(logs))
     return np.clip(sizes, 2, MOST_TIMES * client_size).astype(np.int64)
 
 
@@ -224,18 +228,15 @@ def _draw_vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws vectors and labels of the first clients of a block, as the formulas say."""
     of_clients = _generator(seed, _CLIENTS, block)
-    mean, centre = of_clients.standard_normal((2, BLOCK, 1), np.float32)
-    inputs = spread.beta * centre + of_clients.standard_normal(
-        (BLOCK, _DIMENSION), np.float32
-    )
-    shape = (BLOCK, _DIMENSION + 1, _CLASSES)
+    mean, centre = _normal(of_clients, 2, BLOCK, 1)
+    inputs = spread.beta * centre + _normal(of_clients, BLOCK, _DIMENSION)
     # The last row is the bias.
-    weights = of_clients.standard_normal(shape, np.float32)
+    weights = _normal(of_clients, BLOCK, _DIMENSION + 1, _CLASSES)
     weights += spread.alpha * mean[:, :, None]
     deviation = np.arange(1, _DIMENSION + 1, dtype=np.float32) ** -0.6
     vectors = np.repeat(inputs[: len(sizes)], sizes, axis=0)
     of_examples = _generator(seed, part, block)
-    vectors += deviation * of_examples.standard_normal(vectors.shape, np.float32)
+    vectors += deviation * _normal(of_examples, *vectors.shape)
     labels = np.empty(len(vectors), np.int32)
     stops = np.cumsum(sizes)
     for client, (start, stop) in enumerate(zip(stops - sizes, stops, strict=True)):
@@ -251,12 +252,11 @@ def _draw_images(
     half = _SIDE // 2
     prototypes = _generator(seed, _EVERYONE, 0).random((_CLASSES, half, half))
     of_clients = _generator(seed, _CLIENTS, block)
-    skews = spread.alpha * of_clients.standard_normal((BLOCK, _CLASSES))
-    styles = spread.beta * of_clients.standard_normal((BLOCK, half, half)) / 10
+    skews = spread.alpha * _normal(of_clients, BLOCK, _CLASSES)
+    styles = spread.beta * _normal(of_clients, BLOCK, half, half) / 10
     owners = np.repeat(np.arange(len(sizes)), sizes)
     of_examples = _generator(seed, part, block)
-    shape = (len(owners), _SIDE, _SIDE)
-    noise = of_examples.standard_normal(shape, np.float32) / 10
+    noise = _normal(of_examples, len(owners), _SIDE, _SIDE) / 10
     of_labels = _generator(seed, part, block, 1)
     # The largest of logits plus Gumbel numbers is drawn from their softmax.
     gumbel = -np.log(of_labels.standard_exponential((len(owners), _CLASSES)))
@@ -274,8 +274,22 @@ GENERATORS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 """Name of a data set -> (seed, part, block, sizes, spread) -> images and labels."""
 
 
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Draws normal numbers with 16 bits each, six times as fast as NumPy.
+
+    They are the quantiles of N(0, 1) at (i + 1/2) / 65,536, each with the same
+    probability: their variance is 0.99998, and none is beyond 4.4.
+
+    Returns:
+      float32. If the first axis is longer, the numbers before stay the same.
+    """
+    count = math.prod(shape)
+    words = rng.bit_generator.random_raw(-(-count // 4))
+    drawn = np.take(_QUANTILES, words.view(np.uint16)[:count], mode="clip")
+    return drawn.reshape(shape)
+
+
 def _generator(seed: int, *numbers: int) -> np.random.Generator:
     # No client has this id, so no draw for a client, such as holdout's, is the same.
-    # Of NumPy's generators, SFC64 draws normal numbers fastest.
     words = np.random.SeedSequence((seed, 2**32 - 1, *numbers))
     return np.random.Generator(np.random.SFC64(words))

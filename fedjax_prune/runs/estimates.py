@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax_prune.data.datasets import DATASETS
@@ -93,8 +94,9 @@ def _examples_a_client(config: Config) -> float:
     if info.generated:
         sizes = {"client_size": data.client_size, "seed": data.seed}
         sizes["client_size_sigma"] = data.client_size_sigma
-        count = client_sizes(data.num_clients, **sizes).sum()
-    elif not count and not info.by_client and is_at_hand(data.name, data.dir):
+        own = client_sizes(data.num_clients, **sizes)
+        return float(np.mean(own - np.maximum(1, 0.1 * own)))
+    if not count and not info.by_client and is_at_hand(data.name, data.dir):
         count, _ = count_examples(data.name, data.dir)
     share = 1.0
     if data.local_val == "holdout":
