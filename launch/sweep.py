@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
 def dry_run(runs: Sequence[Run], workdir: Path) -> str:
     """What is left of each run and of all of them, as a Markdown table."""
     lines = [
-        "| run | rounds left | MB sent, before masks | GMACs to train |",
+        "| run | rounds left | MB sent, before masks | MACs to train |",
         "|---|---|---|---|",
     ]
     each = [estimates.estimate(run.config, workdir / run.folder) for run in runs]
@@ -106,7 +106,7 @@ def dry_run(runs: Sequence[Run], workdir: Path) -> str:
 
 
 def _line(name: str, costs: estimates.Estimate) -> str:
-    macs = "unknown" if math.isnan(costs.macs) else f"{costs.macs / 1e9:,.1f}"
+    macs = "unknown" if math.isnan(costs.macs) else f"{costs.macs:.2e}"
     return f"| {name} | {costs.rounds:,} | {costs.sent / 1e6:,.1f} | {macs} |"
 
 

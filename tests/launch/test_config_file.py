@@ -60,7 +60,7 @@ def test_a_file_beside_it_comes_before_the_bundled_one(tmp_path):
     [
         (None, "--config must be a Python file, or one of autoflip, base, "),
         ("configs/none.py", "got 'configs/none.py'"),
-        ("quickstat", "quickstart, got 'quickstat'"),
+        ("quickstat", "quickstart, synthetic, got 'quickstat'"),
         ("launch/test.sh", "got 'launch/test.sh'"),
         ("configs/feddp.py:x", "METHOD,MODEL,CLIENTS, got 'x'"),
         ("configs/quickstart.py:x", "quickstart.py:x: quickstart.py takes no string"),

@@ -125,11 +125,11 @@ def test_a_dry_run_prints_the_grid_and_holds_no_device(folder):
     out, err = sweep(folder, *flags, JAX_PLATFORMS="cuda")
     assert err == ""
     head, _, *lines = out.splitlines()
-    assert head == "| run | rounds left | MB sent, before masks | GMACs to train |"
+    assert head == "| run | rounds left | MB sent, before masks | MACs to train |"
 
     def cells(rounds):
         sent, done = rounds * 2 * 2 * 4 * params, rounds * 3 * macs * 2 * 24
-        return f"{rounds:,} | {sent / 1e6:,.1f} | {done / 1e9:,.1f} |"
+        return f"{rounds:,} | {sent / 1e6:,.1f} | {done:.2e} |"
 
     assert lines == [
         f"| rounds=2/seed=0 | {cells(2)}",
