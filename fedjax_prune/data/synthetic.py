@@ -172,8 +172,9 @@ def generate(
       DataError: if there are 2^31 examples or more.
 
     Examples:
-      >>> generate("synthetic", 3, seed=0, client_size=4).population.sizes.tolist()
-      [3, 3, 4]
+      >>> found = generate("synthetic", 2, seed=0, client_size=4, client_size_sigma=0)
+      >>> found.population.sizes.tolist(), found.held_out.sizes.tolist()
+      ([3, 3], [1, 1])
     """
     if name not in GENERATORS:
         raise ValueError(f"name must be one of {', '.join(GENERATORS)}, got {name!r}.")
