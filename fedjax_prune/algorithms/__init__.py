@@ -33,28 +33,45 @@ class Algorithm(NamedTuple):
       has_masks: whether it prunes parameters of the shared model.
       base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
         that it has this entry's need of the step mass; empty if it has no such field.
+      not_private: why its rounds cannot be differentially private; empty if they can.
     """
 
     build: Callable[..., FederatedAlgorithm]
     needs_step_mass: bool = False
     has_masks: bool = False
     base_field: str = ""
+    not_private: str = ""
 
     def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
         return self.build(*args, **fields)
 
 
+_PREPARES = "the clients of its preparation send what has no bound and no noise"
+
 ALGORITHMS = {
     "fedavg": Algorithm(fedavg),
     "fedprox": Algorithm(fedprox),
-    "fednova": Algorithm(fednova, needs_step_mass=True),
-    "scaffold": Algorithm(scaffold, needs_step_mass=True),
-    "autoflip": Algorithm(autoflip, has_masks=True, base_field="base"),
-    "random_pruning": Algorithm(random_pruning, has_masks=True, base_field="base"),
+    "fednova": Algorithm(
+        fednova,
+        needs_step_mass=True,
+        not_private="its server multiplies by a step mass, which noise makes negative",
+    ),
+    "scaffold": Algorithm(
+        scaffold,
+        needs_step_mass=True,
+        not_private="its clients keep control variates, and the accounting of drawn "
+        "cohorts is for clients that keep nothing between rounds",
+    ),
+    "autoflip": Algorithm(
+        autoflip, has_masks=True, base_field="base", not_private=_PREPARES
+    ),
+    "random_pruning": Algorithm(
+        random_pruning, has_masks=True, base_field="base", not_private=_PREPARES
+    ),
     "random_steps": Algorithm(random_steps),
-    "prunefl": Algorithm(prunefl, has_masks=True),
+    "prunefl": Algorithm(prunefl, has_masks=True, not_private=_PREPARES),
     "eflprune": Algorithm(eflprune, has_masks=True),
-    "fedsnip": Algorithm(fedsnip, has_masks=True),
+    "fedsnip": Algorithm(fedsnip, has_masks=True, not_private=_PREPARES),
     "magnitude": Algorithm(magnitude, has_masks=True),
 }
 """For each name, the builder of the algorithm and what it needs of other settings."""

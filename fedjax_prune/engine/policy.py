@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Annotated, NamedTuple
 
 from fedjax_prune.engine.participation import Participation
+from fedjax_prune.engine.privacy import Privacy
 from fedjax_prune.fields import (
     DECAY,
     FRACTION,
@@ -42,6 +43,7 @@ class Policy(NamedTuple):
         `norm_clipping` or because its client is bad.
       on_bad_client: one of BAD_CLIENT.
       participation: which clients are missing or slow; None if nobody is.
+      privacy: bounds and noise; None if there are none.
 
     Examples:
       >>> Policy() == make_policy()
@@ -53,6 +55,7 @@ class Policy(NamedTuple):
     clip_norm: float = 1.0
     on_bad_client: str = "abort"
     participation: Participation | None = None
+    privacy: Privacy | None = None
 
     @property
     def keeps_messages(self) -> bool:
@@ -139,17 +142,24 @@ def make_policy(
         "Least share of its local steps that such a client makes; its share is drawn "
         "between this and 1.",
     ] = 0.0,
+    privacy: Privacy | None = None,
 ) -> Policy:
     """Makes a policy.
 
     Raises:
-      ValueError: if a value is out of its range or a name unknown.
+      ValueError: if a value is out of its range, a name unknown, or private rounds
+        have another aggregator than `mean` or do something else than to drop.
 
     Examples:
       >>> make_policy(aggregator="trimmed_mean", trim_fraction=0.5)
       Traceback (most recent call last):
       ValueError: trim_fraction must be in [0, 0.5), got 0.5.
     """
+    if privacy is not None and (aggregator, on_bad_client) != ("mean", "drop"):
+        raise ValueError(
+            "privacy needs aggregator = mean and on_bad_client = drop, got "
+            f"{aggregator!r} and {on_bad_client!r}."
+        )
     participation = Participation(client_dropout, stragglers, straggler_steps)
     return Policy(
         aggregator=aggregator,
@@ -157,4 +167,5 @@ def make_policy(
         clip_norm=clip_norm,
         on_bad_client=on_bad_client,
         participation=participation if client_dropout or stragglers else None,
+        privacy=privacy,
     )

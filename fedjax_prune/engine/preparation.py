@@ -105,8 +105,8 @@ def prepare(
       The state before the first round, the clients' sums and the time taken.
 
     Raises:
-      ValueError: if a client has an index that the dataset does not have, or a number
-        is out of range.
+      ValueError: if a client has an index that the dataset does not have, a number is
+        out of range, or the rounds are private.
       TrainingError: if a client's loss or update becomes non-finite.
 
     References:
@@ -128,6 +128,11 @@ def prepare(
     steps, solver = algorithm.prepare, algorithm.rules.solver
     if steps is None:
         return Prepared(state, {}, 0.0, 0.0)
+    if placement.policy.privacy is not None:
+        raise ValueError(
+            "a preparation sends what has no bound and no noise: the rounds of this "
+            "algorithm cannot be private."
+        )
     num_clients = steps.num_clients(len(population.sizes))
     ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
     check_clients(population, ids, len(dataset.labels))

@@ -29,6 +29,7 @@ from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.types import (
+    Anchor,
     ClientState,
     Cohort,
     RoundInputs,
@@ -141,20 +142,45 @@ def make_round(
           masks makes the masks of a round before this, and they stay, too.
 
         Raises:
-          ValueError, AssertionError: as `check_inputs`.
+          ValueError, AssertionError: as `check_inputs`; with a private policy, also if
+            clients keep something between rounds or send integers.
         """
-        state = inputs.state
+        state, privacy = inputs.state, placement.policy.privacy
+        if privacy is not None:
+            _require_nothing_kept(inputs.rows)
         gathered, rows, sums = train(inputs, placement)
+        if privacy is not None:
+            received = privacy.receive(
+                gathered.parts,
+                jnp.asarray(inputs.cohort.cohort_size),
+                inputs.key,
+                Anchor(state.params, state.model_state, state.round),
+            )
+            # Whether anything has arrived must not show.
+            return finish(state, update(state, received), rows, sums)
         # In a branch of its own, its roundings do not depend on what comes after it.
         after = jax.lax.cond(
             gathered.num_clients > 0,
             lambda: update(state, receive(gathered)),
             lambda: state,
         )
+        return finish(state, after, rows, sums)
+
+    def finish(
+        state: ServerState, after: ServerState, rows: ClientState, sums: Sums
+    ) -> tuple[ServerState, ClientState, Sums]:
         sums |= {"server_nonfinite": _count_nonfinite(after)}
         return after._replace(round=state.round + 1), rows, sums
 
     return round
+
+
+def _require_nothing_kept(rows: ClientState) -> None:
+    if jax.tree.leaves(rows):
+        raise ValueError(
+            "a private round must have clients that keep nothing between rounds: no "
+            "gates and no control variates."
+        )
 
 
 def _count_nonfinite(state: ServerState) -> jax.Array:

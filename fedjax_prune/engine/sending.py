@@ -22,7 +22,12 @@ def send(
     Returns:
       The message, and float32 flags for the sums of the round: `clipped`, if the policy
       bounds norms.
+
+    Raises:
+      ValueError: if the policy is private and the message has integers.
     """
+    if policy.privacy is not None:
+        return policy.privacy.bound(message, anchor), {}
     if not policy.bounds_parts:
         return message, {}
     message, clipped = clip_parts(message, anchor, policy.clip_norm, num_clients)

@@ -29,6 +29,7 @@ from fedjax_prune.engine.outcome import (
 )
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
+from fedjax_prune.runs.accounting import privacy_row
 from fedjax_prune.runs.compact_rounds import CompactRounds
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
@@ -158,7 +159,7 @@ class Journal(NamedTuple):
         row = metrics.round_row(done.number, finished - began, sums)
         row |= metrics.named_clients(sums, done.cohort)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
-        row |= hash_row(hashes)
+        row |= privacy_row(self.experiment.config, done.number) | hash_row(hashes)
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
             after = sums["after_local"][: done.num_measured]

@@ -2,6 +2,7 @@
 
 from fedjax_prune.engine.devices import Placement, make_placement
 from fedjax_prune.engine.policy import Policy, make_policy
+from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.fields import fields_of
 from fedjax_prune.types import Config
 
@@ -12,7 +13,8 @@ def policy_of(config: Config) -> Policy:
     Args:
       config: already checked.
     """
-    return make_policy(**{name: config[name] for name in fields_of(make_policy)})
+    own = {name: config[name] for name in fields_of(make_policy)}
+    return make_policy(**own, privacy=make_privacy(**config.privacy))
 
 
 def placement_of(config: Config) -> Placement:

@@ -39,6 +39,16 @@ def _step_mass(field: str) -> Relation:
     )
 
 
+def _private(field: str, wanted: Any, why: str) -> Relation:
+    """The relation of a field that has one value only in private runs."""
+    shown = str(wanted).lower()
+    return Relation(
+        (field, "privacy.clip_norm"),
+        lambda value, clip_norm: not clip_norm or value == wanted,
+        f"{field} must be {shown} with privacy.clip_norm {{1}}, got {{0!r}}: {why}",
+    )
+
+
 RELATIONS = (
     Relation(
         ("cohort_size", "data.num_clients"),
@@ -126,6 +136,15 @@ RELATIONS = (
         "trim_fraction must be at least 1 / cohort_size = 1 / {2} with aggregator {1}, "
         "got {0}",
     ),
+    _private("aggregator", "mean", "the noise is for a sum"),
+    _private("on_bad_client", "drop", "a round must not tell who has arrived"),
+    _private("model.gated", False, "clients must keep nothing between rounds"),
+    Relation(
+        ("model.norm", "privacy.clip_norm"),
+        lambda norm, clip_norm: not clip_norm or norm != "bn",
+        "model.norm must not be bn with privacy.clip_norm {1}: noise could make a "
+        "variance negative",
+    ),
     _step_mass("algorithm.name"),
 )
 """The relations of every configuration that cross sections or come from its kinds."""
@@ -167,6 +186,16 @@ def _of_algorithm(name: Any) -> list[Relation]:
         return []
     entry = ALGORITHMS[name]
     found = [relation.within("algorithm") for relation in relations_of(entry.build)]
+    if entry.not_private:
+        private = " or ".join(n for n, a in ALGORITHMS.items() if not a.not_private)
+        found.append(
+            Relation(
+                ("algorithm.name", "privacy.clip_norm"),
+                lambda name, clip_norm: not clip_norm,
+                f"algorithm.name must be {private} with privacy.clip_norm {{1}}, got "
+                f"{{0!r}}: {entry.not_private}",
+            )
+        )
     if entry.base_field:
         found.append(_step_mass(f"algorithm.{entry.base_field}"))
     return found

@@ -11,6 +11,7 @@ from fedjax_prune.engine.dealing import num_steps
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
+from fedjax_prune.runs.accounting import EPSILON, privacy_row
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start
 from fedjax_prune.runs.machine import Chosen, images_per_second
@@ -44,6 +45,8 @@ def plan(learning: Learning) -> dict[str, str]:
         "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up"
         + (", before masks" if learning.algorithm.masked else ""),
     }
+    if spent := privacy_row(config, config.rounds):
+        facts["privacy"] = _privacy(spent)
     if config.model.gated:
         kept, more = (_share(part, macs.dense) for part in (macs.kept, macs.gates))
         facts["MACs an image"] += f" dense, {kept} kept, {more} more for the gates"
@@ -181,6 +184,8 @@ def summary(
     facts["traffic"] = f"{_megabytes(down)} down, {_megabytes(up)} up"
     if config.eval.target_accuracy and evaluated:
         facts["to target"] = _to_target(learning, rows, evaluated)
+    if EPSILON in last:
+        facts["privacy"] = _privacy(last)
     seconds = sum(row["seconds"] for row in rows)
     compiling = sum(row.get("seconds/compile", 0) for row in rows)
     facts["training time"] = f"{seconds:,.0f} s, and {compiling:,.0f} s to compile"
@@ -188,6 +193,10 @@ def summary(
     if last["round"] < config.rounds:
         facts["next"] = "stopped; the same command goes on from here"
     return facts
+
+
+def _privacy(row: dict[str, Any]) -> str:
+    return f"epsilon {row[EPSILON]:.3g} at delta {row['privacy/delta']:.3g}, a client"
 
 
 def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.synthetic import generate
 from fedjax_prune.engine.devices import REDUCTIONS
 from fedjax_prune.engine.policy import make_policy
+from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import STORES
@@ -185,6 +186,7 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
     },
     "client": fields_of(make_solver),
     "server": fields_of(make_server_tx),
+    "privacy": fields_of(make_privacy),
 }
 """Section ("" for the top level) -> its fields; `algorithm` is not included."""
 
@@ -195,6 +197,7 @@ RELATED: Mapping[str, tuple[Relation, ...]] = {
     "": relations_of(make_policy),
     "client": relations_of(make_solver),
     "server": relations_of(make_server_tx),
+    "privacy": relations_of(make_privacy),
 }
 """Section -> the relations between its fields, with the names of its builder."""
 

@@ -11,6 +11,7 @@ from configs import synthetic
 from fedjax_prune.algorithms import ALGORITHMS, Algorithm, fedavg
 from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
 from fedjax_prune.engine.policy import make_policy
+from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.fields import (
@@ -49,6 +50,7 @@ def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
 
 
 BROKEN = [
+    ("privacy", "make_privacy", {"clip_norm": 1.0, "noise_multiplier": 0.0}),
     ("", "make_policy", {"aggregator": "norm_clipping", "on_bad_client": "clip"}),
     ("client", "make_solver", {"lr_min": 0.2}),
     ("client", "make_solver", {"optimizer": "adam", "momentum": 0.9}),
@@ -68,7 +70,11 @@ BROKEN = [
 """Section, builder, and values that break one of the relations declared beside it."""
 
 
-BUILDERS = {("client", "make_solver"): make_solver, ("", "make_policy"): make_policy}
+BUILDERS = {
+    ("client", "make_solver"): make_solver,
+    ("", "make_policy"): make_policy,
+    ("privacy", "make_privacy"): make_privacy,
+}
 
 
 def call(section, builder, values):
@@ -308,3 +314,34 @@ def test_adam_suits_the_algorithms_without_step_mass():
 )
 def test_policies_that_make_no_sense(fields, message):
     assert problems(fields) == ([] if message is None else [message])
+
+
+PRIVATE = {
+    "privacy.clip_norm": 1.0,
+    "privacy.noise_multiplier": 1.0,
+    "on_bad_client": "drop",
+    "model.gated": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, None),
+        ({"aggregator": "median"}, "aggregator must be mean with privacy.clip_norm 1"),
+        ({"on_bad_client": "abort"}, "on_bad_client must be drop with privacy.clip_"),
+        ({"model.gated": True}, "model.gated must be false with privacy.clip_norm 1"),
+        ({"model.norm": "bn"}, "model.norm must not be bn with privacy.clip_norm 1"),
+    ],
+)
+def test_what_a_private_run_may_be(fields, message):
+    found = problems(PRIVATE | fields, "fedavg")
+    assert len(found) == (message is not None)
+    assert all(sentence.startswith(message) for sentence in found)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_that_is_not_private_says_why(name):
+    found, reason = problems(PRIVATE, name), ALGORITHMS[name].not_private
+    assert len(found) == bool(reason)
+    assert all(sentence.endswith(reason) for sentence in found)
