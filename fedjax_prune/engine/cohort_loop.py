@@ -154,7 +154,7 @@ class _Run(NamedTuple):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
         sums = jax.eval_shape(self.training.no_sums, one.client)
         one = one._replace(client=one.client._replace(sums=sums))
-        message, _, _, facts = jax.eval_shape(self._finish_one, one.client)
+        message, _, _, facts = jax.eval_shape(self._finish_one, one)
         probed = {}
         if self.probe is not None:
             probed = jax.eval_shape(
@@ -226,15 +226,12 @@ class _Run(NamedTuple):
         client = select_lanes(self.is_active(lanes), stepped, lanes.client)
         return lanes._replace(client=client)
 
-    def _finish_one(
-        self, client: Progress
-    ) -> tuple[Message, ClientState, jax.Array, Sums]:
+    def _finish_one(self, lane: _Lane) -> tuple[Message, ClientState, jax.Array, Sums]:
         """Returns message, row, how often numbers were not finite, and other sums."""
+        client, anchor = lane.client, self.training.anchor
         result = self.training.result(client)
         message, row = self.training.program.upload(result, client.row)
-        message, sent = send(
-            message, self.policy, self.training.anchor, self.cohort.num_clients
-        )
+        message, sent = send(message, self.policy, anchor, self.cohort, lane.position)
         message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
@@ -247,14 +244,9 @@ class _Run(NamedTuple):
         row = jax.tree.map(
             lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
         )
-        for name in ("absent",) + ("clipped",) * self.policy.large_is_bad:
+        for name in ("absent", "clipped") if self.policy.large_is_bad else ("absent",):
             if name in facts:
-                keep = facts[name] > 0
-                row = jax.tree.map(
-                    lambda new, old, keep=keep: jnp.where(keep, old, new),
-                    row,
-                    client.row,
-                )
+                row = _where(facts[name] > 0, client.row, row)
         return message, row, nonfinite, facts
 
     def _missing_steps(self, client: Progress) -> Sums:
@@ -282,7 +274,7 @@ class _Run(NamedTuple):
         """Gathers what finished clients leave and loads the next clients."""
         lanes, sums = carry.lanes, carry.lanes.client.sums
         finished = self.has_finished(lanes)
-        messages, rows, nonfinite, facts = over_lanes(self._finish_one, lanes.client)
+        messages, rows, nonfinite, facts = over_lanes(self._finish_one, lanes)
         arrived = nonfinite == 0
         if "absent" in facts:
             arrived &= facts["absent"] == 0
@@ -310,6 +302,10 @@ class _Run(NamedTuple):
             rows=rows,
             sums=all_sums,
         )
+
+
+def _where(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
+    return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
 
 
 def _is_float(x: jax.Array) -> bool:

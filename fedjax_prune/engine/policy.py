@@ -5,10 +5,9 @@ means are means or medians, what happens to a message that is too large, which c
 do not report, and so on.
 """
 
-import math
-from fractions import Fraction
 from typing import Annotated, NamedTuple
 
+from fedjax_prune.engine.hostile import Hostile
 from fedjax_prune.engine.participation import Participation
 from fedjax_prune.engine.privacy import Privacy
 from fedjax_prune.fields import (
@@ -44,6 +43,7 @@ class Policy(NamedTuple):
       on_bad_client: one of BAD_CLIENT.
       participation: which clients are missing or slow; None if nobody is.
       privacy: bounds and noise; None if there are none.
+      hostile: who attacks; None if nobody does.
 
     Examples:
       >>> Policy() == make_policy()
@@ -56,6 +56,7 @@ class Policy(NamedTuple):
     on_bad_client: str = "abort"
     participation: Participation | None = None
     privacy: Privacy | None = None
+    hostile: Hostile | None = None
 
     @property
     def keeps_messages(self) -> bool:
@@ -75,18 +76,6 @@ class Policy(NamedTuple):
 
 PLAIN = Policy()
 """The weighted mean of all messages that arrive."""
-
-
-def num_trimmed(fraction: float, count: int) -> int:
-    """Counts what a trimmed mean leaves out at each end: floor(fraction * count).
-
-    Examples:
-      The fraction is read as a decimal: in binary, 0.29 * 100 is below 29.
-
-      >>> num_trimmed(0.29, 100)
-      29
-    """
-    return math.floor(Fraction(str(fraction)) * count)
 
 
 @checked
@@ -143,6 +132,7 @@ def make_policy(
         "between this and 1.",
     ] = 0.0,
     privacy: Privacy | None = None,
+    hostile: Hostile | None = None,
 ) -> Policy:
     """Makes a policy.
 
@@ -168,4 +158,5 @@ def make_policy(
         on_bad_client=on_bad_client,
         participation=participation if client_dropout or stragglers else None,
         privacy=privacy,
+        hostile=hostile,
     )

@@ -38,7 +38,8 @@ from fedjax_prune.engine.aggregate import (
 )
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.local import float_dtype
-from fedjax_prune.engine.policy import Policy, num_trimmed
+from fedjax_prune.engine.policy import Policy
+from fedjax_prune.engine.shares import num_in
 from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
 
 Statistic = Callable[[jax.Array, jax.Array], jax.Array]
@@ -71,12 +72,12 @@ def trimmed_mean(fraction: float) -> Statistic:
     """Makes the mean without a fraction of the values at each end.
 
     Args:
-      fraction: in [0, 0.5), as `num_trimmed` takes it.
+      fraction: in [0, 0.5), as `num_in` takes it.
     """
 
     def statistic(ordered: jax.Array, count: jax.Array) -> jax.Array:
         counts = range(len(ordered) + 1)
-        trimmed = jnp.array([num_trimmed(fraction, n) for n in counts], jnp.int32)
+        trimmed = jnp.array([num_in(fraction, n) for n in counts], jnp.int32)
         trimmed = trimmed[count]
         # One after another, so that empty places do not change how sums are rounded.
         total = jax.lax.fori_loop(

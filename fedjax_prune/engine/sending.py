@@ -5,11 +5,15 @@ import jax.numpy as jnp
 
 from fedjax_prune.engine.clipping import clip_parts
 from fedjax_prune.engine.policy import Policy
-from fedjax_prune.types import Anchor, Message, Sums
+from fedjax_prune.types import Anchor, Cohort, Message, Sums
 
 
 def send(
-    message: Message, policy: Policy, anchor: Anchor, num_clients: jax.Array
+    message: Message,
+    policy: Policy,
+    anchor: Anchor,
+    cohort: Cohort,
+    place: jax.Array,
 ) -> tuple[Message, Sums]:
     """Applies a policy to the message of one client.
 
@@ -17,18 +21,25 @@ def send(
       message: not weighted.
       policy: of the round.
       anchor: what the client has received.
-      num_clients: [] int32, clients in the population.
+      cohort: of the client.
+      place: [] int32, the client's place in the cohort.
 
     Returns:
-      The message, and float32 flags for the sums of the round: `clipped`, if the policy
-      bounds norms.
+      The message, and float32 flags for the sums of the round: `hostile`, if the policy
+      has hostile clients, and `clipped`, if it bounds norms.
 
     Raises:
       ValueError: if the policy is private and the message has integers.
     """
+    facts: Sums = {}
+    if policy.hostile is not None:
+        client_id = cohort.client_ids[place]
+        message = policy.hostile.attack(message, client_id)
+        facts["hostile"] = policy.hostile.includes(client_id).astype(jnp.float32)
     if policy.privacy is not None:
-        return policy.privacy.bound(message, anchor), {}
-    if not policy.bounds_parts:
-        return message, {}
-    message, clipped = clip_parts(message, anchor, policy.clip_norm, num_clients)
-    return message, {"clipped": clipped.astype(jnp.float32)}
+        return policy.privacy.bound(message, anchor), facts
+    if policy.bounds_parts:
+        bound, num_clients = policy.clip_norm, jnp.asarray(cohort.num_clients)
+        message, clipped = clip_parts(message, anchor, bound, num_clients)
+        facts["clipped"] = clipped.astype(jnp.float32)
+    return message, facts

@@ -24,6 +24,7 @@ _NAMED = {
     "clients/clipped": "clipped",
     "clients/absent": "absent",
     "clients/slow": "slow",
+    "clients/hostile": "hostile",
 }
 """Field of a row with ids of clients -> the sum that is above 0 for them."""
 

@@ -1,6 +1,7 @@
 """The policy of a run's rounds, and the placement that has it."""
 
 from fedjax_prune.engine.devices import Placement, make_placement
+from fedjax_prune.engine.hostile import make_hostile
 from fedjax_prune.engine.policy import Policy, make_policy
 from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.fields import fields_of
@@ -14,7 +15,10 @@ def policy_of(config: Config) -> Policy:
       config: already checked.
     """
     own = {name: config[name] for name in fields_of(make_policy)}
-    return make_policy(**own, privacy=make_privacy(**config.privacy))
+    hostile = make_hostile(
+        **config.hostile, num_clients=config.data.num_clients, seed=config.seed
+    )
+    return make_policy(**own, privacy=make_privacy(**config.privacy), hostile=hostile)
 
 
 def placement_of(config: Config) -> Placement:

@@ -12,7 +12,7 @@ from typing import Any
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
-from fedjax_prune.engine.policy import num_trimmed
+from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
 from fedjax_prune.models import MODELS
@@ -131,10 +131,16 @@ RELATIONS = (
     Relation(
         ("trim_fraction", "aggregator", "cohort_size"),
         lambda fraction, aggregator, cohort_size: (
-            aggregator != "trimmed_mean" or num_trimmed(fraction, cohort_size) > 0
+            aggregator != "trimmed_mean" or num_in(fraction, cohort_size) > 0
         ),
         "trim_fraction must be at least 1 / cohort_size = 1 / {2} with aggregator {1}, "
         "got {0}",
+    ),
+    Relation(
+        ("hostile.fraction", "data.num_clients"),
+        lambda fraction, num_clients: not fraction or num_in(fraction, num_clients) > 0,
+        "hostile.fraction must be 0 or at least 1 / data.num_clients = 1 / {1}, got "
+        "{0}",
     ),
     _private("aggregator", "mean", "the noise is for a sum"),
     _private("on_bad_client", "drop", "a round must not tell who has arrived"),

@@ -15,6 +15,7 @@ from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.synthetic import generate
 from fedjax_prune.engine.devices import REDUCTIONS
+from fedjax_prune.engine.hostile import make_hostile
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.engine.server import make_server_tx
@@ -187,6 +188,7 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "client": fields_of(make_solver),
     "server": fields_of(make_server_tx),
     "privacy": fields_of(make_privacy),
+    "hostile": fields_of(make_hostile),
 }
 """Section ("" for the top level) -> its fields; `algorithm` is not included."""
 

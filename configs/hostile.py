@@ -1,0 +1,55 @@
+"""Two of ten clients attack: what each aggregator is worth, on handwritten digits.
+
+    python -m fedjax_prune train --config=hostile:median --workdir=runs/median
+
+The text after the colon is AGGREGATOR[,ATTACK]: mean, median, trimmed_mean or
+norm_clipping, and sign_flip, scaled or none. All aggregators with one attack:
+
+    python -m fedjax_prune sweep --config=hostile --workdir=runs/hostile \\
+        --settings="mean median trimmed_mean norm_clipping"
+
+FedAvg trains a small CNN. The clients have rather even shares of the digits (Dirichlet
+10), because medians of clients that have nothing in common are no one's model.
+"""
+
+from typing import Any
+
+from fedjax_prune.engine.hostile import ATTACKS
+from fedjax_prune.engine.policy import AGGREGATORS
+
+from . import quickstart
+
+NONE = "none"
+
+
+def get_config(text: str = "mean") -> Any:
+    """A run of one aggregator under one attack.
+
+    Args:
+      text: AGGREGATOR[,ATTACK]; the attack is sign_flip if none is named.
+
+    Raises:
+      ValueError: if a part is unknown.
+    """
+    aggregator, _, attack = text.partition(",")
+    attack = attack or ATTACKS[0]
+    if aggregator not in AGGREGATORS or attack not in (*ATTACKS, NONE):
+        raise ValueError(
+            "the config must be AGGREGATOR[,ATTACK], AGGREGATOR: "
+            f"{', '.join(AGGREGATORS)}; ATTACK: {', '.join((*ATTACKS, NONE))}, got "
+            f"{text!r}."
+        )
+    config = quickstart.get_config()
+    config.algorithm = quickstart.base.algorithm("fedavg")
+    config.rounds = 30
+    config.on_bad_client = "drop"
+    config.aggregator = aggregator
+    config.trim_fraction = 0.2
+    config.clip_norm = 1.0
+    config.data.alpha = 10.0
+    config.model.gated = False
+    config.model.norm = "none"
+    if attack != NONE:
+        config.hostile.fraction = 0.2
+        config.hostile.attack = attack
+    return config

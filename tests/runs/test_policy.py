@@ -1,0 +1,53 @@
+"""Policies in whole runs: what is counted, replayed and reported."""
+
+import numpy as np
+
+from fedjax_prune.engine.policy import PLAIN
+from fedjax_prune.runs import train
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.policy import policy_of
+from tests.small_runs import plain_config, tiny_config, undocumented
+
+
+def test_a_run_without_a_policy_has_none():
+    assert policy_of(tiny_config()) == PLAIN
+
+
+def test_a_run_counts_who_is_absent_slow_clipped_and_hostile(tmp_path):
+    config = plain_config(
+        rounds=3,
+        cohort_size=5,
+        aggregator="trimmed_mean",
+        trim_fraction=0.2,
+        on_bad_client="clip",
+        clip_norm=0.05,
+        client_dropout=0.3,
+        stragglers=0.7,
+        **{"hostile.fraction": 0.4, "data.partitioner": "iid"},
+    )
+    assert train.run(config, tmp_path) == 0
+    rows = read_metrics(tmp_path)
+    seen = set().union(*rows)
+    for row in rows:
+        assert undocumented(row) == []
+        absent = row.get("clients/absent", "").split()
+        assert row["clients/arrived"] == 5 - len(absent)
+        hostile = policy_of(config).hostile
+        assert row["clients/hostile"] == " ".join(map(str, hostile.client_ids))
+        assert not {*absent} & {*row.get("clients/slow", "").split()}
+    assert {"clients/absent", "clients/slow", "clients/clipped"} <= seen
+
+
+def test_a_private_run_tells_its_epsilon(tmp_path, capsys):
+    config = plain_config(
+        rounds=2,
+        on_bad_client="drop",
+        **{"privacy.clip_norm": 0.5, "privacy.noise_multiplier": 8.0},
+    )
+    assert train.run(config, tmp_path) == 0
+    first, second = read_metrics(tmp_path)
+    assert undocumented(second) == []
+    assert 0 < first["privacy/epsilon"] < second["privacy/epsilon"] < 5
+    assert np.isclose(second["privacy/delta"], 1e-5)
+    told = f"epsilon {second['privacy/epsilon']:.3g} at delta 1e-05"
+    assert capsys.readouterr().out.count(told) == 2
