@@ -8,8 +8,18 @@ norm_clipping, and sign_flip, scaled or none. All aggregators with one attack:
     python -m fedjax_prune sweep --config=hostile --workdir=runs/hostile \\
         --settings="mean median trimmed_mean norm_clipping"
 
-FedAvg trains a small CNN. The clients have rather even shares of the digits (Dirichlet
-10), because medians of clients that have nothing in common are no one's model.
+Accuracy on the test set after 30 rounds, two CPU cores, one seed, 3 seconds a run:
+
+    aggregator      none    sign_flip  scaled (-10)
+    mean            92.7%   91.5%      10.1%
+    median          95.2%   93.0%      92.4%
+    trimmed_mean    95.5%   92.1%      93.5%
+    norm_clipping   96.1%   91.3%      82.3%
+
+A client that flips its sign costs little at this size, because eight honest updates
+outweigh it. Two that also scale end the mean: its rounds then drop clients that
+diverge. FedAvg trains a small CNN. The clients have rather even shares of the digits
+(Dirichlet 10), because the median of clients that differ is no good model for any.
 """
 
 from typing import Any

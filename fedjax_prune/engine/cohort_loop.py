@@ -17,10 +17,10 @@ import optax
 from fedjax_prune.engine.aggregate import Reduction
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.lanes import over_lanes, put_lanes, select_lanes, take_next
-from fedjax_prune.engine.local import LocalTraining, Progress, pad_to_batches
+from fedjax_prune.engine.local import LocalTraining, Progress
 from fedjax_prune.engine.policy import Policy
 from fedjax_prune.engine.sending import send
-from fedjax_prune.engine.solver import LocalSolver
+from fedjax_prune.engine.solver import LocalSolver, pad_to_batches
 from fedjax_prune.types import (
     Anchor,
     ClientState,
@@ -187,9 +187,11 @@ class _Run(NamedTuple):
                 position,
             )
             key = jax.random.fold_in(self.key, client_id)
-            begin = self.training.begin
-            steps = self._most_steps(key, size)
-            return _Lane(position, begin(row, indices, size, key, sums, steps))
+            most_steps = self._most_steps(key, size)
+            progress = self.training.begin(
+                row, indices, size, key, sums, most_steps=most_steps
+            )
+            return _Lane(position, progress)
 
         return over_lanes(load_one, (position, sums))
 
@@ -197,7 +199,7 @@ class _Run(NamedTuple):
         participation = self.policy.participation
         if participation is None:
             return ()
-        return participation.num_steps(key, self.training.planned_steps(size))
+        return participation.num_steps(key, self.training.solver.num_steps(size))
 
     def _at(self, tree: Tree, position: jax.Array) -> Tree:
         # Beyond the block, where only idle lanes look, this reads its last place.
@@ -254,7 +256,7 @@ class _Run(NamedTuple):
         most = client.most_steps
         if isinstance(most, tuple):
             return {}
-        slow = (most > 0) & (most < self.training.planned_steps(client.size))
+        slow = (most > 0) & (most < self.training.solver.num_steps(client.size))
         flags = {"absent": most == 0, "slow": slow}
         return {name: flag.astype(jnp.float32) for name, flag in flags.items()}
 

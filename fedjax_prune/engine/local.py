@@ -12,7 +12,7 @@ import optax
 from jax.core import Tracer
 
 from fedjax_prune.engine.contract import ClientProgram
-from fedjax_prune.engine.solver import LocalSolver, num_batches
+from fedjax_prune.engine.solver import LocalSolver, num_batches, pad_to_batches
 from fedjax_prune.engine.stopping import Watch
 from fedjax_prune.types import (
     Anchor,
@@ -82,8 +82,7 @@ class LocalTraining(NamedTuple):
           size: [] int32, how many of them are real.
           key: of the client and the round.
           sums: zeros, as `no_sums` gives them.
-          most_steps: [] int32, after which the client ends even within an epoch; 0 if
-            it makes none. () is all of them.
+          most_steps: [] int32, after which the client ends; () is all of them.
         """
         params, model_state, _ = self.anchor
         mass = jnp.zeros((), float_dtype(params))
@@ -121,18 +120,8 @@ class LocalTraining(NamedTuple):
 
     def has_finished(self, progress: Progress) -> jax.Array:
         """Says whether the client has made its last step, [] bool."""
-        has_finished = progress.epoch == self.solver.epochs
-        if isinstance(progress.most_steps, tuple):
-            return has_finished
-        return has_finished | (progress.step >= progress.most_steps)
-
-    def planned_steps(self, size: jax.Array) -> jax.Array:
-        """Counts the local steps of a client that is neither slow nor stopped early.
-
-        Args:
-          size: [] int32, examples of the client.
-        """
-        return self.solver.epochs * num_batches(size, self.solver.batch_size)
+        done, most = progress.epoch == self.solver.epochs, progress.most_steps
+        return done if isinstance(most, tuple) else done | (progress.step >= most)
 
     def draw_order(self, progress: Progress, indices: jax.Array) -> jax.Array:
         """Draws the order of the client's examples in the epoch that begins.
@@ -344,12 +333,6 @@ def train_client(
         first._replace(sums=training.no_sums(first)),
     )
     return training.result(last)
-
-
-def pad_to_batches(indices: jax.Array, batch_size: int) -> jax.Array:
-    """Pads the last axis with 0 to a multiple of the batch size."""
-    extra = -indices.shape[-1] % batch_size
-    return jnp.pad(indices, ((0, 0),) * (indices.ndim - 1) + ((0, extra),))
 
 
 def float_dtype(tree: Tree) -> jnp.dtype:

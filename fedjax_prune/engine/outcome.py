@@ -54,18 +54,17 @@ def diverged(sums: dict[str, np.ndarray], cohort: Cohort) -> np.ndarray:
       sums: of clients, as `of_clients` gives them.
       cohort: of the round, numpy.
     """
-    return flagged(sums, "nonfinite", cohort)
+    return flagged(sums, "nonfinite", cohort.client_ids[by_id(cohort)])
 
 
-def flagged(sums: dict[str, np.ndarray], name: str, cohort: Cohort) -> np.ndarray:
+def flagged(sums: dict[str, np.ndarray], name: str, ids: np.ndarray) -> np.ndarray:
     """Lists the clients one of whose sums is above 0, by ascending id.
 
     Args:
       sums: of clients, as `of_clients` gives them.
       name: of the sum; nobody is listed if there is none of that name.
-      cohort: of the round, numpy.
+      ids: of the clients, ascending.
     """
-    ids = cohort.client_ids[by_id(cohort)]
     return ids[np.asarray(sums.get(name, np.zeros(len(ids)))) > 0]
 
 

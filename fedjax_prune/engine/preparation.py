@@ -43,12 +43,14 @@ class Prepared(NamedTuple):
     Attributes:
       state: before the first round.
       sums: [num_clients of the preparation] by ascending client id, and scalars; numpy.
+      client_ids: of these clients, ascending.
       seconds: of the preparation, without compiling.
       compile_seconds: of compiling it.
     """
 
     state: ServerState
     sums: dict[str, np.ndarray]
+    client_ids: np.ndarray
     seconds: float
     compile_seconds: float
 
@@ -94,7 +96,8 @@ def prepare(
       population: which client holds which of them.
       seed: of the run, in [0, 2^32).
       num_lanes: clients side by side on each device, at least 1.
-      placement: of the rounds.
+      placement: of the rounds. If its policy is not to abort, clients that diverge are
+        left out; the rest of a policy is for rounds.
       begin: what groups of an earlier call, whose rows are in `rows`, have gathered;
         None if this is the first call. The earlier call had as many clients in a group,
         `placement.group_size(num_lanes)`.
@@ -107,7 +110,8 @@ def prepare(
     Raises:
       ValueError: if a client has an index that the dataset does not have, a number is
         out of range, or the rounds are private.
-      TrainingError: if a client's loss or update becomes non-finite.
+      TrainingError: if a client's loss or update becomes non-finite, unless it is left
+        out and others of its group are not.
 
     References:
       Exploration: Internò et al., https://arxiv.org/abs/2405.10271. First stage of
@@ -127,7 +131,7 @@ def prepare(
     """
     steps, solver = algorithm.prepare, algorithm.rules.solver
     if steps is None:
-        return Prepared(state, {}, 0.0, 0.0)
+        return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
     if placement.policy.privacy is not None:
         raise ValueError(
             "a preparation sends what has no bound and no noise: the rounds of this "
@@ -167,7 +171,9 @@ def prepare(
         gathered, taken, sums = run(done.gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
         own = of_clients(jax.device_get(gather_whole(placement, sums)), group)
-        require_finite(own, 0, group)
+        # Somebody must be left in each group, or there may be nothing to go on with.
+        if placement.policy.on_bad_client == "abort" or not own["arrived"].any():
+            require_finite(own, 0, group)
         done = Gathering(number, gathered, (*done.of_groups, own))
         if number < len(groups):
             after_group(done)
@@ -177,7 +183,7 @@ def prepare(
     after, facts = finish(state, done.gathered, key)
     sums = add_up(done.of_groups) | jax.device_get(gather_whole(placement, facts))
     seconds = time.monotonic() - began - compile_seconds
-    return Prepared(after, sums, seconds, compile_seconds)
+    return Prepared(after, sums, ids, seconds, compile_seconds)
 
 
 def add_up(of_groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

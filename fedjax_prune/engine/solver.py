@@ -72,6 +72,14 @@ class LocalSolver(NamedTuple):
     lr_decay: float = 1.0
     stopping: EarlyStopping | None = None
 
+    def num_steps(self, size: jax.Array) -> jax.Array:
+        """Counts a client's local steps of a round, if it does not stop early.
+
+        Args:
+          size: [] int32, examples of the client.
+        """
+        return self.epochs * num_batches(size, self.batch_size)
+
     def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
         """Returns a solver that applies `tx` first, to the gradients of `params`."""
         return self._replace(shared_tx=_chain(tx, self.shared_tx))
@@ -90,6 +98,12 @@ def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
     """
     # `//` would also compute how negative numbers are rounded.
     return jax.lax.div(size + (batch_size - 1), jnp.asarray(batch_size, size.dtype))
+
+
+def pad_to_batches(indices: jax.Array, batch_size: int) -> jax.Array:
+    """Pads the last axis with 0 to a multiple of the batch size."""
+    extra = -indices.shape[-1] % batch_size
+    return jnp.pad(indices, ((0, 0),) * (indices.ndim - 1) + ((0, extra),))
 
 
 def require_step_mass(solver: LocalSolver, algorithm: str) -> None:

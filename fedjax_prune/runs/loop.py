@@ -157,7 +157,8 @@ class Journal(NamedTuple):
         require_finite_server(sums, done.number)
         metrics.require_alive(self.experiment.config, sums)
         row = metrics.round_row(done.number, finished - began, sums)
-        row |= metrics.named_clients(sums, done.cohort)
+        ids = done.cohort.client_ids[by_id(done.cohort)]
+        row |= metrics.named_clients(sums, ids)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
         row |= privacy_row(self.experiment.config, done.number) | hash_row(hashes)
         if done.num_measured:

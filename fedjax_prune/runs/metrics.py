@@ -14,7 +14,7 @@ from fedjax_prune.engine.outcome import TrainingError, flagged
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
-from fedjax_prune.types import Cohort, Config, Tree
+from fedjax_prune.types import Config, Tree
 
 ACCURACY = "eval/global_dense/accuracy"
 HEADLINE = "eval/headline"
@@ -80,18 +80,18 @@ def round_row(
     return row
 
 
-def named_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, str]:
+def named_clients(sums: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, str]:
     """The ids of the clients with which something was wrong, as fields of a row.
 
     Args:
       sums: of the round, on the host, leaves [cohort_size, ...].
-      cohort: of the round, numpy.
+      ids: of the clients, ascending.
     """
-    found = {field: flagged(sums, name, cohort) for field, name in _NAMED.items()}
+    found = {field: flagged(sums, name, ids) for field, name in _NAMED.items()}
     return {
-        field: " ".join(str(client) for client in ids)
-        for field, ids in found.items()
-        if ids.size
+        field: " ".join(str(client) for client in clients)
+        for field, clients in found.items()
+        if clients.size
     }
 
 

@@ -99,6 +99,7 @@ def prepare(
             return None
         metrics.require_alive(config, done.sums)
         row = metrics.round_row(0, done.seconds, done.sums)
+        row |= metrics.named_clients(done.sums, done.client_ids)
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
         hashes = RoundHashes(config.hash_every)(0, done.state)

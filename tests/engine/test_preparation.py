@@ -10,6 +10,8 @@ from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import devices as placement
 from fedjax_prune.engine import preparation
 from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.store import HostStore, make_store
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
@@ -159,3 +161,30 @@ def test_memory_is_bounded_by_lanes(schedule):
         seen.append((programs, max(rows.on_devices), rows.on_devices[-1]))
         del state, row, rows, done
     assert len(seen[0][0]) == 2 and seen[0] == seen[1]
+
+
+def test_an_explorer_that_diverges_is_left_out_where_bad_clients_are():
+    """Its deviation does not count, and its row stays."""
+    fields = PRUNED_FIELDS | {"mask_schedule": "participants"}
+    experiment = build(pruned_config(fields=fields, devices=1, client_rows="host"))
+    images = np.asarray(experiment.data.train.images, np.float32) / 255
+    images[experiment.data.population.of(2)] = np.nan
+    train = experiment.data.train._replace(images=images)
+    experiment = experiment._replace(data=experiment.data._replace(train=train))
+    first, row = jax.jit(partial(start, experiment.learning))()
+
+    def explore(on_bad_client):
+        where = make_placement(policy=make_policy(on_bad_client=on_bad_client))
+        rows = make_store("host", row, 5, where)
+        done = prepare(experiment, where, first, rows)
+        return done, all_rows(rows, where)
+
+    with pytest.raises(TrainingError, match="update of client 2 became non-finite"):
+        explore("abort")
+    done, rows = explore("drop")
+    np.testing.assert_array_equal(done.client_ids, range(5))
+    np.testing.assert_array_equal(done.sums["arrived"], [1, 1, 0, 1, 1])
+    for leaf in jax.tree.leaves(jax.device_get((done.state.server.guide, rows))):
+        assert np.isfinite(leaf).all()
+    for own in jax.tree.leaves(rows.client.own):
+        assert not own[2].any() and own[0].any()

@@ -50,7 +50,7 @@ def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
 
 
 BROKEN = [
-    ("privacy", "make_privacy", {"clip_norm": 1.0, "noise_multiplier": 0.0}),
+    ("privacy", "make_privacy", {"clip_norm": 0.0, "noise_multiplier": 1.0}),
     ("", "make_policy", {"aggregator": "norm_clipping", "on_bad_client": "clip"}),
     ("client", "make_solver", {"lr_min": 0.2}),
     ("client", "make_solver", {"optimizer": "adam", "momentum": 0.9}),
