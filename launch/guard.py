@@ -31,6 +31,7 @@ _OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 """What errors of JAX begin with that have nothing to do with other processes."""
 _SILENT = re.compile(r"stopped sending heartbeats\):\n([\d\n]+)")
 _LEFT = re.compile(r"The first task at the barrier: (\d+)")
+_STATUS = re.compile(r"absl::Status: (.*)")
 _GOES_ON = "The same command, given to all processes, goes on from the last checkpoint."
 
 
@@ -143,8 +144,13 @@ def _reason(text: str, seat: Seat, seconds: float) -> str:
         lost = f"process {left[1]} {of} has ended before the others"
     elif "Failed to send RPC to coordination service" in text:
         lost = f"process 0 {of} was lost: its connection has ended"
+    elif "RegisterTask" in text:
+        lost = f"process {seat.number} {of} has not reached all others"
     else:
-        lost = f"the processes have lost each other: {text.splitlines()[-1]}"
+        status = _STATUS.search(text)
+        lost = f"the processes {of} have lost each other" + (
+            f" ({status[1]})" if status else ""
+        )
     return f"{lost}, {seconds:.0f} s after the start. {_GOES_ON}"
 
 

@@ -1,0 +1,143 @@
+"""Which process this is, and how it is told that another one was lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_prune.runs.settings import SettingsError
+from launch import guard
+from launch.cluster import Seat, find_seat
+
+ROOT = Path(__file__).parents[2]
+GOES_ON = (
+    ", 7 s after the start. The same command, given to all processes, goes on from the "
+    "last checkpoint."
+)
+
+
+def test_a_process_alone_needs_no_flags():
+    assert find_seat(None, None, None) is None
+    assert find_seat("localhost:1234", 1, 0) is None
+
+
+def test_the_flags_say_which_process_this_is():
+    assert find_seat("10.0.0.1:1234", 3, 2) == Seat("10.0.0.1:1234", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ((None, 2, 0), "--coordinator_address is missing"),
+        (("a:1", None, 0), "--num_processes is missing"),
+        (("a:1", 2, None), "--process_id is missing"),
+        (("a", 2, 0), "--coordinator_address must be HOST:PORT, got 'a'"),
+        (("a:1", 0, 0), "--num_processes must be at least 1, got 0"),
+        (("a:1", 2, 2), r"--process_id must be in \[0, 1\], got 2"),
+        (("a:1", 2, -1), r"--process_id must be in \[0, 1\], got -1"),
+    ],
+)
+def test_flags_that_say_too_little_are_refused(flags, problem):
+    with pytest.raises(SettingsError, match=problem):
+        find_seat(*flags)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1000",
+    "SLURM_STEP_NODELIST": "node[003-004]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_slurm_is_found_by_jax(monkeypatch, count):
+    for name, value in (SLURM | {"SLURM_NTASKS": str(count)}).items():
+        monkeypatch.setenv(name, value)
+    wanted = Seat("node003:62440", 2, 1, [0]) if count == 2 else None
+    assert find_seat(None, None, None) == wanted
+
+
+POLLED = (
+    "E1126 10:44:39 6682 coordination_service_agent.cc:289] Polled an error from "
+    "coordination service (this can be an error from this or another task).\n"
+    "F1126 10:44:39 6802 client.h:80] Terminating process because the JAX distributed "
+    "service detected fatal errors. absl::Status: "
+)
+TEXTS = {
+    "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n"
+    "The tasks have crashed.": "process 1 of 4 was lost: no sign of life for 40 s",
+    "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n3"
+    "\nThe tasks have crashed.": "processes 1, 3 of 4 were lost: no sign of life for "
+    "40 s",
+    "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task "
+    "was preempted": "process 0 of 4 was lost: its connection has ended",
+    "INTERNAL: Shutdown barrier has failed.\n# of tasks that reached the barrier: 1/2."
+    "\nThe first task at the barrier: 3. Some": "process 3 of 4 has ended before the "
+    "others",
+    "DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: /xla.coordination."
+    "CoordinationService/RegisterTask": "process 2 of 4 has not reached all others",
+    "ABORTED: another reason\n": "the processes of 4 have lost each other (ABORTED: "
+    "another reason)",
+}
+WORKER = """
+import os, signal, sys
+from launch import guard
+from launch.cluster import Seat
+
+def work():
+    exec(sys.argv[1])
+    return 3
+
+code = guard.guarded(work, Seat("a:1", 4, 2))
+print("code", code, flush=True)
+sys.exit(code)
+"""
+
+
+def run_guarded(code):
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_jax_says_becomes_one_line(text):
+    said = guard._reason(POLLED + text, Seat("a:1", 4, 2), 7.4)
+    assert said == TEXTS[text] + GOES_ON
+
+
+def test_the_guard_passes_on_what_the_work_says_and_returns():
+    said = run_guarded("print('out'); print('err', file=sys.stderr)")
+    assert said == (3, "out\ncode 3\ncode 3\n", "err\n")
+
+
+def test_an_end_by_jax_is_told_in_one_line():
+    dump = POLLED + next(iter(TEXTS)) + "\n*** Check failure stack trace: ***\n"
+    code, out, err = run_guarded(f"os.write(2, {dump.encode()!r}); os.abort()")
+    assert (code, out) == (guard.LOST, "code 75\n")
+    assert err.startswith("error: process 1 of 4 was lost: no sign of life for 40 s, ")
+    assert err.count("\n") == 1
+
+
+def test_a_child_that_is_killed_is_told():
+    code, _, err = run_guarded("os.kill(os.getpid(), signal.SIGKILL)")
+    assert code == 128 + signal.SIGKILL
+    assert err.startswith("error: process 2 of 4 was killed by SIGKILL. The same ")
+
+
+def test_the_child_ends_with_its_guard():
+    code = "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
+    done = run_guarded(f"import time; {code}")
+    # The output ends only with the last process that has it.
+    assert done == (-signal.SIGKILL, "", "")

@@ -1,0 +1,125 @@
+"""Runs of several processes on this machine, which talk over loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from configs import base
+from tests.small_runs import plain_config, pruned_config, tiny_config
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 240
+
+
+def scaffold_config(**changes):
+    config = plain_config(**changes)
+    config.algorithm = base.algorithm("scaffold")
+    return config
+
+
+CONFIGS = {
+    "fedavg": plain_config,
+    "feddp": tiny_config,
+    "autoflip": pruned_config,
+    "scaffold": scaffold_config,
+}
+
+
+def get_config(text):
+    """This file is a configuration, too; the string is a name in CONFIGS.
+
+    Four devices with one lane, in all processes together.
+    """
+    shared = {"devices": 4, "lanes": 1, "reduction": "fixed_order"}
+    config = CONFIGS[text](**shared)
+    config.update_from_flattened_dict({"cohort_size": 4})
+    return config
+
+
+def one_process(name, **changes):
+    """The same configuration, to be run in this process."""
+    config = get_config(name)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Together:
+    """Launchers of one run: `num_processes` with equally many of four devices."""
+
+    def __init__(self, num_processes, name, workdir, *flags, paths=None):
+        """Starts them; `paths` has a further folder of modules for some of them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._folder = workdir.with_name(f"{workdir.name}-output")
+        self._folder.mkdir(exist_ok=True)
+        self.processes = [
+            self._start(
+                number,
+                4 // num_processes,
+                [ROOT, *(paths or {}).get(number, [])],
+                f"--config={__file__}:{name}",
+                f"--workdir={workdir}",
+                f"--coordinator_address={address}",
+                f"--num_processes={num_processes}",
+                f"--process_id={number}",
+                *flags,
+            )
+            for number in range(num_processes)
+        ]
+
+    def _start(self, number, num_devices, paths, *flags):
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "JAX_NUM_CPU_DEVICES": str(num_devices),
+        }
+        out, err = (
+            (self._folder / f"{kind}{number}").open("w") for kind in ("out", "err")
+        )
+        with out, err:
+            return subprocess.Popen(
+                [sys.executable, "-m", "launch.train", *flags],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def said(self, kind, number):
+        return (self._folder / f"{kind}{number}").read_text()
+
+    def wait_for(self, text):
+        """Waits until the first process has printed something."""
+        began = time.monotonic()
+        while text not in self.said("out", 0):
+            time.sleep(0.1)
+            ended = [p.poll() for p in self.processes]
+            assert ended == [None] * len(ended), self.said("err", 0)
+            assert time.monotonic() - began < PATIENCE
+
+    def end(self):
+        """Waits for all; returns their exit codes."""
+        try:
+            return [process.wait(PATIENCE) for process in self.processes]
+        finally:
+            for process in self.processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+def run_together(num_processes, name, workdir, *flags, **options):
+    """Runs to the end, without any error."""
+    together = Together(num_processes, name, workdir, *flags, **options)
+    codes = together.end()
+    errors = [together.said("err", number) for number in range(num_processes)]
+    assert (codes, errors) == ([0] * num_processes, [""] * num_processes)
+    for number in range(1, num_processes):
+        assert together.said("out", number) == ""
+    return together.said("out", 0)

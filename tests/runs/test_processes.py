@@ -1,0 +1,200 @@
+"""Several processes equal one, and tell which of them was lost.
+
+The tests marked `long` take some twenty minutes of one core.
+"""
+
+import signal
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from fedjax_prune.runs import checkpoint, train
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.saving import FOLDER
+from tests.processes import Together, one_process, run_together
+from tests.small_runs import final_state
+
+COMPACT = ("--config.compact_training=true",)
+GOES_ON = "The same command, given to all processes, goes on from the last checkpoint."
+
+
+def measured(workdir):
+    """The rows of metrics without times."""
+    return [
+        {name: x for name, x in row.items() if not name.startswith("seconds")}
+        for row in read_metrics(workdir)
+    ]
+
+
+def assert_equal_runs(config, first, second):
+    chex.assert_trees_all_equal(final_state(config, first), final_state(config, second))
+    assert measured(first) == measured(second)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """(name, **changes) -> workdir of a run of one process; each is run once."""
+    made = {}
+
+    def get(name, **changes):
+        key = name, *changes.items()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(f"{name}-alone")
+            assert train.run(one_process(name, **changes), made[key]) == 0
+        return made[key]
+
+    return get
+
+
+MANY = {"rounds": 40, "save_every": 5, "eval.every": 40}
+
+
+def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
+    """The first process is killed; the others notice it at once."""
+    workdir = tmp_path / "run"
+    flags = [f"--config.{name}={value}" for name, value in MANY.items()]
+    # So many rounds that none ends before it is killed.
+    together = Together(2, "scaffold", workdir, *flags, "--config.rounds=100000")
+    together.wait_for("round     10/100000")
+    together.processes[0].kill()
+    began = time.monotonic()
+    assert together.end() == [-signal.SIGKILL, 75]
+    assert time.monotonic() - began < 10
+    (line,) = together.said("err", 1).splitlines()
+    assert line.startswith("error: process 0 of 2 was lost: its connection has ended,")
+    assert line.endswith(f" s after the start. {GOES_ON}")
+    assert 0 < checkpoint.latest(workdir / FOLDER) < MANY["rounds"]
+    out = run_together(2, "scaffold", workdir, *flags)
+    assert "lanes          1, on each of 4 cpu devices of 2 processes" in out
+    config = one_process("scaffold", **MANY)
+    assert_equal_runs(config, alone("scaffold", **MANY), workdir)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("num_processes", "name", "flags"),
+    [
+        (2, "fedavg", ()),
+        (4, "fedavg", ()),
+        (2, "feddp", ("--config.client_rows=host",)),
+        (4, "feddp", ()),
+        (2, "autoflip", ()),
+        (4, "autoflip", COMPACT),
+    ],
+)
+def test_several_processes_equal_one(alone, tmp_path, num_processes, name, flags):
+    changes = {"hash_every": 1} | (
+        {"compact_training": True} if flags == COMPACT else {}
+    )
+    flags = (*flags, "--config.hash_every=1")
+    run_together(num_processes, name, tmp_path / "run", *flags)
+    config = one_process(name, **changes)
+    assert_equal_runs(config, alone(name, **changes), tmp_path / "run")
+
+
+@pytest.mark.long
+def test_sums_over_processes_differ_by_rounding(alone, tmp_path):
+    """One round, because SGD amplifies rounding."""
+    changes = {"rounds": 1, "reduction": "all_reduce"}
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    run_together(2, "fedavg", tmp_path / "run", *flags)
+    config = one_process("fedavg", **changes)
+    found = final_state(config, tmp_path / "run")
+    wanted = final_state(config, alone("fedavg", **changes))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted
+    )
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+    workdir = tmp_path / "run"
+    run_together(4, "feddp", workdir, "--config.rounds=1")
+    assert train.run(one_process("feddp", rounds=2), workdir) == 0
+    run_together(2, "feddp", workdir, "--config.rounds=4")
+    assert_equal_runs(one_process("feddp"), alone("feddp"), workdir)
+
+
+@pytest.mark.long
+def test_a_lost_process_is_named_by_its_silence(tmp_path):
+    together = Together(4, "fedavg", tmp_path / "run", "--config.rounds=100000")
+    together.wait_for("round      2/100000")
+    together.processes[2].kill()
+    began = time.monotonic()
+    assert together.end() == [75, 75, -signal.SIGKILL, 75]
+    assert time.monotonic() - began < 60
+    for number in (0, 1, 3):
+        (line,) = together.said("err", number).splitlines()
+        assert line.startswith(
+            "error: process 2 of 4 was lost: no sign of life for 40 s,"
+        )
+        assert line.endswith(GOES_ON)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_one_process_stops_all(tmp_path, number):
+    workdir = tmp_path / "run"
+    flags = [f"--config.{name}={value}" for name, value in MANY.items()]
+    together = Together(2, "scaffold", workdir, *flags, "--config.rounds=100000")
+    together.wait_for("round      2/100000")
+    together.processes[1].send_signal(number)
+    assert together.end() == [130, 130]
+    assert [together.said("err", n) for n in (0, 1)] == ["", ""]
+    stopped = checkpoint.latest(workdir / FOLDER)
+    assert [row["round"] for row in read_metrics(workdir)] == [*range(1, stopped + 1)]
+
+
+@pytest.mark.long
+def test_a_stopped_preparation_goes_on_in_one_process(alone, tmp_path):
+    workdir = tmp_path / "run"
+    together = Together(2, "autoflip", workdir)
+    together.wait_for("preparing with")
+    together.processes[0].send_signal(signal.SIGTERM)
+    assert together.end() == [130, 130]
+    assert train.run(one_process("autoflip"), workdir) == 0
+    assert_equal_runs(one_process("autoflip"), alone("autoflip"), workdir)
+
+
+LATE = """
+import time
+import jax
+
+compile = jax.stages.Lowered.compile
+
+def late(lowered, *args, **kwargs):
+    jax.stages.Lowered.compile = compile
+    time.sleep(45)
+    return compile(lowered, *args, **kwargs)
+
+jax.stages.Lowered.compile = late
+"""
+
+
+@pytest.mark.long
+def test_a_process_that_compiles_much_longer_does_no_harm(alone, tmp_path):
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "sitecustomize.py").write_text(LATE)
+    began = time.monotonic()
+    paths = {1: [tmp_path / "late"]}
+    run_together(2, "fedavg", tmp_path / "run", paths=paths)
+    assert time.monotonic() - began > 45
+    assert_equal_runs(one_process("fedavg"), alone("fedavg"), tmp_path / "run")
+
+
+@pytest.mark.long
+def test_a_failure_of_one_process_ends_all(tmp_path):
+    """The checkpoints' folder of the first process is a file."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / FOLDER).write_text("")
+    together = Together(2, "fedavg", workdir)
+    assert together.end() == [1, 1]
+    reason = f"The checkpoint {workdir / FOLDER}/2 cannot be saved:"
+    (line,) = together.said("err", 0).splitlines()
+    assert line.startswith(f"error: {reason}")
+    (line,) = together.said("err", 1).splitlines()
+    assert line.startswith(f"error: process 0 of 2 has failed: {reason}")
