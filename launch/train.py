@@ -15,6 +15,8 @@ workdir on a disk that they share:
 
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart \\
         --coordinator_address=HOST:PORT --num_processes=2 --process_id=0
+
+If one process is lost, the others say which within a minute and end with exit code 75.
 """
 
 from collections.abc import Callable

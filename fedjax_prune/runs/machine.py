@@ -54,8 +54,8 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
       folder: the workdir.
 
     Raises:
-      SettingsError: if there are fewer devices than asked for, or not even one lane
-        fits the memory.
+      SettingsError: if there are fewer devices than asked for, they cannot be shared
+        out over the processes, or not even one lane fits the memory.
       WorkdirError: if the folder's `config.json` is damaged.
     """
     config = copy.deepcopy(experiment.config)
