@@ -7,7 +7,7 @@ round.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,18 +107,22 @@ def make_placement(
     reduction: str = "all_reduce",
     *,
     platform: str | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Placement:
-    """Places rounds on the first local devices.
+    """Places rounds on the first of some devices.
 
     XLA compiles a program of one partition by other passes than one of several, so it
     fuses, and rounds, otherwise. For the same bits on any number of devices, the mesh
     of a fixed order has a second device even where one does the work.
 
     Args:
-      num_devices: at least 1, at most the number of local devices.
+      num_devices: at least 1, at most as many as there are.
       reduction: one of REDUCTIONS.
       platform: one of PLATFORMS, to lower programs ahead of time for as many devices
-        of another platform than the local one; None is the local one.
+        of another platform than the local one; None is that of the devices.
+      devices: at least one. They may be of a machine that is not there, as
+        `jax.experimental.topologies` gives them; programs can then be compiled, but
+        not run. None is the local devices.
 
     Raises:
       ValueError: if there are fewer devices, or the reduction or the platform is
@@ -133,18 +137,18 @@ def make_placement(
     """
     if platform is not None:
         check_platform(platform)
-    local = jax.local_devices()
-    if num_devices > len(local):
+    available = jax.local_devices() if devices is None else list(devices)
+    if num_devices > len(available):
         raise ValueError(
-            f"num_devices must be in [1, {len(local)}], got {num_devices}."
+            f"num_devices must be in [1, {len(available)}], got {num_devices}."
         )
     if reduction not in REDUCTIONS:
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
-    if num_devices == 1 and reduction == "all_reduce":
+    if num_devices == 1 and reduction == "all_reduce" and devices is None:
         return ONE_DEVICE._replace(target=platform)
     in_mesh = max(num_devices, 2 if reduction == "fixed_order" else 1)
-    mesh = Mesh(np.array(local[:in_mesh]), (AXIS,))
+    mesh = Mesh(np.array(available[:in_mesh]), (AXIS,))
     return Placement(mesh, num_devices, reduction, platform)
 
 
@@ -169,6 +173,30 @@ def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
         return jax.device_put(cohort)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _COHORT_SPECS)
     return jax.device_put(cohort, shardings)
+
+
+def shapes_on(placement: Placement, specs: Tree, tree: Tree) -> Tree:
+    """Gives the shapes of a tree and how it lies on the devices, to compile for them.
+
+    Args:
+      placement: with a mesh.
+      specs: PartitionSpecs, a prefix of the tree.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      `jax.ShapeDtypeStruct`s with a sharding.
+    """
+    assert placement.mesh is not None, "one default device has no mesh"
+
+    def lay(spec: PartitionSpec, part: Tree) -> Tree:
+        sharding = NamedSharding(placement.mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(
+        lay, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
 
 
 def share_work(

@@ -69,7 +69,10 @@ def run(folder, *command, code=0, **environment):
 def test_the_verbs_and_the_version_are_printed(elsewhere):
     for command in ((), ("--help",)):
         out, err = run(elsewhere, "fedjax_prune", *command)
-        assert "VERB is train, evaluate, export, sweep or verify" in out and err == ""
+        assert (
+            "VERB is train, evaluate, export, sweep, verify or compile" in out
+            and err == ""
+        )
     out, _ = run(elsewhere, "fedjax_prune", "--version")
     assert out == f"{fedjax_prune.__version__}\n"
     out, err = run(elsewhere, "fedjax_prune", "tran", code=1)
