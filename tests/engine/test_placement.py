@@ -1,6 +1,5 @@
 """Rounds on one, two and eight devices."""
 
-import re
 
 import chex
 import jax
@@ -14,6 +13,7 @@ from fedjax_prune.engine.devices import (
     put_whole,
     share_work,
 )
+from fedjax_prune.runs.compiled_text import collectives, operations
 from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.seven_clients import SIZES, compiled, dataset, draw_cohort, rounds, start
@@ -90,32 +90,8 @@ def test_devices_are_silent_during_local_training():
     state, data, key = put_whole(placement, (state, dataset(), jax.random.key(3)))
     inputs = RoundInputs(state, rows, data, put_cohort(placement, cohort), key)
     text = compiled("linear", placement).lower(inputs).compile().as_text()
-    talk = re.compile(
-        r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\S*\("
-    )
-    bodies = {}
-    for block in re.split(r"\n}\n", text):
-        name = re.search(r"^(?:ENTRY )?%?([\w.\-]+) \(", block, re.M)
-        if name:
-            bodies[name[1]] = block
-
-    def reached(name, seen):
-        if name in bodies and name not in seen:
-            seen.add(name)
-            for other in re.findall(
-                r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", bodies[name]
-            ):
-                reached(other, seen)
-            for branches in re.findall(r"branch_computations={([^}]*)}", bodies[name]):
-                for other in branches.split(","):
-                    reached(other.strip().lstrip("%"), seen)
-        return seen
-
-    loops = set(re.findall(r"body=%?([\w.\-]+)", text))
-    assert loops and talk.search(text)
-    for loop in loops:
-        for name in reached(loop, set()):
-            assert not talk.search(bodies[name]), name
+    found = collectives(operations(text))
+    assert found and not any(op.in_loop for op in found)
 
 
 def test_shared_work_is_the_whole_work():
