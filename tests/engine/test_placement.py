@@ -1,6 +1,5 @@
 """Rounds on one, two and eight devices."""
 
-
 import chex
 import jax
 import jax.numpy as jnp

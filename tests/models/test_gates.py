@@ -65,9 +65,9 @@ def test_largest_entries_are_marked_as_a_stable_sort_ranks_them():
             np.testing.assert_array_equal(marked, ranks < k)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_the_mask_marks_what_a_stable_sort_ranks_first(platform):
-    """The form for accelerators, which a CPU can run, too."""
+    """A CPU can run the forms for other platforms, too."""
     logits = np.random.default_rng(0).normal(size=(3, 20, 12)).round(1)
     logits = logits.astype(np.float32)
     logits[:, ::3, :7] = -np.inf
