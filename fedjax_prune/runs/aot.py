@@ -299,7 +299,9 @@ def compile_program(program: Program) -> Finding:
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    found = operations(compiled.as_text())
+    text = compiled.as_text()
+    assert text is not None, "compilers of CPUs and TPUs print their programs"
+    found = operations(text)
     return Finding(program, seconds, num_bytes, cost["flops"], found, "")
 
 
@@ -318,8 +320,8 @@ def problems(finding: Finding, target: Slice, resident: int) -> list[str]:
     needed = resident + sum(finding.num_bytes.values())
     if needed > target.chip.memory:
         found.append(
-            f"the {name} needs {_gigabytes(needed)} on each chip, which has "
-            f"{_gigabytes(target.chip.memory)}: take fewer lanes or a smaller "
+            f"the {name} needs {_amount(needed)} on each chip, which has "
+            f"{_amount(target.chip.memory)}: take fewer lanes or a smaller "
             "client.batch_size, or keep client_rows on the host"
         )
     inside = [op for op in collectives(finding.operations) if op.in_loop]
@@ -352,32 +354,31 @@ def describe(
     outside = [op for op in finding.operations if not op.in_loop]
     needed = resident + sum(finding.num_bytes.values())
     parts = {**finding.num_bytes, "rows of all clients": resident}
-    words = [f"{_gigabytes(size)} {part}" for part, size in parts.items() if size]
+    words = [f"{_amount(size)} {part}" for part, size in parts.items() if size]
     known["FLOPs"] += f", {finding.flops:.3g} a chip by XLA if each loop ran once"
     return {
-        "memory": f"{_gigabytes(needed)} of {_gigabytes(target.chip.memory)} a chip: "
+        "memory": f"{_amount(needed)} of {_amount(target.chip.memory)} a chip: "
         + ", ".join(words),
         "collectives": f"{_counted(collectives(outside))} outside of loops, "
         f"{_counted(collectives(inside))} in loops",
-        "in loops": ", ".join(_slow(inside)),
+        "in loops": ", ".join(_slow(inside)) or "only arithmetic",
         **known,
     }
 
 
 def _slow(inside: Iterable[Operation]) -> Iterator[str]:
     """Counts operations that take a chip long, or only move data."""
-    for name in ("custom-call", "sort", "gather", "scatter", "copy"):
-        alike = [op for op in inside if op.name == name]
-        size = sum(op.num_bytes for op in alike)
-        yield f"{len(alike)} {name} ({size / 1e6:,.1f} MB)"
+    for name in ("sort", "gather", "scatter", "copy", "custom-call"):
+        if alike := [op for op in inside if op.name == name]:
+            yield _counted(alike)
 
 
 def _counted(found: Iterable[Operation]) -> str:
     counts = Counter(op.name for op in found)
     size = sum(op.num_bytes for op in found)
     words = [f"{count} {name}" for name, count in sorted(counts.items())]
-    return ", ".join(words) + f" ({size / 1e6:,.3g} MB)" if words else "none"
+    return ", ".join(words) + f" ({_amount(size)})" if words else "none"
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

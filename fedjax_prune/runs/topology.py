@@ -6,7 +6,8 @@ there are no topologies of GPUs.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -25,7 +26,7 @@ class Chip(NamedTuple):
 
     memory: int
     flops: float
-    options: dict[str, str]
+    options: Mapping[str, Any]
 
 
 CHIPS = {
@@ -52,7 +53,7 @@ class Slice(NamedTuple):
 
     name: str
     chip: Chip
-    devices: list[jax.Device]
+    devices: Sequence[Any]
 
 
 def find_slice(name: str) -> Slice:
