@@ -90,13 +90,13 @@ install() {
   # shellcheck disable=SC2064 # the folder is known now
   trap "rm -rf '$code'" EXIT
   do_ git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --output="$code/code.tar" HEAD
-  on_host all "sudo apt-get update -qq &&
-    sudo apt-get install -y -qq nfs-common python3.11-venv &&
-    sudo mkdir -p $MOUNT && { mountpoint -q $MOUNT || sudo mount $SHARE $MOUNT; } &&
+  on_host all "sudo apt-get update -qq && \
+    sudo apt-get install -y -qq nfs-common python3.11-venv && \
+    sudo mkdir -p $MOUNT && { mountpoint -q $MOUNT || sudo mount $SHARE $MOUNT; } && \
     sudo chmod 1777 $MOUNT && mkdir -p fedjax_prune"
   do_ gcloud compute tpus tpu-vm scp "$code/code.tar" "$name:fedjax_prune/" \
     "${where[@]}" --worker=all
-  on_host all "cd fedjax_prune && tar xf code.tar &&
+  on_host all "cd fedjax_prune && tar xf code.tar && \
     EXTRAS='[tpu]' && source launch/environment.sh"
 }
 
@@ -104,14 +104,14 @@ run() {
   local command
   command=$(printf '%q ' python -m launch.train --workdir="$MOUNT/$name" "$@")
   # All hosts and a later slice read the same command.
-  on_host 0 "mkdir -p $MOUNT/$name.output &&
+  on_host 0 "mkdir -p $MOUNT/$name.output && \
     printf '%s\\n' $(printf '%q' "$command") > $MOUNT/$name.command"
   start
 }
 
 start() {
-  on_host all "cd fedjax_prune && source .venv/bin/activate &&
-    export TFDS_DATA_DIR=$MOUNT/data &&
+  on_host all "cd fedjax_prune && source .venv/bin/activate && \
+    export TFDS_DATA_DIR=$MOUNT/data && \
     { nohup bash $MOUNT/$name.command >> $MOUNT/$name.output/\$(hostname) 2>&1 \
       < /dev/null & }"
 }

@@ -107,7 +107,7 @@ def make_placement(
     reduction: str = "all_reduce",
     *,
     platform: str | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Placement:
     """Places rounds on the first of some devices.
 

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine.devices import (
+    SPLIT,
+    WHOLE,
     make_placement,
     put_cohort,
+    put_split,
     put_whole,
+    shapes_on,
     share_work,
 )
 from fedjax_prune.runs.compiled_text import collectives, operations
@@ -111,3 +115,24 @@ def test_bad_placements():
         make_placement(9)
     with pytest.raises(ValueError, match="one of all_reduce, fixed_order, got 'any'"):
         make_placement(1, "any")
+
+
+def test_a_placement_on_given_devices_has_a_mesh_of_them():
+    """Also for one of them, which need not be JAX's default device."""
+    last = jax.devices()[-1:]
+    assert make_placement(1, devices=last).mesh.devices.tolist() == last
+    with pytest.raises(ValueError, match=r"num_devices must be in \[1, 1\], got 2"):
+        make_placement(2, devices=last)
+
+
+def test_shapes_lie_as_the_arrays_that_are_put():
+    placement = make_placement(2)
+    arrays = {"a": jnp.zeros((4, 3)), "b": {"c": jnp.zeros(2, jnp.int32)}}
+    shapes = shapes_on(placement, {"a": SPLIT, "b": WHOLE}, arrays)
+    put = {
+        "a": put_split(placement, arrays["a"]),
+        "b": put_whole(placement, arrays["b"]),
+    }
+    like = [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(put)]
+    found = [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(shapes)]
+    assert found == like

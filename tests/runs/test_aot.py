@@ -7,7 +7,7 @@ from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.models import costs
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import aot
-from fedjax_prune.runs.aot import Finding, Program, compile_program, problems
+from fedjax_prune.runs.aot_report import Finding, Program, compile_program, problems
 from fedjax_prune.runs.compiled_text import Operation, collectives
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
@@ -105,7 +105,9 @@ FITS = dict.fromkeys(("arguments", "temporaries", "results", "program"), 10)
 
 def finding(trains, found, refusal=""):
     program = Program("round", trains, 1.0, compile=lambda: None)
-    return Finding(program, 1.0, FITS, 1.0, found, refusal)
+    return Finding(
+        program, 1.0, num_bytes=FITS, flops=1.0, operations=found, refusal=refusal
+    )
 
 
 def test_a_collective_in_local_training_is_a_problem():
