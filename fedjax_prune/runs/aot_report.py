@@ -62,7 +62,7 @@ def compile_program(program: Program) -> Finding:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         seconds = time.monotonic() - began
-        refusal = str(error).splitlines()[0].partition(": ")[2]
+        refusal = str(error).splitlines()[0].partition(": ")[2].rstrip(".")
         return Finding(
             program, seconds, num_bytes={}, flops=0.0, operations=[], refusal=refusal
         )

@@ -1,8 +1,8 @@
 """TPU slices that need not be there: their devices for the compiler, their chips.
 
 JAX describes a slice to XLA through libtpu, which is installed with the extra `tpu` and
-needs no TPU. The description of a GPU needs the driver and a GPU of the same kind, so
-there are no topologies of GPUs.
+needs no TPU. For GPUs there is no such thing: without a GPU, JAX 0.10 neither describes
+one nor lowers for it (https://github.com/jax-ml/jax/issues/23971 and 28376).
 """
 
 import re
@@ -70,7 +70,8 @@ def find_slice(name: str) -> Slice:
         raise SettingsError(
             [
                 "--topology must be KIND:SHAPE of a TPU slice, such as v5e:4x4, KIND "
-                f"one of {', '.join(CHIPS)}, got {name!r}"
+                f"one of {', '.join(CHIPS)}, as JAX cannot compile for a GPU that is "
+                f"not there, got {name!r}"
             ]
         )
     chip, shape = CHIPS[match[1]], match[2]

@@ -49,7 +49,8 @@ def test_mistakes_are_told_in_one_line_before_data_are_read(tmp_path):
     assert (out, err) == (
         "",
         "error: --topology must be KIND:SHAPE of a TPU slice, such as v5e:4x4, KIND "
-        "one of v4, v5e, v5p, v6e, got 'v5e'\n",
+        "one of v4, v5e, v5p, v6e, as JAX cannot compile for a GPU that is not there, "
+        "got 'v5e'\n",
     )
     # As if libtpu were not installed.
     (tmp_path / "libtpu.py").write_text("raise ImportError")
