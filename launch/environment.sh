@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Sourced: makes .venv beside the code, installs into it when needed, activates it.
 # EXTRAS (for example "[test]") names the extras; PYTHON the interpreter to use.
 

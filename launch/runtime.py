@@ -44,6 +44,22 @@ def hold_no_device() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def configure_compiler() -> None:
+    """Lets JAX compile for a TPU that is not there, and use nothing but the CPU itself.
+
+    libtpu locks the TPU of this machine, even if it has none, asks the cloud about it,
+    which takes minutes where there is no cloud, and logs what it has not found. The
+    variables prevent this. Times of compiling are printed, so compiled programs are
+    neither kept nor looked up.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+
+
 def cores() -> list[int]:
     """The CPU cores that this process may use; all where the system does not say."""
     if hasattr(os, "sched_getaffinity"):

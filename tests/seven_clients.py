@@ -10,7 +10,8 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.population import to_population
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.dealing import make_cohort
-from fedjax_prune.engine.devices import Placement, put_cohort, put_whole
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.placing import put_cohort, put_whole
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models.gates import GateSettings

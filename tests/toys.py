@@ -8,7 +8,8 @@ import numpy as np
 
 from fedjax_prune.engine import store as stores
 from fedjax_prune.engine.contract import FederatedAlgorithm
-from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_split
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.placing import put_split
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.types import (
     ClientState,

@@ -5,22 +5,19 @@ with the others meanwhile. What the clients send crosses devices once, at the en
 round.
 """
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_prune.engine import processes
 from fedjax_prune.engine.policy import PLAIN, Policy
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.platforms import check_platform, default_platform, tracing_for
-from fedjax_prune.types import Cohort, RoundInputs, Tree
+from fedjax_prune.types import Tree
 
 AXIS = "devices"
 SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
@@ -118,6 +115,7 @@ def make_placement(
     *,
     platform: str | None = None,
     policy: Policy = PLAIN,
+    devices: Sequence[Any] | None = None,
 ) -> Placement:
     """Places rounds on the first devices; of several processes, on those of each.
 
@@ -130,8 +128,11 @@ def make_placement(
         at least 1, at most the number of devices.
       reduction: one of REDUCTIONS.
       platform: one of PLATFORMS, to lower programs ahead of time for as many devices
-        of another platform than the local one; None is the local one.
+        of another platform than the local one; None is that of the devices.
       policy: of the rounds; `make_policy` makes one.
+      devices: at least one. They may be of a machine that is not there, as
+        `jax.experimental.topologies` gives them; programs can then be compiled, but
+        not run. None is those of all processes.
 
     Raises:
       ValueError: if there are fewer devices, they cannot be shared out over the
@@ -146,10 +147,12 @@ def make_placement(
     """
     if platform is not None:
         check_platform(platform)
-    available = jax.device_count()
-    if num_devices > available:
-        raise ValueError(f"num_devices must be in [1, {available}], got {num_devices}.")
-    if num_devices % jax.process_count():
+    num_available = jax.device_count() if devices is None else len(devices)
+    if num_devices > num_available:
+        raise ValueError(
+            f"num_devices must be in [1, {num_available}], got {num_devices}."
+        )
+    if devices is None and num_devices % jax.process_count():
         raise ValueError(
             f"num_devices must be a multiple of the {jax.process_count()} processes, "
             f"got {num_devices}."
@@ -157,10 +160,11 @@ def make_placement(
     if reduction not in REDUCTIONS:
         known = ", ".join(REDUCTIONS)
         raise ValueError(f"reduction must be one of {known}, got {reduction!r}.")
-    if num_devices == 1 and reduction == "all_reduce":
+    if num_devices == 1 and reduction == "all_reduce" and devices is None:
         return ONE_DEVICE._replace(target=platform, policy=policy)
     in_mesh = max(num_devices, 2 if reduction == "fixed_order" else 1)
-    mesh = Mesh(np.array(_first_devices(in_mesh)), (AXIS,))
+    chosen = _first_devices(in_mesh) if devices is None else list(devices)[:in_mesh]
+    mesh = Mesh(np.array(chosen), (AXIS,))
     return Placement(mesh, num_devices, reduction, platform, policy)
 
 
@@ -172,99 +176,6 @@ def _first_devices(count: int) -> list[Any]:
         for process in range(jax.process_count())
         for device in jax.local_devices(process)[:each]
     ]
-
-
-def put_whole(placement: Placement, tree: Tree) -> Tree:
-    """Copies a tree to every device."""
-    return _put(placement, tree, jax.tree.map(lambda _: WHOLE, tree))
-
-
-def put_split(placement: Placement, tree: Tree) -> Tree:
-    """Sends each device its part of the leading axis."""
-    return _put(placement, tree, jax.tree.map(lambda _: SPLIT, tree))
-
-
-def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
-    """Sends each device its block of a cohort."""
-    return _put(placement, cohort, _COHORT_SPECS)
-
-
-def connect(placement: Placement) -> None:
-    """Lets the devices of several processes exchange something for the first time.
-
-    gloo, which JAX uses on CPUs, gives up when a device comes 30 s late to the first
-    collective of these devices, and waits for ever in later ones. So this comes before
-    programs are compiled, which takes longer in one process than in another.
-    """
-    if placement.mesh is None or not placement.mesh.is_multi_process:
-        return
-    processes.barrier()
-    ones = put_split(placement, np.ones(placement.num_blocks, np.int32))
-    with processes.without_output():
-        jax.block_until_ready(gather_whole(placement, ones))
-
-
-def gather_whole(placement: Placement, tree: Tree) -> Tree:
-    """Copies arrays to every device if they are those of several processes.
-
-    A process can read only what its own devices hold. It is called in all processes,
-    and waits for nothing.
-    """
-    if placement.mesh is None or not placement.mesh.is_multi_process:
-        return tree
-    return _copier(NamedSharding(placement.mesh, WHOLE))(tree)
-
-
-def _put(placement: Placement, tree: Tree, specs: Tree) -> Tree:
-    mesh = placement.mesh
-    if mesh is None:
-        return jax.device_put(tree)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    if mesh.is_multi_process:
-        return jax.tree.map(_of_parts, tree, shardings)
-    return jax.device_put(tree, shardings)
-
-
-def _of_parts(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Makes an array of several processes, each of which sends its own parts.
-
-    `jax.device_put` would first compare the whole array in all processes, which took
-    12 s for 64 MB.
-    """
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return _copier(sharding)(x)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _of_parts(jax.random.key_data(x), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    whole = np.asarray(jax.device_get(x))
-    whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
-    return from_parts(whole.shape, sharding, lambda index: whole[index])
-
-
-def from_parts(
-    shape: tuple[int, ...],
-    sharding: NamedSharding,
-    part: Callable[[tuple[slice, ...]], np.ndarray],
-) -> jax.Array:
-    """Makes an array of several processes; each sends the parts of its devices.
-
-    Args:
-      shape: of the whole array.
-      sharding: over the devices of all processes.
-      part: index of a part -> its values.
-    """
-
-    def part_at(index: Any) -> np.ndarray:
-        return part(index)
-
-    # JAX does not take this for the explicit transfer that it is.
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback(shape, sharding, part_at)
-
-
-@functools.cache
-def _copier(sharding: NamedSharding) -> Callable[[Tree], Tree]:
-    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 def share_work(
@@ -304,31 +215,3 @@ def share_work(
             check_vma=False,
         )
         return jax.lax.slice_in_dim(mapped(whole, padded), 0, size, axis=out_axis)
-
-
-def input_specs(inputs: RoundInputs) -> Tree:
-    """Says how a round's inputs lie on the devices, for `jax.shard_map`."""
-    probe = inputs.probe
-    if probe is not None:
-        probe = dataclasses.replace(probe, examples=WHOLE, wanted=SPLIT)
-    specs: dict[str, Any] = {
-        "state": WHOLE,
-        "rows": SPLIT,
-        "dataset": WHOLE,
-        "cohort": _COHORT_SPECS,
-        "key": WHOLE,
-        "probe": probe,
-    }
-    return RoundInputs(**specs)
-
-
-_COHORT_SPECS = Cohort(
-    client_ids=SPLIT,
-    sizes=SPLIT,
-    indices=SPLIT,
-    queues=SPLIT,
-    cohort_size=WHOLE,
-    cohort_examples=WHOLE,
-    num_clients=WHOLE,
-    num_examples=WHOLE,
-)

@@ -5,22 +5,18 @@ A device holds the rows of one group at a time, and the sums of all groups so fa
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fedjax_prune.data.population import check_clients
-from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation
 from fedjax_prune.engine.dealing import draw_clients, make_groups
-from fedjax_prune.engine.devices import (
-    ONE_DEVICE,
-    Placement,
-    gather_whole,
-    put_cohort,
-    put_whole,
-)
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.outcome import of_clients, require_finite
+from fedjax_prune.engine.placing import gather_whole, put_cohort, put_whole
+from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.store import Store
 from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import (
@@ -30,6 +26,7 @@ from fedjax_prune.types import (
     Population,
     RoundInputs,
     ServerState,
+    Sums,
     Tree,
 )
 
@@ -129,7 +126,7 @@ def prepare(
       >>> prepared.state is state  # FedAvg has no preparation
       True
     """
-    steps, solver = algorithm.prepare, algorithm.rules.solver
+    steps = algorithm.prepare
     if steps is None:
         return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
     if placement.policy.privacy is not None:
@@ -137,16 +134,13 @@ def prepare(
             "a preparation sends what has no bound and no noise: the rounds of this "
             "algorithm cannot be private."
         )
-    num_clients = steps.num_clients(len(population.sizes))
-    ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
-    check_clients(population, ids, len(dataset.labels))
-    groups = make_groups(
+    ids, groups = draw_groups(
+        algorithm.rules.solver,
+        steps,
         population,
-        ids,
-        placement.group_size(num_lanes),
-        num_lanes,
-        epochs=solver.epochs,
-        batch_size=solver.batch_size,
+        num_examples=len(dataset.labels),
+        seed=seed,
+        num_lanes=num_lanes,
         placement=placement,
     )
     key = jax.random.fold_in(jax.random.key(seed), PREPARATION)
@@ -158,13 +152,9 @@ def prepare(
         inputs = RoundInputs(state, ClientState((), ()), dataset, cohort, key)
         return rows.take(group.client_ids), inputs
 
-    @jax.jit(donate_argnums=(0, 1))
-    def gather(gathered: Tree, taken: ClientState, inputs: RoundInputs):
-        inputs = inputs._replace(rows=taken)
-        return steps.gather(gathered, inputs, placement.plain)
-
     began = time.monotonic()
     done = begin or Gathering(0, jax.jit(steps.start)(state), ())
+    gather = gather_program(steps, placement)
     run = gather.lower(done.gathered, *inputs_of(groups[0])).compile()
     compile_seconds = time.monotonic() - began
     for number, group in enumerate(groups[done.num_groups :], done.num_groups + 1):
@@ -184,6 +174,66 @@ def prepare(
     sums = add_up(done.of_groups) | jax.device_get(gather_whole(placement, facts))
     seconds = time.monotonic() - began - compile_seconds
     return Prepared(after, sums, ids, seconds, compile_seconds)
+
+
+def draw_groups(
+    solver: LocalSolver,
+    steps: Preparation,
+    population: Population,
+    *,
+    num_examples: int,
+    seed: int,
+    num_lanes: int,
+    placement: Placement,
+) -> tuple[np.ndarray, list[Cohort]]:
+    """Draws the clients of a preparation and deals them to groups.
+
+    Args:
+      solver: of the rounds.
+      steps: of the algorithm.
+      population: all clients.
+      num_examples: of the data set.
+      seed: of the run, in [0, 2^32).
+      num_lanes: clients side by side on each device, at least 1.
+      placement: of the rounds.
+
+    Returns:
+      Their ids, and cohorts of the same shapes.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    num_clients = steps.num_clients(len(population.offsets) - 1)
+    ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
+    check_clients(population, ids, num_examples)
+    groups = make_groups(
+        population,
+        ids,
+        placement.group_size(num_lanes),
+        num_lanes,
+        epochs=solver.epochs,
+        batch_size=solver.batch_size,
+        placement=placement,
+    )
+    return ids, groups
+
+
+def gather_program(steps: Preparation, placement: Placement) -> Any:
+    """Makes the jitted function that runs one group.
+
+    Returns:
+      (gathered, rows, inputs without rows) -> (gathered, rows, sums). What has been
+      gathered and the rows are donated.
+    """
+
+    @jax.jit(donate_argnums=(0, 1))
+    def gather(
+        gathered: Tree, taken: ClientState, inputs: RoundInputs
+    ) -> tuple[Tree, ClientState, Sums]:
+        inputs = inputs._replace(rows=taken)
+        return steps.gather(gathered, inputs, placement.plain)
+
+    return gather
 
 
 def add_up(of_groups: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

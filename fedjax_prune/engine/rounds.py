@@ -17,14 +17,8 @@ from fedjax_prune.engine.contract import (
     Round,
     Rules,
 )
-from fedjax_prune.engine.devices import (
-    AXIS,
-    ONE_DEVICE,
-    SPLIT,
-    WHOLE,
-    Placement,
-    input_specs,
-)
+from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.engine.placing import input_specs
 from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.models.platforms import tracing_for

@@ -11,14 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine.devices import (
-    AXIS,
-    ONE_DEVICE,
-    SPLIT,
-    WHOLE,
-    Placement,
-    from_parts,
-)
+from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.engine.placing import from_parts
 from fedjax_prune.types import ClientState, Tree
 
 

@@ -24,14 +24,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from fedjax_prune.engine import processes, row_files
-from fedjax_prune.engine.devices import (
-    ONE_DEVICE,
-    SPLIT,
-    Placement,
-    gather_whole,
-    put_split,
-    put_whole,
-)
+from fedjax_prune.engine.devices import ONE_DEVICE, SPLIT, Placement
+from fedjax_prune.engine.placing import gather_whole, put_split, put_whole
 from fedjax_prune.engine.row_arrays import (
     create,
     join_split,

@@ -104,7 +104,8 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
 
     Logits are ranked and not saliences, because float32 sigmoids of logits above about
     17 are equal. On CPUs the entries are selected without sorting; the platform is
-    found as in `convolve`. No gradient flows through the mask.
+    found as in `convolve`. No gradient flows through the
+    mask.
 
     Args:
       logits: [..., channels] float.
@@ -127,11 +128,25 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be in [1, {logits.shape[-1]}], got {k}.")
     logits = jax.lax.stop_gradient(logits)
-    if traced_platform() == "cpu":
+    platform = traced_platform()
+    if platform == "cpu":
         return mark_largest(logits, k).astype(logits.dtype)
+    if platform == "tpu":
+        return (_ranks(logits) < k).astype(logits.dtype)
     _, indices = jax.lax.top_k(logits, k)
     zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
+
+
+def _ranks(logits: jax.Array) -> jax.Array:
+    """Gives each entry its place, from the largest on, along the last axis.
+
+    It sorts twice. To write ones at the first indices would be a scatter, which a TPU
+    does number by number.
+    """
+    _, order = jax.lax.top_k(logits, logits.shape[-1])
+    places = jax.lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
+    return jax.lax.sort_key_val(order, places)[1]
 
 
 def straight_through(mask: jax.Array, score: jax.Array, mode: str) -> jax.Array:

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.contract import MaskedRound
-from fedjax_prune.engine.devices import Placement, gather_whole, put_whole
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.models import costs
 from fedjax_prune.models.channels import alive_channels
 from fedjax_prune.pruning.smaller import (

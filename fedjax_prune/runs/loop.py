@@ -13,13 +13,7 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.dealing import sample_cohort
-from fedjax_prune.engine.devices import (
-    Placement,
-    gather_whole,
-    put_cohort,
-    put_split,
-    put_whole,
-)
+from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import (
     by_id,
     first_by_id,
@@ -27,6 +21,7 @@ from fedjax_prune.engine.outcome import (
     require_finite,
     require_finite_server,
 )
+from fedjax_prune.engine.placing import gather_whole, put_cohort, put_split, put_whole
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
 from fedjax_prune.runs.accounting import privacy_row

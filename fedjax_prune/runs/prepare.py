@@ -15,7 +15,8 @@ import numpy as np
 
 from fedjax_prune.engine import preparation, processes
 from fedjax_prune.engine.contract import Preparation
-from fedjax_prune.engine.devices import Placement, gather_whole, put_whole
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.data.padded import pad_clients, width_of
+from fedjax_prune.data.padded import Padded, pad_clients, width_of
 from fedjax_prune.engine import evaluate
 from fedjax_prune.engine.contract import Round
-from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.learning import Learning
 from fedjax_prune.types import (
     ClientState,
     Dataset,
@@ -26,6 +28,7 @@ from fedjax_prune.types import (
     ServerState,
     Sums,
     Task,
+    Tree,
 )
 
 
@@ -117,6 +120,53 @@ def _donated(inputs: RoundInputs) -> tuple[tuple[ServerState, ClientState], Any]
     return (inputs.state, inputs.rows), inputs._replace(state=kept, rows=kept)
 
 
+def evaluation_program(learning: Learning, held_out: bool, placement: Placement) -> Any:
+    """Makes the jitted function that evaluates some clients.
+
+    Args:
+      learning: of the run.
+      held_out: whether clients are validated on training examples.
+      placement: where it runs.
+
+    Returns:
+      (state, personal parameters of the clients, train, test, their validation sets) ->
+      the accuracies of `Evaluation`.
+    """
+    gated = learning.model.gates is not None
+
+    @jax.jit
+    def measure(
+        state: ServerState,
+        personal: Tree,
+        train: Dataset,
+        test: Dataset,
+        validation: Padded,
+    ) -> dict[str, jax.Array]:
+        # Every device evaluates all clients on its share of the examples.
+        shared = learning.algorithm.deliver(state)
+        own = shared._replace(personal=personal)
+        correct = evaluate.correct_by_client(learning.task, own, test, placement)
+        local = (
+            evaluate.holdout_accuracy(learning.task, own, train, validation, placement)
+            if held_out
+            else evaluate.local_accuracy(correct, validation)
+        )
+        dense = correct
+        if gated:
+            dense = evaluate.correct_by_client(
+                learning.dense_task, shared, test, placement
+            )
+        return {
+            "global_dense": dense.mean(),
+            "client_gated": jnp.broadcast_to(
+                correct.mean(axis=1), validation.sizes.shape
+            ),
+            "client_local": local,
+        }
+
+    return measure
+
+
 class Evaluation:
     """Accuracies of the delivered model with each client's personal parameters."""
 
@@ -132,35 +182,7 @@ class Evaluation:
         self._validation = data.validation
         self._placement = placement
         self._compiled: dict[tuple[int, int], Any] = {}
-        gated = learning.model.gates is not None
-
-        @jax.jit
-        def measure(state, personal, train, test, validation):
-            # Every device evaluates all clients on its share of the examples.
-            shared = learning.algorithm.deliver(state)
-            own = shared._replace(personal=personal)
-            correct = evaluate.correct_by_client(learning.task, own, test, placement)
-            local = (
-                evaluate.holdout_accuracy(
-                    learning.task, own, train, validation, placement
-                )
-                if data.held_out
-                else evaluate.local_accuracy(correct, validation)
-            )
-            dense = correct
-            if gated:
-                dense = evaluate.correct_by_client(
-                    learning.dense_task, shared, test, placement
-                )
-            return {
-                "global_dense": dense.mean(),
-                "client_gated": jnp.broadcast_to(
-                    correct.mean(axis=1), validation.sizes.shape
-                ),
-                "client_local": local,
-            }
-
-        self._measure = measure
+        self._measure = evaluation_program(learning, data.held_out, placement)
 
     def compile(self, state: ServerState, rows: Store, counts: Collection[int]) -> None:
         """Compiles the evaluation for each of these numbers of clients in advance."""

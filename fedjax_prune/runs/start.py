@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine import processes
-from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment

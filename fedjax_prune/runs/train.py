@@ -7,7 +7,8 @@ import numpy as np
 
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine import processes
-from fedjax_prune.engine.devices import ONE_DEVICE, connect
+from fedjax_prune.engine.devices import ONE_DEVICE
+from fedjax_prune.engine.placing import connect
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import (
     console,

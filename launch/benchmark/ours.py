@@ -18,14 +18,8 @@ import numpy as np
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
-from fedjax_prune.engine.devices import (
-    REDUCTIONS,
-    Placement,
-    make_placement,
-    put_cohort,
-    put_split,
-    put_whole,
-)
+from fedjax_prune.engine.devices import REDUCTIONS, Placement, make_placement
+from fedjax_prune.engine.placing import put_cohort, put_split, put_whole
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import VGG11, DropoutCNN, TwoCNN, costs

@@ -13,8 +13,9 @@ from fedjax_prune.engine.dealing import (
     num_steps,
     sample_cohort,
 )
-from fedjax_prune.engine.devices import make_placement, put_cohort
+from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.packing import pack_lanes
+from fedjax_prune.engine.placing import put_cohort
 from fedjax_prune.types import Population
 
 LABELS = np.repeat(np.arange(10), 5000)

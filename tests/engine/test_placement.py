@@ -1,19 +1,14 @@
 """Rounds on one, two and eight devices."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.engine.devices import (
-    make_placement,
-    put_cohort,
-    put_whole,
-    share_work,
-)
+from fedjax_prune.engine.devices import SPLIT, WHOLE, make_placement, share_work
+from fedjax_prune.engine.placing import put_cohort, put_split, put_whole, shapes_on
+from fedjax_prune.runs.compiled_text import collectives, operations
 from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.seven_clients import SIZES, compiled, dataset, draw_cohort, rounds, start
@@ -90,32 +85,8 @@ def test_devices_are_silent_during_local_training():
     state, data, key = put_whole(placement, (state, dataset(), jax.random.key(3)))
     inputs = RoundInputs(state, rows, data, put_cohort(placement, cohort), key)
     text = compiled("linear", placement).lower(inputs).compile().as_text()
-    talk = re.compile(
-        r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\S*\("
-    )
-    bodies = {}
-    for block in re.split(r"\n}\n", text):
-        name = re.search(r"^(?:ENTRY )?%?([\w.\-]+) \(", block, re.M)
-        if name:
-            bodies[name[1]] = block
-
-    def reached(name, seen):
-        if name in bodies and name not in seen:
-            seen.add(name)
-            for other in re.findall(
-                r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", bodies[name]
-            ):
-                reached(other, seen)
-            for branches in re.findall(r"branch_computations={([^}]*)}", bodies[name]):
-                for other in branches.split(","):
-                    reached(other.strip().lstrip("%"), seen)
-        return seen
-
-    loops = set(re.findall(r"body=%?([\w.\-]+)", text))
-    assert loops and talk.search(text)
-    for loop in loops:
-        for name in reached(loop, set()):
-            assert not talk.search(bodies[name]), name
+    found = collectives(operations(text))
+    assert found and not any(op.in_loop for op in found)
 
 
 def test_shared_work_is_the_whole_work():
@@ -136,3 +107,24 @@ def test_bad_placements():
         make_placement(9)
     with pytest.raises(ValueError, match="one of all_reduce, fixed_order, got 'any'"):
         make_placement(1, "any")
+
+
+def test_a_placement_on_given_devices_has_a_mesh_of_them():
+    """Also for one of them, which need not be JAX's default device."""
+    last = jax.devices()[-1:]
+    assert make_placement(1, devices=last).mesh.devices.tolist() == last
+    with pytest.raises(ValueError, match=r"num_devices must be in \[1, 1\], got 2"):
+        make_placement(2, devices=last)
+
+
+def test_shapes_lie_as_the_arrays_that_are_put():
+    placement = make_placement(2)
+    arrays = {"a": jnp.zeros((4, 3)), "b": {"c": jnp.zeros(2, jnp.int32)}}
+    shapes = shapes_on(placement, {"a": SPLIT, "b": WHOLE}, arrays)
+    put = {
+        "a": put_split(placement, arrays["a"]),
+        "b": put_whole(placement, arrays["b"]),
+    }
+    like = [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(put)]
+    found = [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(shapes)]
+    assert found == like

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine import row_files
-from fedjax_prune.engine.devices import make_placement, put_split
+from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.placing import put_split
 from fedjax_prune.engine.store import STORES, DeviceStore, HostStore, make_store
 from fedjax_prune.types import ClientState
 from tests.toys import all_rows

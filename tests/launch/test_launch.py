@@ -15,7 +15,7 @@ from fedjax_prune.runs.settings import describe
 from launch import config_file
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "evaluate", "export", "sweep", "verify")
+VERBS = ("train", "evaluate", "export", "sweep", "verify", "compile")
 
 TINY = """
 from . import base
@@ -69,7 +69,10 @@ def run(folder, *command, code=0, **environment):
 def test_the_verbs_and_the_version_are_printed(elsewhere):
     for command in ((), ("--help",)):
         out, err = run(elsewhere, "fedjax_prune", *command)
-        assert "VERB is train, evaluate, export, sweep or verify" in out and err == ""
+        assert (
+            "VERB is train, evaluate, export, sweep, verify or compile" in out
+            and err == ""
+        )
     out, _ = run(elsewhere, "fedjax_prune", "--version")
     assert out == f"{fedjax_prune.__version__}\n"
     out, err = run(elsewhere, "fedjax_prune", "tran", code=1)
@@ -86,7 +89,7 @@ def test_help_says_what_a_launcher_does_with_an_example(elsewhere, verb):
     assert err == ""
     assert f"    python -m fedjax_prune {verb} --" in out.partition("For example:")[2]
     named = re.findall(r"^  --(\w+): \S", out, re.MULTILINE)
-    assert "workdir" in named
+    assert ("topology" if verb == "compile" else "workdir") in named
     fields = re.findall(r"^  ([\w.]+)=", out, re.MULTILINE)
     every = [field.name for field in describe(config_file.load("base"))]
     assert fields == (every if "config" in named else [])
@@ -129,7 +132,7 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     assert (elsewhere / "model").is_dir()
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "compile"])
 def test_object_storage_is_refused_before_anything_else(elsewhere, verb):
     flags = {
         "train": ["--config=tiny.py"],

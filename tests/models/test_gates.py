@@ -18,6 +18,7 @@ from fedjax_prune.models.gates import (
     straight_through,
     top_k_mask,
 )
+from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.models.selection import mark_largest
 from tests.small_models import draw
 
@@ -62,6 +63,19 @@ def test_largest_entries_are_marked_as_a_stable_sort_ranks_them():
         for k in (1, 5, 12):
             marked = jax.jit(mark_largest, static_argnums=1)(drawn, k)
             np.testing.assert_array_equal(marked, ranks < k)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_mask_marks_what_a_stable_sort_ranks_first(platform):
+    """A CPU can run the forms for other platforms, too."""
+    logits = np.random.default_rng(0).normal(size=(3, 20, 12)).round(1)
+    logits = logits.astype(np.float32)
+    logits[:, ::3, :7] = -np.inf
+    ranks = np.argsort(np.argsort(-logits, axis=-1, kind="stable"), axis=-1)
+    with tracing_for(platform):
+        for k in (1, 5, 12):
+            masks = jax.jit(jax.vmap(lambda z, k=k: top_k_mask(z, k)))(logits)
+            np.testing.assert_array_equal(masks, (ranks < k).astype(np.float32))
 
 
 def test_exactly_k_are_kept_of_logits_that_are_computed_twice():

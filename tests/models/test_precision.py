@@ -11,6 +11,7 @@ from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import create
 from fedjax_prune.models import CNN
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import matmul, product_precision
 from fedjax_prune.models.task import make_task
@@ -110,6 +111,14 @@ def test_lanes_agree_in_float64_after_ten_steps(name):
         )
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def traced_for(request):
+    """A platform whose form of the pool's gradient is traced; a CPU can run both."""
+    with tracing_for(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("traced_for")
 def test_pooling_takes_the_maximum_and_shares_ties():
     x = draw((2, 5, 4, 3))
     cotangent = draw((2, 2, 2, 3))
@@ -129,6 +138,7 @@ def test_pooling_takes_the_maximum_and_shares_ties():
     )
 
 
+@pytest.mark.usefixtures("traced_for")
 def test_gradient_of_a_pool_of_what_xla_computes_twice():
     """XLA may round what is pooled in two ways; no gradient becomes NaN or is lost."""
     rng = np.random.default_rng(0)

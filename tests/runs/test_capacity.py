@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from fedjax_prune.engine.devices import (
-    put_cohort,
-    put_split,
-    put_whole,
-)
+from fedjax_prune.engine.placing import put_cohort, put_split, put_whole
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import capacity, loop, machine, train

@@ -1,0 +1,165 @@
+"""Arrays on the devices of a placement: whole on each, or an equal part on each.
+
+Arrays over the devices of several processes are made of the parts that each process
+sends to its own devices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fedjax_prune.engine import processes
+from fedjax_prune.engine.devices import SPLIT, WHOLE, Placement
+from fedjax_prune.types import Cohort, RoundInputs, Tree
+
+
+def put_whole(placement: Placement, tree: Tree) -> Tree:
+    """Copies a tree to every device."""
+    return _put(placement, tree, jax.tree.map(lambda _: WHOLE, tree))
+
+
+def put_split(placement: Placement, tree: Tree) -> Tree:
+    """Sends each device its part of the leading axis."""
+    return _put(placement, tree, jax.tree.map(lambda _: SPLIT, tree))
+
+
+def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
+    """Sends each device its block of a cohort."""
+    return _put(placement, cohort, _COHORT_SPECS)
+
+
+def connect(placement: Placement) -> None:
+    """Lets the devices of several processes exchange something for the first time.
+
+    gloo, which JAX uses on CPUs, gives up when a device comes 30 s late to the first
+    collective of these devices, and waits for ever in later ones. So this comes before
+    programs are compiled, which takes longer in one process than in another.
+    """
+    if placement.mesh is None or not placement.mesh.is_multi_process:
+        return
+    processes.barrier()
+    ones = put_split(placement, np.ones(placement.num_blocks, np.int32))
+    with processes.without_output():
+        jax.block_until_ready(gather_whole(placement, ones))
+
+
+def gather_whole(placement: Placement, tree: Tree) -> Tree:
+    """Copies arrays to every device if they are those of several processes.
+
+    A process can read only what its own devices hold. It is called in all processes,
+    and waits for nothing.
+    """
+    if placement.mesh is None or not placement.mesh.is_multi_process:
+        return tree
+    return _copier(NamedSharding(placement.mesh, WHOLE))(tree)
+
+
+def _put(placement: Placement, tree: Tree, specs: Tree) -> Tree:
+    mesh = placement.mesh
+    if mesh is None:
+        return jax.device_put(tree)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if mesh.is_multi_process:
+        return jax.tree.map(_of_parts, tree, shardings)
+    return jax.device_put(tree, shardings)
+
+
+def _of_parts(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Makes an array of several processes, each of which sends its own parts.
+
+    `jax.device_put` would first compare the whole array in all processes, which took
+    12 s for 64 MB.
+    """
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return _copier(sharding)(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _of_parts(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    whole = np.asarray(jax.device_get(x))
+    whole = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype), copy=False)
+    return from_parts(whole.shape, sharding, lambda index: whole[index])
+
+
+def from_parts(
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """Makes an array of several processes; each sends the parts of its devices.
+
+    Args:
+      shape: of the whole array.
+      sharding: over the devices of all processes.
+      part: index of a part -> its values.
+    """
+
+    def part_at(index: Any) -> np.ndarray:
+        return part(index)
+
+    # JAX does not take this for the explicit transfer that it is.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, part_at)
+
+
+@functools.cache
+def _copier(sharding: NamedSharding) -> Callable[[Tree], Tree]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def shapes_on(placement: Placement, specs: Tree, tree: Tree) -> Tree:
+    """Gives the shapes of a tree and how it lies on the devices, to compile for them.
+
+    Args:
+      placement: with a mesh.
+      specs: PartitionSpecs, a prefix of the tree.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      `jax.ShapeDtypeStruct`s with a sharding.
+    """
+    mesh = placement.mesh
+    assert mesh is not None, "the default device alone has no mesh"
+
+    def lay(spec: PartitionSpec, part: Tree) -> Tree:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        )
+
+    return jax.tree.map(
+        lay, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def input_specs(inputs: RoundInputs) -> Tree:
+    """Says how a round's inputs lie on the devices, for `jax.shard_map`."""
+    probe = inputs.probe
+    if probe is not None:
+        probe = dataclasses.replace(probe, examples=WHOLE, wanted=SPLIT)
+    specs: dict[str, Any] = {
+        "state": WHOLE,
+        "rows": SPLIT,
+        "dataset": WHOLE,
+        "cohort": _COHORT_SPECS,
+        "key": WHOLE,
+        "probe": probe,
+    }
+    return RoundInputs(**specs)
+
+
+_COHORT_SPECS = Cohort(
+    client_ids=SPLIT,
+    sizes=SPLIT,
+    indices=SPLIT,
+    queues=SPLIT,
+    cohort_size=WHOLE,
+    cohort_examples=WHOLE,
+    num_clients=WHOLE,
+    num_examples=WHOLE,
+)
