@@ -37,7 +37,9 @@ TRAINED, MEASURED = 3, 1
 def compile_run(config: Config, target: Slice) -> bool:
     """Compiles round, preparation and evaluation, and prints what they take.
 
-    The round is that of the whole model, also with `compact_training`.
+    The round is that of the whole model, also with `compact_training`; the preparation
+    is that of a group of clients. Short programs, which rank, hash or move rows, are
+    left out.
 
     Args:
       config: checked. `devices` 0 takes all chips, at most one for each client of a
