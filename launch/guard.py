@@ -15,8 +15,6 @@ import warnings
 from collections.abc import Callable
 from typing import IO, Any
 
-import jax
-
 from fedjax_prune.runs import console
 from fedjax_prune.runs.interrupt import INTERRUPTED, SIGNALS
 
@@ -77,12 +75,13 @@ def guarded(work: Callable[[], int], seat: Seat) -> int:
 
 
 def _patiently(work: Callable[[], int]) -> int:
-    """Does the work; after an error of JAX it waits whether another process is lost."""
+    """Does the work; after an unknown error it waits whether a process is lost."""
     try:
         return work()
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if not str(error).startswith(_OWN_ERRORS):
-            # A collective fails at once. Which process was lost is known later.
+            # Where a process is lost, a collective may fail at once, with an error of
+            # any kind. Which process it was is known later.
             time.sleep(SILENCE + 15)
         raise
 
