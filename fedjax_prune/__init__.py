@@ -25,6 +25,7 @@ from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.engine.preparation import prepare
 from fedjax_prune.engine.rounds import make_algorithm, make_round
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver, make_solver
 from fedjax_prune.engine.store import make_store
@@ -82,6 +83,7 @@ __all__ = [
     "Probe",
     "ResNet32",
     "RoundInputs",
+    "RowsError",
     "Rules",
     "ServerState",
     "SettingsError",

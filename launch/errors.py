@@ -11,6 +11,7 @@ from absl import logging
 
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import console
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.interrupt import INTERRUPTED
@@ -30,7 +31,13 @@ def exit_code(command: Callable[[], int]) -> int:
         return code
     except SettingsError as error:
         console.print_error(error.problems)
-    except (CheckpointError, DataError, WorkdirError, TrainingError) as error:
+    except (
+        CheckpointError,
+        DataError,
+        RowsError,
+        TrainingError,
+        WorkdirError,
+    ) as error:
         console.print_error(str(error))
     except BrokenPipeError:
         console.discard(sys.stdout)

@@ -1,4 +1,4 @@
-"""Stores: the rows of all clients, shared out over the devices or on the host.
+"""Stores: the rows of all clients, shared out over the devices, on the host or on disk.
 
 A round sees only the cohort's rows, so neither an algorithm nor its compiled shapes
 depend on the number of clients or on where their rows are. Only a store holds the rows
@@ -15,7 +15,7 @@ Examples:
   [[0.0], [0.0], [1.0]]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine import row_files
+from fedjax_prune.engine import row_files, row_log
 from fedjax_prune.engine.devices import (
     ONE_DEVICE,
     SPLIT,
@@ -31,7 +31,9 @@ from fedjax_prune.engine.devices import (
     put_split,
     put_whole,
 )
-from fedjax_prune.engine.row_arrays import create, put, take, take_whole
+from fedjax_prune.engine.filling import first_row, open_log, put_own, put_saved
+from fedjax_prune.engine.row_arrays import create, put, shapes_of, take, take_whole
+from fedjax_prune.engine.rows_on_disk import DiskStore
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.types import ClientState, Tree
@@ -75,9 +77,9 @@ class Store(Protocol):
     def snapshot(self, folder: str | Path) -> None:
         """Writes all rows; each leaf becomes a file in NumPy's format.
 
-        The files are the same for every kind of store and any number of devices. Beside
-        the store, the host holds no more than `row_files.PIECE_BYTES`, or one row of a
-        leaf if that is larger.
+        The files are the same for the devices and the host, and any number of devices.
+        Beside the store, the host holds no more than `row_files.PIECE_BYTES`, or one
+        row of a leaf if that is larger. A store on disk writes its index alone.
 
         Args:
           folder: made here; leaf n of the tree becomes `n.npy`, [num_clients, ...].
@@ -99,28 +101,55 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """About how many bytes a snapshot takes."""
+        ...
+
+    def keep(self, snapshots: Iterable[str | Path]) -> None:
+        """Says which snapshots of this store count from now on.
+
+        A store on disk removes the files that neither they nor its own rows need. Other
+        stores share no files with their snapshots.
+
+        Args:
+          snapshots: folders.
+        """
+        ...
+
 
 class DeviceStore:
     """Rows of all clients on the devices, each with an equal part of them."""
 
     def __init__(
-        self, row: ClientState, num_clients: int, placement: Placement = ONE_DEVICE
+        self,
+        row: ClientState,
+        num_clients: int,
+        placement: Placement = ONE_DEVICE,
+        own_personal: Callable[[jax.Array], Tree] | None = None,
     ):
-        """Gives every client the same first row.
+        """Gives every client its first row.
 
         Args:
           row: of a client never seen.
           num_clients: clients in the population, at least 1.
           placement: of the rounds.
+          own_personal: as in `make_store`.
         """
-        self.shapes, self._placement = _shapes(row, num_clients), placement
+        self.shapes, self._placement = shapes_of(row, num_clients), placement
+        self._num_clients, self._own_personal = num_clients, own_personal
+        self._begin(row)
+
+    def _begin(self, row: ClientState) -> None:
         sharding = None
-        if placement.mesh is not None:
-            sharding = NamedSharding(placement.mesh, SPLIT)
+        if self._placement.mesh is not None:
+            sharding = NamedSharding(self._placement.mesh, SPLIT)
         # Padded at the end, so that the parts are equal.
-        length = num_clients + -num_clients % placement.num_blocks
+        length = self._num_clients + -self._num_clients % self._placement.num_blocks
         fill = jax.jit(create, static_argnums=1, out_shardings=sharding)
-        self._rows: ClientState = fill(put_whole(placement, row), length)
+        self._rows: ClientState = fill(put_whole(self._placement, row), length)
+        if self._own_personal is not None:
+            put_own(self, row, self._num_clients, self._placement, self._own_personal)
 
     def take(self, client_ids: np.ndarray) -> ClientState:
         """See `Store.take`."""
@@ -144,6 +173,11 @@ class DeviceStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
+        if row_log.is_log(folder):
+            saved = open_log(folder, self.shapes)
+            self._begin(first_row(saved, self.shapes))
+            put_saved(self, saved, self._placement)
+            return
         leaves, tree = jax.tree.flatten(self._rows)
         saved = jax.tree.leaves(row_files.open_leaves(folder, self.shapes))
         for place, new in enumerate(saved):
@@ -153,6 +187,14 @@ class DeviceStore:
             leaves[place] = row_files.place(new, shape, sharding)
         self._rows = jax.tree.unflatten(tree, leaves)
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """See `Store.snapshot_bytes`."""
+        return tree_bytes(self.shapes)
+
+    def keep(self, snapshots: Iterable[str | Path]) -> None:
+        """See `Store.keep`."""
+
 
 class HostStore:
     """Rows of all clients in the memory of the host, as numpy arrays.
@@ -160,18 +202,29 @@ class HostStore:
     The devices hold the rows of one cohort at a time. While a device still computes
     rows that were put, the next call waits for them. Memory is taken at the first
     `put`: until then all clients share one row, or the rows stay in the files of the
-    snapshot and only those that are taken are read.
+    snapshot and only those that are taken are read. Personal parameters of their own
+    take memory when the first rows are used.
     """
 
     def __init__(
-        self, row: ClientState, num_clients: int, placement: Placement = ONE_DEVICE
+        self,
+        row: ClientState,
+        num_clients: int,
+        placement: Placement = ONE_DEVICE,
+        own_personal: Callable[[jax.Array], Tree] | None = None,
     ):
         """See `DeviceStore`."""
-        self.shapes, self._placement = _shapes(row, num_clients), placement
+        self.shapes, self._placement = shapes_of(row, num_clients), placement
+        self._num_clients, self._own_personal = num_clients, own_personal
+        self._begin(row)
+
+    def _begin(self, row: ClientState) -> None:
         self._rows: ClientState = jax.tree.map(
-            lambda x: np.broadcast_to(x, (num_clients, *x.shape)), jax.device_get(row)
+            lambda x: np.broadcast_to(x, (self._num_clients, *x.shape)),
+            jax.device_get(row),
         )
         self._arriving: tuple[np.ndarray, ClientState] | None = None
+        self._row_to_draw = None if self._own_personal is None else row
 
     def take(self, client_ids: np.ndarray) -> ClientState:
         """See `Store.take`."""
@@ -196,11 +249,27 @@ class HostStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
+        if row_log.is_log(folder):
+            saved = open_log(folder, self.shapes)
+            self._begin(first_row(saved, self.shapes))
+            put_saved(self, saved, self._placement)
+            return
         self._rows = row_files.open_leaves(folder, self.shapes)
-        self._arriving = None
+        self._arriving = self._row_to_draw = None
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """See `Store.snapshot_bytes`."""
+        return tree_bytes(self.shapes)
+
+    def keep(self, snapshots: Iterable[str | Path]) -> None:
+        """See `Store.keep`."""
 
     def _settled(self) -> ClientState:
         """Returns all rows, after it has written those that were arriving."""
+        if self._row_to_draw is not None and self._own_personal is not None:
+            row, self._row_to_draw = self._row_to_draw, None
+            put_own(self, row, self._num_clients, self._placement, self._own_personal)
         if self._arriving is not None:
             client_ids, rows = self._arriving
             self._arriving = None
@@ -213,11 +282,8 @@ class HostStore:
         return self._rows
 
 
-STORES: dict[str, type[DeviceStore] | type[HostStore]] = {
-    "device": DeviceStore,
-    "host": HostStore,
-}
-"""For each name, a class whose objects hold the rows of all clients."""
+STORES = ("device", "host", "disk")
+"""Where the rows of all clients can be."""
 
 
 @checked
@@ -227,6 +293,7 @@ def make_store(
     num_clients: Count,
     placement: Placement = ONE_DEVICE,
     own_personal: Callable[[jax.Array], Tree] | None = None,
+    folder: str | Path | None = None,
 ) -> Store:
     """Makes a store in which every client has its first row.
 
@@ -237,9 +304,12 @@ def make_store(
       placement: of the rounds.
       own_personal: client id [] int32 -> the personal parameters that this client
         starts with; None if all start with those of `row`.
+      folder: of the files of a store on disk, which no other store may write; it is
+        made when rows are put first, and stays. Others have none.
 
     Raises:
-      ValueError: if the kind is unknown or `num_clients` is out of range.
+      ValueError: if the kind is unknown, `num_clients` is out of range, or the folder
+        is missing.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -253,21 +323,12 @@ def make_store(
     """
     if kind not in STORES:
         raise ValueError(f"kind must be one of {', '.join(STORES)}, got {kind!r}.")
-    store = STORES[kind](row, num_clients, placement)
-    if own_personal is None:
-        return store
-    count = min(num_clients, row_files.rows_at_once(tree_bytes(row)))
-    count += -count % placement.num_blocks
-
-    @jax.jit
-    def first_rows(client_ids: jax.Array, row: ClientState) -> ClientState:
-        personal = jax.lax.map(own_personal, client_ids)
-        return create(row, count)._replace(personal=personal)
-
-    for start in range(0, num_clients, count):
-        client_ids = np.arange(start, start + count, dtype=np.int32)
-        store.put(client_ids, put_split(placement, first_rows(client_ids, row)))
-    return store
+    if kind == "disk":
+        if folder is None:
+            raise ValueError("folder must be given for rows on disk, got None.")
+        return DiskStore(row, num_clients, placement, own_personal, folder=folder)
+    make = HostStore if kind == "host" else DeviceStore
+    return make(row, num_clients, placement, own_personal)
 
 
 _take = jax.jit(take, static_argnums=2)
@@ -278,9 +339,3 @@ _take_whole = jax.jit(take_whole, static_argnums=2)
 def _take_on_host(rows: Tree, client_ids: np.ndarray) -> Tree:
     # `np.take` would copy all rows where they are not in memory.
     return jax.tree.map(lambda x: x[np.clip(client_ids, 0, len(x) - 1)], rows)
-
-
-def _shapes(row: ClientState, num_clients: int) -> ClientState:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((num_clients, *x.shape), x.dtype), row
-    )

@@ -45,7 +45,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     row_bytes = tree_bytes(row)
     placement = make_placement(config.devices, config.reduction)
     share = -(-config.data.num_clients // placement.num_blocks) * row_bytes
-    if config.client_rows == "host":
+    if config.client_rows != "device":
         share = 0
     explorers, prepare = 0, learning.algorithm.prepare
     client, message = _client_bytes(learning, state)
