@@ -10,6 +10,8 @@ import numpy as np
 
 _SPARSE = 1 / 4
 """A file is sparse if it has fewer than this share of its rows left."""
+ENTRY_BYTES = 12
+"""What a client takes in the index."""
 
 
 class LogFile(NamedTuple):

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from fedjax_prune.data.padded import table_of
 from fedjax_prune.data.population import from_sizes
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.store import make_store
@@ -44,7 +45,7 @@ def test_evaluation_of_clients_with_few_or_many_held_out_examples():
     sizes = np.array([5000, 2, 2, 2, 2])
     examples = np.arange(sizes.sum()) % len(experiment.data.train.labels)
     validation = from_sizes(examples, sizes)
-    data = experiment.data._replace(validation=validation)
+    data = experiment.data._replace(validation=partial(table_of, validation))
     experiment = experiment._replace(data=data)
     state, row = jax.jit(partial(start, experiment.learning))()
     rows = make_store("host", row, 5)
