@@ -76,8 +76,6 @@ def matched_test(
       ValueError: if a number or a label is out of range, or if the test set has no
         example for some client.
     """
-    if client_ids is None:
-        client_ids = np.arange(len(population.sizes))
     test_labels = _checked_labels("test_labels", test_labels, num_classes)
     members = [
         np.flatnonzero(test_labels == label).astype(np.int32)
@@ -85,10 +83,10 @@ def matched_test(
     ]
     available = np.array([len(indices) for indices in members])
     parts = []
-    held = np.asarray(population.indices)[places(population, client_ids)]
-    sizes = sizes_of(population, client_ids)
-    chosen = from_sizes(np.arange(len(held)), sizes)
-    counts = class_counts(np.asarray(train_labels)[held], chosen, num_classes)
+    if client_ids is None:
+        _checked_labels("labels", train_labels, num_classes)
+        client_ids = np.arange(len(population.sizes))
+    counts = _counts_of(train_labels, population, client_ids, num_classes)
     for client_id, own in zip(client_ids.tolist(), counts, strict=True):
         wanted = _matched_counts(own, available, size)
         if wanted is None:
@@ -129,9 +127,7 @@ def require_matched(
         return
     for start in range(0, len(population.sizes), 10_000):
         client_ids = np.arange(start, min(start + 10_000, len(population.sizes)))
-        held = np.asarray(population.indices)[places(population, client_ids)]
-        chosen = from_sizes(np.arange(len(held)), sizes_of(population, client_ids))
-        counts = class_counts(train_labels[held], chosen, num_classes)
+        counts = _counts_of(train_labels, population, client_ids, num_classes)
         unmatched = np.flatnonzero(available[counts.argmax(axis=1)] == 0)
         if unmatched.size:
             raise _unmatched(start + unmatched[0], counts[unmatched[0]], available)
@@ -166,6 +162,15 @@ def holdout(
     numbers = np.clip(np.rint(fraction * sizes).astype(np.int64), 1, sizes - 1)
     is_held = choose(seed, sizes, numbers)
     return select(population, ~is_held), select(population, is_held)
+
+
+def _counts_of(
+    labels: np.ndarray, population: Population, client_ids: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """As `class_counts`, of some clients; only their labels are looked at."""
+    held = np.asarray(population.indices)[places(population, client_ids)]
+    own = from_sizes(np.arange(len(held)), sizes_of(population, client_ids))
+    return class_counts(np.asarray(labels)[held], own, num_classes)
 
 
 def _unmatched(client_id: int, own: np.ndarray, available: np.ndarray) -> ValueError:

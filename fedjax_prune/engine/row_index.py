@@ -56,13 +56,6 @@ class Index(NamedTuple):
         found[found == len(self.clients)] = 0
         return np.where(self.clients[found] == client_ids, found, -1)
 
-    def without(self, client_ids: np.ndarray) -> "Index":
-        """Leaves clients out, but no file."""
-        kept = np.ones(len(self.clients), bool)
-        found = self.find(client_ids)
-        kept[found[found >= 0]] = False
-        return Index(self.clients[kept], self.files[kept], self.places[kept], self.logs)
-
     def extended(self, client_ids: np.ndarray, log: LogFile) -> "Index":
         """Adds a file, and leaves out the files without a row that counts.
 
@@ -70,30 +63,44 @@ class Index(NamedTuple):
           client_ids: [log.num_rows] whose rows it holds, each client once.
           log: the file.
         """
-        rest = self.without(client_ids)
-        new = len(client_ids)
-        clients = np.concatenate([rest.clients, client_ids.astype(np.int32)])
-        files = np.concatenate([rest.files, np.full(new, len(self.logs), np.int32)])
-        places = np.concatenate([rest.places, np.arange(new, dtype=np.int32)])
-        # Two ascending runs, which a stable sort merges.
-        order = np.argsort(clients, kind="stable")
+        found = self.find(client_ids)
+        files, places = self.files.copy(), self.places.copy()
+        old = np.flatnonzero(found >= 0)
+        files[found[old]], places[found[old]] = len(self.logs), old
+        new = np.flatnonzero(found < 0)
+        new = new[np.argsort(client_ids[new])]
+        at = np.searchsorted(self.clients, client_ids[new])
+        clients = np.insert(self.clients, at, client_ids[new])
+        files = np.insert(files, at, len(self.logs))
+        places = np.insert(places, at, new)
         logs = (*self.logs, log)
         used = np.bincount(files, minlength=len(logs)) > 0
-        numbers = (np.cumsum(used) - 1).astype(np.int32)
-        return Index(
-            clients[order],
-            numbers[files[order]],
-            places[order],
-            tuple(log for log, is_used in zip(logs, used, strict=True) if is_used),
-        )
+        if not used.all():
+            files = (np.cumsum(used, dtype=np.int32) - 1)[files]
+            logs = tuple(
+                log for log, is_used in zip(logs, used, strict=True) if is_used
+            )
+        return Index(clients, files, places, logs)
 
-    def sparse(self, most: int) -> np.ndarray:
-        """The clients in sparse files, at most so many, and of no file only a part."""
-        left = np.bincount(self.files, minlength=len(self.logs))
+    def sparse(self, client_ids: np.ndarray) -> np.ndarray:
+        """Says which clients to write once more, because few rows of their files count.
+
+        Args:
+          client_ids: whose rows are about to be written.
+
+        Returns:
+          Other clients, at most as many, and of each file all or none.
+        """
+        found = self.find(client_ids)
+        found, num_files = found[found >= 0], len(self.logs)
+        left = np.bincount(self.files, minlength=num_files)
+        left -= np.bincount(self.files[found], minlength=num_files)
         num_rows = np.array([log.num_rows for log in self.logs], np.int64)
         is_sparse = left < _SPARSE * num_rows
-        chosen = is_sparse & (np.cumsum(left * is_sparse) <= most)
-        return self.clients[chosen[self.files]]
+        is_sparse &= np.cumsum(left * is_sparse) <= len(client_ids)
+        chosen = is_sparse[self.files]
+        chosen[found] = False
+        return self.clients[chosen]
 
 
 _NONE = np.zeros(0, np.int32)

@@ -73,7 +73,7 @@ class DiskStore:
         if own_personal is not None:
             self._own_personal = jax.jit(partial(jax.lax.map, own_personal))
         self._index = NOBODY
-        self._writing: tuple[np.ndarray, Future[Index]] | None = None
+        self._writing: tuple[np.ndarray, Future[tuple[Index, set[str]]]] | None = None
         self._thread = ThreadPoolExecutor(1, "rows on disk")
         self._in_snapshots: set[str] = set()
         self._attempt, self._number = 0, 0
@@ -193,20 +193,22 @@ class DiskStore:
         if self._writing is None:
             return
         try:
-            index = self._writing[1].result()
+            index, unused = self._writing[1].result()
         except OSError as error:
             raise _unwritten(self._folder, error) from error
-        left = self._index.names - index.names - self._in_snapshots
         self._writing, self._index = None, index
-        for name in left:
+        for name in unused - self._in_snapshots:
             (self._folder / name).unlink(missing_ok=True)
 
     def _write(
         self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState
-    ) -> Index:
+    ) -> tuple[Index, set[str]]:
         """Writes a cohort's rows, and once more those of files with few rows left.
 
-        This runs in the thread, which alone reads `_index` until `_settle` replaces it.
+        This runs in the thread. Meanwhile, nobody replaces `_index`.
+
+        Returns:
+          The next index, and the files that it does not name any more.
         """
         order = np.argsort(client_ids, kind="stable")
         order = order[real[order]]
@@ -215,8 +217,8 @@ class DiskStore:
         last = np.append(ids[1:] != ids[:-1], True)
         order, ids = order[last], ids[last]
         row_bytes = len(self._first)
-        others = self._index.without(ids)
-        carried = others.sparse(len(ids))
+        before = self._index
+        carried = before.sparse(ids)
         leaves = jax.device_get(rows)
 
         def pieces() -> Iterator[np.ndarray]:
@@ -225,13 +227,14 @@ class DiskStore:
                 some = order[start : start + count]
                 yield row_log.to_bytes(row_log.pick(leaves, some))
             for start in range(0, len(carried), count):
-                found = others.find(carried[start : start + count])
+                found = before.find(carried[start : start + count])
                 piece = np.empty((len(found), row_bytes), np.uint8)
-                row_log.read(self._folder, others, found, row_bytes, piece)
+                row_log.read(self._folder, before, found, row_bytes, piece)
                 yield piece
 
         log = row_log.write(self._folder, name, pieces())
-        return self._index.extended(np.concatenate([ids, carried]), log)
+        after = before.extended(np.concatenate([ids, carried]), log)
+        return after, before.names - after.names
 
     def _read(self, client_ids: np.ndarray, num_bytes: int) -> np.ndarray:
         """The beginnings of rows, [count, num_bytes] uint8.

@@ -9,7 +9,7 @@ import pytest
 from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import checkpoint, train
 from fedjax_prune.runs.metrics_log import read_metrics
-from tests.small_runs import final_state, tiny_config
+from tests.small_runs import final_state, pruned_config, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,21 @@ def test_no_bit_depends_on_where_rows_are(kinds, on_device, tmp_path):
     accuracies = [{k: v for k, v in r.items() if k.startswith("eval/")} for r in last]
     assert accuracies[0] == accuracies[1] != {}
     assert train.evaluate_workdir(tmp_path)["round"] == 4
+
+
+def test_gates_of_their_own_are_drawn_when_a_client_is_seen(tmp_path):
+    """And for those who were never seen when the rows move to the devices."""
+    fields = {"model.gate_init": "per_client", "cohort_size": 2}
+    whole = tiny_config(rounds=2, **fields)
+    assert train.run(whole, tmp_path / "whole") == 0
+    for rounds, kind in ((1, "disk"), (2, "device")):
+        config = tiny_config(rounds=rounds, client_rows=kind, **fields)
+        assert train.run(config, tmp_path / "moved") == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(whole, tmp_path / "whole"),
+        final_state(config, tmp_path / "moved"),
+    )
 
 
 def test_a_checkpoint_holds_the_index_and_the_workdir_the_rows(tmp_path):
@@ -82,3 +97,15 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint(tmp_path):
     assert checkpoint.rounds(tmp_path / "checkpoints") == [2]
     assert not list((tmp_path / "rows").glob(".*"))
     assert train.run(config, tmp_path) == 0
+
+
+def test_explorers_on_two_devices(tmp_path):
+    """AutoFLIP keeps the deviation of each explorer."""
+    for kind in ("device", "disk"):
+        config = pruned_config(rounds=1, client_rows=kind)
+        assert train.run(config, tmp_path / kind) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(config, tmp_path / "device"),
+        final_state(config, tmp_path / "disk"),
+    )
