@@ -23,6 +23,7 @@ from fedjax_prune.engine.devices import Placement, make_placement
 from fedjax_prune.engine.evaluate import correct_by_client, correct_examples
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.policy import Policy, make_policy
 from fedjax_prune.engine.preparation import prepare
 from fedjax_prune.engine.rounds import make_algorithm, make_round
 from fedjax_prune.engine.rows_on_disk import RowsError
@@ -79,6 +80,7 @@ __all__ = [
     "LocalSolver",
     "Mean",
     "Placement",
+    "Policy",
     "Population",
     "Probe",
     "ResNet32",
@@ -113,6 +115,7 @@ __all__ = [
     "make_augment",
     "make_cohort",
     "make_placement",
+    "make_policy",
     "make_round",
     "make_server_tx",
     "make_solver",

@@ -28,7 +28,8 @@ class Dataset(NamedTuple):
     """Labelled examples, all of them in memory.
 
     Attributes:
-      images: [num_examples, height, width, channels] uint8, or float32 in [0, 1].
+      images: [num_examples, height, width, channels] uint8, or float32 in [0, 1];
+        vectors [num_examples, length, 1, 1] are any float32.
       labels: [num_examples] int32, in [0, num_classes).
 
     Examples:

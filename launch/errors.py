@@ -11,6 +11,7 @@ from absl import logging
 
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.processes import ProcessError
 from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import console
 from fedjax_prune.runs.checkpoint import CheckpointError
@@ -34,6 +35,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except (
         CheckpointError,
         DataError,
+        ProcessError,
         RowsError,
         TrainingError,
         WorkdirError,

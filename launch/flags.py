@@ -92,6 +92,12 @@ def load_config(
     return config.lock()
 
 
+def overridden(arguments: Sequence[str]) -> set[str]:
+    """The fields that arguments `--config.field=value` and `--noconfig.field` set."""
+    given = filter(_OVERRIDE.match, arguments)
+    return {_OVERRIDE.sub("", argument).partition("=")[0] for argument in given}
+
+
 def _apply(config: Any, argument: str) -> Any:
     field, _, text = _OVERRIDE.sub("", argument).partition("=")
     known = settings.flatten(config)

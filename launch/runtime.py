@@ -39,6 +39,11 @@ def configure() -> None:
         _silence_alarms()
 
 
+def hold_no_device() -> None:
+    """Keeps this process on the CPU, so that its child processes have the devices."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def cores() -> list[int]:
     """The CPU cores that this process may use; all where the system does not say."""
     if hasattr(os, "sched_getaffinity"):

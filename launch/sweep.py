@@ -1,144 +1,170 @@
-"""Trains one configuration with several strings and prints one table.
+"""Trains a grid of configurations, some side by side, and prints one table.
 
-python -m fedjax_prune sweep --config=CONFIG --workdir=DIR --settings="STRING ..." \\
-    [--seeds=0,1,2] [--jobs=2] [--config.FIELD=VALUE ...]
+python -m fedjax_prune sweep --config=CONFIG --workdir=DIR \\
+    [--settings="STRING ..."] [--axis=FIELD=VALUE,VALUE,... ...] \\
+    [--jobs=2] [--shard=i/n] [--dry_run] [--config.FIELD=VALUE ...]
 
-Every setting is a run of its own in WORKDIR/SETTING, with its output in
-WORKDIR/SETTING.log; with seeds in WORKDIR/SETTING/seedN. Runs with masks get a table of
-what they save, means over the seeds. If a sweep is started again, finished runs are
-only reported and the others go on from their checkpoints. In a checkout
-`python -m launch.sweep` is the same. For example:
+There is one run for each combination of a string of --settings, which CONFIG takes, and
+a value of each axis. Its folder in the workdir is made of them, such as
+`feddp,10/client.lr=0.1/seed=0`, and its output goes to the file of that name with
+`.log`. Semicolons separate values that have commas: `--axis="FIELD=a,b;c"`. Mistakes in
+any run are found before the first one starts. A run that fails does not keep the others
+from running. If a sweep is started again, finished runs are only reported and the
+others go on from their checkpoints; the same happens after Ctrl-C and SIGTERM, on which
+all runs save.
+
+--dry_run prints the runs and what they will cost. --shard=i/n takes the i-th of n
+parts, i from 1 to n, such as one for each machine, for each accelerator
+(CUDA_VISIBLE_DEVICES=0) or for each task of a Slurm array. Shards may share a workdir:
+the same command without --shard then prints the whole table. Accuracies in it are means
+over the axis `seed` with 95 % intervals. The exit code is 0 if all runs are finished, 1
+if one failed, and 130 after a signal.
+
+In a checkout `python -m launch.sweep` is the same. For example:
 
     python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table \\
-        --settings="fedavg,10 feddp,10"
+        --settings="fedavg,10 feddp,10" --axis=client.lr=0.03,0.1 --axis=seed=0,1,2
 """
 
-import os
-import subprocess
+import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from queue import Queue
-from typing import NamedTuple
 
 from absl import app, flags
 
-from fedjax_prune.runs import console, savings, tables
+from fedjax_prune.runs import console, estimates, savings, tables
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import local_folder
+from fedjax_prune.runs.workdir import agree_config, local_folder
 
-from . import runtime
+from . import grid, runtime
 from .errors import exit_code
-from .flags import load_config, parse
+from .flags import parse
+from .grid import Run
+from .side_by_side import Job, Outcome, run_all
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "file or bundled name that takes a string"
-)
+_CONFIG = flags.DEFINE_string("config", None, "file or bundled name, :STRING after it")
 _SETTINGS = flags.DEFINE_string("settings", "", "config strings, separated by spaces")
+_AXES = flags.DEFINE_multi_string("axis", [], "FIELD=VALUE,VALUE,...; once per field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs")
-_SEEDS = flags.DEFINE_list("seeds", [], "one run of each setting for each config.seed")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "runs at a time, each on its share of the cores", 1
+    "jobs", 1, "runs at a time, each on its share of the cores", 1, 1000
 )
-
-
-class Run(NamedTuple):
-    """A config string, its folder in the workdir, and what else it changes."""
-
-    setting: str
-    folder: str
-    overrides: tuple[str, ...]
+_SHARD = flags.DEFINE_string("shard", "", "i/n: the i-th of n parts, from 1")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the runs and what they cost")
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if every run is finished."""
 
-    def run() -> int:
+    def sweep() -> int:
+        runtime.hold_no_device()
         settings = _SETTINGS.value.split()
-        missing = [] if _WORKDIR.value else ["--workdir must name a folder, got ''"]
-        if not settings:
-            missing += ["--settings must name at least one config string, got ''"]
-        for setting in settings or [""]:
-            path = f"{_CONFIG.value or ''}:{setting}" if setting else _CONFIG.value
-            load_config(path, argv[1:], missing)
-        if bad := [seed for seed in _SEEDS.value if not seed.isdecimal()]:
-            raise SettingsError([f"--seeds must be whole numbers, got {bad[0]!r}"])
-        workdir = local_folder(_WORKDIR.value or "")
-        workdir.mkdir(parents=True, exist_ok=True)
-        runs = [
-            Run(setting, f"{setting}/seed{seed}", (f"--config.seed={seed}",))
-            for setting in settings
-            for seed in _SEEDS.value
-        ] or [Run(setting, setting, ()) for setting in settings]
-        free = _shares_of_cores(_JOBS.value)
-        with ThreadPoolExecutor(_JOBS.value) as pool:
-            codes = list(
-                pool.map(lambda run: _train(run, workdir, argv[1:], free), runs)
-            )
-        failed = [run.folder for run, code in zip(runs, codes, strict=True) if code]
-        if failed:
-            logs = ", ".join(str(workdir / f"{folder}.log") for folder in failed)
-            console.print_error(f"not finished: {', '.join(failed)}; see {logs}")
-        print(
-            _table(workdir, [run for run in runs if run.folder not in failed]), end=""
+        found = [] if _WORKDIR.value else ["--workdir must name a folder, got ''"]
+        if not settings and not _AXES.value:
+            found.append("--settings or --axis must be given")
+        shard = grid.read_shard(_SHARD.value, found)
+        runs = grid.make_grid(
+            _CONFIG.value, settings, _AXES.value, argv[1:], found=found
         )
-        return int(bool(failed))
+        workdir = local_folder(_WORKDIR.value or "")
+        own = grid.of_shard(runs, shard)
+        _check_begun(own, workdir)
+        if _DRY_RUN.value:
+            print(dry_run(own, workdir), end="")
+            return 0
+        workdir.mkdir(parents=True, exist_ok=True)
+        waiting = [run for run in own if not _is_finished(run, workdir)]
+        if len(waiting) < len(own):
+            print(f"{len(own) - len(waiting)} of {len(own)} runs are finished")
+        jobs = [_job(run, workdir, argv[1:]) for run in waiting]
+        outcomes = run_all(jobs, _JOBS.value, lambda text: print(text, flush=True))
+        finished = [run for run in runs if _is_finished(run, workdir)]
+        if finished:
+            print(_table(finished, workdir), end="")
+        return _ending(outcomes)
 
-    return exit_code(run)
+    return exit_code(sweep)
 
 
-def _table(workdir: Path, runs: list[Run]) -> str:
-    methods: dict[str, list[Path]] = {}
+def dry_run(runs: Sequence[Run], workdir: Path) -> str:
+    """What is left of each run and of all of them, as a Markdown table."""
+    lines = [
+        "| run | rounds left | MB sent, before masks | GMACs to train |",
+        "|---|---|---|---|",
+    ]
+    each = [estimates.estimate(run.config, workdir / run.folder) for run in runs]
+    lines += [_line(run.folder, e) for run, e in zip(runs, each, strict=True)]
+    total = estimates.Estimate(
+        rounds=sum(e.rounds for e in each),
+        sent=sum(e.sent for e in each),
+        macs=math.fsum(e.macs for e in each),
+    )
+    lines.append(_line(f"{len(runs)} runs", total))
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, costs: estimates.Estimate) -> str:
+    macs = "unknown" if math.isnan(costs.macs) else f"{costs.macs / 1e9:,.1f}"
+    return f"| {name} | {costs.rounds:,} | {costs.sent / 1e6:,.1f} | {macs} |"
+
+
+def _check_begun(runs: Sequence[Run], workdir: Path) -> None:
+    """Refuses a workdir in which runs were begun with other fields."""
+    found = []
     for run in runs:
-        methods.setdefault(run.setting, []).append(workdir / run.folder)
-    if any(savings.has_masks(workdir / run.folder) for run in runs):
-        return tables.pruning_table(methods)
-    return tables.comparison(methods)
+        try:
+            agree_config(workdir / run.folder, run.config)
+        except SettingsError as error:
+            found += error.problems
+    if found:
+        raise SettingsError(list(dict.fromkeys(found)))
 
 
-def _shares_of_cores(jobs: int) -> "Queue[list[int]]":
-    """Deals the cores to jobs: runs that share cores hinder each other."""
-    cores = runtime.cores()
-    free: Queue[list[int]] = Queue()
-    for job in range(jobs):
-        free.put(cores[job::jobs] or cores)
-    return free
+def _is_finished(run: Run, workdir: Path) -> bool:
+    return estimates.is_finished(run.config, workdir / run.folder)
 
 
-def _train(
-    run: Run, workdir: Path, overrides: list[str], free: "Queue[list[int]]"
-) -> int:
-    """Trains in a process of its own and returns its exit code."""
-    command = [
+def _job(run: Run, workdir: Path, overrides: Sequence[str]) -> Job:
+    command = (
         sys.executable,
         "-m",
         "fedjax_prune",
         "train",
-        f"--config={_CONFIG.value}:{run.setting}",
+        f"--config={run.path}",
         f"--workdir={workdir / run.folder}",
         *overrides,
         *run.overrides,
-    ]
-    print(f"{run.folder}: python {' '.join(command[1:])}", flush=True)
-    (workdir / run.folder).parent.mkdir(parents=True, exist_ok=True)
-    own = free.get()
-    environment = dict(os.environ)
-    try:
-        if hasattr(os, "sched_setaffinity"):
-            # This sets the cores of this thread, which its child process inherits.
-            os.sched_setaffinity(0, own)
-        else:
-            environment.setdefault("JAX_NUM_CPU_DEVICES", str(len(own)))
-        with (workdir / f"{run.folder}.log").open("a") as log:
-            return subprocess.run(
-                command,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-    finally:
-        free.put(own)
+    )
+    return Job(run.folder, command, workdir / f"{run.folder}.log")
+
+
+def _table(finished: Sequence[Run], workdir: Path) -> str:
+    """The table of finished runs, also of those of other shards."""
+    methods: dict[str, list[Path]] = {}
+    for run in finished:
+        name = run.group or str(_CONFIG.value)
+        methods.setdefault(name, []).append(workdir / run.folder)
+    if any(savings.has_masks(workdir / run.folder) for run in finished):
+        return tables.pruning_table(methods)
+    return tables.comparison(methods)
+
+
+def _ending(outcomes: Sequence[Outcome]) -> int:
+    """Lists what is not finished; returns the exit code."""
+    failed = [o for o in outcomes if o.code and not o.stopped]
+    console.print_error(
+        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
+        for o in failed
+    )
+    stopped = [o for o in outcomes if o.stopped]
+    if stopped:
+        console.print_error(
+            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
+        )
+        return INTERRUPTED
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

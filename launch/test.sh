@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the test extra into .venv and runs every check; with --quick, only those that
-# take a minute and a half in all. Other arguments go to pytest.
+# take a minute and a half in all; with --long, only the tests that take minutes. Other
+# arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,6 +15,10 @@ if [ "${1:-}" = --quick ]; then
     tests/pruning/test_{enforce,transport}.py \
     tests/algorithms/test_{agreement,algorithms,feddyn,scaffold}.py \
     tests/runs/test_{checkpoint,console,fields,relations,report,settings}.py "$@"
+fi
+if [ "${1:-}" = --long ]; then
+  shift
+  set -- -m long "$@"
 fi
 status=0
 ruff format --check --quiet || status=1

@@ -8,33 +8,70 @@ a string. In a checkout `python -m launch.train` is the same. For example:
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
     python -m fedjax_prune train --config=cifar10_cpu:feddp,10 --workdir=runs/feddp \\
         --config.rounds=30
+
+On a TPU pod, under Slurm and on Kubernetes the same command is started on every host
+and JAX finds the others. Elsewhere each process is told its place; all of them use one
+workdir on a disk that they share:
+
+    python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart \\
+        --coordinator_address=HOST:PORT --num_processes=2 --process_id=0
 """
+
+from collections.abc import Callable
 
 from absl import app, flags
 
 from fedjax_prune.runs import train
 from fedjax_prune.runs.workdir import local_folder
 
-from . import runtime
+from . import cluster, guard, runtime
 from .errors import exit_code
 from .flags import load_config, parse
 
 _CONFIG = flags.DEFINE_string("config", None, "file or bundled name, :STRING after it")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, made if missing")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of the first of several processes"
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many processes train together"
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "number of this one of them, from 0"
+)
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, 1 after a mistake or failure, 130 after a signal."""
+    """Returns the exit code.
+
+    It is 0, 1 after a mistake or failure, 130 after a signal, and 75 if another of
+    several processes was lost.
+    """
 
     def run() -> int:
         workdir = _WORKDIR.value or ""
         missing = [] if workdir else ["--workdir must name a folder, got ''"]
         config = load_config(_CONFIG.value, argv[1:], missing)
         folder = local_folder(workdir)
+        seat = cluster.find_seat(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
         runtime.configure()
-        return train.run(config, folder)
+        if seat is None:
+            return train.run(config, folder)
+        return guard.guarded(
+            lambda: exit_code(_together(seat, lambda: train.run(config, folder))), seat
+        )
 
     return exit_code(run)
+
+
+def _together(seat: cluster.Seat, work: Callable[[], int]) -> Callable[[], int]:
+    def join_and_work() -> int:
+        with cluster.joined(seat):
+            return work()
+
+    return join_and_work
 
 
 if __name__ == "__main__":

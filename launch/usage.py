@@ -40,7 +40,7 @@ def show(full: bool) -> None:
 
 def _field_lines(config: Any) -> Iterator[str]:
     for name, default, rule, words in settings.describe(config):
-        yield f"  {name}={_written(default)}"
+        yield f"  {name}={written(default)}"
         yield f"      {words} It must be {rule}."
 
 
@@ -48,7 +48,7 @@ def _default(value: Any) -> str:
     return "" if value in (None, "", []) else f" (default: {value})"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -50,6 +50,8 @@ def as_symbols(text: jax.Array) -> jax.Array:
 TO_INPUT: dict[str, Callable[[jax.Array], jax.Array]] = {
     "image": to_float,
     "text": as_symbols,
+    # Vectors are stored as floats, which keep their values.
+    "vector": to_float,
 }
 """Kind of a data set -> the function that makes a model's inputs of stored bytes."""
 

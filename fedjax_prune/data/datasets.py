@@ -27,14 +27,17 @@ class DatasetInfo(NamedTuple):
 
     Attributes:
       num_classes: number of classes; labels are in [0, num_classes).
-      image_shape: (height, width, channels), or (length, 1, 1) of a text.
+      image_shape: (height, width, channels), or (length, 1, 1) of a text or vector.
       flip: whether a mirrored image still belongs to its class.
       tfds_name: the set's name in TFDS; empty if TFDS does not have it.
       transposed: whether TFDS stores height and width exchanged.
-      by_client: whether the examples come with their clients, in a folder. Such a set
-        has the partitioner by_client and no test set, so validation is held out.
+      by_client: whether the examples come with their clients, in a folder or
+        generated. Such a set has the partitioner by_client, and validation is held out.
       kind: `image` if stored bytes are scaled to [0, 1]; `text` if they are symbols,
-        which can be neither augmented, normalised nor resized.
+        and `vector` if they are any floats. Only images can be augmented, normalised
+        and resized.
+      generated: whether `synthetic.generate` makes the examples. Only such a set by
+        client has a test set of its own.
     """
 
     num_classes: int
@@ -43,7 +46,8 @@ class DatasetInfo(NamedTuple):
     tfds_name: str
     transposed: bool = False
     by_client: bool = False
-    kind: Literal["image", "text"] = "image"
+    kind: Literal["image", "text", "vector"] = "image"
+    generated: bool = False
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -57,6 +61,12 @@ DATASETS: dict[str, DatasetInfo] = {
     "femnist": DatasetInfo(62, (28, 28, 1), False, "", by_client=True),
     # An example is 80 symbols; its label is the symbol after them.
     "shakespeare": DatasetInfo(80, (80, 1, 1), False, "", by_client=True, kind="text"),
+    "synthetic": DatasetInfo(
+        10, (60, 1, 1), False, "", by_client=True, kind="vector", generated=True
+    ),
+    "synthetic_images": DatasetInfo(
+        10, (8, 8, 1), False, "", by_client=True, generated=True
+    ),
 }
 
 

@@ -105,6 +105,20 @@ def load(
         return _upright(info, *train), _upright(info, *test)
 
 
+def is_at_hand(name: str, data_dir: str = "") -> bool:
+    """Whether a data set can be read without a download.
+
+    Args:
+      name: as in `load`.
+      data_dir: as in `load`.
+
+    Raises:
+      ValueError, DataError: as `load`.
+    """
+    tfds_name = _info(name).tfds_name
+    return not tfds_name or bool(prepared.find_version(tfds_name, _folder(data_dir)))
+
+
 @checked
 def resize(dataset: Dataset, size: Count) -> Dataset:
     """Scales images to `size` times `size` pixels, with antialiasing.
@@ -214,22 +228,27 @@ def _check_all(field: str, wanted: str, values: np.ndarray, bad: np.ndarray) -> 
 
 
 def _info(name: str) -> DatasetInfo:
-    """Looks up a data set that has a test set."""
+    """Looks up a data set that does not come by client."""
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}.")
     if DATASETS[name].by_client:
-        raise ValueError(f"{name} has no test set: read it with load_by_client.")
+        reader = "generate" if DATASETS[name].generated else "load_by_client"
+        raise ValueError(f"{name} comes by client: read it with {reader}.")
     return DATASETS[name]
 
 
 def _version(name: str, data_dir: str) -> Path:
     """Finds or prepares the folder of a TFDS set."""
-    tfds_name = DATASETS[name].tfds_name
-    folder = data_folder(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    )
+    tfds_name, folder = DATASETS[name].tfds_name, _folder(data_dir)
     version = prepared.find_version(tfds_name, folder)
     return version or prepared.download(tfds_name, folder)
+
+
+def _folder(data_dir: str) -> Path:
+    """The folder of the TFDS sets."""
+    return data_folder(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
 
 
 @contextmanager

@@ -30,10 +30,15 @@ class Gathered(NamedTuple):
     num_clients: jax.Array
 
 
+Kept = tuple[Message, jax.Array]
+"""The weighted messages of a block, [block_size, ...], and which have arrived, bool."""
+
+
 class Reduction(NamedTuple):
     """A way to gather messages on a device and to add up those of all devices.
 
     Attributes:
+      weigh: message of one client -> weighted message.
       empty: (shapes of one weighted message, block_size) -> kept, before the first.
       add: (kept, weighted messages [num_lanes, ...], arrived [num_lanes] bool, position
         [num_lanes] in the block, block_size where nothing has finished) -> kept.
@@ -41,6 +46,7 @@ class Reduction(NamedTuple):
         devices) -> Gathered, the same on all of them.
     """
 
+    weigh: Callable[[Message], Message]
     empty: Callable[[Message, int], Tree]
     add: Callable[[Tree, Message, jax.Array, jax.Array], Tree]
     total: Callable[[Tree, Cohort, bool], Gathered]
@@ -54,7 +60,7 @@ def weigh(message: Message) -> Message:
             return part
         weight = jnp.asarray(part.weight).astype(float_dtype(part.values))
         values = jax.tree.map(
-            lambda x: x if _is_integer(x) else weight.astype(x.dtype) * x, part.values
+            lambda x: x if is_integer(x) else weight.astype(x.dtype) * x, part.values
         )
         return Mean(values, weight)
 
@@ -93,7 +99,7 @@ def receive(gathered: Gathered) -> Received:
             return part.values
         weight = jnp.where(part.weight > 0, part.weight, 1)
         return jax.tree.map(
-            lambda x: x if _is_integer(x) else x / weight.astype(x.dtype), part.values
+            lambda x: x if is_integer(x) else x / weight.astype(x.dtype), part.values
         )
 
     return {name: of_part(part) for name, part in gathered.parts.items()}
@@ -124,40 +130,43 @@ def _running_sum() -> Reduction:
         )
         return Gathered(parts, jax.lax.psum(kept.num_clients, AXIS))
 
-    return Reduction(lambda message, block_size: nothing(message), add, total)
+    return Reduction(weigh, lambda message, block_size: nothing(message), add, total)
+
+
+def keep_nothing(message: Message, block_size: int) -> Kept:
+    """Makes what is kept before the first client: a `Reduction.empty`."""
+    kept = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (block_size, *x.shape)),
+        nothing(message).parts,
+    )
+    return kept, jnp.zeros(block_size, bool)
+
+
+def keep(
+    kept: Kept, messages: Message, arrived: jax.Array, position: jax.Array
+) -> Kept:
+    """Keeps messages at the places of their clients: a `Reduction.add`."""
+    return put_lanes(kept, position, (_arrived_only(messages, arrived), arrived))
+
+
+def of_all_devices(x: jax.Array, many: bool) -> jax.Array:
+    """Joins the blocks of all devices, if there are several, on each of them."""
+    return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
 
 
 def _fixed_order() -> Reduction:
     """Keeps every message and adds them by client id."""
 
-    def empty(message: Message, block_size: int) -> tuple[Message, jax.Array]:
-        kept = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (block_size, *x.shape)),
-            nothing(message).parts,
-        )
-        return kept, jnp.zeros(block_size, bool)
-
-    def add(
-        kept: tuple[Message, jax.Array],
-        messages: Message,
-        arrived: jax.Array,
-        position: jax.Array,
-    ) -> tuple[Message, jax.Array]:
-        return put_lanes(kept, position, (_arrived_only(messages, arrived), arrived))
-
-    def total(kept: tuple[Message, jax.Array], cohort: Cohort, many: bool) -> Gathered:
-        def of_all_devices(x: jax.Array) -> jax.Array:
-            return jax.lax.all_gather(x, AXIS, tiled=True) if many else x
-
+    def total(kept: Kept, cohort: Cohort, many: bool) -> Gathered:
         # Empty places have the largest id, so the clients come first.
-        ids = of_all_devices(cohort.client_ids)
+        ids = of_all_devices(cohort.client_ids, many)
         order, count = jnp.argsort(ids), (ids < cohort.num_clients).sum(dtype=jnp.int32)
         messages, arrived = kept
         first = nothing(jax.tree.map(lambda x: x[0], messages))
 
         def fold(join_two: Callable) -> Callable:
             def fold_leaf(start: jax.Array, x: jax.Array) -> jax.Array:
-                x = of_all_devices(x)
+                x = of_all_devices(x, many)
                 return jax.lax.fori_loop(
                     0, count, lambda i, total: join_two(total, x[order[i]]), start
                 )
@@ -165,9 +174,10 @@ def _fixed_order() -> Reduction:
             return fold_leaf
 
         parts = _by_part(fold(jnp.add), fold(jnp.maximum), first.parts, messages)
-        return Gathered(parts, of_all_devices(arrived).sum(dtype=jnp.int32))
+        arrived = of_all_devices(arrived, many)
+        return Gathered(parts, arrived.sum(dtype=jnp.int32))
 
-    return Reduction(empty, add, total)
+    return Reduction(weigh, keep_nothing, keep, total)
 
 
 REDUCTION_BY_NAME = {"all_reduce": _running_sum(), "fixed_order": _fixed_order()}
@@ -180,7 +190,7 @@ def _by_part(
     """Maps `most` over the integers of means and `add` over all other arrays."""
 
     def of_means(*leaves: Any) -> jax.Array:
-        return (most if _is_integer(leaves[0]) else add)(*leaves)
+        return (most if is_integer(leaves[0]) else add)(*leaves)
 
     def map_part(*parts: Any) -> Any:
         if isinstance(parts[0], Total):
@@ -202,7 +212,7 @@ def _arrived_only(messages: Message, arrived: jax.Array) -> Message:
     return jax.tree.map(select, messages, neutral)
 
 
-def _is_integer(x: Any) -> bool:
+def is_integer(x: Any) -> bool:
     return not jnp.issubdtype(x.dtype, jnp.inexact)
 
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.engine.aggregate import Reduction, weigh
+from fedjax_prune.engine.aggregate import Reduction
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.lanes import over_lanes, put_lanes, select_lanes, take_next
 from fedjax_prune.engine.local import LocalTraining, Progress, pad_to_batches
+from fedjax_prune.engine.policy import Policy
+from fedjax_prune.engine.sending import send
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.types import (
     Anchor,
@@ -39,8 +41,8 @@ class CohortResult(NamedTuple):
       messages: as the reduction keeps them.
       rows: [block_size, ...] new client states; a client whose message has not arrived
         keeps its old one.
-      sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite` and
-        `arrived`.
+      sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite`,
+        `arrived` and, by policy, `clipped`, `absent` and `slow`.
       trips: [] int32, steps that the lanes have made side by side.
     """
 
@@ -72,11 +74,13 @@ def train_cohort(
     program: ClientProgram,
     inputs: RoundInputs,
     reduction: Reduction,
+    policy: Policy,
 ) -> CohortResult:
     """Trains every client of one device's block from the same parameters.
 
     A client whose loss or message becomes non-finite is dropped: its message does not
-    arrive and its row stays.
+    arrive and its row stays. The row also stays where the policy takes a large message
+    for a bad one.
 
     Args:
       task: the model and its loss.
@@ -84,17 +88,19 @@ def train_cohort(
       program: the algorithm's part.
       inputs: of the round, with this device's rows and block of the cohort.
       reduction: gathers what the clients send.
+      policy: what becomes of it before.
     """
     state, cohort = inputs.state, inputs.cohort
     # Every batch is then one slice of the order, the last partial one included.
     indices = pad_to_batches(cohort.indices, solver.batch_size)
     anchor = Anchor(state.params, state.model_state, state.round)
     run = _Run(
-        LocalTraining(task, solver, program, anchor, inputs.dataset),
-        cohort._replace(indices=indices),
-        inputs.key,
-        inputs.probe,
-        reduction,
+        training=LocalTraining(task, solver, program, anchor, inputs.dataset),
+        cohort=cohort._replace(indices=indices),
+        key=inputs.key,
+        probe=inputs.probe,
+        reduction=reduction,
+        policy=policy,
     )
 
     def run_until_one_has_finished(carry: _Carry) -> _Carry:
@@ -123,6 +129,7 @@ class _Run(NamedTuple):
     key: jax.Array
     probe: Probe | None
     reduction: Reduction
+    policy: Policy
 
     @property
     def block_size(self) -> int:
@@ -147,7 +154,7 @@ class _Run(NamedTuple):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes)
         sums = jax.eval_shape(self.training.no_sums, one.client)
         one = one._replace(client=one.client._replace(sums=sums))
-        message, _, _ = jax.eval_shape(self._finish_one, one.client)
+        message, _, _, facts = jax.eval_shape(self._finish_one, one.client)
         probed = {}
         if self.probe is not None:
             probed = jax.eval_shape(
@@ -161,7 +168,7 @@ class _Run(NamedTuple):
             lanes=lanes._replace(client=client),
             messages=self.reduction.empty(message, self.block_size),
             rows=rows,
-            sums=_zeros(sums | arrived | probed, self.block_size),
+            sums=_zeros(sums | arrived | facts | probed, self.block_size),
         )
 
     def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:
@@ -180,9 +187,17 @@ class _Run(NamedTuple):
                 position,
             )
             key = jax.random.fold_in(self.key, client_id)
-            return _Lane(position, self.training.begin(row, indices, size, key, sums))
+            begin = self.training.begin
+            steps = self._most_steps(key, size)
+            return _Lane(position, begin(row, indices, size, key, sums, steps))
 
         return over_lanes(load_one, (position, sums))
+
+    def _most_steps(self, key: jax.Array, size: jax.Array) -> jax.Array | tuple[()]:
+        participation = self.policy.participation
+        if participation is None:
+            return ()
+        return participation.num_steps(key, self.training.planned_steps(size))
 
     def _at(self, tree: Tree, position: jax.Array) -> Tree:
         # Beyond the block, where only idle lanes look, this reads its last place.
@@ -211,19 +226,45 @@ class _Run(NamedTuple):
         client = select_lanes(self.is_active(lanes), stepped, lanes.client)
         return lanes._replace(client=client)
 
-    def _finish_one(self, client: Progress) -> tuple[Message, ClientState, jax.Array]:
-        """Returns the message, the row and how often numbers were not finite."""
+    def _finish_one(
+        self, client: Progress
+    ) -> tuple[Message, ClientState, jax.Array, Sums]:
+        """Returns message, row, how often numbers were not finite, and other sums."""
         result = self.training.result(client)
         message, row = self.training.program.upload(result, client.row)
-        message = weigh(message)
+        message, sent = send(
+            message, self.policy, self.training.anchor, self.cohort.num_clients
+        )
+        message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
+        facts = sent | self._missing_steps(client)
+        if "absent" in facts:
+            # What it would have sent is no fault of it.
+            nonfinite = jnp.where(facts["absent"] > 0, 0, nonfinite)
         row = jax.tree.map(
             lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
         )
-        return message, row, nonfinite
+        for name in ("absent",) + ("clipped",) * self.policy.large_is_bad:
+            if name in facts:
+                keep = facts[name] > 0
+                row = jax.tree.map(
+                    lambda new, old, keep=keep: jnp.where(keep, old, new),
+                    row,
+                    client.row,
+                )
+        return message, row, nonfinite, facts
+
+    def _missing_steps(self, client: Progress) -> Sums:
+        """Returns flags of a client that was told to make fewer steps or none."""
+        most = client.most_steps
+        if isinstance(most, tuple):
+            return {}
+        slow = (most > 0) & (most < self.training.planned_steps(client.size))
+        flags = {"absent": most == 0, "slow": slow}
+        return {name: flag.astype(jnp.float32) for name, flag in flags.items()}
 
     def measure(self, lanes: _Lane, finished: jax.Array, zeros: Sums) -> Sums:
         """Returns the probe's sums; zeros while no client that it wants finishes."""
@@ -241,9 +282,11 @@ class _Run(NamedTuple):
         """Gathers what finished clients leave and loads the next clients."""
         lanes, sums = carry.lanes, carry.lanes.client.sums
         finished = self.has_finished(lanes)
-        messages, rows, nonfinite = over_lanes(self._finish_one, lanes.client)
+        messages, rows, nonfinite, facts = over_lanes(self._finish_one, lanes.client)
         arrived = nonfinite == 0
-        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)}
+        if "absent" in facts:
+            arrived &= facts["absent"] == 0
+        known = {"nonfinite": nonfinite, "arrived": arrived.astype(jnp.float32)} | facts
         probed = {n: x for n, x in carry.sums.items() if n not in sums | known}
         probed = _zeros(jax.tree.map(lambda x: x[0], probed), len(finished))
         probed = self.measure(lanes, finished, probed)

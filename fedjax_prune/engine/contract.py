@@ -91,7 +91,7 @@ class Preparation(NamedTuple):
     """What some clients do once, before the first round.
 
     The clients may come in groups, so that no array on a device grows with their
-    number.
+    number. What they send is added up as it is: policies are for rounds.
 
     Attributes:
       solver: how the clients train in it.
@@ -116,7 +116,7 @@ class Preparation(NamedTuple):
     ) -> tuple[ServerState, ClientState, Sums]:
         """Runs all clients as one group; it is called like a round."""
         gathered = self.start(inputs.state)
-        gathered, rows, sums = self.gather(gathered, inputs, placement)
+        gathered, rows, sums = self.gather(gathered, inputs, placement.plain)
         state, facts = self.finish(inputs.state, gathered, inputs.key)
         return state, rows, sums | facts
 

@@ -43,6 +43,7 @@ class Progress(NamedTuple):
     mass: jax.Array  # [], dtype of the parameters
     mass_state: Tree
     watch: Watch | tuple[()]  # () without early stopping
+    most_steps: jax.Array | tuple[()]  # [] int32; () if the epochs say
     sums: Sums  # of the steps done
 
 
@@ -70,6 +71,7 @@ class LocalTraining(NamedTuple):
         size: jax.Array,
         key: jax.Array,
         sums: Sums,
+        most_steps: jax.Array | tuple[()] = (),
     ) -> Progress:
         """Returns the progress of a client before its first step.
 
@@ -80,6 +82,8 @@ class LocalTraining(NamedTuple):
           size: [] int32, how many of them are real.
           key: of the client and the round.
           sums: zeros, as `no_sums` gives them.
+          most_steps: [] int32, after which the client ends even within an epoch; 0 if
+            it makes none. () is all of them.
         """
         params, model_state, _ = self.anchor
         mass = jnp.zeros((), float_dtype(params))
@@ -98,6 +102,7 @@ class LocalTraining(NamedTuple):
             mass=mass,
             mass_state=() if mass_tx is None else mass_tx.init(mass),
             watch=() if stopping is None else stopping.start(),
+            most_steps=most_steps,
             sums=sums,
         )
 
@@ -116,7 +121,18 @@ class LocalTraining(NamedTuple):
 
     def has_finished(self, progress: Progress) -> jax.Array:
         """Says whether the client has made its last step, [] bool."""
-        return progress.epoch == self.solver.epochs
+        has_finished = progress.epoch == self.solver.epochs
+        if isinstance(progress.most_steps, tuple):
+            return has_finished
+        return has_finished | (progress.step >= progress.most_steps)
+
+    def planned_steps(self, size: jax.Array) -> jax.Array:
+        """Counts the local steps of a client that is neither slow nor stopped early.
+
+        Args:
+          size: [] int32, examples of the client.
+        """
+        return self.solver.epochs * num_batches(size, self.solver.batch_size)
 
     def draw_order(self, progress: Progress, indices: jax.Array) -> jax.Array:
         """Draws the order of the client's examples in the epoch that begins.

@@ -54,8 +54,19 @@ def diverged(sums: dict[str, np.ndarray], cohort: Cohort) -> np.ndarray:
       sums: of clients, as `of_clients` gives them.
       cohort: of the round, numpy.
     """
-    bad = np.asarray(sums["nonfinite"]) > 0
-    return cohort.client_ids[by_id(cohort)][bad]
+    return flagged(sums, "nonfinite", cohort)
+
+
+def flagged(sums: dict[str, np.ndarray], name: str, cohort: Cohort) -> np.ndarray:
+    """Lists the clients one of whose sums is above 0, by ascending id.
+
+    Args:
+      sums: of clients, as `of_clients` gives them.
+      name: of the sum; nobody is listed if there is none of that name.
+      cohort: of the round, numpy.
+    """
+    ids = cohort.client_ids[by_id(cohort)]
+    return ids[np.asarray(sums.get(name, np.zeros(len(ids)))) > 0]
 
 
 def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> None:

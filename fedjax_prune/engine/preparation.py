@@ -13,7 +13,13 @@ import numpy as np
 from fedjax_prune.data.population import check_clients
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.dealing import draw_clients, make_groups
-from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_cohort, put_whole
+from fedjax_prune.engine.devices import (
+    ONE_DEVICE,
+    Placement,
+    gather_whole,
+    put_cohort,
+    put_whole,
+)
 from fedjax_prune.engine.outcome import of_clients, require_finite
 from fedjax_prune.engine.store import Store
 from fedjax_prune.fields import Count, Seed, checked
@@ -145,7 +151,8 @@ def prepare(
 
     @jax.jit(donate_argnums=(0, 1))
     def gather(gathered: Tree, taken: ClientState, inputs: RoundInputs):
-        return steps.gather(gathered, inputs._replace(rows=taken), placement)
+        inputs = inputs._replace(rows=taken)
+        return steps.gather(gathered, inputs, placement.plain)
 
     began = time.monotonic()
     done = begin or Gathering(0, jax.jit(steps.start)(state), ())
@@ -154,7 +161,7 @@ def prepare(
     for number, group in enumerate(groups[done.num_groups :], done.num_groups + 1):
         gathered, taken, sums = run(done.gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
-        own = of_clients(jax.device_get(sums), group)
+        own = of_clients(jax.device_get(gather_whole(placement, sums)), group)
         require_finite(own, 0, group)
         done = Gathering(number, gathered, (*done.of_groups, own))
         if number < len(groups):
@@ -163,7 +170,7 @@ def prepare(
     finish = jax.jit(steps.finish).lower(state, done.gathered, key).compile()
     compile_seconds += time.monotonic() - gathering_ended
     after, facts = finish(state, done.gathered, key)
-    sums = add_up(done.of_groups) | jax.device_get(facts)
+    sums = add_up(done.of_groups) | jax.device_get(gather_whole(placement, facts))
     seconds = time.monotonic() - began - compile_seconds
     return Prepared(after, sums, seconds, compile_seconds)
 

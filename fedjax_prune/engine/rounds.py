@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.aggregate import REDUCTION_BY_NAME, Gathered, receive
+from fedjax_prune.engine.aggregate import Gathered, receive
 from fedjax_prune.engine.cohort_loop import train_cohort
 from fedjax_prune.engine.contract import (
     ClientProgram,
@@ -25,6 +25,7 @@ from fedjax_prune.engine.devices import (
     Placement,
     input_specs,
 )
+from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.types import (
@@ -189,14 +190,19 @@ def make_training(
             cohort=jax.tree.map(jnp.asarray, inputs.cohort),
         )
         many = placement.mesh is not None
-        reduction = REDUCTION_BY_NAME[placement.reduction]
+        reduction = reduction_for(placement)
 
         def on_one_device(
             inputs: RoundInputs,
         ) -> tuple[Gathered, ClientState, Sums, jax.Array]:
             cohort = inputs.cohort
             result = train_cohort(
-                task, solver, program(inputs.state, cohort), inputs, reduction
+                task=task,
+                solver=solver,
+                program=program(inputs.state, cohort),
+                inputs=inputs,
+                reduction=reduction,
+                policy=placement.policy,
             )
             gathered = reduction.total(result.messages, cohort, many)
             # Every lane waits for the slowest device.

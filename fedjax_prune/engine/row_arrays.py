@@ -8,9 +8,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.engine.devices import (
+    AXIS,
+    ONE_DEVICE,
+    SPLIT,
+    WHOLE,
+    Placement,
+    from_parts,
+)
 from fedjax_prune.types import ClientState, Tree
 
 
@@ -119,6 +127,67 @@ def take_whole(rows: Tree, client_ids: jax.Array, placement: Placement) -> Tree:
     return jax.lax.with_sharding_constraint(
         picked, NamedSharding(placement.mesh, WHOLE)
     )
+
+
+def join_split(parts: Tree, placement: Placement) -> Tree:
+    """Joins the rows that processes hold on their hosts; each device gets its block.
+
+    Args:
+      parts: leaves numpy [num_places, ...], the rows that this process has of a cohort
+        and zeros in their places elsewhere.
+      placement: of the cohort, over several processes.
+
+    Returns:
+      Leaves [num_places, ...].
+    """
+    return _join(_one_device_each(parts, placement), placement, True)
+
+
+def join_whole(parts: Tree, placement: Placement) -> Tree:
+    """Joins rows as `join_split`, all of them on every device."""
+    return _join(_one_device_each(parts, placement), placement, False)
+
+
+def _one_device_each(parts: Tree, placement: Placement) -> Tree:
+    """Sends the parts to the first device of this process, zeros to its others."""
+    assert placement.mesh is not None
+    devices, sharding = placement.mesh.devices, NamedSharding(placement.mesh, SPLIT)
+    first = placement.mesh.local_devices[0]
+
+    def place(x: np.ndarray) -> jax.Array:
+        def on(index: tuple[slice, ...]) -> np.ndarray:
+            is_first = devices[index[0].start or 0] == first
+            return x[None] if is_first else np.zeros((1, *x.shape), x.dtype)
+
+        shape = (placement.num_blocks, *x.shape)
+        return from_parts(shape, sharding, on)
+
+    return jax.tree.map(place, parts)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _join(parts: Tree, placement: Placement, split: bool) -> Tree:
+    assert placement.mesh is not None
+
+    def add_up(parts: Tree) -> Tree:
+        def join(x: jax.Array) -> jax.Array:
+            # Flags cannot be added up.
+            own = x[0].astype(jnp.int8) if x.dtype == jnp.bool else x[0]
+            if split:
+                joined = jax.lax.psum_scatter(own, AXIS, tiled=True)
+            else:
+                joined = jax.lax.psum(own, AXIS)
+            return joined.astype(x.dtype)
+
+        return jax.tree.map(join, parts)
+
+    return jax.shard_map(
+        add_up,
+        mesh=placement.mesh,
+        in_specs=SPLIT,
+        out_specs=SPLIT if split else WHOLE,
+        check_vma=False,
+    )(parts)
 
 
 def _pick(rows: Tree, client_ids: jax.Array) -> Tree:

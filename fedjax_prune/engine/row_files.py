@@ -4,6 +4,7 @@ The files are the same wherever the rows live and on any number of devices. The 
 holds one piece at a time, beside the rows themselves.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,51 +15,86 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from fedjax_prune.engine import processes
 from fedjax_prune.types import ClientState
+
+Pieces = Iterator[tuple[int, np.ndarray]]
+"""Pieces of a leaf along its leading axis, each with the row at which it begins."""
 
 PIECE_BYTES = 2**26
 """Size of a piece, in bytes; a larger row is a piece of its own."""
 
 
-def write(
-    folder: str | Path, shapes: ClientState, leaves: Iterable[Iterable[np.ndarray]]
-) -> None:
-    """Writes each leaf as a file of its own in NumPy's format.
+def create(folder: str | Path, shapes: ClientState) -> None:
+    """Makes a file for each leaf, in NumPy's format and still without values.
 
     Args:
       folder: made here; leaf n of the tree becomes `n.npy`.
       shapes: leaves `jax.ShapeDtypeStruct` [num_clients, ...].
-      leaves: for each leaf its pieces along the leading axis, in order. Rows beyond
-        `num_clients` are padding and are not written.
 
     Raises:
       OSError: if the folder exists or cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)
-    likes = jax.tree.leaves(shapes)
-    for place, (like, pieces) in enumerate(zip(likes, leaves, strict=True)):
+    for place, like in enumerate(jax.tree.leaves(shapes)):
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(like.dtype)),
             "fortran_order": False,
             "shape": like.shape,
         }
-        # A mapped file would end the process when the disk is full.
         with (folder / f"{place}.npy").open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)
-            missing = like.shape[0]
-            for piece in pieces:
-                real = piece[:missing]
+            stream.truncate(stream.tell() + like.shape[0] * _row_bytes(like))
+
+
+def fill(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> None:
+    """Writes values into the files that `create` has made.
+
+    Several processes may fill the same files, each with the rows that it holds.
+
+    Args:
+      folder: of the files.
+      shapes: as in `create`.
+      leaves: for each leaf, pieces along the leading axis and where they begin. Rows
+        beyond `num_clients` are padding and are not written.
+
+    Raises:
+      OSError: if a file cannot be written.
+    """
+    likes = jax.tree.leaves(shapes)
+    for place, (like, pieces) in enumerate(zip(likes, leaves, strict=True)):
+        # A mapped file would end the process when the disk is full.
+        with (Path(folder) / f"{place}.npy").open("r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            first = size - like.shape[0] * _row_bytes(like)
+            for start, piece in pieces:
+                real = piece[: max(0, like.shape[0] - start)]
+                stream.seek(first + start * _row_bytes(like))
                 np.ascontiguousarray(real).tofile(stream)
-                missing -= len(real)
+
+
+def write(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> None:
+    """Writes the rows of all processes, each its own, into the same files.
+
+    Args:
+      folder: made here.
+      shapes: leaves `jax.ShapeDtypeStruct` [num_clients, ...].
+      leaves: for each leaf the pieces that this process holds.
+
+    Raises:
+      OSError: if the folder exists or cannot be written.
+    """
+    processes.together(lambda: create(folder, shapes) if processes.is_first() else None)
+    processes.together(lambda: fill(folder, shapes, leaves))
 
 
 def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:
     """Opens the files of a snapshot; a row is read when it is used.
 
     Args:
-      folder: as `write` has filled it.
-      shapes: as in `write`.
+      folder: as `create` and `fill` have made it.
+      shapes: as in `create`.
 
     Returns:
       Leaves [num_clients, ...], read-only numpy arrays.
@@ -84,21 +120,21 @@ def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:
     return jax.tree.unflatten(tree, map(open_leaf, range(len(leaves)), leaves))
 
 
-def pieces_of_host(leaf: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts a leaf along its leading axis."""
+def pieces_of_host(leaf: np.ndarray, first: int) -> Pieces:
+    """Cuts the rows that this process holds of a leaf, from client `first` on."""
     for start, count in _pieces(leaf):
-        yield leaf[start : start + count]
+        yield first + start, leaf[start : start + count]
 
 
-def pieces_of_devices(leaf: jax.Array) -> Iterator[np.ndarray]:
-    """Reads a leaf that is split over devices, from one device after another."""
+def pieces_of_devices(leaf: jax.Array) -> Pieces:
+    """Reads what this process's devices hold of a leaf, one device after another."""
     for shard in sorted(leaf.addressable_shards, key=lambda x: x.index[0].start or 0):
-        part = shard.data
+        part, first = shard.data, shard.index[0].start or 0
         for start, count in _pieces(part):
             piece = part
             if count < len(part):
                 piece = jax.lax.dynamic_slice_in_dim(part, start, count)
-            yield jax.device_get(piece)
+            yield first + start, jax.device_get(piece)
 
 
 def place(saved: np.ndarray, shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
@@ -129,7 +165,7 @@ def _pieces(leaf: np.ndarray | jax.Array) -> Iterator[tuple[int, int]]:
         yield start, min(count, len(leaf) - start)
 
 
-def _row_bytes(leaf: np.ndarray | jax.Array) -> int:
+def _row_bytes(leaf: np.ndarray | jax.Array | jax.ShapeDtypeStruct) -> int:
     return leaf.dtype.itemsize * int(np.prod(leaf.shape[1:]))
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import (
     ONE_DEVICE,
     SPLIT,
@@ -32,8 +32,15 @@ from fedjax_prune.engine.devices import (
     put_whole,
 )
 from fedjax_prune.engine.filling import first_row, open_log, put_own, put_saved
-from fedjax_prune.engine.row_arrays import create, put, shapes_of, take, take_whole
+from fedjax_prune.engine.row_arrays import (
+    create,
+    put,
+    shapes_of,
+    take,
+    take_whole,
+)
 from fedjax_prune.engine.rows_on_disk import DiskStore
+from fedjax_prune.engine.rows_on_host import HostStore
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.types import ClientState, Tree
@@ -77,9 +84,10 @@ class Store(Protocol):
     def snapshot(self, folder: str | Path) -> None:
         """Writes all rows; each leaf becomes a file in NumPy's format.
 
-        The files are the same for the devices and the host, and any number of devices.
-        Beside the store, the host holds no more than `row_files.PIECE_BYTES`, or one
-        row of a leaf if that is larger. A store on disk writes its index alone.
+        The files are the same for the devices and the host, and any number of devices
+        and processes. Beside the store, the host holds no more than
+        `row_files.PIECE_BYTES`, or one row of a leaf if that is larger. A store on disk
+        writes its index alone.
 
         Args:
           folder: made here; leaf n of the tree becomes `n.npy`, [num_clients, ...].
@@ -196,92 +204,6 @@ class DeviceStore:
         """See `Store.keep`."""
 
 
-class HostStore:
-    """Rows of all clients in the memory of the host, as numpy arrays.
-
-    The devices hold the rows of one cohort at a time. While a device still computes
-    rows that were put, the next call waits for them. Memory is taken at the first
-    `put`: until then all clients share one row, or the rows stay in the files of the
-    snapshot and only those that are taken are read. Personal parameters of their own
-    take memory when the first rows are used.
-    """
-
-    def __init__(
-        self,
-        row: ClientState,
-        num_clients: int,
-        placement: Placement = ONE_DEVICE,
-        own_personal: Callable[[jax.Array], Tree] | None = None,
-    ):
-        """See `DeviceStore`."""
-        self.shapes, self._placement = shapes_of(row, num_clients), placement
-        self._num_clients, self._own_personal = num_clients, own_personal
-        self._begin(row)
-
-    def _begin(self, row: ClientState) -> None:
-        self._rows: ClientState = jax.tree.map(
-            lambda x: np.broadcast_to(x, (self._num_clients, *x.shape)),
-            jax.device_get(row),
-        )
-        self._arriving: tuple[np.ndarray, ClientState] | None = None
-        self._row_to_draw = None if self._own_personal is None else row
-
-    def take(self, client_ids: np.ndarray) -> ClientState:
-        """See `Store.take`."""
-        return put_split(self._placement, _take_on_host(self._settled(), client_ids))
-
-    def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
-        """See `Store.put`."""
-        self._rows = jax.tree.map(
-            lambda x: x if x.flags.writeable else x.copy(), self._settled()
-        )
-        self._arriving = client_ids, rows
-
-    def personal(self, client_ids: np.ndarray) -> Tree:
-        """See `Store.personal`."""
-        personal = _take_on_host(self._settled().personal, client_ids)
-        return put_whole(self._placement, personal)
-
-    def snapshot(self, folder: str | Path) -> None:
-        """See `Store.snapshot`."""
-        pieces = map(row_files.pieces_of_host, jax.tree.leaves(self._settled()))
-        row_files.write(folder, self.shapes, pieces)
-
-    def restore(self, folder: str | Path) -> None:
-        """See `Store.restore`."""
-        if row_log.is_log(folder):
-            saved = open_log(folder, self.shapes)
-            self._begin(first_row(saved, self.shapes))
-            put_saved(self, saved, self._placement)
-            return
-        self._rows = row_files.open_leaves(folder, self.shapes)
-        self._arriving = self._row_to_draw = None
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """See `Store.snapshot_bytes`."""
-        return tree_bytes(self.shapes)
-
-    def keep(self, snapshots: Iterable[str | Path]) -> None:
-        """See `Store.keep`."""
-
-    def _settled(self) -> ClientState:
-        """Returns all rows, after it has written those that were arriving."""
-        if self._row_to_draw is not None and self._own_personal is not None:
-            row, self._row_to_draw = self._row_to_draw, None
-            put_own(self, row, self._num_clients, self._placement, self._own_personal)
-        if self._arriving is not None:
-            client_ids, rows = self._arriving
-            self._arriving = None
-
-            def write(leaf: np.ndarray, new: np.ndarray) -> None:
-                real = (client_ids >= 0) & (client_ids < len(leaf))
-                leaf[client_ids[real]] = new[real]
-
-            jax.tree.map(write, self._rows, jax.device_get(rows))
-        return self._rows
-
-
 STORES = ("device", "host", "disk")
 """Where the rows of all clients can be."""
 
@@ -326,6 +248,10 @@ def make_store(
     if kind == "disk":
         if folder is None:
             raise ValueError("folder must be given for rows on disk, got None.")
+        if processes.count() > 1:
+            raise ValueError(
+                f"rows on disk need a single process, got {processes.count()}."
+            )
         return DiskStore(row, num_clients, placement, own_personal, folder=folder)
     make = HostStore if kind == "host" else DeviceStore
     return make(row, num_clients, placement, own_personal)
@@ -334,8 +260,3 @@ def make_store(
 _take = jax.jit(take, static_argnums=2)
 _put = jax.jit(put, static_argnums=3, donate_argnums=0)
 _take_whole = jax.jit(take_whole, static_argnums=2)
-
-
-def _take_on_host(rows: Tree, client_ids: np.ndarray) -> Tree:
-    # `np.take` would copy all rows where they are not in memory.
-    return jax.tree.map(lambda x: x[np.clip(client_ids, 0, len(x) - 1)], rows)

@@ -6,6 +6,7 @@ Examples:
 """
 
 from fedjax_prune.models.cnn import CNN, FEMNISTCNN, DropoutCNN, TwoCNN
+from fedjax_prune.models.linear import LogisticRegression
 from fedjax_prune.models.lstm import NextCharLSTM
 from fedjax_prune.models.resnet import ResNet32
 from fedjax_prune.models.resnet9 import ResNet9
@@ -20,5 +21,6 @@ MODELS = {
     "femnist_cnn": FEMNISTCNN,
     "resnet9": ResNet9,
     "next_char_lstm": NextCharLSTM,
+    "logistic_regression": LogisticRegression,
 }
 """Name -> model class, called as `MODELS[name](num_classes, ...)`."""

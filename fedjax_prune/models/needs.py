@@ -35,7 +35,7 @@ class Needs(NamedTuple):
     """The data and settings that a model class can work with; `needs()` returns them.
 
     Attributes:
-      kind: kind of the examples that it reads, `image` or `text`, as in `DatasetInfo`.
+      kind: kind of the examples that it reads, as in `DatasetInfo`.
       sides: rule for height and width of its images; its text follows "images".
       norms: names of the norms that it can have.
       gates: whether its convolutions can be gated.

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.aggregate import weigh
 from fedjax_prune.engine.contract import Preparation
-from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.evaluate import BATCH_SIZE
 from fedjax_prune.engine.local import LocalTraining
 from fedjax_prune.engine.row_index import ENTRY_BYTES
@@ -19,6 +19,7 @@ from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.experiment import Experiment, machine_bytes
 from fedjax_prune.runs.learning import Learning, init_key, start
 from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import (
     Anchor,
@@ -37,7 +38,8 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     of the rows of all clients. It holds the rows of its block of the cohort, or of a
     group of explorers if they are more, and the messages that it keeps. Each lane adds
     a half-trained client, its message, and the peak of a local step or of the
-    evaluation of a batch, whichever is larger.
+    evaluation of a batch, whichever is larger. An aggregator that sorts makes two
+    copies of the messages of all devices, when the lanes are done.
 
     Args:
       experiment: with `devices` as a number.
@@ -45,7 +47,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     config, learning = experiment.config, experiment.learning
     state, row = jax.eval_shape(lambda: start(learning))
     row_bytes = tree_bytes(row)
-    placement = make_placement(config.devices, config.reduction)
+    placement = placement_of(config)
     share = -(-config.data.num_clients // placement.num_blocks) * row_bytes
     if config.client_rows != "device":
         share = 0
@@ -60,13 +62,19 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     with tracing_for(placement.platform):
         work = max(_step_bytes(experiment), _evaluation_bytes(experiment))
     fixed = examples + tree_bytes(state) + share
+    sorted_at_once = 0
+    if placement.policy.keeps_messages:
+        places = placement.num_blocks * placement.block_size(config.cohort_size)
+        sorted_at_once = 2 * places * message
 
     def bytes_with(lanes: int) -> int:
-        at_once = max(config.cohort_size, min(explorers, placement.group_size(lanes)))
-        block = placement.block_size(at_once)
-        kept = block if config.reduction == "fixed_order" else 1
-        in_lanes = lanes * (client + message + work)
-        return fixed + block * row_bytes + kept * message + in_lanes
+        clients = max(config.cohort_size, min(explorers, placement.group_size(lanes)))
+        block = placement.block_size(clients)
+        keeps = config.reduction == "fixed_order" or placement.policy.keeps_messages
+        kept = (block if keeps else 1) * message
+        # They are sorted when the lanes are done.
+        at_once = max(lanes * (client + message + work), sorted_at_once)
+        return fixed + block * row_bytes + kept + at_once
 
     return bytes_with
 
@@ -158,9 +166,17 @@ def require_host_memory(experiment: Experiment) -> None:
     """Refuses rows and tables that the host cannot hold, before they are made.
 
     Raises:
-      SettingsError: if they do not fit.
+      SettingsError: if they do not fit, or there are several processes and rows on
+        disk.
     """
     config, available = experiment.config, machine_bytes()
+    if config.client_rows == "disk" and processes.count() > 1:
+        raise SettingsError(
+            [
+                f"client_rows = disk needs a single process, got {processes.count()}: "
+                "take client_rows = host, which shares the rows out"
+            ]
+        )
     if (needed := host_bytes(experiment)) > available:
         raise SettingsError(
             [

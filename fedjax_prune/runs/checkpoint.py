@@ -4,19 +4,20 @@ A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, wr
 Orbax, the rows of all clients in `rows/`, written by their store (of rows on disk only
 the index, see engine/row_log.py), and `manifest.json`
 with the shapes and dtypes of the leaves, the origin of the run and the checksums of the
-files and of itself. Leaf n of a tree is named n. The folder is built under a hidden
-name and renamed at the end, so a killed save leaves nothing that could be taken for a
-checkpoint. A damaged checkpoint is never deleted: the one before it is restored, and a
-later save puts it aside as `directory/ROUND.damaged`.
+files and of itself. The folder is built under a hidden name, read back and renamed at
+the end, so a killed save leaves nothing that could be taken for a checkpoint. A damaged
+checkpoint is never deleted: the one before it is restored, and a later save puts it
+aside as `directory/ROUND.damaged`.
+
+Of several processes each writes the rows that it holds, into the same files, and the
+first one everything else. All of them call the functions here.
 """
 
 import errno
-import logging
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.runs import state_files
 from fedjax_prune.runs.files import free_name, remove
 from fedjax_prune.runs.manifest import (
     CheckpointError,
@@ -34,6 +37,7 @@ from fedjax_prune.runs.manifest import (
     write_manifest,
 )
 from fedjax_prune.runs.origin import Origin, differences
+from fedjax_prune.runs.state_files import copy_leaves
 from fedjax_prune.types import Tree
 
 _UNFINISHED = ".unfinished"
@@ -47,8 +51,38 @@ def save(
     rows: Store | None = None,
     origin: Origin | None = None,
     keep: int,
+    keep_every: int = 0,
 ) -> None:
     """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
+
+    It is `begin_save` and what that returns, one after the other.
+    """
+    begin_save(
+        directory,
+        round,
+        state,
+        rows=rows,
+        origin=origin,
+        keep=keep,
+        keep_every=keep_every,
+    )()
+
+
+def begin_save(
+    directory: str | Path,
+    round: int,
+    state: Tree,
+    *,
+    rows: Store | None = None,
+    origin: Origin | None = None,
+    keep: int,
+    keep_every: int = 0,
+) -> Callable[[], None]:
+    """Takes what a checkpoint needs; the function that it returns writes the rest.
+
+    Rows are written at once, and the state is copied to the host, so both may be
+    replaced before the function is called, in any thread. Until it has ended in the
+    first process there is no such checkpoint, and no other may begin.
 
     A round that is already saved is left as it is. Checkpoints that a restored run has
     passed over, because they are damaged, are put aside.
@@ -56,33 +90,61 @@ def save(
     Args:
       directory: of the checkpoints, made if missing.
       round: finished rounds, at least 0.
-      state: a pytree of JAX or numpy arrays; it is copied to the host as a whole.
-      rows: of all clients; they are copied in pieces.
+      state: a pytree of JAX or numpy arrays.
+      rows: of all clients; they are written in pieces.
       origin: of the run; a later `restore` compares its own with it.
-      keep: checkpoints that stay, at least 1.
+      keep: newest checkpoints that stay, at least 1.
+      keep_every: of multiples of this round all stay; 0 is none.
 
     Raises:
-      ValueError: if `keep` is below 1.
+      ValueError: if `keep` is below 1 or `keep_every` is negative.
       CheckpointError: if it cannot be written, such as on a full disk. Nothing of it is
-        left, and those before it stay.
+        left, and those before it stay. The function raises it, too.
+      ProcessError: if it cannot be written by another process.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
+    if keep_every < 0:
+        raise ValueError(f"keep_every must be at least 0, got {keep_every}.")
     directory = Path(directory).absolute()
-    _put_aside(directory, round, rows)
-    if round not in rounds(directory):
-        try:
-            _build(directory, round, state, rows, origin)
-        except OSError as error:
-            with suppress(OSError):
-                remove(directory / _UNFINISHED)
-            needed = _num_bytes(state, rows)
-            raise _unsaved(directory, round, needed, error) from error
-    for old in rounds(directory)[:-keep]:
-        remove(directory / str(old))
+    folder, needed = directory / _UNFINISHED, _num_bytes(state, rows)
+
+    def begin() -> bool:
+        _put_aside(directory, round, rows)
+        if round in rounds(directory):
+            return False
+        with _no_remains(directory, round, needed):
+            _begin(folder, needed)
+        return True
+
+    is_new = processes.on_first(begin)
     if rows is not None:
-        # Also those put aside, which could still be mended.
+        # Also those put aside, which could still be mended. Not in `finish`, because
+        # meanwhile the loop uses the store.
         rows.keep([f / "rows" for f in directory.iterdir() if f.is_dir()])
+    if is_new and rows is not None:
+        with _no_remains(directory, round, needed):
+            rows.snapshot(folder / "rows")
+    if not processes.is_first():
+        return lambda: None
+    leaves = copy_leaves(state) if is_new else {}
+    facts: dict[str, Any] = {"state": _signature(state)}
+    if rows is not None:
+        facts["rows"] = _signature(rows.shapes)
+    if origin is not None:
+        facts |= {"config": dict(origin.config), "data": dict(origin.data)}
+
+    def finish() -> None:
+        if is_new:
+            with _no_remains(directory, round, needed):
+                state_files.write(folder / "state", leaves)
+                write_manifest(folder, _parts(rows), facts)
+                folder.rename(directory / str(round))
+        for old in rounds(directory)[:-keep]:
+            if not keep_every or old % keep_every:
+                remove(directory / str(old))
+
+    return finish
 
 
 def require_room(
@@ -142,22 +204,26 @@ def restore(
       CheckpointError: if there is no checkpoint, all are damaged, the newest is of
         another version of this library, or its origin or its trees differ from those
         asked for.
+      ProcessError: if another process cannot read it.
     """
     directory = Path(directory).absolute()
-    folder, manifest = _newest_intact(directory, _parts(rows))
+    number, manifest = processes.on_first(
+        lambda: _newest_intact(directory, _parts(rows))
+    )
+    folder = directory / str(number)
     if origin is not None:
         _check_origin(folder, manifest, origin)
     _check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
         _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
-        rows.restore(folder / "rows")
-    return _read(folder / "state", template)
+        processes.together(lambda: rows.restore(folder / "rows"))
+    return processes.together(lambda: state_files.read(folder / "state", template))
 
 
 def _newest_intact(
     directory: Path, parts: tuple[str, ...]
-) -> tuple[Path, dict[str, Any]]:
-    """The folder of the newest checkpoint that is not damaged, and its manifest."""
+) -> tuple[int, dict[str, Any]]:
+    """The round of the newest checkpoint that is not damaged, and its manifest."""
     damages = []
     for round in reversed(rounds(directory)):
         folder = directory / str(round)
@@ -168,7 +234,7 @@ def _newest_intact(
             continue
         for damage in damages:
             warnings.warn(f"{damage} {folder} is used.", stacklevel=3)
-        return folder, manifest
+        return round, manifest
     if damages:
         raise CheckpointError(
             f"{' '.join(damages)} No other checkpoint is left, and nothing was "
@@ -209,111 +275,43 @@ def _room(directory: Path, needed: int) -> str:
     return f"It takes about {needed:,} bytes, and {free:,} bytes are free"
 
 
-def _unsaved(
-    directory: Path, round: int, needed: int, error: OSError
-) -> CheckpointError:
-    reason = error.strerror or f"the disk takes no more ({error})"
-    before = latest(directory)
-    stays = "there is no other" if before is None else f"that of round {before} stays"
-    return CheckpointError(
-        f"The checkpoint {directory / str(round)} cannot be saved: {reason}. "
-        f"{_room(directory, needed)}; {stays}. The same command goes on when it can be "
-        "saved."
-    )
+@contextmanager
+def _no_remains(directory: Path, round: int, needed: int) -> Iterator[None]:
+    """Makes an error of the system one line, and removes what was written."""
+    try:
+        yield
+    except OSError as error:
+        if processes.is_first():
+            with suppress(OSError):
+                remove(directory / _UNFINISHED)
+        reason = error.strerror or f"the disk takes no more ({error})"
+        before = latest(directory)
+        stays = (
+            "there is no other" if before is None else f"that of round {before} stays"
+        )
+        raise CheckpointError(
+            f"The checkpoint {directory / str(round)} cannot be saved: {reason}. "
+            f"{_room(directory, needed)}; {stays}. The same command goes on when it "
+            "can be saved."
+        ) from error
 
 
-def _build(
-    directory: Path,
-    round: int,
-    state: Tree,
-    rows: Store | None,
-    origin: Origin | None,
-) -> None:
-    """Writes a checkpoint into a new folder and gives it its name.
+def _begin(folder: Path, needed: int) -> None:
+    """Makes the folder of a checkpoint.
 
     Raises:
       OSError: if the disk is full or cannot be written.
     """
-    folder = directory / _UNFINISHED
     remove(folder)
     # Orbax would fail, too, but its threads would write to the terminal.
-    if _num_bytes(state, rows) > _free_bytes(directory):
+    if needed > _free_bytes(folder.parent):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     folder.mkdir(parents=True)
-    facts: dict[str, Any] = {"state": _signature(state)}
-    _write(folder / "state", state)
-    if rows is not None:
-        facts["rows"] = _signature(rows.shapes)
-        rows.snapshot(folder / "rows")
-    if origin is not None:
-        facts |= {"config": dict(origin.config), "data": dict(origin.data)}
-    write_manifest(folder, _parts(rows), facts)
-    folder.rename(directory / str(round))
 
 
 def _parts(rows: Store | None) -> tuple[str, ...]:
     """The folders that are written or read."""
     return ("state",) if rows is None else ("state", "rows")
-
-
-def _write(folder: Path, tree: Tree) -> None:
-    # Orbax takes half a second to import, and only checkpoints use it.
-    import orbax.checkpoint as ocp
-    from etils import epath
-
-    leaves = map(np.asarray, jax.tree.leaves(jax.device_get(tree)))
-    kept = {str(n): leaf for n, leaf in enumerate(leaves) if leaf.size}
-    folder.mkdir()
-    # The handler is used directly and without OCDBT. A Checkpointer finds the databases
-    # of OCDBT by a glob of the whole path, which fails in a folder like `runs[1]`. It
-    # also writes under another name first; `save` does that here.
-    handler = ocp.StandardCheckpointHandler(use_ocdbt=False)
-    with _quiet_threads():
-        try:
-            handler.save(epath.Path(folder), args=ocp.args.StandardSave(kept))
-        except ValueError as error:
-            # TensorStore reports what the system says as text.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            if code is None:
-                raise
-            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-        finally:
-            handler.close()
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Drops the traceback that each of Orbax's threads logs.
-
-    The error itself is raised where the threads are waited for.
-    """
-
-    def drop(record: logging.LogRecord) -> bool:
-        del record
-        return False
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(drop)
-    try:
-        yield
-    finally:
-        logger.removeFilter(drop)
-
-
-def _read(folder: Path, template: Tree) -> Tree:
-    import orbax.checkpoint as ocp
-
-    likes, tree = jax.tree.flatten(template)
-    # Orbax refuses arrays without entries, so those are made here.
-    values = {str(n): np.empty(x.shape, x.dtype) for n, x in enumerate(likes)}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        kept = {name: buffer for name, buffer in values.items() if buffer.size}
-        values |= checkpointer.restore(folder, args=ocp.args.StandardRestore(kept))
-    leaves = [
-        value if isinstance(like, np.ndarray) else jax.device_put(value)
-        for value, like in zip(values.values(), likes, strict=True)
-    ]
-    return jax.tree.unflatten(tree, leaves)
 
 
 def _signature(tree: Tree) -> dict[str, str]:

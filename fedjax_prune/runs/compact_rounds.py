@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.contract import MaskedRound
-from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.devices import Placement, gather_whole, put_whole
 from fedjax_prune.models import costs
 from fedjax_prune.models.channels import alive_channels
 from fedjax_prune.pruning.smaller import (
@@ -91,7 +91,7 @@ class CompactRounds:
     ) -> tuple[ServerState, ClientState, Sums]:
         """See `programs.Rounds`."""
         state, facts, alive = self._remask(inputs.state, inputs.rows, inputs.cohort)
-        alive = jax.device_get(alive)
+        alive = jax.device_get(gather_whole(self._placement, alive))
         widths = self._widths(alive)
         kept = put_whole(self._placement, choose_channels(alive, widths))
         whole = state, inputs.rows

@@ -16,10 +16,13 @@ from fedjax_prune.data.hashes import hash_arrays
 from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
 from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
+from fedjax_prune.data.synthetic import client_sizes, generate
 from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
+
+_Parts = tuple[Dataset, Dataset, Population, Callable[[np.ndarray], Padded]]
 
 
 class RunData(NamedTuple):
@@ -89,7 +92,11 @@ def load_data(config: Config) -> RunData:
       DataError: if the data set cannot be read.
       SettingsError: if the examples cannot be split as asked or do not fit the memory.
     """
-    if DATASETS[config.data.name].by_client:
+    info = DATASETS[config.data.name]
+    if info.generated:
+        train, test, population, validation = _generated(config)
+        train, test = _resized(config, train, test)
+    elif info.by_client:
         train, test, population, validation = _by_client(config)
         if config.data.size:
             _check_size(config, len(train.labels) + len(test.labels))
@@ -120,9 +127,43 @@ def load_data(config: Config) -> RunData:
     )
 
 
-def _by_client(
-    config: Config,
-) -> tuple[Dataset, Dataset, Population, Callable[[np.ndarray], Padded]]:
+def _generated(config: Config) -> _Parts:
+    """Training examples, test examples, clients, and their validation sets.
+
+    Raises:
+      SettingsError: if the examples do not fit the memory; nothing is drawn then.
+    """
+    data = config.data
+    sizes = {"seed": data.seed, "client_size": data.client_size}
+    sizes["client_size_sigma"] = data.client_size_sigma
+    count = int(client_sizes(data.num_clients, **sizes).sum())
+    if data.size:
+        _check_size(config, count)
+    info = DATASETS[data.name]
+    each = math.prod(info.image_shape) * (4 if info.kind == "vector" else 1)
+    # A device that is a CPU keeps its copy in the same memory.
+    needed = count * each * (2 if jax.local_devices()[0].platform == "cpu" else 1)
+    if needed > machine_bytes():
+        raise SettingsError(
+            [
+                f"data.client_size must be smaller: {count:,} examples of "
+                f"{data.num_clients:,} clients take {needed / 1e9:,.1f} GB, and this "
+                f"machine has {machine_bytes() / 1e9:,.1f} GB, got {data.client_size}"
+            ]
+        )
+    train, test, population, validation = generate(
+        data.name,
+        data.num_clients,
+        synthetic_alpha=data.synthetic_alpha,
+        synthetic_beta=data.synthetic_beta,
+        **sizes,
+    )
+    kept = resolve_count(data.name, "test", config.eval.num_examples, len(test.labels))
+    test = Dataset(test.images[:kept], test.labels[:kept])
+    return train, test, population, partial(table_of, validation)
+
+
+def _by_client(config: Config) -> _Parts:
     """Training examples, test examples, clients, and their validation sets."""
     data = config.data
     train, population, validation = load_by_client(

@@ -1,10 +1,19 @@
-"""A signal asks a run to stop at the end of its round."""
+"""A signal asks a run to stop at the end of its round.
 
+Of several processes any one may be asked, by a signal or by the cluster's notice that
+it will take a machine away. JAX tells the others, and all stop after the same round.
+"""
+
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
+
+from jax.experimental import multihost_utils
+
+from fedjax_prune.engine import processes
 
 INTERRUPTED = 130
 """Exit code of a process that a signal stopped, as in shells."""
@@ -15,32 +24,62 @@ SIGNALS = [signal.Signals[n] for n in _NAMES if n in signal.Signals.__members__]
 """The signals that ask a run to stop."""
 
 
+_BORDERS = itertools.count(1)
+"""Numbers the calls of `is_set`; JAX wants them to grow as long as the process runs."""
+
+
+class Stop(Protocol):
+    """Whether a run is asked to stop."""
+
+    def is_set(self) -> bool:
+        """Says so; it is called at the same places in all processes of a run."""
+        ...
+
+
+class _Agreed:
+    """A request that all processes see at the same call of `is_set`."""
+
+    def __init__(self):
+        self._stop = False
+
+    def is_set(self) -> bool:
+        if not self._stop:
+            border = next(_BORDERS)
+            self._stop = multihost_utils.reached_preemption_sync_point(border)
+        return self._stop
+
+
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
+def stop_requested() -> Iterator[Stop]:
     """Turns the first signal to stop into a request to stop at the round's end.
 
     The signals are SIGINT, SIGTERM and, when a terminal is closed, SIGHUP; one that the
     process ignores, as under `nohup`, stays ignored. A second SIGINT or SIGTERM acts as
     it would without this handler, so a user need not wait.
     """
+    together = processes.count() > 1
     event = threading.Event()
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    # JAX has a handler of its own for SIGTERM where it tells other processes of it.
+    own = [n for n in SIGNALS if not (together and n == signal.SIGTERM)]
+    handlers = {number: signal.getsignal(number) for number in own}
     before = {n: h for n, h in handlers.items() if h != signal.SIG_IGN}
 
     def ask(number: int, frame: Any) -> None:
         del frame
         event.set()
+        if together:
+            signal.raise_signal(signal.SIGTERM)
         # A terminal that is closed may send SIGHUP several times.
         if number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, before[signal.Signals(number)])
 
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield _Agreed() if together else event
         return
     for number in before:
         signal.signal(number, ask)
     try:
-        yield event
+        yield _Agreed() if together else event
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

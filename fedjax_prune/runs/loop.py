@@ -1,8 +1,8 @@
 """The loop of a run: rounds, evaluations, checkpoints and a row of metrics a round.
 
 A round is dispatched before the numbers of the previous round are read, so the devices
-do not wait for the host. Exceptions are checkpoints, rows on the host, and compacted
-rounds, which ask which channels are left.
+do not wait for the host. Exceptions are checkpoints, whose state is copied, rows on the
+host, and compacted rounds, which ask which channels are left.
 """
 
 import time
@@ -13,10 +13,15 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.dealing import sample_cohort
-from fedjax_prune.engine.devices import Placement, put_cohort, put_split, put_whole
+from fedjax_prune.engine.devices import (
+    Placement,
+    gather_whole,
+    put_cohort,
+    put_split,
+    put_whole,
+)
 from fedjax_prune.engine.outcome import (
     by_id,
-    diverged,
     first_by_id,
     of_clients,
     require_finite,
@@ -29,9 +34,9 @@ from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
-from fedjax_prune.runs.metrics_log import MetricsLog, open_metrics
+from fedjax_prune.runs.metrics_log import MetricsLog, NoLog, open_metrics
 from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
-from fedjax_prune.runs.start import save
+from fedjax_prune.runs.saving import background_saves
 from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
 
 
@@ -124,7 +129,7 @@ class Journal(NamedTuple):
 
     experiment: Experiment
     messages: tuple[Tree, Tree]
-    log: MetricsLog
+    log: MetricsLog | NoLog
     bar: console.RoundProgress
 
     def write(self, done: Dispatched, began: float) -> float:
@@ -151,8 +156,7 @@ class Journal(NamedTuple):
         require_finite_server(sums, done.number)
         metrics.require_alive(self.experiment.config, sums)
         row = metrics.round_row(done.number, finished - began, sums)
-        if (dropped := diverged(sums, done.cohort)).size:
-            row["clients/dropped"] = " ".join(str(client) for client in dropped)
+        row |= metrics.named_clients(sums, done.cohort)
         row |= metrics.cost_row(self.experiment.learning, self.messages, sums)
         row |= hash_row(hashes)
         if done.num_measured:
@@ -212,9 +216,9 @@ class Dispatcher(NamedTuple):
             number=number,
             cohort=cohort,
             num_measured=measured,
-            sums=sums,
+            sums=gather_whole(self.placement, sums),
             accuracies={},
-            hashes=self.hashes(number, state),
+            hashes=gather_whole(self.placement, self.hashes(number, state)),
             compile_seconds=seconds,
         )
 
@@ -223,7 +227,8 @@ class Dispatcher(NamedTuple):
         if not done.num_measured:
             return done
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
-        return done._replace(accuracies=self.evaluation(state, self.rows, ids))
+        accuracies = self.evaluation(state, self.rows, ids)
+        return done._replace(accuracies=gather_whole(self.placement, accuracies))
 
 
 def compile_all(
@@ -281,6 +286,7 @@ def run_rounds(
     Raises:
       TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
         before stay.
+      CheckpointError: if one cannot be written; it is told at the next round.
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
@@ -308,12 +314,14 @@ def run_rounds(
         # Outside of the progress, whose last output may find that nobody reads it.
         stop_requested() as stop,
         console.progress(config.rounds, finished) as bar,
+        background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):
         journal = Journal(experiment, messages, log, bar)
         began = time.monotonic()
         running: Dispatched | None = None
         while finished < last and not stop.is_set():
+            saver.check()
             finished += 1
             state, dispatched = dispatcher.dispatch(state, finished)
             # The time of a round does not include compiling.
@@ -329,8 +337,8 @@ def run_rounds(
             if finished % config.save_every == 0:
                 began = journal.write(running, began)
                 running = None
-                save(experiment, folder, finished, state, rows)
+                saver.save(finished, state, rows)
         if running is not None:
             journal.write(running, began)
-            save(experiment, folder, finished, state, rows)
+            saver.save(finished, state, rows)
     return finished

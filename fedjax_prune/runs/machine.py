@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.lanes import over_lanes
 from fedjax_prune.models.platforms import tracing_for
@@ -64,7 +65,7 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
       WorkdirError: if the folder's `config.json` is damaged.
     """
     config = copy.deepcopy(experiment.config)
-    before = _chosen_before(folder)
+    before = processes.on_first(lambda: _chosen_before(folder))
     config.devices = _number_of_devices(config, before.get("devices", 0))
     experiment = experiment.with_config(config)
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
@@ -72,12 +73,15 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     most = min(MOST_LANES if asked == "auto" else asked, clients)
     require_host_memory(experiment)
     need = memory_estimate(experiment)
-    fitting = fitting_lanes(need, most, available_bytes(host_bytes(experiment)))
+    available = min(processes.gather(available_bytes(host_bytes(experiment))))
+    fitting = fitting_lanes(need, most, available)
     rate = 0.0
     if asked == "auto":
-        config.lanes, rates = fastest_lanes(experiment, fitting)
-        rate = rates[config.lanes]
-        tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates.items())
+        config.lanes, rates = processes.on_first(
+            lambda: fastest_lanes(experiment, fitting)
+        )
+        rate = dict(rates)[config.lanes]
+        tried = ", ".join(f"{lanes}: {rate:,.0f}" for lanes, rate in rates)
         words = f"{config.lanes}, chosen by images a second ({tried})"
     else:
         config.lanes = fitting
@@ -99,17 +103,23 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
 
 def _number_of_devices(config: Config, before: int) -> int:
     """The devices asked for, those that the run had before, or all that are of use."""
-    available = jax.local_device_count()
+    available, together = jax.device_count(), processes.count()
+    where = "on this machine" if together == 1 else f"of {together} processes"
     if config.devices > available:
         raise SettingsError(
+            [f"devices must be in [0, {available}] {where}, got {config.devices}"]
+        )
+    if config.devices % together:
+        raise SettingsError(
             [
-                f"devices must be in [0, {available}] on this machine, got "
+                f"devices must be a multiple of the {together} processes, got "
                 f"{config.devices}"
             ]
         )
-    if config.devices or 0 < before <= available:
+    if config.devices or (0 < before <= available and before % together == 0):
         return config.devices or before
-    return min(available, config.cohort_size)
+    each = max(1, min(available, config.cohort_size) // together)
+    return each * together
 
 
 def _chosen_before(folder: Path) -> dict[str, Any]:
@@ -125,7 +135,9 @@ def _chosen_before(folder: Path) -> dict[str, Any]:
     return chosen
 
 
-def fastest_lanes(experiment: Experiment, most: int) -> tuple[int, dict[int, float]]:
+def fastest_lanes(
+    experiment: Experiment, most: int
+) -> tuple[int, list[tuple[int, float]]]:
     """Doubles the lanes as long as that trains more images a second.
 
     Args:
@@ -133,12 +145,12 @@ def fastest_lanes(experiment: Experiment, most: int) -> tuple[int, dict[int, flo
       most: largest number to try, at least 1.
 
     Returns:
-      The best number, and the images a second of each number that was tried.
+      The best number, and each number that was tried with its images a second.
     """
-    best, rates = 1, {1: images_per_second(experiment, 1)}
+    best, rates = 1, [(1, images_per_second(experiment, 1))]
     while 2 * best <= min(most, MOST_LANES):
-        rates[2 * best] = images_per_second(experiment, 2 * best)
-        if rates[2 * best] < LEAST_GAIN * rates[best]:
+        rates.append((2 * best, images_per_second(experiment, 2 * best)))
+        if rates[-1][1] < LEAST_GAIN * rates[-2][1]:
             break
         best *= 2
     return best, rates
@@ -189,4 +201,6 @@ def first_batch(dataset: Dataset, batch_size: int) -> Batch:
 
 def _devices(count: int) -> str:
     name = jax.local_devices()[0].device_kind
-    return f"{count} {name} device{'s' * (count > 1)}"
+    words = f"{count} {name} device{'s' * (count > 1)}"
+    together = processes.count()
+    return words if together == 1 else f"{words} of {together} processes"

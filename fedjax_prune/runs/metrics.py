@@ -10,14 +10,22 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.evaluate import summarise
-from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.outcome import TrainingError, flagged
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
-from fedjax_prune.types import Config, Tree
+from fedjax_prune.types import Cohort, Config, Tree
 
 ACCURACY = "eval/global_dense/accuracy"
 HEADLINE = "eval/headline"
+
+_NAMED = {
+    "clients/dropped": "nonfinite",
+    "clients/clipped": "clipped",
+    "clients/absent": "absent",
+    "clients/slow": "slow",
+}
+"""Field of a row with ids of clients -> the sum that is above 0 for them."""
 
 _PRUNING = {
     "threshold": "lower",
@@ -54,11 +62,11 @@ def round_row(
         "seconds": seconds,
         "clients": len(sums["count"]),
         "clients/arrived": int(arrived.sum()),
-        "train/loss": loss / count if count else math.nan,
-        "train/accuracy": correct / count if count else math.nan,
+        "train/loss": _ratio(loss, count),
+        "train/accuracy": _ratio(correct, count),
         "steps/real": int(sums["steps"].sum()),
         "steps/executed": int(sums["steps_executed"]),
-        "steps/executed_over_real": float(sums["steps_executed"] / sums["steps"].sum()),
+        "steps/executed_over_real": _ratio(sums["steps_executed"], sums["steps"].sum()),
     }
     for name, selected in sums.items():
         if name.startswith("selected/"):
@@ -69,6 +77,21 @@ def round_row(
             row[f"gates/{layer}/used"] = float((selected > 0).mean())
             row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
     return row
+
+
+def named_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, str]:
+    """The ids of the clients with which something was wrong, as fields of a row.
+
+    Args:
+      sums: of the round, on the host, leaves [cohort_size, ...].
+      cohort: of the round, numpy.
+    """
+    found = {field: flagged(sums, name, cohort) for field, name in _NAMED.items()}
+    return {
+        field: " ".join(str(client) for client in ids)
+        for field, ids in found.items()
+        if ids.size
+    }
 
 
 def accuracy_row(experiment: Experiment, values: dict[str, Any]) -> dict[str, float]:
@@ -179,6 +202,10 @@ def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
         "compression": total / left,
     }
     return row | {f"sparsity/{name}": 1 - kept[name] / sizes[name] for name in sizes}
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return float(part / whole) if whole else math.nan
 
 
 def _entropy(selected: np.ndarray) -> np.ndarray:

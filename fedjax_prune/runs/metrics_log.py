@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.runs.files import create, free_name, replace, unwritable
 from fedjax_prune.runs.lock import require_held
 
@@ -70,8 +71,17 @@ class MetricsLog(NamedTuple):
         self.events.flush()
 
 
+class NoLog(NamedTuple):
+    """What processes other than the first write their rows to."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Drops the row, which the first process writes as well."""
+
+
 @contextmanager
-def open_metrics(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog]:
+def open_metrics(
+    path: str | Path, finished_rounds: int
+) -> Iterator[MetricsLog | NoLog]:
     """Opens the metrics of a run, which end at the restored round.
 
     Args:
@@ -84,6 +94,9 @@ def open_metrics(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog]
     Raises:
       WorkdirError: if a file cannot be written.
     """
+    if not processes.is_first():
+        yield NoLog()
+        return
     # Slow to import, and only a run needs it.
     from tensorboardX.event_file_writer import EventsWriter
 
@@ -119,8 +132,9 @@ def restore_metrics(
 ) -> None:
     """Ends the metrics of a run at the restored round: a row a round, in their order.
 
-    Rows of the rounds after it, up to the next checkpoint, and a last line without an
-    end are what a killed run leaves, and they are removed. Anything else that a reader
+    Rows of the rounds after it, up to the second of the next checkpoints, since one may
+    still have been in writing, and a last line without an end are what a killed run
+    leaves, and they are removed. Anything else that a reader
     would miss causes a warning: rounds without a row, several rows of a round, lines
     that are no rows, and rows of later rounds, whose checkpoints are gone. If it is
     more than missing rows, the file is also kept as it was, as `metrics.jsonl.damaged`.
@@ -139,7 +153,7 @@ def restore_metrics(
     last = -1 if finished is None else finished
     missing = sorted(set(range(first, last + 1)) - found.rows.keys())
     repeated = sorted({number for number in found.repeated if number <= last})
-    later = sorted(n for n in found.rows if n > max(last, 0) + save_every)
+    later = sorted(n for n in found.rows if n > max(last, 0) + 2 * save_every)
     unreadable = found.unreadable + found.torn * bool(missing)
     faults = [
         *(f"cannot read {x}" for x in _named("line", unreadable)),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fedjax_prune.runs.settings import gained
 from fedjax_prune.runs.workdir import changed_fields, plain_fields
 from fedjax_prune.types import Config
 
@@ -43,7 +44,8 @@ def differences(saved: Origin, now: Origin) -> list[str]:
     """Says in which ways the origin of a checkpoint is another one.
 
     What only one of the two knows is not compared: checkpoints of earlier versions do
-    not know their origin.
+    not know their origin. Fields that the library has gained since count as their
+    defaults.
 
     Args:
       saved: of the checkpoint.
@@ -52,7 +54,7 @@ def differences(saved: Origin, now: Origin) -> list[str]:
     Returns:
       One clause for each difference.
     """
-    old, new = saved.config, now.config
+    old, new = {**saved.config, **gained(saved.config)}, now.config
     found = []
     if old and new:
         found += [

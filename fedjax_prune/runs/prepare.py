@@ -6,7 +6,6 @@ goes on after them.
 """
 
 import shutil
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_prune.engine import preparation
+from fedjax_prune.engine import preparation, processes
 from fedjax_prune.engine.contract import Preparation
-from fedjax_prune.engine.devices import Placement, put_whole
+from fedjax_prune.engine.devices import Placement, gather_whole, put_whole
 from fedjax_prune.engine.preparation import Gathering
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
+from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import Origin, origin_of
-from fedjax_prune.runs.start import save
+from fedjax_prune.runs.saving import save
 from fedjax_prune.types import ServerState
 
 FOLDER = "preparation"
 """Folder of the groups that are done, in a workdir, while others are left."""
+
+
+_UNUSABLE = (checkpoint.CheckpointError, processes.ProcessError)
 
 
 class _Stopped(Exception):
@@ -42,7 +45,7 @@ def prepare(
     state: ServerState,
     rows: Store,
     *,
-    stop: threading.Event,
+    stop: Stop,
 ) -> ServerState | None:
     """Runs the algorithm's preparation, if it has one, and saves it as round 0.
 
@@ -52,7 +55,7 @@ def prepare(
       placement: where it runs.
       state: the first one.
       rows: of all clients; those that take part are replaced.
-      stop: if it is set, no further group of clients is begun.
+      stop: once it is set, no further group of clients is begun.
 
     Returns:
       The state before the first round, or None if groups are left.
@@ -99,10 +102,11 @@ def prepare(
         messages = steps.messages(jax.eval_shape(lambda: state))
         row |= metrics.preparation_costs(learning, messages, done.sums)
         hashes = RoundHashes(config.hash_every)(0, done.state)
-        row |= hash_row(jax.device_get(hashes))
+        row |= hash_row(jax.device_get(gather_whole(placement, hashes)))
         log.write(row | {"seconds/compile": done.compile_seconds})
     save(experiment, folder, 0, done.state, rows)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if processes.is_first():
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
     return done.state
 
 
@@ -113,10 +117,14 @@ class _Kept:
         self._folder, self._group_size, self._origin = folder, group_size, origin
 
     def save(self, done: Gathering, rows: Store) -> None:
-        self._folder.mkdir(exist_ok=True)
         sums: dict[str, Any] = {**preparation.add_up(done.of_groups)}
-        with self._sums(done.num_groups).open("wb") as file:
-            np.savez(file, **sums)
+
+        def write() -> None:
+            self._folder.mkdir(exist_ok=True)
+            with self._sums(done.num_groups).open("wb") as file:
+                np.savez(file, **sums)
+
+        processes.on_first(write)
         size = np.int32(self._group_size)
         checkpoint.save(
             self._folder,
@@ -131,7 +139,7 @@ class _Kept:
         self, steps: Preparation, state: ServerState, rows: Store, placement: Placement
     ) -> Gathering | None:
         """Replaces the rows of the groups that are done; None if there are none."""
-        number = checkpoint.latest(self._folder)
+        number = processes.on_first(lambda: checkpoint.latest(self._folder))
         if number is None:
             return None
         shapes = np.int32(0), jax.eval_shape(steps.start, state)
@@ -145,13 +153,16 @@ class _Kept:
                     f"{self._folder} has groups of {size} clients, and this machine "
                     f"makes groups of {self._group_size}."
                 )
-            with np.load(self._sums(number)) as saved:
-                sums = dict(saved)
+            sums = processes.together(lambda: self._read_sums(number))
             checkpoint.restore(self._folder, shapes, rows)
-        except (checkpoint.CheckpointError, OSError, ValueError) as error:
+        except (*_UNUSABLE, OSError, ValueError) as error:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             return None
         return Gathering(number, put_whole(placement, gathered), (sums,))
+
+    def _read_sums(self, num_groups: int) -> dict[str, np.ndarray]:
+        with np.load(self._sums(num_groups)) as saved:
+            return dict(saved)
 
     def _sums(self, num_groups: int) -> Path:
         return self._folder / f"sums-of-{num_groups}-groups.npz"

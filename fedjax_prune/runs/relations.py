@@ -12,16 +12,17 @@ from typing import Any
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
+from fedjax_prune.engine.policy import num_trimmed
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
 from fedjax_prune.models import MODELS
 from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
 
-_BY_CLIENT = " and ".join(name for name, info in DATASETS.items() if info.by_client)
+_BY_CLIENT = ", ".join(name for name, info in DATASETS.items() if info.by_client)
 
 _READERS = "; ".join(
     f"{kind}: {', '.join(n for n in MODELS if MODELS[n].needs().kind == kind)}"
-    for kind in ("image", "text")
+    for kind in ("image", "text", "vector")
 )
 
 
@@ -43,6 +44,11 @@ RELATIONS = (
         ("cohort_size", "data.num_clients"),
         lambda cohort_size, num_clients: cohort_size <= num_clients,
         "cohort_size must be at most data.num_clients = {1}, got {0}",
+    ),
+    Relation(
+        ("keep_every", "save_every"),
+        lambda keep_every, save_every: keep_every % save_every == 0,
+        "keep_every must be 0 or a multiple of save_every = {1}, got {0}",
     ),
     Relation(
         ("data.num_train", "data.num_clients"),
@@ -90,20 +96,35 @@ RELATIONS = (
     Relation(
         ("data.local_val", "data.name"),
         lambda local_val, name: local_val == "holdout" or not DATASETS[name].by_client,
-        "data.local_val must be holdout for {1}, which has no test set, got {0!r}",
+        "data.local_val must be holdout for {1}, whose clients have their own "
+        "examples, got {0!r}",
+    ),
+    Relation(
+        ("data.num_train", "data.name"),
+        lambda num_train, name: num_train == 0 or not DATASETS[name].generated,
+        "data.num_train must be 0 for {1}, whose size follows from data.num_clients "
+        "and data.client_size, got {0}",
     ),
     Relation(
         ("data.size", "data.augment", "data.name"),
         lambda size, augment, name: (
-            DATASETS[name].kind != "text" or (size == 0 and augment == "none")
+            DATASETS[name].kind == "image" or (size == 0 and augment == "none")
         ),
-        "data.size must be 0 and data.augment none for {2}, which is text, got {0} "
-        "and {1!r}",
+        "data.size must be 0 and data.augment none for {2}, which has no images, got "
+        "{0} and {1!r}",
     ),
     Relation(
         ("compact_training", "algorithm.name"),
         lambda compact, name: not compact or ALGORITHMS[name].has_masks,
         "compact_training must be false with algorithm.name {1}, which has no masks",
+    ),
+    Relation(
+        ("trim_fraction", "aggregator", "cohort_size"),
+        lambda fraction, aggregator, cohort_size: (
+            aggregator != "trimmed_mean" or num_trimmed(fraction, cohort_size) > 0
+        ),
+        "trim_fraction must be at least 1 / cohort_size = 1 / {2} with aggregator {1}, "
+        "got {0}",
     ),
     _step_mass("algorithm.name"),
 )
@@ -119,7 +140,7 @@ def relations_for(values: Mapping[str, Any]) -> list[Relation]:
     """
     found = list(RELATIONS)
     for section, relations in RELATED.items():
-        found += [relation.within(section) for relation in relations]
+        found += [r.within(section) if section else r for r in relations]
     found += _of_model(values.get("model.name"))
     found += _of_algorithm(values.get("algorithm.name"))
     return found

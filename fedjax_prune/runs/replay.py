@@ -16,7 +16,8 @@ from fedjax_prune.runs import checkpoint, environment, verify
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.start import FOLDER, restore
+from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.train import train
 from fedjax_prune.runs.verify import Difference, Findings
 from fedjax_prune.runs.workdir import (
@@ -167,7 +168,7 @@ def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Co
     changed = config.copy_and_resolve_references()
     with changed.ignore_type():
         changed.update_from_flattened_dict(known)
-        changed.save_every, changed.keep = changed.rounds, 1
+        changed.save_every, changed.keep, changed.keep_every = changed.rounds, 1, 0
     return usable(workdir / environment.FILE, changed.to_dict())
 
 

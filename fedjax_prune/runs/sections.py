@@ -13,7 +13,9 @@ from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.splitting import NumClients
+from fedjax_prune.data.synthetic import generate
 from fedjax_prune.engine.devices import REDUCTIONS
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import STORES
@@ -67,11 +69,6 @@ class TopLevel(NamedTuple):
         one_of(REDUCTIONS),
         "How messages are added; fixed_order adds them by client id.",
     ] = "all_reduce"
-    on_bad_client: Annotated[
-        str,
-        one_of(("abort", "drop")),
-        "What a round does about a client whose loss or update is not finite.",
-    ] = "abort"
     client_rows: Annotated[
         str, one_of(STORES), "Where client state is kept between rounds."
     ] = "device"
@@ -79,7 +76,12 @@ class TopLevel(NamedTuple):
         bool, "Whether rounds run on the smaller model that masks leave."
     ] = False
     save_every: Annotated[int, at_least(1), "Rounds between checkpoints."] = 10
-    keep: Annotated[int, at_least(1), "Checkpoints that are kept."] = 2
+    keep: Annotated[int, at_least(1), "Newest checkpoints that are kept."] = 2
+    keep_every: Annotated[
+        int,
+        at_least(0),
+        "Checkpoints of multiples of this round are kept, too; 0 is none.",
+    ] = 0
     hash_every: Annotated[
         int,
         at_least(0),
@@ -170,9 +172,9 @@ class Model(NamedTuple):
 _GATES = fields_of(GateSettings)
 
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
-    "": fields_of(TopLevel),
+    "": fields_of(TopLevel) | fields_of(make_policy),
     "eval": fields_of(Eval),
-    "data": fields_of(partition) | fields_of(Data),
+    "data": fields_of(partition) | fields_of(generate) | fields_of(Data),
     "model": fields_of(Model)
     | {
         "gate_mode": _GATES["mode"],
@@ -190,6 +192,7 @@ ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
 
 
 RELATED: Mapping[str, tuple[Relation, ...]] = {
+    "": relations_of(make_policy),
     "client": relations_of(make_solver),
     "server": relations_of(make_server_tx),
 }

@@ -5,12 +5,16 @@ must fit together are checked against `relations`.
 """
 
 import difflib
+import json
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_prune.fields import Field
 from fedjax_prune.runs.relations import relations_for
 from fedjax_prune.runs.sections import ALGORITHM, SECTIONS, algorithm_fields
+
+ALWAYS = {"algorithm.name", "data.name", "model.name"}
+"""Fields that every version has and that say what the other ones are for."""
 
 
 class SettingsError(ValueError):
@@ -163,6 +167,27 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
         for section, fields in {**SECTIONS, "algorithm": algorithm}.items()
         for name, field in fields.items()
     }
+
+
+def gained(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a configuration lacks since the library has gained them.
+
+    They count as their defaults, so a new field must have the default that does what
+    was done before. A value that is written always counts, also if its default has
+    changed since.
+
+    Args:
+      values: dotted name -> value, of an earlier version.
+
+    Returns:
+      Dotted name -> default as JSON has it. Nothing if a field of ALWAYS is missing:
+      then the configuration is not that of an earlier version but damaged.
+    """
+    if not values.keys() >= ALWAYS:
+        return {}
+    fields = declared(values)
+    missing = {name: fields[name].default for name in fields.keys() - values.keys()}
+    return json.loads(json.dumps(missing))
 
 
 def unknown(name: str, known: Collection[str]) -> str:

@@ -5,18 +5,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, put_whole
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start
-from fedjax_prune.runs.lock import require_held
 from fedjax_prune.runs.origin import Origin, origin_of
+from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.types import ClientState, Config, ServerState
 
-FOLDER = "checkpoints"
-"""Folder of the checkpoints in a workdir."""
 ROWS = "rows"
 """Folder of the rows of clients in a workdir, if they are on disk."""
 
@@ -32,8 +31,8 @@ def restore_or_start(
     """
     learning, config = experiment.learning, experiment.config
     finished = None
-    if checkpoint.rounds(workdir / FOLDER):
-        origin = _origin(experiment)
+    if processes.on_first(lambda: checkpoint.rounds(workdir / FOLDER)):
+        origin = origin_of(config, experiment.data.hashes)
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
         finished = int(state.round)
     else:
@@ -48,8 +47,11 @@ def restore_or_start(
         )
         state = put_whole(placement, state)
     if finished is None or finished < config.rounds:
-        checkpoint.require_room(
-            workdir / FOLDER, state, rows, written=_bytes_of_round(rows, config)
+        written = _bytes_of_round(rows, config)
+        processes.on_first(
+            lambda: checkpoint.require_room(
+                workdir / FOLDER, state, rows, written=written
+            )
         )
     return state, rows, finished
 
@@ -106,34 +108,6 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     state, _ = _saved(learning)
     origin = origin_of(learning.config)
     return checkpoint.restore(workdir / FOLDER, state, origin=origin)
-
-
-def save(
-    experiment: Experiment,
-    workdir: Path,
-    finished: int,
-    state: ServerState,
-    rows: Store,
-) -> None:
-    """Reads the whole state from the devices and saves it as a round's checkpoint.
-
-    Raises:
-      WorkdirError: if this process does not hold the workdir any more.
-    """
-    require_held(workdir)
-    with jax.transfer_guard("allow"):
-        checkpoint.save(
-            workdir / FOLDER,
-            finished,
-            state,
-            rows=rows,
-            origin=_origin(experiment),
-            keep=experiment.config.keep,
-        )
-
-
-def _origin(experiment: Experiment) -> Origin:
-    return origin_of(experiment.config, experiment.data.hashes)
 
 
 def _bytes_of_round(rows: Store, config: Config) -> int:

@@ -1,9 +1,11 @@
 """Tables of several runs, in Markdown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from fedjax_prune.models import costs
 from fedjax_prune.runs.learning import image_shape_of, make_model
@@ -24,11 +26,12 @@ def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
 
     Returns:
       The table, means over seeds: accuracies after the last round, kept MACs, bytes of
-      the whole run.
+      the whole run. Accuracies have a 95 % interval where there are several seeds.
     """
     columns = {
         "run": "",
         "rounds": "round",
+        "seeds": "",
         "headline": HEADLINE,
         "shared model": ACCURACY,
         "with own gates": "eval/client_gated/mean",
@@ -43,9 +46,9 @@ def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
     for name, workdirs in runs.items():
         config = read_usable_config(workdirs[0])
         rows = [read_metrics(workdir) for workdir in workdirs]
-        cells = [name, str(rows[0][-1]["round"])]
-        fields = list(columns.values())[2:]
-        cells += [f"{np.mean([r[-1][field] for r in rows]):.1%}" for field in fields]
+        cells = [name, str(rows[0][-1]["round"]), str(len(rows))]
+        fields = list(columns.values())[3:]
+        cells += [with_interval([r[-1][field] for r in rows]) for field in fields]
         macs = costs.macs(make_model(config), image_shape_of(config))
         sent = sum(row["bytes/down"] + row["bytes/up"] for seed in rows for row in seed)
         cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / len(rows) / 1e6:,.0f}"]
@@ -60,9 +63,10 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
       runs: method -> workdirs of its seeds, named alike for the same seed.
 
     Returns:
-      Means over seeds, with standard deviations where there are several. Accuracy is
-      that of the last evaluations; it is also compared with the first method's, seed
-      by seed. Savings in brackets count what came before the first round, too.
+      Means over seeds. The final accuracy, after the last round, has a 95 % interval
+      where there are several. The accuracy of the last evaluations has a standard
+      deviation; it is also compared with the first method's, seed by seed. Savings in
+      brackets count what came before the first round, too.
     """
     header = (
         "method",
@@ -74,6 +78,7 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
         "MACs saved, theoretical",
         "traffic saved",
         "MB sent",
+        "final accuracy",
     )
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     first: dict[str, float] = {}
@@ -97,9 +102,28 @@ def pruning_table(runs: Mapping[str, Sequence[Path]]) -> str:
             f"{mean.theoretical:.1%} ({mean.theoretical_all:.1%})",
             f"{mean.sent:.1%} ({mean.sent_all:.1%})",
             f"{mean.megabytes:,.0f}",
+            with_interval([seed[-1][HEADLINE] for seed in rows.values()]),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean of seeds and, if there are several, half of its 95 % interval.
+
+    The interval is Student's, mean ± t * s / sqrt(n): s is the standard deviation of
+    the n values (divisor n - 1), and t the 97.5 % quantile with n - 1 degrees of
+    freedom. It holds if the values are normal.
+
+    Examples:
+      >>> with_interval([0.5, 0.6])  # t = 12.71, s = 0.0707
+      '55.0% ± 63.5%'
+    """
+    mean, count = f"{np.mean(values):.1%}", len(values)
+    if count < 2:
+        return mean
+    half = stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count)
+    return f"{mean} ± {half:.1%}"
 
 
 def _with_deviation(values: Sequence[float], sign: str) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
+from fedjax_prune.data.datasets import DataError
+from fedjax_prune.engine import processes
+from fedjax_prune.engine.devices import ONE_DEVICE, connect
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import (
     console,
@@ -15,18 +17,19 @@ from fedjax_prune.runs import (
     picture,
     report,
 )
-from fedjax_prune.runs.experiment import Experiment, load_data
+from fedjax_prune.runs.experiment import Experiment, RunData, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.start import restore, restore_or_start
 from fedjax_prune.runs.workdir import (
     agree_config,
-    open_workdir,
+    open_shared_workdir,
     read_usable_config,
     write_config,
 )
@@ -40,7 +43,8 @@ def run(config: Config, workdir: str | Path) -> int:
     `workdir.CHANGEABLE`, it continues from the newest checkpoint. On the CPU it then
     ends with the same bits as an unbroken run. With `compact_training` rounding may
     differ, because compiled widths are reused, and with other lanes or devices, too,
-    unless the reduction is `fixed_order` and a device has as many lanes as before.
+    unless the reduction is `fixed_order` and a device has as many lanes as before. Of
+    several processes, all of which call this, the first one writes and prints.
 
     Args:
       config: checked, with the fields of configs/base.py. `lanes` and `devices` are
@@ -55,17 +59,23 @@ def run(config: Config, workdir: str | Path) -> int:
     Raises:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
         round, if the run cannot be started.
+      ProcessError: if another process has raised one of these.
       TrainingError: if a client's loss or update becomes non-finite. The last
         checkpoint and the rows of the rounds before stay.
     """
-    with open_workdir(workdir) as folder, product_precision(config.precision):
+    with open_shared_workdir(workdir) as folder, product_precision(config.precision):
         learning = make_learning(config)
         finished = train(learning, folder, config.rounds)
-        measured = read_metrics(folder)
-        picture.draw(measured, folder / "rounds.png")
-        # The run is done, so a signal, also that of a closed output, comes too late.
-        with stop_requested():
-            console.print_table("Result", report.summary(learning, measured, folder))
+
+        def show() -> None:
+            measured = read_metrics(folder)
+            picture.draw(measured, folder / "rounds.png")
+            # The run is done, so a signal, also that of a closed output, is too late.
+            with stop_requested():
+                facts = report.summary(learning, measured, folder)
+                console.print_table("Result", facts)
+
+        processes.on_first(show)
         return 0 if finished >= config.rounds else INTERRUPTED
 
 
@@ -86,23 +96,29 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     config = learning.config
     console.print_table("This run", report.plan(learning))
     with console.working(f"loading {config.data.name}"):
-        experiment = Experiment(learning, load_data(config))
+        experiment = Experiment(learning, _load_everywhere(config))
     with console.working("choosing devices and lanes"):
         chosen = machine.choose(experiment, folder)
     experiment = chosen.experiment
     config, learning = experiment.config, experiment.learning
-    agree_config(folder, config)
-    placement = make_placement(config.devices, config.reduction)
+    processes.on_first(lambda: agree_config(folder, config))
+    placement = placement_of(config)
+    connect(placement)
     with console.working("starting the run"):
         state, rows, finished = restore_or_start(experiment, folder, placement)
         first = 1 if learning.algorithm.prepare is None else 0
-        restore_metrics(folder, finished, first=first, save_every=config.save_every)
-        write_config(folder, config)
-        facts = report.preflight(chosen, finished or 0, read_metrics(folder))
+
+        def write() -> dict[str, str]:
+            restore_metrics(folder, finished, first=first, save_every=config.save_every)
+            write_config(folder, config)
+            return report.preflight(chosen, finished or 0, read_metrics(folder))
+
+        facts = processes.on_first(write)
     console.print_table("On this machine", facts)
     stopped = False
     if finished is None or finished < last:
-        environment.record(folder, experiment, finished or 0)
+        done_before = finished or 0
+        processes.on_first(lambda: environment.record(folder, experiment, done_before))
     if finished is None:
         finished = 0
         with stop_requested() as stop:
@@ -120,6 +136,23 @@ def train(learning: Learning, folder: Path, last: int) -> int:
             last=last,
         )
     return finished
+
+
+def _load_everywhere(config: Config) -> RunData:
+    """Loads the data in every process, and compares them.
+
+    Raises:
+      DataError: if they differ; as `load_data`, too.
+    """
+    data = processes.together(lambda: load_data(config))
+    of_all = processes.gather(dict(data.hashes))
+    for number, hashes in enumerate(of_all):
+        if hashes != of_all[0]:
+            raise DataError(
+                f"Process {number} has other examples of {config.data.name} than "
+                "process 0: all need the same data."
+            )
+    return data
 
 
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """The folder of one run, which one process holds, and its `config.json`."""
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from fedjax_prune.engine import processes
 from fedjax_prune.runs import lock
 from fedjax_prune.runs.files import WorkdirError, replace
-from fedjax_prune.runs.settings import SettingsError, flatten, problems
+from fedjax_prune.runs.settings import SettingsError, flatten, gained, problems
 from fedjax_prune.types import Config
 
 CHANGEABLE = (
@@ -19,12 +21,17 @@ CHANGEABLE = (
     "eval.",
     "save_every",
     "keep",
+    "keep_every",
     "hash_every",
     "devices",
     "lanes",
     "client_rows",
 )
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
+
+
+_NOTHING = object()
+"""Stands for the value of a field that is not there; None is a value."""
 
 
 def local_folder(path: str | Path) -> Path:
@@ -88,8 +95,43 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
+@contextmanager
+def open_shared_workdir(path: str | Path) -> Iterator[Path]:
+    """Opens a workdir as `open_workdir` in all processes; the first one holds it.
+
+    Args:
+      path: of a folder on a disk that all processes share.
+
+    Yields:
+      The folder.
+
+    Raises:
+      WorkdirError: as `open_workdir`, or if this process does not see that folder.
+      ProcessError: if another process raises it.
+    """
+    with ExitStack() as held:
+
+        def hold() -> str:
+            return str(held.enter_context(open_workdir(path)))
+
+        folder = Path(processes.on_first(hold))
+        processes.together(lambda: _require_shared(folder))
+        yield folder
+        processes.barrier()
+
+
+def _require_shared(folder: Path) -> None:
+    if not (folder / "lock").exists():
+        raise WorkdirError(
+            f"The workdir {folder} must be on a disk that all processes share: the "
+            "first process holds it, and its lock is not seen here."
+        )
+
+
 def agree_config(path: str | Path, config: Any) -> None:
     """Compares a configuration with that of the run in a workdir, if there is one.
+
+    Fields that the library has gained since count as their defaults.
 
     Args:
       path: of the workdir.
@@ -102,6 +144,7 @@ def agree_config(path: str | Path, config: Any) -> None:
     if not has_config(path):
         return
     old, new = flatten(read_config(path)), plain_fields(config)
+    old |= gained(old)
     refused = [
         f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
         f"started with {old.get(field, 'not set')!r}"
@@ -140,7 +183,8 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         field
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not is_changeable(field)
+        if old.get(field, _NOTHING) != new.get(field, _NOTHING)
+        and not is_changeable(field)
     ]
 
 
@@ -174,7 +218,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_usable_config(path: str | Path) -> Config:
-    """Reads the configuration of the run in a workdir and checks it.
+    """Reads the configuration of the run in a workdir, as `usable` makes it.
 
     Raises:
       WorkdirError: if there is none, it cannot be read, or this version cannot run it.
@@ -185,9 +229,25 @@ def read_usable_config(path: str | Path) -> Config:
 def usable(file: Path, values: dict[str, Any]) -> Config:
     """Checks a configuration that was read from a file.
 
+    Fields that the library has gained since count as their defaults.
+
+    Args:
+      file: for the message.
+      values: nested dicts.
+
+    Returns:
+      The configuration with all fields.
+
     Raises:
-      WorkdirError: naming the file and what is missing or wrong.
+      WorkdirError: naming the file and what is missing, unknown or wrong.
     """
+    values = copy.deepcopy(values)
+    for name, default in gained(flatten(values)).items():
+        section, _, field = name.rpartition(".")
+        fields = values.setdefault(section, {}) if section else values
+        # If it is something else, it is an unknown field.
+        if isinstance(fields, dict):
+            fields[field] = default
     if found := problems(values):
         shown = found[:3] + ["..."] * (len(found) > 3)
         raise WorkdirError(

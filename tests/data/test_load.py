@@ -341,5 +341,5 @@ def test_unknown_name():
 
 @pytest.mark.parametrize("name", ["femnist", "shakespeare"])
 def test_sets_by_client_are_not_read_as_others(name):
-    with pytest.raises(ValueError, match=f"{name} has no test set: .* load_by_client"):
+    with pytest.raises(ValueError, match=f"{name} comes by client: .* load_by_client"):
         load(name)

@@ -9,7 +9,6 @@ import pytest
 
 from configs import base
 from fedjax_prune.engine.devices import (
-    make_placement,
     put_cohort,
     put_split,
     put_whole,
@@ -20,6 +19,7 @@ from fedjax_prune.runs import capacity, loop, machine, train
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
+from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, read_config
@@ -50,6 +50,13 @@ CONFIGS = {
         lanes=1,
         **{"model.gated": False, "model.width": 2.0, "client.batch_size": 64},
     ),
+    "a median of wide messages": lambda: tiny_config(
+        devices=1,
+        lanes=1,
+        aggregator="median",
+        cohort_size=5,
+        **{"model.gated": False, "model.width": 2.0},
+    ),
     # Squared gradients are kept and sent; they are as large as the parameters.
     "prunefl": lambda: pruned_config(
         "prunefl", {}, devices=1, lanes=3, **{"model.width": 2.0}
@@ -60,7 +67,7 @@ CONFIGS = {
 def planned_bytes(experiment):
     """What XLA plans for a round, with the rows of all clients on the device."""
     config, learning, data = experiment.config, experiment.learning, experiment.data
-    placement = make_placement(1, config.reduction)
+    placement = placement_of(config)
     state, row = put_whole(placement, start(learning))
     state = state._replace(pending=())
     cohort = loop.draw_cohort(experiment, placement, 0)

@@ -54,14 +54,22 @@ def test_gates_of_their_own_are_drawn_when_a_client_is_seen(tmp_path):
 
 
 def test_a_checkpoint_holds_the_index_and_the_workdir_the_rows(tmp_path):
-    """Files that no checkpoint names are removed when the next one is saved."""
-    config = tiny_config(rounds=3, save_every=1, keep=1, client_rows="disk")
-    assert train.run(config, tmp_path) == 0
-    saved = tmp_path / "checkpoints" / "3" / "rows"
-    assert [file.name for file in saved.iterdir()] == ["index.npz"]
-    with np.load(saved / "index.npz") as index:
-        assert set(index["names"]) == {f.name for f in (tmp_path / "rows").iterdir()}
-        assert len(index["clients"]) <= 5
+    """Files are removed when the next checkpoint begins and no other names them."""
+
+    def saved(round):
+        folder = tmp_path / "checkpoints" / str(round) / "rows"
+        assert [file.name for file in folder.iterdir()] == ["index.npz"]
+        with np.load(folder / "index.npz") as index:
+            assert len(index["clients"]) <= 5
+            return set(index["names"].tolist())
+
+    named = {}
+    for round in (1, 2, 3):
+        config = tiny_config(rounds=round, save_every=1, keep=1, client_rows="disk")
+        assert train.run(config, tmp_path) == 0
+        named[round] = saved(round)
+    files = {file.name for file in (tmp_path / "rows").iterdir()}
+    assert files == named[2] | named[3] != named[3]
 
 
 def test_rows_after_a_damaged_checkpoint(on_device, tmp_path):

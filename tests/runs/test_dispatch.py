@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.engine import row_files, store
-from fedjax_prune.runs import loop, train
-from fedjax_prune.runs import start as resume
+from fedjax_prune.engine import row_files, rows_on_host, store
+from fedjax_prune.runs import loop, state_files, train
+from fedjax_prune.runs.saving import Saver
 from tests.small_runs import tiny_config
 
-FILES = {m.__file__ for m in (loop, resume, row_files, store)}
+FILES = {m.__file__ for m in (loop, row_files, rows_on_host, state_files, store)}
 
 
 class Sealed:
@@ -83,19 +83,19 @@ def spy_on_reads(patch, events):
 def watched(request, tmp_path_factory):
     """Where the rows are, and what happened in order: rounds and readers."""
     events = []
-    make_rounds, save = loop.make_rounds, loop.save
+    make_rounds, save = loop.make_rounds, Saver.save
 
     def sealed_rounds(experiment, placement):
         return SealedRounds(make_rounds(experiment, placement), events)
 
-    def save_unsealed(experiment, folder, finished, state, rows):
-        save(experiment, folder, finished, unseal(state), rows)
+    def save_unsealed(saver, finished, state, rows):
+        save(saver, finished, unseal(state), rows)
 
     config = tiny_config(rounds=5, save_every=3, client_rows=request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_rounds", sealed_rounds)
         patch.setattr(loop, "Evaluation", SealedEvaluation)
-        patch.setattr(loop, "save", save_unsealed)
+        patch.setattr(Saver, "save", save_unsealed)
         spy_on_reads(patch, events)
         assert train.run(config, tmp_path_factory.mktemp("watched")) == 0
     return request.param, events
@@ -110,7 +110,7 @@ def test_only_one_function_reads_from_the_device(watched):
     client_rows, events = watched
     others = {"device": {"pieces_of_devices"}, "host": {"_settled"}, "disk": set()}
     readers = set(events) - {"a round starts"}
-    assert readers == {"read_devices", "save"} | others[client_rows]
+    assert readers == {"read_devices", "copy_leaves"} | others[client_rows]
 
 
 def test_a_round_is_dispatched_before_the_previous_one_is_read(watched):

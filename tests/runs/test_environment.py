@@ -28,6 +28,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
         "rounds": 4,
         "save_every": 2,
         "keep": 2,
+        "keep_every": 0,
         "hash_every": 0,
         "devices": 1,
         "lanes": 2,

@@ -1,5 +1,8 @@
 """Exported models: the run's own logits, under the final masks, in smaller arrays."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from fedjax_prune.runs import train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.export import export_model, load_model
+from fedjax_prune.runs.replay import compare_workdirs
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Variables
 from tests.small_runs import final_state, pruned_config
@@ -103,11 +107,11 @@ def test_a_damaged_or_foreign_export_is_one_error(finished, text, words, tmp_pat
         ("{}", r"is damaged or of another version: .* is missing; .*; \.\.\.\.$"),
         (
             ("width", "breadth"),
-            r".* version: model\.breadth is not a field; .*; model\.width is missing",
+            r".* version: model\.breadth is not a field; did you mean model\.\w+\?\.$",
         ),
         (
             ("rounds", "round_count"),
-            r".* version: round_count is not a .*; rounds is missing",
+            r".* version: round_count is not a field[^;]*(; did you mean \w+\?)?\.$",
         ),
         (("0.5", "-0.5"), r".* version: .* must be .*, got -0\.5"),
     ],
@@ -123,6 +127,25 @@ def test_a_damaged_or_older_configuration_is_one_error(
     with pytest.raises(WorkdirError, match=f"{tmp_path}/config.json {words}"):
         read(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_of_a_version_with_fewer_fields_is_evaluated_and_exported(
+    finished, tmp_path
+):
+    _, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "old")
+    file = tmp_path / "old" / "config.json"
+    values = json.loads(file.read_text())
+    # The run has the defaults of these fields.
+    del values["on_bad_client"], values["data"]["alpha"]
+    file.write_text(json.dumps(values))
+    assert train.evaluate_workdir(tmp_path / "old") == train.evaluate_workdir(workdir)
+    export_model(tmp_path / "old", tmp_path / "model")
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    del described["config"]["on_bad_client"]
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described))
+    assert load_model(tmp_path / "model").model.width == 0.5
+    assert compare_workdirs(tmp_path / "old", workdir).equal
 
 
 def test_a_model_is_lowered_for_another_platform(finished, tmp_path):

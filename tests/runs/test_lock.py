@@ -13,7 +13,7 @@ import pytest
 
 from fedjax_prune.runs.lock import require_held
 from fedjax_prune.runs.metrics_log import open_metrics
-from fedjax_prune.runs.start import save
+from fedjax_prune.runs.saving import save
 from fedjax_prune.runs.workdir import WorkdirError, open_workdir
 
 HOLD = """

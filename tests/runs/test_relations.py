@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from configs import synthetic
 from fedjax_prune.algorithms import ALGORITHMS, Algorithm, fedavg
 from fedjax_prune.algorithms.autoflip.autoflip import MASKED_BASES
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.fields import (
@@ -47,6 +49,7 @@ def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
 
 
 BROKEN = [
+    ("", "make_policy", {"aggregator": "norm_clipping", "on_bad_client": "clip"}),
     ("client", "make_solver", {"lr_min": 0.2}),
     ("client", "make_solver", {"optimizer": "adam", "momentum": 0.9}),
     (
@@ -65,9 +68,12 @@ BROKEN = [
 """Section, builder, and values that break one of the relations declared beside it."""
 
 
+BUILDERS = {("client", "make_solver"): make_solver, ("", "make_policy"): make_policy}
+
+
 def call(section, builder, values):
-    if section == "client":
-        return make_solver(**values)
+    if section != "algorithm":
+        return BUILDERS[section, builder](**values)
     task = toys.linear_task((4, 4, 1), 3)
     return ALGORITHMS[builder](task, make_solver(), make_server_tx(), **values)
 
@@ -78,14 +84,15 @@ def test_builder_and_settings_refuse_a_relation_in_the_same_words(
 ):
     with pytest.raises(ValueError) as error:
         call(section, builder, values)
-    fields = {f"{section}.{name}": value for name, value in values.items()}
-    (message,) = problems(fields, "fedavg" if section == "client" else builder)
-    assert message.startswith(f"{section}.")
-    assert message.replace(f"{section}.", "") + "." == str(error.value)
+    prefix = f"{section}." if section else ""
+    fields = {f"{prefix}{name}": value for name, value in values.items()}
+    (message,) = problems(fields, builder if section == "algorithm" else "fedavg")
+    assert message.startswith(prefix)
+    assert message.replace(prefix, "") + "." == str(error.value)
 
 
 def test_each_declared_relation_is_broken_by_an_example():
-    builders = {("client", "make_solver"): make_solver}
+    builders = dict(BUILDERS)
     builders |= {("algorithm", name): a.build for name, a in ALGORITHMS.items()}
     declared = {r for builder in builders.values() for r in relations_of(builder)}
     assert declared >= {r for relations in RELATED.values() for r in relations}
@@ -151,7 +158,8 @@ TEXT = {
         ({"model.name": "cnn"}, "must suit the kind of data.name shakespeare (image: "),
         (
             {"data.partitioner": "iid"},
-            "by_client for femnist and shakespeare, and for them alone, got 'iid'",
+            "by_client for femnist, shakespeare, synthetic, synthetic_images, and for "
+            "them alone, got 'iid' for 'shakespeare'",
         ),
         ({"data.local_val": "matched_test"}, "must be holdout for shakespeare"),
     ],
@@ -160,6 +168,38 @@ def test_text_needs_a_model_that_reads_text(fields, message):
     found = problems(TEXT | fields, "fedavg")
     assert len(found) == (message is not None)
     assert all(message in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, None),
+        ({"data.num_clients": 2_000_000}, None),
+        (
+            {"data.num_train": 50},
+            "data.num_train must be 0 for synthetic, whose size follows from "
+            "data.num_clients and data.client_size, got 50",
+        ),
+        (
+            {"data.size": 24},
+            "data.size must be 0 and data.augment none for synthetic, which has no "
+            "images, got 24 and 'none'",
+        ),
+        ({"model.name": "cnn"}, "(image: "),
+        ({"data.name": "digits"}, "vector: logistic_regression), got"),
+        ({"data.client_size": 1}, "data.client_size must be at least 2, got 1"),
+        (
+            {"data.local_val": "matched_test"},
+            "must be holdout for synthetic, whose clients have their own examples",
+        ),
+    ],
+)
+def test_generated_vectors_need_a_model_that_reads_vectors(fields, message):
+    config = synthetic.get_config()
+    config.update_from_flattened_dict(fields)
+    found = settings.problems(config)
+    assert found if message else not found
+    assert not message or any(message in sentence for sentence in found)
 
 
 def test_model_and_settings_refuse_a_norm_in_the_same_words():
@@ -175,7 +215,7 @@ def test_model_and_settings_refuse_a_norm_in_the_same_words():
 @pytest.mark.parametrize("side", [3, 24, 32])
 def test_a_model_takes_exactly_the_sizes_that_it_declares(model, side):
     needs = MODELS[model].needs()
-    if needs.kind == "text":
+    if needs.kind != "image":
         assert needs.sides.holds(side)
         return
     found = problems({"model.name": model, "data.size": side, "model.gated": False})
@@ -252,3 +292,19 @@ def test_time_of_a_weight_is_above_0():
 
 def test_adam_suits_the_algorithms_without_step_mass():
     assert problems({"client.optimizer": "adam"}, "fedprox") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trim_fraction": 0.0}, None),
+        ({"aggregator": "trimmed_mean"}, None),
+        (
+            {"aggregator": "trimmed_mean", "cohort_size": 9},
+            "trim_fraction must be at least 1 / cohort_size = 1 / 9 with aggregator "
+            "trimmed_mean, got 0.1",
+        ),
+    ],
+)
+def test_policies_that_make_no_sense(fields, message):
+    assert problems(fields) == ([] if message is None else [message])

@@ -18,7 +18,8 @@ from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.replay import compare_workdirs, verify_workdir
-from fedjax_prune.runs.start import FOLDER, restore
+from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.verify import report
 from tests.small_runs import tiny_config, undocumented
 

@@ -1,5 +1,6 @@
 """The folder of a run and its configuration."""
 
+import json
 import os
 import pwd
 import subprocess
@@ -9,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.origin import differences, origin_of
+from fedjax_prune.runs.settings import ALWAYS, SettingsError
 from fedjax_prune.runs.workdir import (
     WorkdirError,
     agree_config,
     local_folder,
     open_workdir,
     read_config,
+    read_usable_config,
     write_config,
 )
 
@@ -147,6 +150,79 @@ def test_all_other_changes_are_refused_and_named(tmp_path):
     assert lines[5] == f"client.lr is 0.2, but {run} 0.1"
     assert "another workdir" in advice
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def without(config, *fields):
+    """The configuration as a version without some fields has written it."""
+    values = json.loads(config.to_json_best_effort())
+    for field in fields:
+        section, _, name = field.rpartition(".")
+        del (values[section] if section else values)[name]
+    return values
+
+
+GAINED = ("on_bad_client", "model.keep_ratio", "data.min_size", "algorithm.mu")
+
+
+def test_fields_that_an_old_config_lacks_count_as_their_defaults(tmp_path):
+    config = base.get_config("fedprox")
+    old = without(config, *GAINED)
+    del old["eval"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    agree_config(tmp_path, config)
+    assert read_usable_config(tmp_path).to_dict() == config.to_dict()
+    assert read_config(tmp_path) == old
+    config.on_bad_client = "drop"
+    config.algorithm.mu = 0.5
+    with pytest.raises(SettingsError) as error:
+        agree_config(tmp_path, config)
+    run = f"the run in {tmp_path} was started with"
+    assert error.value.problems[:-1] == [
+        f"algorithm.mu is 0.5, but {run} 0.01",
+        f"on_bad_client is 'drop', but {run} 'abort'",
+    ]
+    # As `write_config` does when the run goes on: the written value wins from now on.
+    write_config(tmp_path, base.get_config("fedprox"))
+    assert read_config(tmp_path)["on_bad_client"] == "abort"
+
+
+def test_a_checkpoint_of_a_version_with_fewer_fields_is_compared_with_defaults():
+    now = origin_of(base.get_config("fedprox"))
+    fields = {k: v for k, v in now.config.items() if k not in GAINED}
+    assert differences(now._replace(config=fields), now) == []
+    other = base.get_config("fedprox")
+    other.data.min_size = 3
+    assert differences(now._replace(config=fields), origin_of(other)) == [
+        "data.min_size is 3, but it was saved with 10"
+    ]
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_fields_that_this_version_does_not_know_are_named(value, tmp_path):
+    config = base.get_config()
+    old = json.loads(config.to_json_best_effort())
+    old["client"]["warmup"] = value
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(SettingsError, match=r"client.warmup is 'not set', but .* with"):
+        agree_config(tmp_path, config)
+    with pytest.raises(WorkdirError, match=r"client\.warmup is not a field"):
+        read_usable_config(tmp_path)
+
+
+def test_a_section_of_another_kind_is_named(tmp_path):
+    old = json.loads(base.get_config().to_json_best_effort()) | {"eval": 3}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(WorkdirError, match="eval is not a field"):
+        read_usable_config(tmp_path)
+
+
+@pytest.mark.parametrize("field", sorted(ALWAYS))
+def test_a_config_that_does_not_say_what_it_is_of_is_damaged(field, tmp_path):
+    config = base.get_config()
+    values = without(config, field, "keep")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(WorkdirError, match=f"{field} is missing"):
+        read_usable_config(tmp_path)
 
 
 def test_a_workdir_without_a_run(tmp_path):

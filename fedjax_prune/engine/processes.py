@@ -1,0 +1,118 @@
+"""The processes of a run: which one is the first, and how all of them agree.
+
+Every process runs the same calls in the same order. What looks at a clock or at a disk
+is done by the first process, which tells the others, and what fails in one process
+fails in all. In a run of one process all functions return at once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+Result = TypeVar("Result")
+
+
+class ProcessError(RuntimeError):
+    """Another process of the run has failed; the message names it and its error."""
+
+
+def count() -> int:
+    """The number of processes; a run of one process starts no backend here."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return count() == 1 or jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """Gives every process the values of all.
+
+    Args:
+      value: of this process, as JSON can hold it.
+
+    Returns:
+      The values by the numbers of their processes.
+    """
+    if count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        lengths = multihost_utils.process_allgather(np.array([own.size], np.int32))
+        # A power of two, so that few programs are compiled.
+        padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
+        padded[: own.size] = own
+        texts = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(text[:length].tobytes())
+        for text, length in zip(texts, lengths.reshape(-1), strict=True)
+    ]
+
+
+def agree(value: Any) -> Any:
+    """Gives every process the value of the first one, as JSON holds it."""
+    return gather(value)[0]
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    gather(0)
+
+
+@contextmanager
+def without_output() -> Iterator[None]:
+    """Drops what native code prints meanwhile, such as gloo when it is connected."""
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """Calls a function in every process; if it fails in one, it fails in all.
+
+    The function must not exchange anything with other processes.
+
+    Raises:
+      ProcessError: if it failed in another process only; otherwise what it raised here.
+    """
+    if count() == 1:
+        return function()
+    failure, result = None, None
+    try:
+        result = function()
+    except Exception as error:  # whatever it is, the others must not wait
+        failure = error
+    words = gather("" if failure is None else str(failure) or repr(failure))
+    if failure is not None:
+        raise failure
+    for number, said in enumerate(words):
+        if said:
+            raise ProcessError(f"process {number} of {count()} has failed: {said}")
+    return result  # pyright: ignore[reportReturnType]
+
+
+def on_first(function: Callable[[], Result]) -> Result:
+    """Calls a function in the first process and gives its result to all.
+
+    Args:
+      function: returns what JSON can hold; it must not exchange anything with other
+        processes.
+
+    Raises:
+      ProcessError: in the other processes, if it fails in the first one.
+    """
+    if count() == 1:
+        return function()
+    return agree(together(lambda: function() if is_first() else None))

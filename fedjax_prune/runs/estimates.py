@@ -1,0 +1,102 @@
+"""What the rest of a run will cost, known without data, devices and compiling."""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.load import count_examples, is_at_hand
+from fedjax_prune.data.synthetic import client_sizes
+from fedjax_prune.models import costs
+from fedjax_prune.pruning.costs import traffic
+from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs.learning import make_learning, start
+from fedjax_prune.runs.metrics import ACCURACY
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.start import FOLDER
+from fedjax_prune.types import Config
+
+
+class Estimate(NamedTuple):
+    """The costs of the rounds that are left, without masks and preparations.
+
+    Attributes:
+      rounds: rounds left.
+      sent: bytes down and up.
+      macs: multiply-accumulates; a training step counts as three forward passes. NaN
+        if the number of training examples is not known before the data are read.
+    """
+
+    rounds: int
+    sent: int
+    macs: float
+
+
+def rounds_done(workdir: Path) -> int:
+    """The round of the newest checkpoint of a run; 0 if there is none."""
+    return checkpoint.latest(workdir / FOLDER) or 0
+
+
+def is_finished(config: Config, workdir: Path) -> bool:
+    """Whether all rounds of a run are saved, and its result is in the metrics."""
+    if rounds_done(workdir) < config.rounds:
+        return False
+    rows = read_metrics(workdir)
+    return bool(rows) and rows[-1]["round"] >= config.rounds and ACCURACY in rows[-1]
+
+
+def estimate(config: Config, workdir: Path) -> Estimate:
+    """Estimates what is left of a run.
+
+    Args:
+      config: checked.
+      workdir: of the run, started or not.
+
+    Raises:
+      SettingsError: if the network, the data and the algorithm do not fit together.
+      DataError: if the data set is damaged or has too few examples.
+    """
+    left = max(0, config.rounds - rounds_done(workdir))
+    alike = config.copy_and_resolve_references()
+    alike.seed, alike.rounds = 0, 1
+    sent, macs = _costs_of_a_round(alike.to_json_best_effort())
+    return Estimate(left, left * sent, left * macs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _costs_of_a_round(fields: str) -> tuple[int, float]:
+    """Bytes and multiply-accumulates; many runs of a sweep differ only in their seed.
+
+    Args:
+      fields: of the configuration, as JSON.
+    """
+    config: Config = ConfigDict(json.loads(fields))
+    learning = make_learning(config)
+    state, _ = jax.eval_shape(lambda: start(learning))
+    messages = learning.algorithm.messages(state)
+    sent = traffic(messages, config.cohort_size, {})
+    macs = costs.macs(learning.model, learning.image_shape).dense
+    images = _examples_a_client(config) * config.client.epochs * config.cohort_size
+    return sent.down + sent.up, 3 * macs * images
+
+
+def _examples_a_client(config: Config) -> float:
+    """Training examples of a client on average, without those held out; or NaN."""
+    data = config.data
+    info = DATASETS[data.name]
+    count: float = data.num_train
+    if info.generated:
+        sizes = {"client_size": data.client_size, "seed": data.seed}
+        sizes["client_size_sigma"] = data.client_size_sigma
+        count = client_sizes(data.num_clients, **sizes).sum()
+    elif not count and not info.by_client and is_at_hand(data.name, data.dir):
+        count, _ = count_examples(data.name, data.dir)
+    share = 1.0
+    if data.local_val == "holdout":
+        share = 0.9 if info.by_client else 0.8
+    return share * count / data.num_clients if count else math.nan

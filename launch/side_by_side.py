@@ -1,0 +1,171 @@
+"""Runs commands in processes of their own, some at a time, and stops them cleanly."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
+
+from . import runtime
+
+_PAUSE = 0.1
+"""Seconds between two looks at the processes."""
+_TAIL = 2**16
+"""Bytes of a log in which its last line is looked for."""
+
+
+class Job(NamedTuple):
+    """A command.
+
+    Attributes:
+      name: for messages.
+      command: program and arguments.
+      log: file that its output is appended to.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+
+
+class Outcome(NamedTuple):
+    """How a job has ended.
+
+    Attributes:
+      job: see above.
+      code: exit code, below 0 for a signal; None if it was not started.
+      last_line: of its log, or the reason why it could not be started.
+    """
+
+    job: Job
+    code: int | None
+    last_line: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has kept it from ending."""
+        return self.code in (None, INTERRUPTED, -signal.SIGTERM)
+
+
+class _Started(NamedTuple):
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    cores: list[int]
+    began: float
+
+
+def run_all(
+    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None]
+) -> list[Outcome]:
+    """Runs all jobs; one that fails does not keep the others from running.
+
+    The first signal to stop is passed on as SIGTERM to the jobs that run, which may
+    take their time to save; no other job is started. A second SIGINT is passed on, too.
+
+    Args:
+      jobs: in the order in which they are started.
+      at_a_time: at least 1; each job has its share of the cores.
+      say: is told of each job's start and end.
+
+    Returns:
+      The outcomes, in the order of the jobs.
+
+    Raises:
+      KeyboardInterrupt: after a second SIGINT.
+    """
+    waiting, running = deque(jobs), []
+    outcomes: dict[Job, Outcome] = {}
+    free = deque(_shares_of_cores(at_a_time))
+    with stop_requested() as stop:
+        told = False
+        try:
+            while running or (waiting and not stop.is_set()):
+                while waiting and free and not stop.is_set():
+                    job = waiting.popleft()
+                    cores = free.popleft()
+                    try:
+                        running.append(_start(job, cores))
+                        say(f"{job.name}: {shlex.join(job.command)}")
+                    except OSError as error:
+                        free.append(cores)
+                        reason = f"{error.filename}: {error.strerror}"
+                        outcomes[job] = Outcome(job, 1, reason)
+                        say(f"{job.name}: not started")
+                time.sleep(_PAUSE)
+                if stop.is_set() and not told:
+                    told = True
+                    say(f"stopping {len(running)} runs")
+                    _pass_on(running, signal.SIGTERM)
+                for started in [s for s in running if s.process.poll() is not None]:
+                    running.remove(started)
+                    free.append(started.cores)
+                    outcomes[started.job] = outcome = _ended(started)
+                    say(f"{started.job.name}: {_words(outcome, started)}")
+        except BaseException:
+            # What runs on would hold its workdir and its devices.
+            _pass_on(running, signal.SIGTERM)
+            raise
+    return [outcomes.get(job, Outcome(job, None)) for job in jobs]
+
+
+def _start(job: Job, cores: list[int]) -> _Started:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    before = None
+    if hasattr(os, "sched_setaffinity"):
+        # A child process inherits the cores of the thread that starts it.
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)
+    else:
+        environment.setdefault("JAX_NUM_CPU_DEVICES", str(len(cores)))
+    try:
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                job.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal reaches this process alone, which passes it on.
+                process_group=0,
+            )
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+    return _Started(job, process, cores, time.monotonic())
+
+
+def _pass_on(running: Sequence[_Started], number: signal.Signals) -> None:
+    for started in running:
+        if started.process.poll() is None:
+            started.process.send_signal(number)
+
+
+def _ended(started: _Started) -> Outcome:
+    return Outcome(started.job, started.process.returncode, _last_line(started.job.log))
+
+
+def _words(outcome: Outcome, started: _Started) -> str:
+    word = "failed" if outcome.code else "finished"
+    word = "stopped" if outcome.stopped else word
+    return f"{word} after {time.monotonic() - started.began:,.0f} s"
+
+
+def _last_line(file: Path) -> str:
+    """The last line of a log that is not empty."""
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - _TAIL))
+        lines = log.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _shares_of_cores(jobs: int) -> list[list[int]]:
+    """Deals the cores to jobs: runs that share cores hinder each other."""
+    cores = runtime.cores()
+    return [cores[job::jobs] or cores for job in range(jobs)]

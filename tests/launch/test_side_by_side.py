@@ -1,0 +1,98 @@
+"""Jobs in processes of their own: all run, failures are told, signals are passed on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import runtime
+from launch.side_by_side import Job, run_all
+
+ROOT = Path(__file__).parents[2]
+
+
+def job(folder, name, code):
+    return Job(name, (sys.executable, "-c", code), folder / f"{name}.log")
+
+
+def test_a_failure_does_not_keep_others_from_running(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    jobs = [
+        job(tmp_path, "bad", "import sys; print('one'); sys.exit('no room\\n\\n')"),
+        job(tmp_path / "taken", "unwritable", "pass"),
+        job(tmp_path, "good", "print('two')"),
+        job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
+    ]
+    said = []
+    outcomes = run_all(jobs, 2, said.append)
+    assert [o.job for o in outcomes] == jobs
+    assert [(o.code, o.stopped) for o in outcomes] == [
+        (1, False),
+        (1, False),
+        (0, False),
+        (-9, False),
+    ]
+    assert outcomes[0].last_line == "no room"
+    assert "taken" in outcomes[1].last_line
+    assert (tmp_path / "good.log").read_text() == "two\n"
+    assert any(line.startswith("good: finished after ") for line in said)
+    assert "unwritable: not started" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity")
+def test_jobs_share_the_cores_and_this_process_keeps_its_own(tmp_path):
+    code = "import os, time; print(sorted(os.sched_getaffinity(0))); time.sleep(0.5)"
+    before = runtime.cores()
+    jobs = [job(tmp_path, str(n), code) for n in range(2)]
+    run_all(jobs, 2, lambda _: None)
+    shares = [eval(j.log.read_text()) for j in jobs]
+    assert shares == [before[n::2] or before for n in range(2)]
+    assert runtime.cores() == before
+
+
+MANY = """
+import sys
+from pathlib import Path
+from launch.side_by_side import Job, run_all
+
+SAVES = '''
+import signal, sys, time
+def save(*_):
+    time.sleep(0.3); print("saved", flush=True); sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+print("ready", flush=True)
+while True: time.sleep(0.05)
+'''
+folder = Path(sys.argv[1])
+command = (sys.executable, "-c", SAVES)
+jobs = [Job(str(n), command, folder / f"{n}.log") for n in range(3)]
+for outcome in run_all(jobs, 2, lambda _: None):
+    print(outcome.code, outcome.stopped)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_all_jobs_which_save(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", MANY, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    logs = [tmp_path / f"{n}.log" for n in range(3)]
+    while not all(log.exists() and "ready" in log.read_text() for log in logs[:2]):
+        assert process.poll() is None, process.stderr
+        time.sleep(0.05)
+    # As a terminal does: to the whole foreground group, of which jobs are no part.
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("130 True\n130 True\nNone True\n", "")
+    assert [log.read_text() for log in logs[:2]] == ["ready\nsaved\n"] * 2
+    assert not logs[2].exists()
