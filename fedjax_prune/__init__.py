@@ -26,6 +26,7 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.engine.policy import Policy, make_policy
 from fedjax_prune.engine.preparation import prepare
 from fedjax_prune.engine.rounds import make_algorithm, make_round
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver, make_solver
 from fedjax_prune.engine.store import make_store
@@ -84,6 +85,7 @@ __all__ = [
     "Probe",
     "ResNet32",
     "RoundInputs",
+    "RowsError",
     "Rules",
     "ServerState",
     "SettingsError",

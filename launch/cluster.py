@@ -94,10 +94,18 @@ def _check(seat: Seat) -> Seat | None:
 
 
 def _detect() -> Seat | None:
-    """Asks JAX as `jax.distributed.initialize` would, which is not called for one."""
+    """Asks JAX as `jax.distributed.initialize` would, which is not called for one.
+
+    JAX has no public name for this question.
+    """
     try:
         address, count, number, local = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, PATIENCE
+            coordinator_address=None,
+            num_processes=None,
+            process_id=None,
+            local_device_ids=None,
+            cluster_detection_method=None,
+            initialization_timeout=PATIENCE,
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise SettingsError(

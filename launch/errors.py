@@ -12,6 +12,7 @@ from absl import logging
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.engine.processes import ProcessError
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import console
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.interrupt import INTERRUPTED
@@ -35,6 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
         CheckpointError,
         DataError,
         ProcessError,
+        RowsError,
         TrainingError,
         WorkdirError,
     ) as error:

@@ -23,6 +23,7 @@ ONLY_IN = {
     "tensorboardX": {"runs"},
     "rich": {"runs"},
     "ml_collections": {"runs"},
+    "dp_accounting": {"runs"},
 }
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60

@@ -231,6 +231,15 @@ def all_rows(store: Store, placement: Placement = ONE_DEVICE) -> Tree:
     return jax.tree.map(lambda x: np.asarray(x)[:num_clients], store.take(ids))
 
 
+def assert_same_bits(actual: Tree, expected: Tree) -> None:
+    """Compares dtypes, shapes and bytes of all leaves."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for a, e in pairs:
+        assert (a.dtype, a.shape) == (e.dtype, e.shape)
+        assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
 def _all_places(num_clients: int, placement: Placement) -> tuple:
     """Ids of all clients, padded with nobody, and the rows to put at these places."""
     places = np.arange(num_clients + -num_clients % placement.num_blocks)

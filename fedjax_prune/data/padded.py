@@ -67,6 +67,11 @@ def width_of(population: Population, client_ids: np.ndarray) -> int:
     return min(width, population.max_size)
 
 
+def table_of(population: Population, client_ids: np.ndarray) -> Padded:
+    """Makes a table of the indices of some clients, as wide as `width_of` says."""
+    return pad_clients(population, client_ids, width_of(population, client_ids))
+
+
 def pad_clients(population: Population, client_ids: np.ndarray, width: int) -> Padded:
     """Makes a table of the indices of some clients.
 

@@ -3,9 +3,18 @@
 import numpy as np
 
 from fedjax_prune.data.choices import choose
-from fedjax_prune.data.population import select, to_population
+from fedjax_prune.data.population import (
+    from_sizes,
+    places,
+    select,
+    sizes_of,
+    to_population,
+)
 from fedjax_prune.fields import Count, Seed, checked
 from fedjax_prune.types import Population
+
+SIZE = 1000
+"""Test examples of a client, unless another number is asked for."""
 
 
 def class_counts(
@@ -40,7 +49,8 @@ def matched_test(
     num_classes: Count,
     seed: Seed,
     *,
-    size: Count = 1000,
+    size: Count = SIZE,
+    client_ids: np.ndarray | None = None,
 ) -> Population:
     """Draws for each client test examples in its own class proportions.
 
@@ -56,9 +66,11 @@ def matched_test(
       num_classes: at least 1.
       seed: in [0, 2^32). A client's draw depends on (seed, client_id) alone.
       size: examples per client, at least 1.
+      client_ids: [count] integers in [0, num_clients), the clients for which is drawn;
+        None is all.
 
     Returns:
-      A Population of indices into the test set.
+      A Population of indices into the test set; client n of it is `client_ids[n]`.
 
     Raises:
       ValueError: if a number or a label is out of range, or if the test set has no
@@ -71,15 +83,14 @@ def matched_test(
     ]
     available = np.array([len(indices) for indices in members])
     parts = []
-    counts = class_counts(train_labels, population, num_classes)
-    for client_id, own in enumerate(counts):
+    if client_ids is None:
+        _checked_labels("labels", train_labels, num_classes)
+        client_ids = np.arange(len(population.sizes))
+    counts = _counts_of(train_labels, population, client_ids, num_classes)
+    for client_id, own in zip(client_ids.tolist(), counts, strict=True):
         wanted = _matched_counts(own, available, size)
         if wanted is None:
-            raise ValueError(
-                f"client {client_id} holds {own.tolist()} examples of each class, "
-                f"which {available.tolist()} test examples cannot match. "
-                "Use a larger test set."
-            )
+            raise _unmatched(client_id, own, available)
         rng = np.random.default_rng((seed, client_id))
         drawn = [
             rng.choice(indices, count, replace=False)
@@ -87,6 +98,39 @@ def matched_test(
         ]
         parts.append(np.sort(np.concatenate(drawn)))
     return to_population(parts, num_examples=len(test_labels))
+
+
+def require_matched(
+    train_labels: np.ndarray,
+    population: Population,
+    test_labels: np.ndarray,
+    num_classes: int,
+) -> None:
+    """Refuses what `matched_test` would refuse for some client, without any draw.
+
+    The class of which a client has most gets the first example, so a test set with an
+    example of that class matches the client, and another one does not.
+
+    Args:
+      train_labels: as in `matched_test`.
+      population: the same.
+      test_labels: the same.
+      num_classes: the same.
+
+    Raises:
+      ValueError: as `matched_test`.
+    """
+    train_labels = _checked_labels("labels", train_labels, num_classes)
+    test_labels = _checked_labels("test_labels", test_labels, num_classes)
+    available = np.bincount(test_labels, minlength=num_classes)
+    if available.all():
+        return
+    for start in range(0, len(population.sizes), 10_000):
+        client_ids = np.arange(start, min(start + 10_000, len(population.sizes)))
+        counts = _counts_of(train_labels, population, client_ids, num_classes)
+        unmatched = np.flatnonzero(available[counts.argmax(axis=1)] == 0)
+        if unmatched.size:
+            raise _unmatched(start + unmatched[0], counts[unmatched[0]], available)
 
 
 @checked
@@ -118,6 +162,22 @@ def holdout(
     numbers = np.clip(np.rint(fraction * sizes).astype(np.int64), 1, sizes - 1)
     is_held = choose(seed, sizes, numbers)
     return select(population, ~is_held), select(population, is_held)
+
+
+def _counts_of(
+    labels: np.ndarray, population: Population, client_ids: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """As `class_counts`, of some clients; only their labels are looked at."""
+    held = np.asarray(population.indices)[places(population, client_ids)]
+    own = from_sizes(np.arange(len(held)), sizes_of(population, client_ids))
+    return class_counts(np.asarray(labels)[held], own, num_classes)
+
+
+def _unmatched(client_id: int, own: np.ndarray, available: np.ndarray) -> ValueError:
+    return ValueError(
+        f"client {client_id} holds {own.tolist()} examples of each class, which "
+        f"{available.tolist()} test examples cannot match. Use a larger test set."
+    )
 
 
 def _checked_labels(name: str, labels: np.ndarray, num_classes: int) -> np.ndarray:

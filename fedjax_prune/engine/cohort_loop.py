@@ -189,7 +189,12 @@ class _Run(NamedTuple):
             key = jax.random.fold_in(self.key, client_id)
             most_steps = self._most_steps(key, size)
             progress = self.training.begin(
-                row, indices, size, key, sums, most_steps=most_steps
+                row=row,
+                indices=indices,
+                size=size,
+                key=key,
+                sums=sums,
+                most_steps=most_steps,
             )
             return _Lane(position, progress)
 

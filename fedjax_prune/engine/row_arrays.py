@@ -30,6 +30,13 @@ def create(row: ClientState, num_clients: int) -> ClientState:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), row)
 
 
+def shapes_of(row: ClientState, num_clients: int) -> ClientState:
+    """Gives the rows of all clients as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_clients, *x.shape), x.dtype), row
+    )
+
+
 def take(
     rows: ClientState, client_ids: jax.Array, placement: Placement = ONE_DEVICE
 ) -> ClientState:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from fedjax_prune.engine import processes
 from fedjax_prune.types import ClientState
 
 Pieces = Iterator[tuple[int, np.ndarray]]
@@ -71,6 +72,21 @@ def fill(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> N
                 real = piece[: max(0, like.shape[0] - start)]
                 stream.seek(first + start * _row_bytes(like))
                 np.ascontiguousarray(real).tofile(stream)
+
+
+def write(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> None:
+    """Writes the rows of all processes, each its own, into the same files.
+
+    Args:
+      folder: made here.
+      shapes: leaves `jax.ShapeDtypeStruct` [num_clients, ...].
+      leaves: for each leaf the pieces that this process holds.
+
+    Raises:
+      OSError: if the folder exists or cannot be written.
+    """
+    processes.together(lambda: create(folder, shapes) if processes.is_first() else None)
+    processes.together(lambda: fill(folder, shapes, leaves))
 
 
 def open_leaves(folder: str | Path, shapes: ClientState) -> ClientState:

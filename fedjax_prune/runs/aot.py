@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from fedjax_prune.data.padded import pad_clients, width_of
-from fedjax_prune.data.population import sizes_of
 from fedjax_prune.engine.devices import SPLIT, WHOLE, Placement, make_placement
 from fedjax_prune.engine.placing import input_specs, shapes_on
 from fedjax_prune.engine.preparation import draw_groups, gather_program
@@ -18,7 +16,13 @@ from fedjax_prune.runs.aot_report import Program, compile_program, describe, pro
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.loop import draw_cohort, numbers_evaluated
-from fedjax_prune.runs.programs import WholeRounds, evaluation_program
+from fedjax_prune.runs.policy import policy_of
+from fedjax_prune.runs.programs import (
+    WholeRounds,
+    groups_of,
+    own_program,
+    shared_program,
+)
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.topology import Slice
 from fedjax_prune.types import (
@@ -62,7 +66,10 @@ def compile_run(config: Config, target: Slice) -> bool:
         with console.working(f"loading {config.data.name}"):
             experiment = Experiment(learning, load_data(config))
         placement = make_placement(
-            config.devices, config.reduction, devices=target.devices
+            config.devices,
+            config.reduction,
+            policy=policy_of(config),
+            devices=target.devices,
         )
         resident = _resident_bytes(experiment, placement)
         for program in programs(experiment, placement):
@@ -122,8 +129,9 @@ def programs(experiment: Experiment, placement: Placement) -> Iterator[Program]:
         key = jax.random.key(0)
         state, _ = jax.eval_shape(steps.finish, state, gathered, key)
     yield _round(experiment, placement, state, row)
-    count = max(numbers_evaluated(config))
-    yield _evaluation(experiment, placement, state, row, count)
+    yield _shared(experiment, placement, state)
+    ids = np.arange(max(numbers_evaluated(config)), dtype=np.int32)
+    yield _own(experiment, placement, state, row, groups_of(ids)[0])
 
 
 def _preparation(
@@ -172,36 +180,38 @@ def _round(
     return Program("round", True, flops, lambda: rounds.compile(inputs, test, wanted))
 
 
-def _evaluation(
+def _shared(
+    experiment: Experiment, placement: Placement, state: ServerState
+) -> Program:
+    test = experiment.data.test
+    arguments = shapes_on(placement, WHOLE, (state, test))
+    share = shared_program(experiment.learning, placement)
+    flops = _flops(experiment, MEASURED * len(test.labels))
+    name = "evaluation of the model without gates"
+    return Program(name, False, flops, lambda: share.lower(*arguments).compile())
+
+
+def _own(
     experiment: Experiment,
     placement: Placement,
     state: ServerState,
     row: ClientState,
-    count: int,
+    group: np.ndarray,
 ) -> Program:
     learning, data = experiment.learning, experiment.data
-    ids = np.arange(count, dtype=np.int32)
-    width = width_of(data.validation, ids)
+    share = shared_program(learning, placement)
+    _, correct = jax.eval_shape(share, state, data.test)
+    table = data.validation(group)
+    personal = _stacked(row.personal, len(group))
     arguments = shapes_on(
-        placement,
-        WHOLE,
-        (
-            state,
-            _stacked(row.personal, count),
-            data.train,
-            data.test,
-            pad_clients(data.validation, ids, width),
-        ),
+        placement, WHOLE, (state, personal, correct, data.train, data.test, table)
     )
-    measure = evaluation_program(learning, data.held_out, placement)
-    own_models = count if jax.tree.leaves(row.personal) else 1
-    images = own_models * len(data.test.labels)
-    if learning.model.gates is not None:
-        images += len(data.test.labels)
+    measure = own_program(learning, data.held_out, placement)
+    images = len(group) * len(data.test.labels) if correct is None else 0
     if data.held_out:
-        images += int(sizes_of(data.validation, ids).sum())
+        images += int(table.sizes.sum())
     flops = _flops(experiment, MEASURED * images)
-    name = f"evaluation of {count} clients"
+    name = f"evaluation of {len(group)} clients"
     return Program(name, False, flops, lambda: measure.lower(*arguments).compile())
 
 

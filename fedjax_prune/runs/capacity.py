@@ -6,11 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.aggregate import weigh
 from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.evaluate import BATCH_SIZE
 from fedjax_prune.engine.local import LocalTraining
+from fedjax_prune.engine.row_index import ENTRY_BYTES
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.experiment import Experiment, machine_bytes
@@ -46,7 +49,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     row_bytes = tree_bytes(row)
     placement = placement_of(config)
     share = -(-config.data.num_clients // placement.num_blocks) * row_bytes
-    if config.client_rows == "host":
+    if config.client_rows != "device":
         share = 0
     explorers, prepare = 0, learning.algorithm.prepare
     client, message = _client_bytes(learning, state)
@@ -140,13 +143,62 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     return 5 * peak_bytes(task.predict, variables, images) // 4
 
 
-def available_bytes() -> int:
-    """Memory of one device; a CPU device has an equal share of the machine's."""
+def host_bytes(experiment: Experiment) -> int:
+    """Bytes that the rows of clients and the tables of a cohort take on the host.
+
+    Of rows on disk, it holds those of the cohort before and of the next one, and an
+    entry of the index for each client who was ever trained.
+    """
+    config = experiment.config
+    row_bytes = tree_bytes(jax.eval_shape(lambda: start(experiment.learning))[1])
+    num_clients, cohort_size = config.data.num_clients, config.cohort_size
+    rows = {
+        "device": 0,
+        "host": num_clients * row_bytes,
+        "disk": 3 * cohort_size * row_bytes
+        + ENTRY_BYTES * min(num_clients, config.rounds * cohort_size),
+    }[config.client_rows]
+    width = experiment.data.population.max_size
+    return rows + cohort_size * width * np.dtype(np.int32).itemsize
+
+
+def require_host_memory(experiment: Experiment) -> None:
+    """Refuses rows and tables that the host cannot hold, before they are made.
+
+    Raises:
+      SettingsError: if they do not fit, or there are several processes and rows on
+        disk.
+    """
+    config, available = experiment.config, machine_bytes()
+    if config.client_rows == "disk" and processes.count() > 1:
+        raise SettingsError(
+            [
+                f"client_rows = disk needs a single process, got {processes.count()}: "
+                "take client_rows = host, which shares the rows out"
+            ]
+        )
+    if (needed := host_bytes(experiment)) > available:
+        raise SettingsError(
+            [
+                f"client_rows = {config.client_rows} with {config.data.num_clients:,} "
+                f"clients, {config.cohort_size:,} a round, takes {needed / 1e9:,.3g} "
+                f"GB of this machine's memory, which has {available / 1e9:,.3g} GB: "
+                "take client_rows = disk, or a smaller cohort_size or model.width"
+            ]
+        )
+
+
+def available_bytes(on_host: int = 0) -> int:
+    """Memory of one device; a CPU device has an equal share of the machine's.
+
+    Args:
+      on_host: bytes that the host itself takes.
+    """
     device = jax.local_devices()[0]
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return statistics["bytes_limit"]
-    return machine_bytes() // jax.local_device_count()
+    return (machine_bytes() - on_host) // jax.local_device_count()
 
 
 def fitting_lanes(need: Callable[[int], int], most: int, available: int) -> int:

@@ -1,7 +1,8 @@
 """Checkpoints of the complete state: saved whole or not at all, restored exactly.
 
 A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, written by
-Orbax, the rows of all clients in `rows/`, written by their store, and `manifest.json`
+Orbax, the rows of all clients in `rows/`, written by their store (of rows on disk only
+the index, see engine/row_log.py), and `manifest.json`
 with the shapes and dtypes of the leaves, the origin of the run and the checksums of the
 files and of itself. The folder is built under a hidden name, read back and renamed at
 the end, so a killed save leaves nothing that could be taken for a checkpoint. A damaged
@@ -117,6 +118,10 @@ def begin_save(
         return True
 
     is_new = processes.on_first(begin)
+    if rows is not None:
+        # Also those put aside, which could still be mended. Not in `finish`, because
+        # meanwhile the loop uses the store.
+        rows.keep([f / "rows" for f in directory.iterdir() if f.is_dir()])
     if is_new and rows is not None:
         with _no_remains(directory, round, needed):
             rows.snapshot(folder / "rows")
@@ -142,19 +147,22 @@ def begin_save(
     return finish
 
 
-def require_room(directory: str | Path, state: Tree, rows: Store) -> None:
+def require_room(
+    directory: str | Path, state: Tree, rows: Store, *, written: int = 0
+) -> None:
     """Refuses to begin what could not be saved.
 
     Args:
       directory: of the checkpoints; it need not exist.
       state: arrays or `jax.ShapeDtypeStruct`s.
       rows: of all clients.
+      written: bytes that are written beside it before it is saved.
 
     Raises:
       CheckpointError: if a checkpoint is larger than what is free on the disk.
     """
     directory = Path(directory).absolute()
-    if (needed := _num_bytes(state, rows)) > _free_bytes(directory):
+    if (needed := _num_bytes(state, rows) + written) > _free_bytes(directory):
         raise CheckpointError(
             f"A checkpoint could not be saved in {directory}. "
             f"{_room(directory, needed)}: make room, or name a workdir on another disk."
@@ -253,7 +261,7 @@ def _put_aside(directory: Path, round: int, rows: Store | None) -> None:
 
 
 def _num_bytes(state: Tree, rows: Store | None) -> int:
-    return tree_bytes(state) + (0 if rows is None else tree_bytes(rows.shapes))
+    return tree_bytes(state) + (0 if rows is None else rows.snapshot_bytes)
 
 
 def _free_bytes(directory: Path) -> int:

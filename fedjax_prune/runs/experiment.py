@@ -3,7 +3,8 @@
 import bisect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,12 +14,15 @@ from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.datasets import DATASETS, resolve_count
 from fedjax_prune.data.hashes import hash_arrays
 from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
+from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.synthetic import client_sizes, generate
-from fedjax_prune.data.validation import holdout, matched_test
+from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
+
+_Parts = tuple[Dataset, Dataset, Population, Callable[[np.ndarray], Padded]]
 
 
 class RunData(NamedTuple):
@@ -28,8 +32,8 @@ class RunData(NamedTuple):
       train: training examples.
       test: test examples, cut to `eval.num_examples`.
       population: who holds which training examples.
-      validation: each client's validation set; indices into `test`, or into `train`
-        if it is held out.
+      validation: [count] client ids -> a table of their validation sets; indices into
+        `test`, or into `train` if they are held out.
       held_out: whether validation sets are training images, as `data.local_val` says.
       hashes: of `train`, `test` and `population`, by these names.
     """
@@ -37,7 +41,7 @@ class RunData(NamedTuple):
     train: Dataset
     test: Dataset
     population: Population
-    validation: Population
+    validation: Callable[[np.ndarray], Padded]
     held_out: bool
     hashes: Mapping[str, str] = {}
 
@@ -123,8 +127,8 @@ def load_data(config: Config) -> RunData:
     )
 
 
-def _generated(config: Config) -> tuple[Dataset, Dataset, Population, Population]:
-    """Training examples, test examples, clients, and each client's held-out indices.
+def _generated(config: Config) -> _Parts:
+    """Training examples, test examples, clients, and their validation sets.
 
     Raises:
       SettingsError: if the examples do not fit the memory; nothing is drawn then.
@@ -156,11 +160,11 @@ def _generated(config: Config) -> tuple[Dataset, Dataset, Population, Population
     )
     kept = resolve_count(data.name, "test", config.eval.num_examples, len(test.labels))
     test = Dataset(test.images[:kept], test.labels[:kept])
-    return train, test, population, validation
+    return train, test, population, partial(table_of, validation)
 
 
-def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population]:
-    """Training examples, test examples, clients, and each client's held-out indices."""
+def _by_client(config: Config) -> _Parts:
+    """Training examples, test examples, clients, and their validation sets."""
     data = config.data
     train, population, validation = load_by_client(
         data.name,
@@ -175,7 +179,7 @@ def _by_client(config: Config) -> tuple[Dataset, Dataset, Population, Population
     count = config.eval.num_examples
     held_out = held_out[: resolve_count(data.name, "test", count, len(held_out))]
     test = Dataset(train.images[held_out], train.labels[held_out])
-    return train, test, population, validation
+    return train, test, population, partial(table_of, validation)
 
 
 def _resized(config: Config, train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
@@ -222,8 +226,8 @@ def machine_bytes() -> int:
 
 def _split(
     config: Config, train: Dataset, test: Dataset
-) -> tuple[Population, Population]:
-    """Deals the training examples to clients and makes their validation sets."""
+) -> tuple[Population, Callable[[np.ndarray], Padded]]:
+    """Deals the training examples to clients, and says their validation sets."""
     data, num_classes = config.data, DATASETS[config.data.name].num_classes
     population = partition(
         data.partitioner,
@@ -235,8 +239,15 @@ def _split(
         classes_per_client=data.classes_per_client,
     )
     if data.local_val == "holdout":
-        return holdout(population, 0.2, data.seed)
-    validation = matched_test(
-        train.labels, population, test.labels, num_classes, data.seed
-    )
-    return population, validation
+        population, validation = holdout(population, 0.2, data.seed)
+        return population, partial(table_of, validation)
+    labels = train.labels, population, test.labels, num_classes
+    require_matched(*labels)
+    width = min(SIZE, len(test.labels))
+
+    def matched(client_ids: np.ndarray) -> Padded:
+        """They are drawn when they are used: a client takes a quarter millisecond."""
+        drawn = matched_test(*labels, data.seed, client_ids=client_ids)
+        return pad_clients(drawn, np.arange(len(client_ids)), width)
+
+    return population, matched

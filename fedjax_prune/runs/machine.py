@@ -13,7 +13,13 @@ from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.lanes import over_lanes
 from fedjax_prune.models.platforms import tracing_for
-from fedjax_prune.runs.capacity import available_bytes, fitting_lanes, memory_estimate
+from fedjax_prune.runs.capacity import (
+    available_bytes,
+    fitting_lanes,
+    host_bytes,
+    memory_estimate,
+    require_host_memory,
+)
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.sections import SECTIONS
 from fedjax_prune.runs.settings import SettingsError
@@ -65,8 +71,9 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
     clients = -(-config.cohort_size // config.devices)
     most = min(MOST_LANES if asked == "auto" else asked, clients)
+    require_host_memory(experiment)
     need = memory_estimate(experiment)
-    available = min(processes.gather(available_bytes()))
+    available = min(processes.gather(available_bytes(host_bytes(experiment))))
     fitting = fitting_lanes(need, most, available)
     rate = 0.0
     if asked == "auto":

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from fedjax_prune.engine import row_log
 from fedjax_prune.runs.files import create
 
 _MANIFEST = "manifest.json"
@@ -50,7 +51,8 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     """Reads the manifest and compares the files of some parts with it.
 
     This comes before Orbax reads: on a broken file its loader threads outlive the
-    error, and it does not notice a changed byte inside an array.
+    error, and it does not notice a changed byte inside an array. Of rows on disk, the
+    files that the checkpoint names are read, too.
 
     Raises:
       Damage: with the reason.
@@ -83,6 +85,11 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             raise Damage(f"{part} cannot be read: {error}") from error
         if not intact:
             raise Damage(f"the files in {part} are not those that were saved")
+    if "rows" in parts:
+        try:
+            row_log.check(folder / "rows")
+        except (OSError, ValueError) as error:
+            raise Damage(f"rows cannot be read: {error}") from error
     checksum = manifest.pop("checksum", None)
     if checksum is not None and checksum != _checksum_of(manifest):
         raise Damage(f"{_MANIFEST} is not what was saved")

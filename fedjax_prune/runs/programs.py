@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.data.padded import Padded, pad_clients, width_of
+from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine import evaluate
 from fedjax_prune.engine.contract import Round
 from fedjax_prune.engine.devices import Placement
@@ -30,6 +30,9 @@ from fedjax_prune.types import (
     Task,
     Tree,
 )
+
+GROUP = 256
+"""Most clients who are evaluated by one call of a program."""
 
 
 class Rounds(Protocol):
@@ -120,8 +123,31 @@ def _donated(inputs: RoundInputs) -> tuple[tuple[ServerState, ClientState], Any]
     return (inputs.state, inputs.rows), inputs._replace(state=kept, rows=kept)
 
 
-def evaluation_program(learning: Learning, held_out: bool, placement: Placement) -> Any:
-    """Makes the jitted function that evaluates some clients.
+def shared_program(learning: Learning, placement: Placement) -> Any:
+    """Makes the jitted function that evaluates the delivered model without gates.
+
+    Args:
+      learning: of the run.
+      placement: where it runs.
+
+    Returns:
+      (state, test) -> (accuracy, which test examples are correct). The latter is None
+      with gates; without gates all clients have the same model.
+    """
+    gated = learning.model.gates is not None
+
+    @jax.jit
+    def share(state: ServerState, test: Dataset) -> tuple[jax.Array, jax.Array | None]:
+        shared = learning.algorithm.deliver(state)
+        task = learning.dense_task if gated else learning.task
+        dense = evaluate.correct_by_client(task, shared, test, placement)
+        return dense.mean(), None if gated else dense
+
+    return share
+
+
+def own_program(learning: Learning, held_out: bool, placement: Placement) -> Any:
+    """Makes the jitted function that evaluates the models of a group of clients.
 
     Args:
       learning: of the run.
@@ -129,46 +155,40 @@ def evaluation_program(learning: Learning, held_out: bool, placement: Placement)
       placement: where it runs.
 
     Returns:
-      (state, personal parameters of the clients, train, test, their validation sets) ->
-      the accuracies of `Evaluation`.
+      (state, personal parameters of the clients, second result of `shared_program`,
+      train, test, validation sets of the clients) -> accuracies of the clients.
     """
-    gated = learning.model.gates is not None
 
     @jax.jit
     def measure(
         state: ServerState,
         personal: Tree,
+        correct: jax.Array | None,
         train: Dataset,
         test: Dataset,
         validation: Padded,
     ) -> dict[str, jax.Array]:
         # Every device evaluates all clients on its share of the examples.
-        shared = learning.algorithm.deliver(state)
-        own = shared._replace(personal=personal)
-        correct = evaluate.correct_by_client(learning.task, own, test, placement)
+        own = learning.algorithm.deliver(state)._replace(personal=personal)
+        if correct is None:
+            correct = evaluate.correct_by_client(learning.task, own, test, placement)
         local = (
             evaluate.holdout_accuracy(learning.task, own, train, validation, placement)
             if held_out
             else evaluate.local_accuracy(correct, validation)
         )
-        dense = correct
-        if gated:
-            dense = evaluate.correct_by_client(
-                learning.dense_task, shared, test, placement
-            )
-        return {
-            "global_dense": dense.mean(),
-            "client_gated": jnp.broadcast_to(
-                correct.mean(axis=1), validation.sizes.shape
-            ),
-            "client_local": local,
-        }
+        accuracy = jnp.broadcast_to(correct.mean(axis=1), validation.sizes.shape)
+        return {"client_gated": accuracy, "client_local": local}
 
     return measure
 
 
 class Evaluation:
-    """Accuracies of the delivered model with each client's personal parameters."""
+    """Accuracies of the delivered model with each client's personal parameters.
+
+    Clients are evaluated in groups of one size, so that neither what is compiled nor
+    its memory grows with their number.
+    """
 
     def __init__(self, experiment: Experiment, placement: Placement):
         """Sends the data to the devices.
@@ -181,21 +201,30 @@ class Evaluation:
         self.train, self.test = put_whole(placement, (data.train, data.test))
         self._validation = data.validation
         self._placement = placement
+        self._compiled_shared: Any = None
         self._compiled: dict[tuple[int, int], Any] = {}
-        self._measure = evaluation_program(learning, data.held_out, placement)
+        self._share = shared_program(learning, placement)
+        self._measure = own_program(learning, data.held_out, placement)
 
     def compile(self, state: ServerState, rows: Store, counts: Collection[int]) -> None:
         """Compiles the evaluation for each of these numbers of clients in advance."""
+        self._compiled_shared = self._share.lower(state, self.test).compile()
+        _, correct = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(self._share, state, self.test),
+            self._compiled_shared.output_shardings,
+        )
         for count in counts:
             # The last evaluation has these clients; others are mostly as wide.
-            arguments = self._arguments(state, rows, np.arange(count, dtype=np.int32))
+            group = groups_of(np.arange(count, dtype=np.int32))[0]
+            arguments = self._arguments(state, rows, correct, group)
             shape = arguments[-1].indices.shape
             self._compiled[shape] = self._measure.lower(*arguments).compile()
 
     def __call__(
         self, state: ServerState, rows: Store, client_ids: np.ndarray
-    ) -> dict[str, jax.Array]:
-        """Evaluates some clients.
+    ) -> dict[str, Any]:
+        """Evaluates some clients, without waiting for it if they are one group.
 
         Args:
           state: of the server.
@@ -205,19 +234,47 @@ class Evaluation:
         Returns:
           `global_dense` [], `client_gated` and `client_local` [count], in [0, 1].
         """
-        arguments = self._arguments(state, rows, client_ids)
-        run = self._compiled.get(arguments[-1].indices.shape, self._measure)
-        return run(*arguments)
+        share = self._compiled_shared or self._share
+        dense, correct = share(state, self.test)
+        groups: list[dict[str, Any]] = []
+        for ids in groups_of(client_ids):
+            arguments = self._arguments(state, rows, correct, ids)
+            run = self._compiled.get(arguments[-1].indices.shape, self._measure)
+            groups.append(run(*arguments))
+            # The devices compute one group while the next one is made, and no more.
+            groups[-2:-1] = jax.device_get(groups[-2:-1])
+        accuracies = groups[0]
+        if len(groups) > 1:
+            groups = jax.device_get(groups)
+            accuracies = {
+                name: np.concatenate([group[name] for group in groups])
+                for name in accuracies
+            }
+            accuracies = {name: x[: len(client_ids)] for name, x in accuracies.items()}
+        return {"global_dense": dense} | accuracies
 
     def _arguments(
-        self, state: ServerState, rows: Store, client_ids: np.ndarray
+        self, state: ServerState, rows: Store, correct: Any, client_ids: np.ndarray
     ) -> tuple[Any, ...]:
-        width = width_of(self._validation, client_ids)
-        validation = pad_clients(self._validation, client_ids, width)
         return (
             state,
             rows.personal(client_ids),
+            correct,
             self.train,
             self.test,
-            put_whole(self._placement, validation),
+            put_whole(self._placement, self._validation(client_ids)),
         )
+
+
+def groups_of(client_ids: np.ndarray) -> list[np.ndarray]:
+    """Cuts clients into groups of one size, at most GROUP; the last repeats a client.
+
+    Examples:
+      >>> groups = groups_of(np.arange(GROUP + 1))
+      >>> [len(group) for group in groups], groups[-1][-2:].tolist()
+      ([129, 129], [256, 256])
+    """
+    number = -(-len(client_ids) // GROUP)
+    size = -(-len(client_ids) // number)
+    places = np.minimum(np.arange(number * size), len(client_ids) - 1)
+    return np.split(client_ids[places], number)

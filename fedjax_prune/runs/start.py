@@ -9,12 +9,16 @@ from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.store import Store, make_store
+from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.saving import FOLDER
-from fedjax_prune.types import ClientState, ServerState
+from fedjax_prune.types import ClientState, Config, ServerState
+
+ROWS = "rows"
+"""Folder of the rows of clients in a workdir, if they are on disk."""
 
 
 def restore_or_start(
@@ -39,12 +43,16 @@ def restore_or_start(
             row,
             config.data.num_clients,
             placement,
-            own_personal(learning),
+            own_personal=own_personal(learning),
+            folder=workdir / ROWS,
         )
         state = put_whole(placement, state)
     if finished is None or finished < config.rounds:
+        written = _bytes_of_round(rows, config)
         processes.on_first(
-            lambda: checkpoint.require_room(workdir / FOLDER, state, rows)
+            lambda: checkpoint.require_room(
+                workdir / FOLDER, state, rows, written=written
+            )
         )
     return state, rows, finished
 
@@ -53,7 +61,7 @@ def restore(
     learning: Learning,
     workdir: Path,
     placement: Placement = ONE_DEVICE,
-    client_rows: str = "host",
+    client_rows: str | None = None,
     origin: Origin | None = None,
 ) -> tuple[ServerState, Store]:
     """The newest checkpoint.
@@ -62,17 +70,31 @@ def restore(
       learning: of the run.
       workdir: of the run.
       placement: where the state and the rows are wanted.
-      client_rows: kind of store. With rows on the host, only those asked for are read
-        until the first are replaced.
+      client_rows: kind of store; None is one that reads only the rows asked for, until
+        the first are replaced.
       origin: of the run; None compares nothing.
 
     Raises:
       CheckpointError: if there is none, it cannot be used or is of another origin.
     """
     state, row = _saved(learning)
-    row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
+    if client_rows is None:
+        client_rows = "disk" if learning.config.client_rows == "disk" else "host"
+    if client_rows == "disk":
+        # Rows of another kind of store are written unless they are equal to it.
+        row = jax.jit(lambda: start(learning)[1])()
+    else:
+        row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
+    own = own_personal(learning)
     num_clients = learning.config.data.num_clients
-    rows = make_store(client_rows, row, num_clients, placement)
+    rows = make_store(
+        client_rows,
+        row,
+        num_clients,
+        placement,
+        own_personal=own,
+        folder=workdir / ROWS,
+    )
     state = checkpoint.restore(workdir / FOLDER, state, rows, origin)
     return put_whole(placement, state), rows
 
@@ -87,6 +109,13 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     state, _ = _saved(learning)
     origin = origin_of(learning.config)
     return checkpoint.restore(workdir / FOLDER, state, origin=origin)
+
+
+def _bytes_of_round(rows: Store, config: Config) -> int:
+    """What a round writes before the first checkpoint."""
+    if config.client_rows != "disk":
+        return 0
+    return config.cohort_size * tree_bytes(rows.shapes) // config.data.num_clients
 
 
 def _saved(learning: Learning) -> tuple[ServerState, ClientState]:

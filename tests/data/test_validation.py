@@ -5,7 +5,12 @@ import pytest
 
 from fedjax_prune.data.partition import dirichlet
 from fedjax_prune.data.population import to_population
-from fedjax_prune.data.validation import class_counts, holdout, matched_test
+from fedjax_prune.data.validation import (
+    class_counts,
+    holdout,
+    matched_test,
+    require_matched,
+)
 
 LABELS = np.repeat(np.arange(10), 5000)
 
@@ -91,3 +96,35 @@ def test_holdout_limits():
         holdout(population, 0.2, 0)
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\), got 1\.0"):
         holdout(population, 1.0, 0)
+
+
+def test_matched_test_of_some_clients_is_that_of_all():
+    rng = np.random.default_rng(0)
+    labels, test_labels = rng.integers(0, 4, 60), rng.integers(0, 4, 30)
+    population = to_population(np.split(np.arange(60), 12), num_examples=60)
+    whole = matched_test(labels, population, test_labels, 4, seed=3, size=9)
+    some = np.array([7, 2, 11])
+    part = matched_test(
+        labels, population, test_labels, 4, seed=3, size=9, client_ids=some
+    )
+    assert len(part.sizes) == 3
+    for place, client in enumerate(some):
+        np.testing.assert_array_equal(part.of(place), whole.of(client))
+
+
+def test_clients_who_cannot_be_matched_are_known_before_any_draw():
+    """For 300 random clients and test sets, some without one or two classes."""
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        labels = rng.integers(0, 4, rng.integers(1, 12))
+        test_labels = rng.choice(rng.permutation(4)[: rng.integers(2, 5)], 6)
+        population = to_population([np.arange(len(labels))], num_examples=len(labels))
+        messages = []
+        for function, numbers in ((require_matched, ()), (matched_test, (0,))):
+            try:
+                function(labels, population, test_labels, 4, *numbers)
+            except ValueError as error:
+                messages.append(str(error))
+        assert len(messages) in (0, 2) and len(set(messages)) < 2
+        refused += bool(messages)
+    assert 30 < refused < 270

@@ -10,11 +10,14 @@ import pytest
 from fedjax_prune.engine import row_files
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.placing import put_split
+from fedjax_prune.engine.rows_on_disk import DiskStore
 from fedjax_prune.engine.store import STORES, DeviceStore, HostStore, make_store
 from fedjax_prune.types import ClientState
-from tests.toys import all_rows
+from tests.toys import all_rows, assert_same_bits
 
-HOMES = list(itertools.product(STORES, (1, 2, 4, 8)))
+KINDS = ("device", "host")
+"""Those whose snapshots hold all rows; test_rows_on_disk.py is about the other."""
+HOMES = list(itertools.product(KINDS, (1, 2, 4, 8)))
 """Neither two nor four nor eight devices divide seven clients."""
 
 
@@ -49,14 +52,6 @@ def filled(kind, rows, num_devices=1):
     new = put_split(placement, jax.tree.map(lambda x: x[places], rows))
     store.put(ids.astype(np.int32), new)
     return store, placement
-
-
-def assert_same_bits(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    for a, e in pairs:
-        assert (a.dtype, a.shape) == (e.dtype, e.shape)
-        assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
 
 
 def contents(folder):
@@ -184,7 +179,7 @@ def copied(monkeypatch):
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_larger_than_a_piece_is_copied(
     kind, num_devices, tmp_path, monkeypatch, copied
 ):
@@ -220,6 +215,7 @@ def test_personal_parameters_of_their_own(
     row = ClientState({"gate": np.zeros(4, np.float32)}, {"c": np.float32(0.5)})
     copied.clear()
     store = make_store(kind, row, 13, placement, draw)
+    store.take(np.zeros(placement.num_blocks, np.int32))
     # A row has 20 bytes, and each device is sent at least one.
     assert max(copied) <= max(piece_bytes, 4 * 13 if num_devices == 1 else 20 * 8)
     drawn = [jax.jit(draw)(jnp.int32(n))["gate"] for n in range(13)]
@@ -230,14 +226,18 @@ def test_personal_parameters_of_their_own(
 def test_rows_without_leaves(tmp_path):
     """Of an algorithm whose clients keep nothing."""
     for kind in STORES:
-        store = make_store(kind, ClientState({}, {}), 3)
+        store = make_store(kind, ClientState({}, {}), 3, folder=tmp_path / "rows")
         store.put(np.zeros(1, np.int32), store.take(np.zeros(1, np.int32)))
         store.snapshot(tmp_path / kind)
         store.restore(tmp_path / kind)
-        assert contents(tmp_path / kind) == {}
+    for of, to in itertools.product(STORES, STORES):
+        store = make_store(to, ClientState({}, {}), 3, folder=tmp_path / "rows")
+        store.restore(tmp_path / of)
+    assert contents(tmp_path / "device") == contents(tmp_path / "host") == {}
+    assert not (tmp_path / "rows").exists()
 
 
-@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_that_do_not_fit_are_refused(kind, tmp_path):
     rows = make_rows()
     store, _ = filled(kind, rows)
@@ -257,8 +257,9 @@ def test_files_that_do_not_fit_are_refused(kind, tmp_path):
 
 def test_what_cannot_be_made():
     row = ClientState({}, {})
-    with pytest.raises(ValueError, match="one of device, host, got 'disk'"):
-        make_store("disk", row, 3)
+    with pytest.raises(ValueError, match="one of device, host, disk, got 'tape'"):
+        make_store("tape", row, 3)
     with pytest.raises(ValueError, match="num_clients must be at least 1, got 0"):
         make_store("host", row, 0)
-    assert {"device": DeviceStore, "host": HostStore} == STORES
+    kinds = [make_store(kind, row, 3, folder="unused") for kind in STORES]
+    assert [*map(type, kinds)] == [DeviceStore, HostStore, DiskStore]

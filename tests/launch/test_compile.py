@@ -69,6 +69,7 @@ def test_a_slice_that_cannot_be_is_told_in_one_line():
     assert "error: --topology=v5e:3x7 is not a slice that libtpu knows: " in err
 
 
+@pytest.mark.long
 @NEEDS_LIBTPU
 def test_a_gated_round_of_scaffold_is_compiled_for_four_chips():
     """The quick start is FedDP: SCAFFOLD on a gated network."""

@@ -122,6 +122,25 @@ def test_fewer_lanes_are_taken_where_memory_is_short():
         capacity.fitting_lanes(estimate, 64, need[0] - 1)
 
 
+def test_rows_that_the_host_cannot_hold_are_refused(tmp_path):
+    """A billion clients: on the host all rows count, on disk those of the rounds."""
+    experiment = build(tiny_config(devices=1, lanes=1))
+    config = experiment.config.copy_and_resolve_references()
+    config.data.num_clients, config.client_rows = 10**9, "host"
+    experiment = experiment.with_config(config)
+    row_bytes = tree_bytes(start(experiment.learning)[1])
+    width = experiment.data.population.max_size
+    tables = 4 * width * config.cohort_size
+    assert capacity.host_bytes(experiment) == 10**9 * row_bytes + tables
+    with pytest.raises(SettingsError, match="client_rows = host with 1,000,000,000"):
+        machine.choose(experiment, tmp_path)
+    config.client_rows = "disk"
+    of_rounds = 12 * config.rounds * config.cohort_size
+    cohorts = 3 * config.cohort_size * row_bytes
+    assert capacity.host_bytes(experiment) == of_rounds + cohorts + tables
+    assert machine.choose(experiment, tmp_path).experiment.config.lanes == 1
+
+
 def test_lanes_bring_more_explorers_at_once():
     """4, 32, 40, 40 rows of explorers: each further lane adds fewer."""
     sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.engine import row_files, store
+from fedjax_prune.engine import row_files, rows_on_host, store
 from fedjax_prune.runs import loop, state_files, train
 from fedjax_prune.runs.saving import Saver
 from tests.small_runs import tiny_config
 
-FILES = {m.__file__ for m in (loop, row_files, state_files, store)}
+FILES = {m.__file__ for m in (loop, row_files, rows_on_host, state_files, store)}
 
 
 class Sealed:
@@ -79,7 +79,7 @@ def spy_on_reads(patch, events):
     spy_on(jax, "device_get")
 
 
-@pytest.fixture(scope="module", params=["device", "host"])
+@pytest.fixture(scope="module", params=["device", "host", "disk"])
 def watched(request, tmp_path_factory):
     """Where the rows are, and what happened in order: rounds and readers."""
     events = []
@@ -104,12 +104,13 @@ def watched(request, tmp_path_factory):
 def test_only_one_function_reads_from_the_device(watched):
     """The transfer guard of the CPU does not see device-to-host copies.
 
-    Only saving reads, too, and the code that brings rows to a store on the host.
+    Only saving reads, too, and the code that brings rows to a store on the host. Rows
+    on disk are read by a thread of their own.
     """
     client_rows, events = watched
-    others = {"device": "pieces_of_devices", "host": "_settled"}
+    others = {"device": {"pieces_of_devices"}, "host": {"_settled"}, "disk": set()}
     readers = set(events) - {"a round starts"}
-    assert readers == {"read_devices", "copy_leaves", others[client_rows]}
+    assert readers == {"read_devices", "copy_leaves"} | others[client_rows]
 
 
 def test_a_round_is_dispatched_before_the_previous_one_is_read(watched):

@@ -1,0 +1,293 @@
+"""A store of rows on disk: only clients who were ever trained take space.
+
+Each `put` writes one file of a log, see `row_log`, in a thread of its own, while the
+devices compute. `take` reads the rows of a cohort while the devices still compute the
+round before, and waits for those rows only if a client is in both cohorts. A client
+never seen has the first row, which is not written.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.filling import open_log, read_pieces
+from fedjax_prune.engine.placing import put_split, put_whole
+from fedjax_prune.engine.row_arrays import shapes_of
+from fedjax_prune.engine.row_index import NOBODY, Index
+from fedjax_prune.types import ClientState, Tree
+
+
+class RowsError(RuntimeError):
+    """Rows on disk that cannot be written or read; the message says which and why.
+
+    Examples:
+      >>> import fedjax_prune as fp
+      >>> try:
+      ...     raise fp.RowsError("/runs/1/rows/1-7.rows cannot be read: it is cut.")
+      ... except fp.RowsError as error:
+      ...     print(error)
+      /runs/1/rows/1-7.rows cannot be read: it is cut.
+    """
+
+
+class DiskStore:
+    """Rows of all clients in files of a folder, which one store at a time may write.
+
+    The host holds the rows of one or two cohorts, and the index of the clients who
+    were ever written, 12 bytes each. A file that has few rows left is removed after a
+    later `put` has written them once more. Nothing is removed that a snapshot of this
+    store names; `keep` says which snapshots count.
+    """
+
+    def __init__(
+        self,
+        row: ClientState,
+        num_clients: int,
+        placement: Placement = ONE_DEVICE,
+        own_personal: Callable[[jax.Array], Tree] | None = None,
+        *,
+        folder: str | Path,
+    ):
+        """Gives every client its first row; nothing is written or read.
+
+        Args:
+          row: of a client never seen.
+          num_clients: clients in the population, at least 1.
+          placement: of the rounds.
+          own_personal: as in `make_store`; it is called for the clients of a cohort.
+          folder: of the files, made with the first of them.
+        """
+        self.shapes = shapes_of(row, num_clients)
+        self._num_clients, self._placement = num_clients, placement
+        self._folder = Path(folder).absolute()
+        one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
+        self._first = row_log.to_bytes(one)[0]
+        self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
+        self._own_personal = None
+        if own_personal is not None:
+            self._own_personal = jax.jit(partial(jax.lax.map, own_personal))
+        self._index = NOBODY
+        self._writing: tuple[np.ndarray, Future[tuple[Index, set[str]]]] | None = None
+        self._thread = ThreadPoolExecutor(1, "rows on disk")
+        self._in_snapshots: set[str] = set()
+        self._attempt, self._number = 0, 0
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """See `Store.snapshot_bytes`."""
+        index = self._index
+        columns = (index.clients, index.files, index.places, self._first)
+        return sum(x.nbytes for x in columns) + 3000 + 100 * len(index.logs)
+
+    def take(self, client_ids: np.ndarray) -> ClientState:
+        """See `Store.take`."""
+        rows = self._read(client_ids, len(self._first))
+        return put_split(self._placement, row_log.from_bytes(rows, self.shapes))
+
+    def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
+        """See `Store.put`; the rows are written aside.
+
+        Raises:
+          RowsError: if rows that were put before could not be written.
+        """
+        self._settle()
+        if not self._attempt:
+            self._attempt = row_log.next_attempt(self._folder)
+        client_ids = np.asarray(client_ids)
+        real = (client_ids >= 0) & (client_ids < self._num_clients)
+        if len(self._first) and real.any():
+            self._number += 1
+            name = f"{self._attempt}-{self._number}.rows"
+            written = self._thread.submit(self._write, name, client_ids, real, rows)
+            self._writing = client_ids[real], written
+
+    def personal(self, client_ids: np.ndarray) -> Tree:
+        """See `Store.personal`."""
+        rows = self._read(client_ids, self._personal_bytes)
+        personal = row_log.from_bytes(rows, self.shapes.personal)
+        return put_whole(self._placement, personal)
+
+    def snapshot(self, folder: str | Path) -> None:
+        """Writes the index, and waits for the files that it names.
+
+        Args:
+          folder: made here.
+
+        Raises:
+          OSError: if the folder exists or cannot be written.
+          RowsError: if rows could not be written.
+        """
+        self._settle()
+        saved = row_log.Saved(self._index, self._first, self._num_clients, self._folder)
+        self._in_snapshots |= self._index.names
+        row_log.save(Path(folder), saved)
+
+    def restore(self, folder: str | Path) -> None:
+        """Replaces all rows by those of a snapshot.
+
+        Of a snapshot of this folder, only the index is read; `row_log.check` reads the
+        files, too. Rows of another store are written into this folder, except for those
+        that are equal to the first row.
+
+        Args:
+          folder: written by `snapshot` of any kind of store.
+
+        Raises:
+          OSError: if a file is missing or cannot be read.
+          ValueError: if a file does not hold what it should.
+          RowsError: if rows could not be written.
+        """
+        folder = Path(folder)
+        if not row_log.is_log(folder):
+            self._copy_leaves(row_files.open_leaves(folder, self.shapes))
+            return
+        saved = open_log(folder, self.shapes)
+        if saved.folder == self._folder:
+            self._drop_writing()
+            self._index, self._first = saved.index, saved.first
+            # The files that this store writes next are of another attempt.
+            self._attempt, self._in_snapshots = 0, saved.index.names
+            return
+        pieces = read_pieces(saved, self.shapes)
+        self._begin(saved.first)
+        for client_ids, rows in pieces:
+            self.put(client_ids, rows)
+        self._settle()
+
+    def keep(self, snapshots: Iterable[str | Path]) -> None:
+        """See `Store.keep`."""
+        self._settle()
+        self._in_snapshots = set()
+        for folder in snapshots:
+            # A damaged one cannot be restored, and needs nothing.
+            with suppress(OSError, ValueError):
+                saved = row_log.load(Path(folder))
+                if saved.folder == self._folder:
+                    self._in_snapshots |= saved.index.names
+        kept = self._in_snapshots | self._index.names
+        row_log.remove_others(self._folder, kept)
+
+    def _begin(self, first: np.ndarray) -> None:
+        """Gives every client its first row again."""
+        self._drop_writing()
+        self._index, self._first = NOBODY, first
+
+    def _drop_writing(self) -> None:
+        """Forgets the rows that are arriving, once their file is written or not."""
+        if self._writing is not None:
+            self._writing[1].exception()
+            self._writing = None
+
+    def _settle(self) -> None:
+        """Waits for the rows that are being written, and removes files without rows.
+
+        Raises:
+          RowsError: if they could not be written.
+        """
+        if self._writing is None:
+            return
+        try:
+            index, unused = self._writing[1].result()
+        except OSError as error:
+            raise _unwritten(self._folder, error) from error
+        self._writing, self._index = None, index
+        for name in unused - self._in_snapshots:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _write(
+        self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState
+    ) -> tuple[Index, set[str]]:
+        """Writes a cohort's rows, and once more those of files with few rows left.
+
+        This runs in the thread. Meanwhile, nobody replaces `_index`.
+
+        Returns:
+          The next index, and the files that it does not name any more.
+        """
+        order = np.argsort(client_ids, kind="stable")
+        order = order[real[order]]
+        # Of a client who is named twice, the last row counts.
+        ids = client_ids[order]
+        last = np.append(ids[1:] != ids[:-1], True)
+        order, ids = order[last], ids[last]
+        row_bytes = len(self._first)
+        before = self._index
+        carried = before.sparse(ids)
+        leaves = jax.device_get(rows)
+
+        def pieces() -> Iterator[np.ndarray]:
+            count = row_files.rows_at_once(row_bytes)
+            for start in range(0, len(order), count):
+                some = order[start : start + count]
+                yield row_log.to_bytes(row_log.pick(leaves, some))
+            for start in range(0, len(carried), count):
+                found = before.find(carried[start : start + count])
+                piece = np.empty((len(found), row_bytes), np.uint8)
+                row_log.read(self._folder, before, found, row_bytes, piece)
+                yield piece
+
+        log = row_log.write(self._folder, name, pieces())
+        after = before.extended(np.concatenate([ids, carried]), log)
+        return after, before.names - after.names
+
+    def _read(self, client_ids: np.ndarray, num_bytes: int) -> np.ndarray:
+        """The beginnings of rows, [count, num_bytes] uint8.
+
+        Raises:
+          RowsError: if they cannot be read, or others could not be written.
+        """
+        ids = np.clip(client_ids, 0, self._num_clients - 1)
+        if self._writing is not None:
+            arriving, written = self._writing
+            if written.done() or np.isin(ids, arriving).any():
+                self._settle()
+        rows = np.empty((len(ids), num_bytes), np.uint8)
+        found = self._index.find(ids)
+        if num_bytes:
+            rows[found < 0] = self._first[:num_bytes]
+            self._draw_own(ids, found < 0, rows)
+        try:
+            row_log.read(self._folder, self._index, found, len(self._first), rows)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            where = error.filename or self._folder
+            raise RowsError(f"{where} cannot be read: {reason}.") from error
+        return rows
+
+    def _draw_own(self, ids: np.ndarray, new: np.ndarray, rows: np.ndarray) -> None:
+        """Gives new clients the personal parameters that they start with."""
+        if self._own_personal is None or not new.any():
+            return
+        # All of them, so that one program is compiled for each number of ids.
+        drawn = self._own_personal(jax.device_put(ids.astype(np.int32)))
+        personal = row_log.to_bytes(jax.device_get(drawn))
+        rows[new, : self._personal_bytes] = personal[new]
+
+    def _copy_leaves(self, leaves: ClientState) -> None:
+        """Writes the rows of all clients that are not the first row."""
+        self._begin(self._first)
+        if not len(self._first):
+            return
+        count = row_files.rows_at_once(len(self._first))
+        for start in range(0, self._num_clients, count):
+            ids = np.arange(start, min(start + count, self._num_clients))
+            piece = row_log.pick(leaves, ids)
+            is_new = row_log.to_bytes(piece) != self._read(ids, len(self._first))
+            # An id outside of the population is left out.
+            self.put(np.where(is_new.any(axis=1), ids, self._num_clients), piece)
+        self._settle()
+
+
+def _unwritten(folder: Path, error: OSError) -> RowsError:
+    reason = error.strerror or str(error)
+    return RowsError(
+        f"The rows of a round cannot be written in {folder}: {reason}. The last "
+        "checkpoint stays, and the same command goes on when they can be written."
+    )
