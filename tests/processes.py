@@ -62,17 +62,19 @@ class Together:
                 number,
                 4 // num_processes,
                 [ROOT, *(paths or {}).get(number, [])],
-                f"--config={__file__}:{name}",
-                f"--workdir={workdir}",
-                f"--coordinator_address={address}",
-                f"--num_processes={num_processes}",
-                f"--process_id={number}",
-                *flags,
+                [
+                    f"--config={__file__}:{name}",
+                    f"--workdir={workdir}",
+                    f"--coordinator_address={address}",
+                    f"--num_processes={num_processes}",
+                    f"--process_id={number}",
+                    *flags,
+                ],
             )
             for number in range(num_processes)
         ]
 
-    def _start(self, number, num_devices, paths, *flags):
+    def _start(self, number, num_devices, paths, flags):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "JAX_NUM_CPU_DEVICES": str(num_devices),

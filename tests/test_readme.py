@@ -19,7 +19,12 @@ from fedjax_prune.runs import settings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LOOP, FEDDYN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-GUIDES = ("README.md", "configs/README.md", "launch/benchmark/README.md")
+GUIDES = (
+    "README.md",
+    "configs/README.md",
+    "launch/README.md",
+    "launch/benchmark/README.md",
+)
 
 TRIAL = """
 import fedjax_prune as fp
