@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 EXTRAS="[test]"
+# With it a round is compiled for a TPU slice.
+if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift

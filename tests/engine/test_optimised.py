@@ -22,4 +22,4 @@ def test_promises_of_equal_bits_hold_in_optimised_programs():
         timeout=600,
     )
     assert done.returncode == 0, done.stdout
-    assert "7 passed" in done.stdout
+    assert "8 passed" in done.stdout

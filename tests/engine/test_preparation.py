@@ -11,6 +11,7 @@ from fedjax_prune.engine import devices as placement
 from fedjax_prune.engine import preparation
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.store import HostStore, make_store
 from fedjax_prune.runs.experiment import build
@@ -38,7 +39,7 @@ def prepared(config, num_devices=1):
     where = make_placement(num_devices, config.reduction)
     state, row = jax.jit(partial(start, experiment.learning))()
     rows = make_store(config.client_rows, row, config.data.num_clients, where)
-    state = placement.put_whole(where, state)
+    state = put_whole(where, state)
     done = prepare(experiment, where, state, rows)
     return (jax.device_get(done.state), all_rows(rows, where)), done.sums
 

@@ -90,6 +90,7 @@ def test_other_fields_in_an_old_workdir_are_refused_before_anything(folder):
     assert not (folder / "all/client.lr=0.2").exists()
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_goes_on(folder):
     flags = ("--axis=seed=0,1", "--jobs=2")
     process = start(folder, *flags, "--config.rounds=5000")

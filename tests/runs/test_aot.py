@@ -26,9 +26,14 @@ def test_all_programs_of_a_run_fit_and_are_described(capsys):
     assert aot.compile_run(config, slice_of())
     out, err = capsys.readouterr()
     out = " ".join(out.split())
-    for name in ("preparation of a group", "round", "evaluation of 2 clients"):
+    for name in (
+        "preparation of a group",
+        "round",
+        "evaluation of the model without gates",
+        "evaluation of 2 clients",
+    ):
         assert f"The {name} on 2 chips of cpu:2" in out
-    assert out.count("none in loops") == 3 and "error" not in err
+    assert out.count("none in loops") == 4 and "error" not in err
     # It changes nothing of the configuration that it is given.
     assert (config.devices, config.lanes) == (0, 2)
 
@@ -67,11 +72,14 @@ def test_a_round_takes_what_it_is_given_and_computes_what_is_defined():
 def test_evaluation_counts_every_model_on_every_example():
     experiment = build(tiny_config(devices=2, lanes=1))
     placement = make_placement(2, devices=jax.devices()[:2])
-    *_, program = aot.programs(experiment, placement)
+    *_, shared, own = aot.programs(experiment, placement)
     macs = costs.macs(experiment.learning.model, experiment.learning.image_shape)
-    # Two clients with their gates, and the model without gates, on 60 examples.
-    assert program.name == "evaluation of 2 clients" and not program.trains
-    assert program.flops == 2 * macs.dense * 3 * 60
+    # The model without gates, and two clients with their gates, on 60 examples.
+    assert shared.name == "evaluation of the model without gates"
+    assert own.name == "evaluation of 2 clients"
+    assert not (shared.trains or own.trains)
+    assert shared.flops == 2 * macs.dense * 60
+    assert own.flops == 2 * macs.dense * 2 * 60
 
 
 def test_rows_of_all_clients_count_where_they_are(capsys):

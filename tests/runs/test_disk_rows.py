@@ -23,7 +23,12 @@ def on_device(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "kinds",
-    [("disk", "disk"), ("device", "disk"), ("disk", "device"), ("disk", "host")],
+    [
+        ("disk", "disk"),
+        ("device", "disk"),
+        pytest.param(("disk", "device"), marks=pytest.mark.long),
+        pytest.param(("disk", "host"), marks=pytest.mark.long),
+    ],
 )
 def test_no_bit_depends_on_where_rows_are(kinds, on_device, tmp_path):
     """The run stops after two of four rounds and goes on, with rows elsewhere."""
@@ -107,6 +112,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint(tmp_path):
     assert train.run(config, tmp_path) == 0
 
 
+@pytest.mark.long
 def test_explorers_on_two_devices(tmp_path):
     """AutoFLIP keeps the deviation of each explorer."""
     for kind in ("device", "disk"):

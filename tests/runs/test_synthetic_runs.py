@@ -23,7 +23,8 @@ def test_a_run_has_its_clients_and_a_test_set_of_its_own():
     assert data.train.images.shape[1:] == (16, 16, 1)
     assert len(data.test.labels) == 30 and data.held_out
     sizes = client_sizes(50, seed=2020, client_size=5, client_size_sigma=0.5)
-    np.testing.assert_array_equal(data.population.sizes + data.validation.sizes, sizes)
+    held_out = data.validation(np.arange(50)).sizes
+    np.testing.assert_array_equal(data.population.sizes + held_out, sizes)
     assert set(data.hashes) == {"train", "test", "population"}
 
 
