@@ -103,9 +103,12 @@ def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -
             sys.stderr.flush()
     _, status = os.waitpid(child, 0)
     told = os.read(code, 1)
-    if told:
-        return told[0]
     text = b"".join(fatal).decode(errors="replace")
+    if told:
+        if told[0] not in (0, INTERRUPTED):
+            # The child's own error may come after what JAX says.
+            sys.stderr.write(text)
+        return told[0]
     end = os.waitstatus_to_exitcode(status)
     if end != -signal.SIGABRT or not text:
         sys.stderr.write(text)

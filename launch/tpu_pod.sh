@@ -124,7 +124,8 @@ resume() {
   local now=none
   if [ -z "$dry_run" ]; then now=$(state || echo none); fi
   if [ "$now" = ACTIVE ]; then
-    echo "error: the slice $name is ACTIVE, so its run goes on: follow it" >&2
+    echo "error: the slice $name is ACTIVE: follow its run, or, if that has ended," \
+      "give the same run command again" >&2
     exit 1
   fi
   if [ -n "$dry_run" ] || [ "$now" != none ]; then delete; fi

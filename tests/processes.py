@@ -50,8 +50,17 @@ def one_process(name, **changes):
 class Together:
     """Launchers of one run: `num_processes` with equally many of four devices."""
 
-    def __init__(self, num_processes, name, workdir, *flags, paths=None):
-        """Starts them; `paths` has a further folder of modules for some of them."""
+    def __init__(self, num_processes, name, workdir, *flags, paths=None, lr=None):
+        """Starts them.
+
+        Args:
+          num_processes: one, two or four.
+          name: in CONFIGS.
+          workdir: of the run.
+          *flags: further ones.
+          paths: process -> folders of further modules.
+          lr: process -> step size of its own.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -69,6 +78,11 @@ class Together:
                     f"--num_processes={num_processes}",
                     f"--process_id={number}",
                     *flags,
+                    *(
+                        [f"--config.client.lr={lr[number]}"]
+                        if number in (lr or {})
+                        else []
+                    ),
                 ],
             )
             for number in range(num_processes)

@@ -14,6 +14,8 @@ from fedjax_prune.types import Anchor, Message, Total, Tree
 
 MODEL_STATE = "model_state"
 """The part of a message whose values are no changes."""
+STEP_MASS = "step_mass"
+"""The part that multiplies others at the server: FedNova's. It is not scaled."""
 
 
 def clip_parts(
@@ -40,6 +42,9 @@ def clip_parts(
     """
     clipped, scaled = {}, jnp.bool(False)
     for name, part in message.items():
+        if name == STEP_MASS:
+            clipped[name] = part
+            continue
         limit = jnp.asarray(bound, float)
         if isinstance(part, Total):
             limit = limit / num_clients.astype(limit.dtype)

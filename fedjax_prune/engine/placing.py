@@ -53,11 +53,12 @@ def gather_whole(placement: Placement, tree: Tree) -> Tree:
     """Copies arrays to every device if they are those of several processes.
 
     A process can read only what its own devices hold. It is called in all processes,
-    and waits for nothing.
+    and waits for nothing. Arrays of numpy stay as they are.
     """
     if placement.mesh is None or not placement.mesh.is_multi_process:
         return tree
-    return _copier(NamedSharding(placement.mesh, WHOLE))(tree)
+    copy = _copier(NamedSharding(placement.mesh, WHOLE))
+    return jax.tree.map(lambda x: copy(x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _put(placement: Placement, tree: Tree, specs: Tree) -> Tree:

@@ -173,7 +173,7 @@ def save(snapshot: Path, saved: Saved) -> None:
         "checksums": np.array(checksums, np.uint32),
         "first": saved.first,
         "num_clients": np.int64(saved.num_clients),
-        "folder": os.path.relpath(saved.folder, snapshot),
+        "folder": os.path.relpath(saved.folder, snapshot.resolve()),
     }
     with (snapshot / _INDEX).open("xb") as stream:
         np.savez(stream, **arrays)
@@ -202,7 +202,7 @@ def load(snapshot: Path) -> Saved:
             for name, num_rows, checksum in zip(*columns, strict=True)
         )
         index = Index(found["clients"], found["files"], found["places"], logs)
-        folder = Path(os.path.normpath(snapshot.absolute() / str(found["folder"])))
+        folder = (snapshot.resolve() / str(found["folder"])).resolve()
         return Saved(index, found["first"], int(found["num_clients"]), folder)
     except (KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged: {error}") from error

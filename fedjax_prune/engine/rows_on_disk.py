@@ -66,7 +66,7 @@ class DiskStore:
         """
         self.shapes = shapes_of(row, num_clients)
         self._num_clients, self._placement = num_clients, placement
-        self._folder = Path(folder).absolute()
+        self._folder = Path(folder).resolve()
         one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]

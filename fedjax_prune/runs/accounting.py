@@ -17,6 +17,8 @@ References:
 import functools
 from typing import Any
 
+import numpy as np
+
 from fedjax_prune.engine.privacy import Privacy, make_privacy
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config
@@ -44,7 +46,6 @@ def privacy_row(config: Config, rounds: int) -> dict[str, float]:
     return {EPSILON: spent, "privacy/delta": privacy.delta}
 
 
-@functools.lru_cache(maxsize=8)
 def epsilon(privacy: Privacy, cohort_size: int, num_clients: int, rounds: int) -> float:
     """Computes epsilon after some rounds.
 
@@ -57,14 +58,25 @@ def epsilon(privacy: Privacy, cohort_size: int, num_clients: int, rounds: int) -
     Raises:
       SettingsError: if the library that accounts is not installed.
     """
+    orders, rdp = _of_one_round(privacy, cohort_size, num_clients)
+    # What rounds give away adds up for each order.
+    spent, _ = _library().rdp.compute_epsilon(orders, rounds * rdp, privacy.delta)
+    return float(spent)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_one_round(
+    privacy: Privacy, cohort_size: int, num_clients: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orders and the Rényi divergences of one round; it takes a fifth of a second."""
     accounting = _library()
     accountant = accounting.rdp.RdpAccountant(
         neighboring_relation=accounting.NeighboringRelation.REPLACE_ONE
     )
     noise = accounting.GaussianDpEvent(privacy.noise_multiplier / 2)
     event = accounting.SampledWithoutReplacementDpEvent(num_clients, cohort_size, noise)
-    accountant.compose(event, rounds)
-    return float(accountant.get_epsilon(privacy.delta))
+    accountant.compose(event)
+    return np.asarray(accountant.orders), np.asarray(accountant.rdp)
 
 
 def _library() -> Any:

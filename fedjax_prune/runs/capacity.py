@@ -154,7 +154,7 @@ def host_bytes(experiment: Experiment) -> int:
     num_clients, cohort_size = config.data.num_clients, config.cohort_size
     rows = {
         "device": 0,
-        "host": num_clients * row_bytes,
+        "host": -(-num_clients // processes.count()) * row_bytes,
         "disk": 3 * cohort_size * row_bytes
         + ENTRY_BYTES * min(num_clients, config.rounds * cohort_size),
     }[config.client_rows]

@@ -121,7 +121,7 @@ def begin_save(
     if rows is not None:
         # Also those put aside, which could still be mended. Not in `finish`, because
         # meanwhile the loop uses the store.
-        rows.keep([f / "rows" for f in directory.iterdir() if f.is_dir()])
+        rows.keep(f / "rows" for f in directory.iterdir() if f.is_dir())
     if is_new and rows is not None:
         with _no_remains(directory, round, needed):
             rows.snapshot(folder / "rows")
@@ -142,7 +142,12 @@ def begin_save(
                 folder.rename(directory / str(round))
         for old in rounds(directory)[:-keep]:
             if not keep_every or old % keep_every:
-                remove(directory / str(old))
+                try:
+                    remove(directory / str(old))
+                except OSError as error:
+                    # What is new is saved, so the run goes on.
+                    words = f"The old checkpoint {directory / str(old)} stays: {error}"
+                    warnings.warn(words, stacklevel=2)
 
     return finish
 

@@ -7,6 +7,7 @@ it will take a machine away. JAX tells the others, and all stop after the same r
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = [signal.Signals[n] for n in _NAMES if n in signal.Signals.__members__]
 """The signals that ask a run to stop."""
+TWICE = 2.0
+"""Seconds in which a second SIGTERM repeats the first one."""
 
 
 _BORDERS = itertools.count(1)
@@ -55,7 +58,9 @@ def stop_requested() -> Iterator[Stop]:
 
     The signals are SIGINT, SIGTERM and, when a terminal is closed, SIGHUP; one that the
     process ignores, as under `nohup`, stays ignored. A second SIGINT or SIGTERM acts as
-    it would without this handler, so a user need not wait.
+    it would without this handler, so a user need not wait for the round; a checkpoint
+    that is being written is finished. A second SIGTERM within TWICE seconds is the same
+    request: a cluster sends it to every process, and a sweep to its runs.
     """
     together = processes.count() > 1
     event = threading.Event()
@@ -70,8 +75,16 @@ def stop_requested() -> Iterator[Stop]:
         if together:
             signal.raise_signal(signal.SIGTERM)
         # A terminal that is closed may send SIGHUP several times.
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
+        elif number == signal.SIGTERM:
+            asked = time.monotonic()
+            signal.signal(number, lambda n, _: again(n, asked))
+
+    def again(number: int, asked: float) -> None:
+        if time.monotonic() - asked > TWICE:
             signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield _Agreed() if together else event

@@ -158,9 +158,11 @@ class Journal(NamedTuple):
         row |= privacy_row(self.experiment.config, done.number) | hash_row(hashes)
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
-            after = sums["after_local"][: done.num_measured]
-            after = after / len(self.experiment.data.test.labels)
-            row |= metrics.statistics("after_local", after)
+            arrived = sums["arrived"][: done.num_measured] > 0
+            after = sums["after_local"][: done.num_measured][arrived]
+            if after.size:
+                after = after / len(self.experiment.data.test.labels)
+                row |= metrics.statistics("after_local", after)
         if done.compile_seconds:
             row["seconds/compile"] = done.compile_seconds
         images_per_second = float(sums["count"].sum()) / (finished - began)
@@ -240,8 +242,9 @@ def compile_all(
     began = time.monotonic()
     with console.working("compiling the evaluation"):
         ids = draw_cohort(experiment, placement, 0).client_ids
-        # This changes no row, but it compiles taking and putting.
-        rows.put(ids, rows.take(ids))
+        # Nobody has these ids, so no row changes, but taking and putting are compiled.
+        nobody = np.full_like(ids, experiment.config.data.num_clients)
+        rows.put(nobody, rows.take(ids))
         evaluation.compile(state, rows, numbers_evaluated(experiment.config))
         hashes.compile(state)
     return time.monotonic() - began

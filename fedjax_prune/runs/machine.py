@@ -71,7 +71,7 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     asked = before.get("lanes", "auto") if config.lanes == "auto" else config.lanes
     clients = -(-config.cohort_size // config.devices)
     most = min(MOST_LANES if asked == "auto" else asked, clients)
-    require_host_memory(experiment)
+    processes.together(lambda: require_host_memory(experiment))
     need = memory_estimate(experiment)
     available = min(processes.gather(available_bytes(host_bytes(experiment))))
     fitting = fitting_lanes(need, most, available)

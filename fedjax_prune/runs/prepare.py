@@ -108,8 +108,13 @@ def prepare(
         log.write(row | {"seconds/compile": done.compile_seconds})
     save(experiment, folder, 0, done.state, rows)
     if processes.is_first():
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        forget(folder)
     return done.state
+
+
+def forget(folder: Path) -> None:
+    """Removes the groups that were kept: the whole preparation is saved."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 class _Kept:

@@ -17,7 +17,7 @@ from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine import evaluate
 from fedjax_prune.engine.contract import Round
 from fedjax_prune.engine.devices import Placement
-from fedjax_prune.engine.placing import put_whole
+from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
@@ -240,7 +240,7 @@ class Evaluation:
         for ids in groups_of(client_ids):
             arguments = self._arguments(state, rows, correct, ids)
             run = self._compiled.get(arguments[-1].indices.shape, self._measure)
-            groups.append(run(*arguments))
+            groups.append(gather_whole(self._placement, run(*arguments)))
             # The devices compute one group while the next one is made, and no more.
             groups[-2:-1] = jax.device_get(groups[-2:-1])
         accuracies = groups[0]

@@ -118,8 +118,7 @@ def _begin(
     state: ServerState,
     rows: Store,
 ) -> Callable[[], None]:
-    if processes.is_first():
-        require_held(workdir)
+    processes.on_first(lambda: require_held(workdir))
     with jax.transfer_guard("allow"):
         return checkpoint.begin_save(
             workdir / FOLDER,

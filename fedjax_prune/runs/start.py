@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fedjax_prune.engine import processes
+from fedjax_prune.engine import processes, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.store import Store, make_store
@@ -79,7 +79,9 @@ def restore(
     """
     state, row = _saved(learning)
     if client_rows is None:
-        client_rows = "disk" if learning.config.client_rows == "disk" else "host"
+        newest = checkpoint.latest(workdir / FOLDER)
+        on_disk = row_log.is_log(workdir / FOLDER / str(newest) / "rows")
+        client_rows = "disk" if on_disk else "host"
     if client_rows == "disk":
         # Rows of another kind of store are written unless they are equal to it.
         row = jax.jit(lambda: start(learning)[1])()

@@ -25,12 +25,16 @@ from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.policy import placement_of
-from fedjax_prune.runs.prepare import prepare
+from fedjax_prune.runs.prepare import forget, prepare
 from fedjax_prune.runs.programs import Evaluation
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import restore, restore_or_start
 from fedjax_prune.runs.workdir import (
     agree_config,
+    has_config,
     open_shared_workdir,
+    plain_fields,
+    read_config,
     read_usable_config,
     write_config,
 )
@@ -95,6 +99,7 @@ def train(learning: Learning, folder: Path, last: int) -> int:
       DataError, WorkdirError, CheckpointError, SettingsError, TrainingError: as `run`.
     """
     config = learning.config
+    _require_same_everywhere(config)
     console.print_table("This run", report.plan(learning))
     with console.working(f"loading {config.data.name}"):
         experiment = Experiment(learning, _load_everywhere(config))
@@ -110,13 +115,20 @@ def train(learning: Learning, folder: Path, last: int) -> int:
         first = 1 if learning.algorithm.prepare is None else 0
 
         def write() -> dict[str, str]:
-            restore_metrics(folder, finished, first=first, save_every=config.save_every)
+            # Rows may be those of a start that saved less often.
+            before = read_config(folder) if has_config(folder) else {}
+            save_every = before.get("save_every")
+            if type(save_every) is not int or save_every < config.save_every:
+                save_every = config.save_every
+            restore_metrics(folder, finished, first=first, save_every=save_every)
             write_config(folder, config)
             return report.preflight(chosen, finished or 0, read_metrics(folder))
 
         facts = processes.on_first(write)
     console.print_table("On this machine", facts)
     stopped = False
+    if finished is not None:
+        processes.on_first(lambda: forget(folder))
     if finished is None or finished < last:
         done_before = finished or 0
         processes.on_first(lambda: environment.record(folder, experiment, done_before))
@@ -137,6 +149,23 @@ def train(learning: Learning, folder: Path, last: int) -> int:
             last=last,
         )
     return finished
+
+
+def _require_same_everywhere(config: Config) -> None:
+    """Compares the configurations of all processes.
+
+    Raises:
+      SettingsError: if they differ.
+    """
+    first, *others = processes.gather(plain_fields(config))
+    for number, other in enumerate(others, 1):
+        if found := [
+            f"{name} must be the same in all processes, got {first.get(name)!r} in "
+            f"process 0 and {other.get(name)!r} in process {number}"
+            for name in {**first, **other}
+            if first.get(name) != other.get(name)
+        ]:
+            raise SettingsError(found)
 
 
 def _load_everywhere(config: Config) -> RunData:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine.aggregate import receive
-from fedjax_prune.engine.clipping import clip_change
+from fedjax_prune.engine.clipping import clip_change, clip_parts
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.types import Mean, Total
+from fedjax_prune.types import Anchor, Mean, Total
 from tests import problems, seven_clients, toys
 
 PLAIN_STEP = make_server_tx()
@@ -205,6 +205,16 @@ def test_the_bound_of_a_total_is_that_of_one_share():
     np.testing.assert_allclose(
         np.linalg.norm(flat(after.server.control)), 0.01 / 5, rtol=1e-5
     )
+
+
+def test_a_step_mass_is_no_change():
+    """FedNova's server multiplies by it, so a bound would shorten each update."""
+    mass = Mean(jnp.float32(9), jnp.float32(2))
+    delta = Mean(jnp.full(4, 0.1), jnp.float32(2))
+    message = {"normalised_delta": delta, "step_mass": mass}
+    found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
+    assert found["step_mass"] is mass and not scaled
+    np.testing.assert_array_equal(found["normalised_delta"].values, delta.values)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 3e38])

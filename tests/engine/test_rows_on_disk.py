@@ -112,6 +112,24 @@ def test_files_without_rows_are_removed_unless_a_snapshot_names_them(tmp_path):
     assert set(files(folder)) == {"1-3.rows", "1-4.rows", "foreign"}
 
 
+@pytest.mark.parametrize("way", ["through a parent", "through a link"])
+def test_another_name_of_the_folder_is_the_same_folder(way, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    base = tmp_path / ("a/.." if way == "through a parent" else "link")
+    store = on_disk(base / "rows")
+    put(store, [1, 2])
+    store.snapshot(base / "one")
+    put(store, [1, 2], seed=1)
+    store.snapshot(base / "two")
+    store.keep([tmp_path / "one", base / "two"])
+    assert set(files(tmp_path / "rows")) == {"1-1.rows", "1-2.rows"}
+    again = on_disk(base / "rows")
+    again.restore(tmp_path / "two")
+    assert set(files(tmp_path / "rows")) == {"1-1.rows", "1-2.rows"}
+    assert_same_bits(all_rows(again), all_rows(store))
+
+
 def test_sparse_files_are_written_once_more(tmp_path):
     """Of 8 rows, 2 are left, then 1: fewer than a quarter."""
     folder = tmp_path / "rows"

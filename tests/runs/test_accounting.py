@@ -115,6 +115,5 @@ def test_a_run_that_is_not_private_has_no_epsilon():
 
 def test_without_the_library_a_private_run_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    epsilon.cache_clear()
     with pytest.raises(SettingsError, match=r"pip install 'fedjax_prune\[privacy\]'"):
         privacy_row(plain_config(**PRIVATE), 1)

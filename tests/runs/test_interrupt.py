@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_prune.runs import interrupt
 from fedjax_prune.runs.interrupt import SIGNALS, stop_requested
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,22 @@ def test_a_second_interrupt_does_not_wait():
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_sigterm_at_once_is_the_same_request(monkeypatch):
+    """A cluster sends it to a sweep and to its runs, and the sweep passes it on."""
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    try:
+        with stop_requested() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set() and not ended
+            monkeypatch.setattr(interrupt, "TWICE", 0.0)
+            signal.raise_signal(signal.SIGTERM)
+            assert ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_closed_terminal_may_say_so_twice():

@@ -203,3 +203,14 @@ def test_a_failure_of_one_process_ends_all(tmp_path):
     assert line.startswith(f"error: {reason}")
     (line,) = together.said("err", 1).splitlines()
     assert line.startswith(f"error: process 0 of 2 has failed: {reason}")
+
+
+@pytest.mark.long
+def test_processes_with_other_fields_are_refused(tmp_path):
+    together = Together(2, "fedavg", tmp_path / "run", lr={1: 0.2})
+    assert together.end() == [1, 1]
+    for number in range(2):
+        said = together.said("err", number)
+        assert (
+            "client.lr must be the same in all processes, got 0.1 in process 0" in said
+        )

@@ -37,6 +37,23 @@ def test_checkpoints_of_multiples_stay(tmp_path):
         checkpoint.save(tmp_path, 16, make_state(1), keep=2, keep_every=-1)
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_stays(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, make_state(1), keep=1)
+    remove = checkpoint.remove
+
+    def refused(path):
+        if path.name == "1":
+            raise PermissionError(13, "Permission denied")
+        remove(path)
+
+    monkeypatch.setattr(checkpoint, "remove", refused)
+    with pytest.warns(
+        UserWarning, match=f"old checkpoint {tmp_path}/1 stays: .*denied"
+    ):
+        checkpoint.save(tmp_path, 2, make_state(2), keep=1)
+    assert rounds(tmp_path) == [1, 2]
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "no index"])
 def test_a_save_that_cannot_be_read_does_not_count(tmp_path, monkeypatch, harm):
     """The disk returns other bytes than those that were written."""
