@@ -166,6 +166,7 @@ def test_a_restored_store_never_writes_a_name_that_an_index_may_hold(tmp_path):
     store.restore(tmp_path / "a")
     assert all_rows(store).client["count"][3] == 7
     put(store, [4], seed=1)
+    store.take(np.array([4]))  # waits for the file
     other = on_disk(folder)
     other.restore(tmp_path / "a")
     put(other, [3], seed=2)
