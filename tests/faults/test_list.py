@@ -18,6 +18,9 @@ TRAIN = "runs/test_train.py"
 PRUNED = "runs/test_pruned_runs.py"
 CAPACITY = "runs/test_capacity.py"
 DROPS = "engine/test_drops.py"
+PROCESSES = "runs/test_processes.py"
+PARTICIPATION = "engine/test_participation.py"
+LOG_OF_ROWS = "engine/test_rows_on_disk.py"
 
 FAULTS = {
     "killed between rounds": [
@@ -78,6 +81,24 @@ FAULTS = {
         (CAPACITY, "test_a_run_goes_on_with_what_another_machine_has"),
         (CAPACITY, "test_a_fixed_order_goes_on_elsewhere_with_the_same_bits"),
     ],
+    "resumed with another number of processes": [
+        (PROCESSES, "test_a_run_goes_on_with_another_number_of_processes"),
+    ],
+    "one of several processes is killed, silent or late": [
+        (PROCESSES, "test_a_process_is_lost_and_the_same_command_goes_on"),
+        (PROCESSES, "test_a_lost_process_is_named_by_its_silence"),
+        (PROCESSES, "test_a_process_that_compiles_much_longer_does_no_harm"),
+        (PROCESSES, "test_a_failure_of_one_process_ends_all"),
+    ],
+    "rows on disk that are cut, changed or not yet named": [
+        (LOG_OF_ROWS, "test_killed_around_the_renaming"),
+        (LOG_OF_ROWS, "test_damaged_files_are_found_when_rows_are_restored"),
+        ("runs/test_disk_rows.py", "test_rows_after_a_damaged_checkpoint"),
+        (
+            "runs/test_disk_rows.py",
+            "test_a_full_disk_ends_the_run_with_the_last_checkpoint",
+        ),
+    ],
     "two runs on one workdir": [
         (LOCK, "test_a_second_process_is_told_who_holds_the_folder"),
         (LOCK, "test_the_holder_notices_that_another_process_has_taken_its_folder"),
@@ -95,6 +116,21 @@ FAULTS = {
         (DROPS, "test_a_message_that_is_not_finite_counts_like_a_loss"),
         (TRAIN, "test_clients_that_diverge_are_dropped_and_named"),
         (TRAIN, "test_diverging_client_stops_the_run_and_is_named"),
+    ],
+    "clients that do not report or are slow, replayed": [
+        (PARTICIPATION, "test_absent_clients_are_missing_and_nothing_else"),
+        (PARTICIPATION, "test_lanes_devices_and_order_draw_the_same"),
+        (
+            PARTICIPATION,
+            "test_scaffold_controls_are_the_mean_gradients_of_the_steps_really_made",
+        ),
+    ],
+    "clients that attack": [
+        ("engine/test_robust.py", "test_a_bad_client_is_clipped_and_its_row_stays"),
+        (
+            "engine/test_hostile.py",
+            "test_what_each_aggregator_is_worth_with_a_fifth_of_hostile_clients",
+        ),
     ],
     "no client is left": [
         (DROPS, "test_a_round_without_arrivals_is_counted_and_changes_nothing"),
@@ -131,6 +167,7 @@ FAULTS = {
         ("runs/test_image_memory.py", "test_images_beyond_the_memory_are_refused"),
         ("runs/test_image_memory.py", "test_a_network_beyond_the_memory_is_refused"),
         (PRUNED, "test_what_does_not_fit_is_refused_before_data_are_loaded"),
+        (CAPACITY, "test_rows_that_the_host_cannot_hold_are_refused"),
     ],
 }
 
