@@ -133,6 +133,12 @@ def joined(seat: Seat) -> Iterator[None]:
       SettingsError: if the others cannot be reached.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if seat.number == 0:
+        print(
+            f"waiting at {seat.coordinator} for {seat.num_processes} processes, for at "
+            f"most {PATIENCE} s",
+            flush=True,
+        )
     try:
         jax.distributed.initialize(
             seat.coordinator,

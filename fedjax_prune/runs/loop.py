@@ -159,10 +159,11 @@ class Journal(NamedTuple):
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
             arrived = sums["arrived"][: done.num_measured] > 0
-            after = sums["after_local"][: done.num_measured][arrived]
-            if after.size:
-                after = after / len(self.experiment.data.test.labels)
-                row |= metrics.statistics("after_local", after)
+            after = sums["after_local"][: done.num_measured]
+            after = after / len(self.experiment.data.test.labels)
+            # What nobody has sent has no accuracy.
+            after = after[arrived] if arrived.any() else np.full(1, np.nan)
+            row |= metrics.statistics("after_local", after)
         if done.compile_seconds:
             row["seconds/compile"] = done.compile_seconds
         images_per_second = float(sums["count"].sum()) / (finished - began)

@@ -1,5 +1,6 @@
 """The tables that a run prints: two before it and one after it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def plan(learning: Learning) -> dict[str, str]:
         "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up"
         + (", before masks" if learning.algorithm.masked else ""),
     }
+    if config.aggregator != "mean":
+        facts["aggregator"] = config.aggregator
+    if config.hostile.fraction:
+        facts["attack"] = (
+            f"{config.hostile.attack}, by {config.hostile.fraction:.0%} of the clients"
+        )
     if spent := privacy_row(config, config.rounds):
         facts["privacy"] = _privacy(spent)
     if config.model.gated:
@@ -196,7 +203,9 @@ def summary(
 
 
 def _privacy(row: dict[str, Any]) -> str:
-    return f"epsilon {row[EPSILON]:.3g} at delta {row['privacy/delta']:.3g}, a client"
+    return (
+        f"epsilon {row[EPSILON]:.3g} at delta {row['privacy/delta']:.3g} for a client"
+    )
 
 
 def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, str]:
@@ -215,6 +224,8 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
         mean, std, p10, worst = (
             last[f"eval/{name}/{key}"] for key in ("mean", "std", "p10", "min")
         )
+        if math.isnan(mean):
+            continue
         facts[label] = (
             f"mean {mean:.1%}, sd {std:.1%}, 10th percentile {p10:.1%}, "
             f"worst {worst:.1%}"

@@ -96,12 +96,7 @@ def survive(config, folder, *, first=1, only=None):
 
 
 def test_a_run_survives_the_places_that_matter_most(tmp_path):
-    only = {
-        "in the first round",
-        "before it gets its name",
-        "after a round",
-        "SIGTERM within a round",
-    }
+    only = {"before it gets its name", "after a round", "SIGTERM within a round"}
     survive(plain_config(rounds=8), tmp_path, only=only)
 
 

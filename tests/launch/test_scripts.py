@@ -139,7 +139,10 @@ def test_a_preempted_run_is_resumed_on_a_new_slice_by_the_same_command(pod):
         assert rest == ["describe", "create", "describe", "ssh", "scp", "ssh", "ssh"]
         assert calls[-1] == start
     calls, _, err = pod("resume", "feddp", states="ACTIVE", code=1)
-    assert verbs(calls) == ["describe"] and "its run goes on" in err
+    assert (
+        verbs(calls) == ["describe"]
+        and "follow its run, or, if that has ended, give the same" in err
+    )
 
 
 @pytest.mark.parametrize(

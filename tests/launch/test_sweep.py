@@ -58,6 +58,7 @@ def sweep(folder, *flags, code=0, **environment):
     return out, err
 
 
+@pytest.mark.long
 def test_a_grid_with_a_failure_in_shards_and_together(folder):
     # The digits have 1,442 training examples.
     axes = ("--axis=seed=0,1", "--axis=data.num_train=60,5000")

@@ -43,6 +43,7 @@ def test_no_bit_depends_on_where_rows_are(kinds, on_device, tmp_path):
     assert train.evaluate_workdir(tmp_path)["round"] == 4
 
 
+@pytest.mark.long
 def test_gates_of_their_own_are_drawn_when_a_client_is_seen(tmp_path):
     """And for those who were never seen when the rows move to the devices."""
     fields = {"model.gate_init": "per_client", "cohort_size": 2}
