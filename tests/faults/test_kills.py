@@ -29,7 +29,7 @@ KILLED = -signal.SIGKILL
 DISPATCH = "fedjax_prune.runs.loop:Dispatcher.dispatch"
 
 BEFORE_SAVING = {
-    "before anything is written": Blow("fedjax_prune.runs.train:open_workdir"),
+    "before anything is written": Blow("fedjax_prune.runs.train:open_shared_workdir"),
     "before the config is written": Blow("fedjax_prune.runs.train:write_config"),
     "in the first round": Blow(DISPATCH),
     "after the first round": Blow(LOG, after=True),
@@ -77,7 +77,9 @@ def survive(config, folder, *, first=1, only=None):
     checkpoints = workdir / "checkpoints"
     for where, blow in places(BEFORE_SAVING):
         assert live(config, workdir, blow) == KILLED, where
-        assert rounds(checkpoints) == [0] * (1 - first), where
+        # A preparation is saved as round 0.
+        prepared = first == 0 and blow.place in (DISPATCH, LOG)
+        assert rounds(checkpoints) == [0] * prepared, where
     for where, blow in places(IN_A_SAVE):
         before = rounds(checkpoints)
         assert live(config, workdir, blow) == KILLED, where
