@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from configs import base
+from configs import base, synthetic
 from tests.small_runs import plain_config, pruned_config, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -21,11 +21,25 @@ def scaffold_config(**changes):
     return config
 
 
+def many_config(**changes):
+    """More clients than an evaluation takes at once, all of them evaluated."""
+    config = synthetic.get_config()
+    changes = {
+        "rounds": 2,
+        "data.num_clients": 600,
+        "eval.num_clients": 0,
+        "eval.num_examples": 60,
+    } | changes
+    config.update_from_flattened_dict(changes)
+    return config
+
+
 CONFIGS = {
     "fedavg": plain_config,
     "feddp": tiny_config,
     "autoflip": pruned_config,
     "scaffold": scaffold_config,
+    "many": many_config,
 }
 
 

@@ -57,8 +57,13 @@ def gather_whole(placement: Placement, tree: Tree) -> Tree:
     """
     if placement.mesh is None or not placement.mesh.is_multi_process:
         return tree
-    copy = _copier(NamedSharding(placement.mesh, WHOLE))
-    return jax.tree.map(lambda x: copy(x) if isinstance(x, jax.Array) else x, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    on_devices = [x for x in leaves if isinstance(x, jax.Array)]
+    # One program: many small ones that run at once have made gloo wait for ever.
+    copies = iter(_copier(NamedSharding(placement.mesh, WHOLE))(on_devices))
+    return jax.tree.unflatten(
+        structure, [next(copies) if isinstance(x, jax.Array) else x for x in leaves]
+    )
 
 
 def _put(placement: Placement, tree: Tree, specs: Tree) -> Tree:

@@ -83,6 +83,7 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
         (4, "feddp", ()),
         (2, "autoflip", ()),
         (4, "autoflip", COMPACT),
+        (2, "many", ()),
     ],
 )
 def test_several_processes_equal_one(alone, tmp_path, num_processes, name, flags):
