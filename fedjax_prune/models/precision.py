@@ -16,6 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from fedjax_prune.models.platforms import traced_platform
+
+_FEW_ROWS = 32
+"""Most rows of which the gradient of a kernel is a sum of outer products on CPUs."""
+
 
 class Precision(NamedTuple):
     """The precision in which a model computes.
@@ -88,7 +93,7 @@ def _backward(
     rows = x.reshape(-1, x.shape[-1])
     rows_bar = cotangent.reshape(-1, cotangent.shape[-1])
     x_bar = _dot(rows_bar, kernel.astype(x.dtype).T)
-    kernel_bar = _dot(rows.T, rows_bar)
+    kernel_bar = _sum_of_products(rows, rows_bar)
     return x_bar.astype(x.dtype).reshape(x.shape), kernel_bar.astype(kernel.dtype)
 
 
@@ -97,3 +102,17 @@ matmul.defvjp(_forward, _backward)
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, b, preferred_element_type=wide(a.dtype))
+
+
+def _sum_of_products(rows: jax.Array, rows_bar: jax.Array) -> jax.Array:
+    """Computes `rows.T @ rows_bar`, the gradient of a kernel.
+
+    Of few rows on a CPU it is written as a sum of outer products, which XLA computes
+    where the gradient is used. So the step of a kernel is one pass over the weights,
+    and the gradient is never in memory.
+    """
+    if len(rows) > _FEW_ROWS or traced_platform() != "cpu":
+        return _dot(rows.T, rows_bar)
+    pairs = zip(at_least_float32(rows), at_least_float32(rows_bar), strict=True)
+    first, *others = (row[:, None] * row_bar[None] for row, row_bar in pairs)
+    return sum(others, start=first)

@@ -20,17 +20,32 @@ from tests import toys
 from tests.small_models import SMALL, draw
 
 
-def test_gradient_of_a_kernel_is_not_rounded():
-    """bfloat16 has 8 bits: sums of 100 of its products need more than it holds."""
-    x = draw((100, 3)).astype(jnp.bfloat16)
+@pytest.mark.parametrize("num_rows", [1, 32, 33, 100])
+def test_gradient_of_a_kernel_is_not_rounded(num_rows):
+    """bfloat16 has 8 bits: sums of many of its products need more than it holds."""
+    x = draw((num_rows, 3)).astype(jnp.bfloat16)
     kernel = draw((3, 2))
     y, back = jax.vjp(matmul, x, kernel)
-    cotangent = draw((100, 2)).astype(jnp.bfloat16)
+    cotangent = draw((num_rows, 2)).astype(jnp.bfloat16)
     x_bar, kernel_bar = back(cotangent)
     assert (y.dtype, x_bar.dtype) == (jnp.bfloat16, jnp.bfloat16)
     exact = np.asarray(x, np.float64).T @ np.asarray(cotangent, np.float64)
     assert kernel_bar.dtype == jnp.float32
     np.testing.assert_allclose(kernel_bar, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "num_rows", "products"),
+    [("cpu", 32, 2), ("cpu", 33, 3), ("tpu", 32, 3), ("cuda", 32, 3)],
+)
+def test_gradient_of_few_rows_is_no_product_on_cpus(platform, num_rows, products):
+    def gradients(x, kernel):
+        return jax.vjp(matmul, x, kernel)[1](jnp.ones((num_rows, 2)))
+
+    with tracing_for(platform):
+        jaxpr = jax.make_jaxpr(gradients)(jnp.ones((num_rows, 3)), jnp.ones((3, 2)))
+    # Two of them are the layer and the gradient of its input.
+    assert str(jaxpr).count("dot_general") == products
 
 
 @pytest.mark.parametrize(("name", "word"), [("float32", "HIGHEST"), ("tf32", "HIGH")])
