@@ -9,6 +9,7 @@ least float32: parameters, their gradients and optimiser states, control variate
 over clients, norm statistics, gate logits, the last layer, and the loss.
 """
 
+import functools
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -114,5 +115,6 @@ def _sum_of_products(rows: jax.Array, rows_bar: jax.Array) -> jax.Array:
     if len(rows) > _FEW_ROWS or traced_platform() != "cpu":
         return _dot(rows.T, rows_bar)
     pairs = zip(at_least_float32(rows), at_least_float32(rows_bar), strict=True)
-    first, *others = (row[:, None] * row_bar[None] for row, row_bar in pairs)
-    return sum(others, start=first)
+    return functools.reduce(
+        jnp.add, (row[:, None] * other[None] for row, other in pairs)
+    )
