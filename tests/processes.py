@@ -34,8 +34,35 @@ def many_config(**changes):
     return config
 
 
+def hostile_config(**changes):
+    """A median of hostile, absent, slow and clipped clients."""
+    changes = {
+        "aggregator": "median",
+        "on_bad_client": "clip",
+        "clip_norm": 0.05,
+        "client_dropout": 0.3,
+        "stragglers": 0.7,
+        "hostile.fraction": 0.4,
+        "data.partitioner": "iid",
+    } | changes
+    return plain_config(**changes)
+
+
+def private_config(**changes):
+    """Noise on a sum from which some clients are absent."""
+    changes = {
+        "on_bad_client": "drop",
+        "client_dropout": 0.3,
+        "privacy.clip_norm": 0.5,
+        "privacy.noise_multiplier": 8.0,
+    } | changes
+    return plain_config(**changes)
+
+
 CONFIGS = {
     "fedavg": plain_config,
+    "hostile": hostile_config,
+    "private": private_config,
     "feddp": tiny_config,
     "autoflip": pruned_config,
     "scaffold": scaffold_config,

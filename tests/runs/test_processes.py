@@ -97,6 +97,27 @@ def test_several_processes_equal_one(alone, tmp_path, num_processes, name, flags
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "hostile",
+            {f"clients/{kind}" for kind in ("absent", "slow", "clipped", "hostile")},
+        ),
+        ("private", {"clients/absent", "privacy/epsilon"}),
+    ],
+)
+def test_policies_of_several_processes_equal_those_of_one(
+    alone, tmp_path, name, fields
+):
+    workdir = tmp_path / "run"
+    run_together(2, name, workdir, "--config.hash_every=1")
+    unbroken = alone(name, hash_every=1)
+    assert_equal_runs(one_process(name, hash_every=1), unbroken, workdir)
+    assert fields <= set().union(*measured(workdir))
+
+
+@pytest.mark.long
 def test_sums_over_processes_differ_by_rounding(alone, tmp_path):
     """One round, because SGD amplifies rounding."""
     changes = {"rounds": 1, "reduction": "all_reduce"}
