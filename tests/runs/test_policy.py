@@ -32,6 +32,9 @@ def test_a_run_counts_who_is_absent_slow_clipped_and_hostile(tmp_path):
         assert undocumented(row) == []
         absent = row.get("clients/absent", "").split()
         assert row["clients/arrived"] == 5 - len(absent)
+        # All receive the model, and who does not report sends nothing.
+        assert row["bytes/up"] * 5 == row["bytes/down"] * (5 - len(absent))
+        assert row["bytes/dense"] == row["bytes/down"] + row["bytes/up"]
         hostile = policy_of(config).hostile
         assert row["clients/hostile"] == " ".join(map(str, hostile.client_ids))
         assert not {*absent} & {*row.get("clients/slow", "").split()}
