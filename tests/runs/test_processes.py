@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.runs import checkpoint, train
+from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.verify import Difference, environment_differences
 from tests.processes import Together, one_process, run_together
 from tests.small_runs import final_state
 
@@ -70,7 +71,10 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
     out = run_together(2, "scaffold", workdir, *flags)
     assert "lanes          1, on each of 4 cpu devices of 2 processes" in out
     config = one_process("scaffold", **MANY)
-    assert_equal_runs(config, alone("scaffold", **MANY), workdir)
+    unbroken = alone("scaffold", **MANY)
+    assert_equal_runs(config, unbroken, workdir)
+    differing = environment_differences(*map(environment.read, (unbroken, workdir)))
+    assert Difference("environment.json", "processes", "1", "2") in differing
 
 
 @pytest.mark.long
