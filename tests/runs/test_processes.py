@@ -216,19 +216,42 @@ def test_a_process_that_compiles_much_longer_does_no_harm(alone, tmp_path):
     assert_equal_runs(one_process("fedavg"), alone("fedavg"), tmp_path / "run")
 
 
-@pytest.mark.long
-def test_a_failure_of_one_process_ends_all(tmp_path):
-    """The checkpoints' folder of the first process is a file."""
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    (workdir / FOLDER).write_text("")
-    together = Together(2, "fedavg", workdir)
+def assert_both_say(together, reason):
+    """The first of two processes has failed, and both end with its reason."""
     assert together.end() == [1, 1]
-    reason = f"The checkpoint {workdir / FOLDER}/2 cannot be saved:"
     (line,) = together.said("err", 0).splitlines()
     assert line.startswith(f"error: {reason}")
     (line,) = together.said("err", 1).splitlines()
     assert line.startswith(f"error: process 0 of 2 has failed: {reason}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (FOLDER, "The checkpoint {}/2 cannot be saved:"),
+        ("tensorboard", "{} cannot be written: File exists."),
+    ],
+)
+def test_a_failure_of_one_process_ends_all(tmp_path, name, reason):
+    """A folder that the first process writes to is a file."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / name).write_text("")
+    together = Together(2, "fedavg", workdir)
+    assert_both_say(together, reason.format(workdir / name))
+
+
+@pytest.mark.long
+def test_a_row_that_one_process_cannot_write_ends_all(tmp_path):
+    """Long before the next checkpoint, and no checkpoint is without its rows."""
+    workdir = tmp_path / "run"
+    flags = ("--config.rounds=100000", "--config.save_every=100000")
+    together = Together(2, "scaffold", workdir, *flags)
+    together.wait_for("round      2/100000")
+    (workdir / "lock").unlink()
+    assert_both_say(together, f"This run has lost its workdir {workdir}: the file")
+    assert not checkpoint.rounds(workdir / FOLDER)
 
 
 @pytest.mark.long
