@@ -4,7 +4,10 @@ The tests marked `long` take some twenty minutes of one core.
 """
 
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import chex
 import jax
@@ -15,7 +18,7 @@ from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.verify import Difference, environment_differences
-from tests.processes import Together, one_process, run_together
+from tests.processes import ROOT, Together, one_process, run_together
 from tests.small_runs import final_state
 
 COMPACT = ("--config.compact_training=true",)
@@ -48,6 +51,40 @@ def alone(tmp_path_factory):
         return made[key]
 
     return get
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from tests.processes import Together
+
+together = Together(2, "fedavg", Path(sys.argv[1]))
+print(*(process.pid for process in together.processes), flush=True)
+time.sleep(600)
+"""
+
+
+def is_running(pid):
+    """A process that nobody has waited for is still there when it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_launchers_of_these_tests_end_with_the_tests(tmp_path):
+    command = [sys.executable, "-c", STARTER, str(tmp_path / "run")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, text=True) as starter:
+        pids = [int(pid) for pid in starter.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(is_running, pids))
+        starter.kill()
+    began = time.monotonic()
+    while any(map(is_running, pids)):
+        assert time.monotonic() - began < 10
+        time.sleep(0.1)
 
 
 MANY = {"rounds": 40, "save_every": 5, "eval.every": 40}
