@@ -116,3 +116,48 @@ def on_first(function: Callable[[], Result]) -> Result:
     if count() == 1:
         return function()
     return agree(together(lambda: function() if is_first() else None))
+
+
+class Aside:
+    """What the first process does alone while the others go on.
+
+    With `on_first` all processes would wait for each other at each call. Here they do
+    so in `check` alone, which tells all of them what has failed before.
+    """
+
+    def __init__(self, on_failure: Callable[[], None]):
+        """Nothing has failed yet.
+
+        Args:
+          on_failure: is called where something fails, unless there is a single process;
+            it lets all processes come to a `check` soon.
+        """
+        self._on_failure = on_failure
+        self._failure: Exception | None = None
+
+    def do(self, function: Callable[[], None]) -> None:
+        """Calls a function in the first process, unless an earlier one has failed.
+
+        Raises:
+          Exception: in a run of one process, what the function raises.
+        """
+        if count() == 1:
+            function()
+        elif is_first() and self._failure is None:
+            try:
+                function()
+            except Exception as error:  # whatever it is, the others must hear of it
+                self._failure = error
+                self._on_failure()
+
+    def check(self) -> None:
+        """Raises in all processes what has failed in the first one.
+
+        Raises:
+          ProcessError: in the other processes; in the first one the error itself.
+        """
+        together(self._fail)
+
+    def _fail(self) -> None:
+        if self._failure is not None:
+            raise self._failure

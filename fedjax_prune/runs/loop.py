@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import (
@@ -121,12 +122,14 @@ class Journal(NamedTuple):
       messages: what a client receives and sends, as shapes.
       log: metrics.jsonl and event files.
       bar: the progress that the user sees.
+      aside: writes both; what fails is told before the next checkpoint.
     """
 
     experiment: Experiment
     messages: tuple[Tree, Tree]
     log: MetricsLog | NoLog
     bar: console.RoundProgress
+    aside: processes.Aside
 
     def write(self, done: Dispatched, began: float) -> float:
         """Reads a round's numbers, once it is finished, and writes its row.
@@ -167,11 +170,13 @@ class Journal(NamedTuple):
         if done.compile_seconds:
             row["seconds/compile"] = done.compile_seconds
         images_per_second = float(sums["count"].sum()) / (finished - began)
-        self.bar.advance(
-            done.number, row["train/loss"], row["train/accuracy"], images_per_second
-        )
-        self.log.write(row)
+        self.aside.do(lambda: self._show(row, images_per_second))
         return finished
+
+    def _show(self, row: dict[str, Any], images_per_second: float) -> None:
+        facts = row["train/loss"], row["train/accuracy"], images_per_second
+        self.bar.advance(row["round"], *facts)
+        self.log.write(row)
 
 
 class Dispatcher(NamedTuple):
@@ -181,8 +186,8 @@ class Dispatcher(NamedTuple):
       experiment: of the run.
       placement: where it runs.
       rounds: compiled.
-      evaluation: compiled.
-      hashes: of the state, compiled.
+      evaluation: compiled by `compile`.
+      hashes: of the state, compiled by `compile`.
       key: of the run, on the devices.
       rows: of all clients; replaced round by round.
     """
@@ -194,6 +199,18 @@ class Dispatcher(NamedTuple):
     hashes: RoundHashes
     key: jax.Array
     rows: Store
+
+    def compile(self, state: ServerState) -> float:
+        """Compiles all programs except the rounds; returns the seconds."""
+        config, began = self.experiment.config, time.monotonic()
+        with console.working("compiling the evaluation"):
+            ids = draw_cohort(self.experiment, self.placement, 0).client_ids
+            # Nobody has these ids, so no row changes; taking and putting are compiled.
+            nobody = np.full_like(ids, config.data.num_clients)
+            self.rows.put(nobody, self.rows.take(ids))
+            self.evaluation.compile(state, self.rows, numbers_evaluated(config))
+            self.hashes.compile(state)
+        return time.monotonic() - began
 
     def dispatch(
         self, state: ServerState, number: int
@@ -229,26 +246,6 @@ class Dispatcher(NamedTuple):
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
         accuracies = self.evaluation(state, self.rows, ids)
         return done._replace(accuracies=gather_whole(self.placement, accuracies))
-
-
-def compile_all(
-    experiment: Experiment,
-    placement: Placement,
-    evaluation: Evaluation,
-    hashes: RoundHashes,
-    state: ServerState,
-    rows: Store,
-) -> float:
-    """Compiles all programs except the rounds; returns the seconds."""
-    began = time.monotonic()
-    with console.working("compiling the evaluation"):
-        ids = draw_cohort(experiment, placement, 0).client_ids
-        # Nobody has these ids, so no row changes, but taking and putting are compiled.
-        nobody = np.full_like(ids, experiment.config.data.num_clients)
-        rows.put(nobody, rows.take(ids))
-        evaluation.compile(state, rows, numbers_evaluated(experiment.config))
-        hashes.compile(state)
-    return time.monotonic() - began
 
 
 def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
@@ -288,28 +285,21 @@ def run_rounds(
       TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
         before stay.
       CheckpointError: if one cannot be written; it is told at the next round.
+      WorkdirError: if a row cannot be written.
+      ProcessError: if another process has raised one of these.
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
-    evaluation = Evaluation(experiment, placement)
-    hashes = RoundHashes(config.hash_every)
-    compiling = compile_all(
-        experiment=experiment,
-        placement=placement,
-        evaluation=evaluation,
-        hashes=hashes,
-        state=state,
-        rows=rows,
-    )
     dispatcher = Dispatcher(
         experiment=experiment,
         placement=placement,
         rounds=make_rounds(experiment, placement),
-        evaluation=evaluation,
-        hashes=hashes,
+        evaluation=Evaluation(experiment, placement),
+        hashes=RoundHashes(config.hash_every),
         key=put_whole(placement, jax.random.key(config.seed)),
         rows=rows,
     )
+    compiling = dispatcher.compile(state)
     with (
         open_metrics(folder, finished) as log,
         # Outside of the progress, whose last output may find that nobody reads it.
@@ -318,7 +308,8 @@ def run_rounds(
         background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):
-        journal = Journal(experiment, messages, log, bar)
+        aside = processes.Aside(stop.set)
+        journal = Journal(experiment, messages, log, bar, aside)
         began = time.monotonic()
         running: Dispatched | None = None
         while finished < last and not stop.is_set():
@@ -338,8 +329,10 @@ def run_rounds(
             if finished % config.save_every == 0:
                 began = journal.write(running, began)
                 running = None
+                aside.check()
                 saver.save(finished, state, rows)
         if running is not None:
             journal.write(running, began)
+            aside.check()
             saver.save(finished, state, rows)
     return finished

@@ -1,6 +1,8 @@
 """Where a run begins: at its newest checkpoint or before the first round."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from fedjax_prune.engine import processes, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.placing import put_whole
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import checkpoint
@@ -17,6 +20,10 @@ from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.types import ClientState, Config, ServerState
 
+Result = TypeVar("Result")
+
+_TRIES = 5
+"""How often the newest checkpoint is read at most while a run replaces it."""
 ROWS = "rows"
 """Folder of the rows of clients in a workdir, if they are on disk."""
 
@@ -55,6 +62,33 @@ def restore_or_start(
             )
         )
     return state, rows, finished
+
+
+def of_newest(workdir: Path, read: Callable[[], Result]) -> Result:
+    """Calls what reads the newest checkpoint, once more if a run has replaced it.
+
+    A run that goes on beside this process removes old checkpoints, and the rows on disk
+    that only they name.
+
+    Args:
+      workdir: of the run.
+      read: restores the newest checkpoint and reads what is wanted of it.
+
+    Raises:
+      CheckpointError: if the run was faster each time.
+      Exception: what `read` raises, if there is no newer checkpoint by then.
+    """
+    for _ in range(_TRIES):
+        newest = checkpoint.latest(workdir / FOLDER)
+        try:
+            return read()
+        except (checkpoint.CheckpointError, RowsError, OSError, ValueError):
+            if checkpoint.latest(workdir / FOLDER) == newest:
+                raise
+    raise checkpoint.CheckpointError(
+        f"The run in {workdir} goes on and replaces its checkpoints faster than they "
+        "are read: try again."
+    )
 
 
 def restore(
@@ -110,7 +144,9 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     """
     state, _ = _saved(learning)
     origin = origin_of(learning.config)
-    return checkpoint.restore(workdir / FOLDER, state, origin=origin)
+    return of_newest(
+        workdir, lambda: checkpoint.restore(workdir / FOLDER, state, origin=origin)
+    )
 
 
 def _bytes_of_round(rows: Store, config: Config) -> int:
