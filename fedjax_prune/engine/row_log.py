@@ -23,7 +23,7 @@ from fedjax_prune.engine.row_index import Index, LogFile
 from fedjax_prune.types import Tree
 
 _INDEX = "index.npz"
-_NAME = re.compile(r"(\d+)-\d+\.rows|\.(\d+)-\d+\.rows\.new")
+_NAME = re.compile(r"(\d+)-\d+(?:-\d+)?\.rows|\.(\d+)-\d+(?:-\d+)?\.rows\.new")
 
 
 class Saved(NamedTuple):
