@@ -5,12 +5,12 @@ processes know, so each works it out alone, and all agree on the next index.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine.row_folder import Folder
 from fedjax_prune.engine.row_index import Index, LogFile
 from fedjax_prune.types import ClientState
 
@@ -39,7 +39,7 @@ class Part(NamedTuple):
         self,
         leaves: ClientState,
         here: np.ndarray,
-        folder: Path,
+        folder: Folder,
         index: Index,
         row_bytes: int,
     ) -> Iterator[np.ndarray]:

@@ -31,6 +31,7 @@ from fedjax_prune.engine.placing import (
     send_own,
 )
 from fedjax_prune.engine.row_arrays import shapes_of
+from fedjax_prune.engine.row_folder import Folder, open_folder
 from fedjax_prune.engine.row_index import NOBODY, Index
 from fedjax_prune.engine.row_parts import after_parts, share_out
 from fedjax_prune.types import ClientState, Tree
@@ -90,11 +91,15 @@ class DiskStore:
           num_clients: clients in the population, at least 1.
           placement: of the rounds.
           own_personal: as in `make_store`; it is called for the clients of a cohort.
-          folder: of the files, made with the first of them.
+          folder: of the files, a path or the address of a folder in object storage;
+            made with the first of them.
+
+        Raises:
+          OSError: if this Python cannot reach the kind of storage of an address.
         """
         self.shapes = shapes_of(row, num_clients)
         self._num_clients, self._placement = num_clients, placement
-        self._folder = Path(folder).resolve()
+        self._folder = open_folder(folder)
         one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
@@ -253,7 +258,7 @@ class DiskStore:
         # All processes have the next index by now, so none reads these files.
         if processes.is_first():
             for name in unused - self._in_snapshots:
-                (self._folder / name).unlink(missing_ok=True)
+                self._folder.remove(name)
 
     def _write(
         self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState
@@ -334,7 +339,7 @@ class DiskStore:
         self._settle()
 
 
-def _unwritten(folder: Path, error: OSError) -> RowsError:
+def _unwritten(folder: Folder, error: OSError) -> RowsError:
     reason = error.strerror or str(error)
     return RowsError(
         f"The rows of a round cannot be written in {folder}: {reason}. The last "
