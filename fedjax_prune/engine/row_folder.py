@@ -6,6 +6,7 @@ renames a file when it is complete. An object appears when it is complete.
 
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -87,6 +88,20 @@ def open_folder(where: str | Path, beside: Path | None = None) -> Folder:
     return DiskFolder((path if beside is None else beside.resolve() / path).resolve())
 
 
+def require_usable(folder: Folder) -> None:
+    """Writes a file into a folder, reads it and removes it.
+
+    Raises:
+      OSError: if one of these is not possible.
+    """
+    name = f"usable-{uuid.uuid4().hex}"
+    folder.write(name, [memoryview(b"1")])
+    only = np.zeros(1, np.int64)
+    folder.read([Wanted(name, only, only)], np.zeros((1, 1), np.uint8))
+    folder.sizes()
+    folder.remove(name)
+
+
 class DiskFolder:
     """A folder of a disk."""
 
@@ -138,10 +153,13 @@ class DiskFolder:
         """See `Folder.sizes`."""
         if not self._path.is_dir():
             return {}
+        sizes = {}
         with os.scandir(self._path) as found:
-            return {
-                entry.name: entry.stat(follow_symlinks=False).st_size for entry in found
-            }
+            for entry in found:
+                # Another process may remove a file meanwhile.
+                with suppress(FileNotFoundError):
+                    sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+        return sizes
 
     def remove(self, name: str) -> None:
         """See `Folder.remove`."""

@@ -261,25 +261,6 @@ def remove_others(folder: Folder, kept: set[str]) -> None:
             folder.remove(name)
 
 
-def require_usable(folder: Folder, number: int) -> None:
-    """Writes a file into a folder, reads it and removes it.
-
-    Args:
-      folder: of a log.
-      number: of this process; each writes a file of its own.
-
-    Raises:
-      OSError: if one of these is not possible.
-    """
-    name = f"0-0-{number}.rows"
-    folder.write(name, [memoryview(b"0")])
-    folder.read(
-        [Wanted(name, np.zeros(1, int), np.zeros(1, int))], np.zeros((1, 1), np.uint8)
-    )
-    folder.sizes()
-    folder.remove(name)
-
-
 def _named(folder: Folder) -> dict[str, re.Match[str]]:
     """The files of a log; other names are ignored."""
     matches = {name: _NAME.fullmatch(name) for name in folder.sizes()}

@@ -258,7 +258,9 @@ class DiskStore:
         # All processes have the next index by now, so none reads these files.
         if processes.is_first():
             for name in unused - self._in_snapshots:
-                self._folder.remove(name)
+                # What stays is removed by `keep`.
+                with suppress(OSError):
+                    self._folder.remove(name)
 
     def _write(
         self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState

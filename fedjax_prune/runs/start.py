@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_prune.engine import processes, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.placing import put_whole
-from fedjax_prune.engine.row_folder import open_folder
+from fedjax_prune.engine.row_folder import open_folder, require_usable
 from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.models.costs import tree_bytes
@@ -39,9 +39,9 @@ def restore_or_start(
       RowsError: if `rows_dir` cannot be written.
     """
     learning, config = experiment.learning, experiment.config
-    folder, finished = rows_folder(config, workdir), None
     if config.rows_dir:
-        processes.together(lambda: _require_usable(folder))
+        processes.together(lambda: _require_usable(config.rows_dir))
+    folder, finished = rows_folder(config, workdir), None
     if processes.on_first(lambda: checkpoint.rounds(workdir / FOLDER)):
         origin = origin_of(config, experiment.data.hashes)
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
@@ -89,13 +89,13 @@ def rows_folder(config: Config, workdir: Path) -> str:
     return f"{config.rows_dir.rstrip('/')}/{processes.on_first(name)}"
 
 
-def _require_usable(folder: str) -> None:
-    """Refuses a folder of rows that this process cannot write and read."""
+def _require_usable(rows_dir: str) -> None:
+    """Refuses a place of rows that this process cannot write and read."""
     try:
-        row_log.require_usable(open_folder(folder), processes.number())
+        require_usable(open_folder(rows_dir))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise RowsError(f"Rows cannot be kept in {folder}: {reason}.") from error
+        raise RowsError(f"Rows cannot be kept in {rows_dir}: {reason}.") from error
 
 
 def restore(

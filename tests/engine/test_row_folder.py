@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine import row_log
-from fedjax_prune.engine.row_folder import Wanted, open_folder
+from fedjax_prune.engine.row_folder import Wanted, open_folder, require_usable
 from fedjax_prune.engine.rows_on_disk import DiskStore, RowsError
 from tests.mixed_rows import first_row
 
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_no_file(folder):
 
 def test_a_usable_folder_is_left_as_it_was(folder):
     folder.write("1-1.rows", pieces(bytes(10)))
-    row_log.require_usable(folder, 3)
+    require_usable(folder)
     assert folder.sizes() == {"1-1.rows": 10}
 
 
