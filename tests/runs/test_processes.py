@@ -1,6 +1,6 @@
 """Several processes equal one, and tell which of them was lost.
 
-The tests marked `long` take some twenty minutes of one core.
+The tests marked `long` take about half an hour of one core.
 """
 
 import signal
