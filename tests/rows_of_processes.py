@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fedjax_prune.engine import row_files
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.placing import connect, put_split
 from fedjax_prune.engine.processes import ProcessError
@@ -21,7 +22,7 @@ from fedjax_prune.engine.store import make_store
 from tests.mixed_rows import first_row, some_rows
 from tests.toys import assert_same_bits
 
-NUM_CLIENTS, PLACES, STEPS = 40, 12, 80
+NUM_CLIENTS, PLACES, STEPS, ROW_BYTES = 40, 12, 80, 17
 
 
 def copy(rows):
@@ -118,6 +119,8 @@ def without_room(store, number):
 
 
 def main(port, number, seed, folder):
+    # Of other stores, three rows are read at once, and one is left at the end.
+    row_files.PIECE_BYTES = 3 * ROW_BYTES
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))

@@ -71,6 +71,7 @@ def share_out(
     client_ids: np.ndarray,
     real: np.ndarray,
     owners: np.ndarray,
+    num_processes: int,
 ) -> list[Part]:
     """Shares out the rows of a cohort, and those of files with few rows left.
 
@@ -80,6 +81,7 @@ def share_out(
       client_ids: [num_places]; of a client who is named twice, the last row counts.
       real: [num_places] bool, False where a place has nobody; not everywhere.
       owners: [num_places], the number of the process that has the row of each place.
+      num_processes: also of those that have none.
 
     Returns:
       The parts of all processes.
@@ -89,14 +91,14 @@ def share_out(
     ids = client_ids[order]
     last = np.append(ids[1:] != ids[:-1], True)
     order, ids = order[last], ids[last]
-    writers, count = owners[order], 1 + int(owners.max())
-    carried = np.array_split(index.sparse(ids), count)
-    names = [f"{name}-{process}.rows" for process in range(count)]
-    if count == 1:
+    writers = owners[order]
+    carried = np.array_split(index.sparse(ids), num_processes)
+    names = [f"{name}-{number}.rows" for number in range(num_processes)]
+    if num_processes == 1:
         names = [f"{name}.rows"]
     return [
         Part(names[n], order[writers == n], ids[writers == n], carried[n])
-        for n in range(count)
+        for n in range(num_processes)
     ]
 
 

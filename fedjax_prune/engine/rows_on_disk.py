@@ -271,7 +271,12 @@ class DiskStore:
         """
         before, num_places = self._index, len(client_ids)
         parts = share_out(
-            before, name, client_ids, real, owners(self._placement, num_places)
+            before,
+            name,
+            client_ids,
+            real,
+            owners=owners(self._placement, num_places),
+            num_processes=processes.count(),
         )
         own, checksums = parts[processes.number()], {}
         if own.num_rows:

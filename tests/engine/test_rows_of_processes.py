@@ -21,10 +21,12 @@ from tests.toys import all_rows, assert_same_bits
 ROOT = Path(__file__).parents[2]
 
 
-def shared_out(index, name, ids, owners, num_clients=40):
+def shared_out(index, name, ids, owners, count=2):
     ids = np.array(ids)
-    real = (ids >= 0) & (ids < num_clients)
-    return share_out(index, name, ids, real, np.array(owners))
+    real = (ids >= 0) & (ids < NUM_CLIENTS)
+    return share_out(
+        index, name, ids, real, owners=np.array(owners), num_processes=count
+    )
 
 
 def test_parts_by_hand():
@@ -53,7 +55,9 @@ def test_a_process_without_rows_writes_no_file():
     parts = shared_out(NOBODY, "1-1", [2, 40], owners=[0, 1])
     assert [part.num_rows for part in parts] == [1, 0]
     assert after_parts(NOBODY, parts).names == {"1-1-0.rows"}
-    (alone,) = shared_out(NOBODY, "1-1", [2, 40], owners=[0, 0])
+    _, nobody = shared_out(NOBODY, "1-1", [2], owners=[0])
+    assert nobody.num_rows == 0
+    (alone,) = shared_out(NOBODY, "1-1", [2, 40], owners=[0, 0], count=1)
     assert alone.name == "1-1.rows"
 
 
