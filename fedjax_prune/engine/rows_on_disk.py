@@ -270,14 +270,8 @@ class DiskStore:
         This runs in the thread. Meanwhile, nobody replaces `_index`.
         """
         before, num_places = self._index, len(client_ids)
-        parts = share_out(
-            before,
-            name,
-            client_ids,
-            real,
-            owners=owners(self._placement, num_places),
-            num_processes=processes.count(),
-        )
+        by, count = owners(self._placement, num_places), processes.count()
+        parts = share_out(before, name, client_ids, real, by, num_processes=count)
         own, checksums = parts[processes.number()], {}
         if own.num_rows:
             leaves = fetch_own(self._placement, rows)
