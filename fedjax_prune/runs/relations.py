@@ -57,6 +57,11 @@ RELATIONS = (
         "cohort_size must be at most data.num_clients = {1}, got {0}",
     ),
     Relation(
+        ("rows_dir", "client_rows"),
+        lambda rows_dir, client_rows: not rows_dir or client_rows == "disk",
+        "rows_dir must be empty with client_rows {1}, got {0!r}: only disk has files",
+    ),
+    Relation(
         ("keep_every", "save_every"),
         lambda keep_every, save_every: keep_every % save_every == 0,
         "keep_every must be 0 or a multiple of save_every = {1}, got {0}",

@@ -144,8 +144,8 @@ def test_object_storage_is_refused_before_anything_else(elsewhere, verb):
     out, err = run(elsewhere, *command, code=1, PYTHONDONTWRITEBYTECODE="1")
     assert (out, err) == (
         "",
-        "error: gs://bucket/run is not a folder of this machine. Object storage is not "
-        "supported: name a local folder.\n",
+        "error: gs://bucket/run is not a folder of this machine. Only rows of clients "
+        "can be in object storage, see rows_dir: name a local folder.\n",
     )
     assert sorted(elsewhere.iterdir()) == before
 

@@ -1,6 +1,6 @@
 """Several processes equal one, and tell which of them was lost.
 
-The tests marked `long` take some twenty minutes of one core.
+The tests marked `long` take about half an hour of one core.
 """
 
 import signal
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.engine import row_log
 from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import FOLDER
@@ -22,6 +23,7 @@ from tests.processes import ROOT, Together, one_process, run_together
 from tests.small_runs import final_state
 
 COMPACT = ("--config.compact_training=true",)
+ON_DISK = ("--config.client_rows=disk",)
 GOES_ON = "The same command, given to all processes, goes on from the last checkpoint."
 
 
@@ -122,6 +124,8 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
         (4, "fedavg", ()),
         (2, "feddp", ("--config.client_rows=host",)),
         (4, "feddp", ()),
+        (2, "feddp", ON_DISK),
+        (2, "scaffold", ON_DISK),
         (2, "autoflip", ()),
         (4, "autoflip", COMPACT),
         (2, "many", ()),
@@ -173,17 +177,43 @@ def test_sums_over_processes_differ_by_rounding(alone, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+@pytest.mark.parametrize(
+    "kinds", [("device", "device", "device"), ("disk",) * 3, ("host", "disk", "disk")]
+)
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, kinds):
+    """With four, with one and with two; also with rows that move to the disk."""
     workdir = tmp_path / "run"
-    run_together(4, "feddp", workdir, "--config.rounds=1")
-    assert train.run(one_process("feddp", rounds=2), workdir) == 0
-    run_together(2, "feddp", workdir, "--config.rounds=4")
+    first, _, third = (f"--config.client_rows={kind}" for kind in kinds)
+    run_together(4, "feddp", workdir, first, "--config.rounds=1")
+    config = one_process("feddp", rounds=2, client_rows=kinds[1])
+    assert train.run(config, workdir) == 0
+    run_together(2, "feddp", workdir, third, "--config.rounds=4")
     config, unbroken = one_process("feddp"), alone("feddp")
     found, wanted = final_state(config, workdir), final_state(config, unbroken)
     chex.assert_trees_all_equal(found, wanted)
     # Each last round was evaluated, so other fields differ.
     losses = [[row["train/loss"] for row in measured(w)] for w in (workdir, unbroken)]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [0, 1])
+def test_rows_on_disk_survive_a_killed_process(alone, tmp_path, killed):
+    workdir = tmp_path / "run"
+    flags = [*ON_DISK, *(f"--config.{name}={value}" for name, value in MANY.items())]
+    together = Together(2, "scaffold", workdir, *flags, "--config.rounds=100000")
+    together.wait_for("round     13/100000")
+    together.processes[killed].kill()
+    codes = [75, 75]
+    codes[killed] = -signal.SIGKILL
+    assert together.end() == codes
+    run_together(2, "scaffold", workdir, *flags)
+    config = one_process("scaffold", **MANY)
+    assert_equal_runs(config, alone("scaffold", **MANY), workdir)
+    # By now all clients were trained again, so nothing of the first attempt is left.
+    names = row_log.load(workdir / FOLDER / "40" / "rows").index.names
+    files = {file.name for file in (workdir / "rows").iterdir()}
+    assert names <= files and {name[:2] for name in files} == {"2-"}
 
 
 @pytest.mark.long
