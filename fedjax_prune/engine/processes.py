@@ -124,7 +124,7 @@ def exchange(function: Callable[[], Any]) -> list[Any]:
     """
     if count() == 1:
         return [function()]
-    result, failure = _attempt(function)
+    result, failure = _attempt(lambda: json.dumps(function()))
     # JAX has no public name for its client.
     service: Any = distributed.global_state.client
     call = next(_CALLS)
@@ -137,7 +137,7 @@ def exchange(function: Callable[[], Any]) -> list[Any]:
         # All processes have begun this call, so all have read what the last one told.
         service.key_value_delete(_key(call - 1, number()))
     _require_success(failure, [words for words, _ in told])
-    return [found for _, found in told]
+    return [json.loads(found) for _, found in told]
 
 
 def on_first(function: Callable[[], Result]) -> Result:

@@ -112,7 +112,7 @@ def _sum_of_products(rows: jax.Array, rows_bar: jax.Array) -> jax.Array:
     where the gradient is used. So the step of a kernel is one pass over the weights,
     and the gradient is never in memory.
     """
-    if len(rows) > _FEW_ROWS or traced_platform() != "cpu":
+    if not 0 < len(rows) <= _FEW_ROWS or traced_platform() != "cpu":
         return _dot(rows.T, rows_bar)
     pairs = zip(at_least_float32(rows), at_least_float32(rows_bar), strict=True)
     return functools.reduce(

@@ -20,7 +20,7 @@ from tests import toys
 from tests.small_models import SMALL, draw
 
 
-@pytest.mark.parametrize("num_rows", [1, 32, 33, 100])
+@pytest.mark.parametrize("num_rows", [0, 1, 32, 33, 100])
 def test_gradient_of_a_kernel_is_not_rounded(num_rows):
     """bfloat16 has 8 bits: sums of many of its products need more than it holds."""
     x = draw((num_rows, 3)).astype(jnp.bfloat16)
