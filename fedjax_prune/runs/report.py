@@ -40,7 +40,7 @@ def plan(learning: Learning) -> dict[str, str]:
     facts = {
         "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
         "rounds": f"{config.rounds}",
-        "clients": f"{config.data.num_clients}, {config.cohort_size} a round",
+        "clients": f"{config.data.num_clients:,}, {config.cohort_size:,} a round",
         "parameters": f"{costs.num_entries(state.params):,} shared",
         "MACs an image": f"{macs.dense:,}",
         "traffic a round": f"{_megabytes(sent.down)} down, {_megabytes(sent.up)} up"
@@ -191,6 +191,13 @@ def summary(
     facts["traffic"] = f"{_megabytes(down)} down, {_megabytes(up)} up"
     if config.eval.target_accuracy and evaluated:
         facts["to target"] = _to_target(learning, rows, evaluated)
+    dropped = [
+        row["clients/dropped"].split() for row in rows if "clients/dropped" in row
+    ]
+    if num_dropped := sum(map(len, dropped)):
+        facts["dropped"] = (
+            f"{num_dropped:,} messages, because losses or messages were not finite"
+        )
     if EPSILON in last:
         facts["privacy"] = _privacy(last)
     seconds = sum(row["seconds"] for row in rows)
@@ -214,11 +221,10 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
     facts = {
         "test accuracy": f"{last[HEADLINE]:.1%} {words}, after round {last['round']}"
     }
-    names = {
-        "client_gated": "each client",
-        "client_local": "own validation",
-        "after_local": "before averaging",
-    }
+    names = {"client_local": "own validation", "after_local": "before averaging"}
+    if gated:
+        # Without gates all clients have the shared model.
+        names = {"client_gated": "each client"} | names
     # One client says nothing about the others.
     for name, label in names.items() if last["eval/clients"] > 1 else ():
         mean, std, p10, worst = (

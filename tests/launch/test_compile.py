@@ -78,8 +78,9 @@ def test_a_gated_round_of_scaffold_is_compiled_for_four_chips():
     out, err = compile_for("v5e:2x2", "--config=quickstart", *changes, code=0)
     assert "error" not in err
     assert "The round on 4 chips of v5e:2x2" in out
+    assert "The evaluation of the model without gates on 4 chips of v5e:2x2" in out
     assert "The evaluation of 10 clients on 4 chips of v5e:2x2" in out
     # Messages cross the chips once, at the end of the round.
     round_, _, _ = out.partition("The evaluation of")
     assert "all-reduce" in round_ and "outside of loops, none in loops" in round_
-    assert out.count("of 17.2 GB a chip") == 2
+    assert out.count("of 17.2 GB a chip") == 3

@@ -231,7 +231,7 @@ def poisoned(monkeypatch):
     return poison
 
 
-def test_clients_that_diverge_are_dropped_and_named(tmp_path, poisoned):
+def test_clients_that_diverge_are_dropped_and_named(tmp_path, poisoned, capsys):
     """The others go on; a client's row stays its last good one."""
     poisoned([0, 3])
     config = tiny_config(rounds=3, **{"eval.num_clients": 0, "cohort_size": 5})
@@ -239,6 +239,7 @@ def test_clients_that_diverge_are_dropped_and_named(tmp_path, poisoned):
         train.run(config, tmp_path / "abort")
     config.on_bad_client = "drop"
     assert train.run(config, tmp_path / "drop") == 0
+    assert " 6 messages, because losses or" in capsys.readouterr().out
     rows = read_metrics(tmp_path / "drop")
     for row in rows:
         assert (row["clients/arrived"], row["clients/dropped"]) == (3, "0 3")
