@@ -268,10 +268,10 @@ def test_a_bucket_that_cannot_be_used_is_one_line(bucket, monkeypatch, tmp_path)
     flags = ["--config.client_rows=disk", "--config.rows_dir=s3://missing/rows"]
     together = Together(2, "feddp", tmp_path / "run", *flags)
     assert together.end() == [1, 1]
-    for number in range(2):
+    said = "Rows cannot be kept in s3://missing/rows: The specified bucket does not"
+    for number, source in enumerate(("", "process 0 of 2 has failed: ")):
         (line,) = together.said("err", number).splitlines()
-        reason = "s3://missing/rows: The specified bucket does not exist."
-        assert line == f"error: Rows cannot be kept in {reason}"
+        assert line == f"error: {source}{said} exist."
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     together = Together(2, "feddp", tmp_path / "other", *flags)
