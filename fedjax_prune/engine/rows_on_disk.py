@@ -192,7 +192,11 @@ class DiskStore:
         self._settle()
 
     def keep(self, snapshots: Iterable[str | Path]) -> None:
-        """See `Store.keep`."""
+        """See `Store.keep`.
+
+        Raises:
+          OSError, RowsError: if files cannot be listed or removed.
+        """
         self._settle()
         processes.on_first(lambda: self._keep(snapshots))
 
