@@ -2,9 +2,10 @@
 
 python -m tests.rows_of_processes PORT NUMBER SEED FOLDER: it begins with the rows in
 FOLDER/start, leaves its last ones in FOLDER/end and prints the error of the end, when
-process 1 has no room for its rows.
+process 1 has no room for its rows. Then it says which places of rows are refused.
 """
 
+import os
 import pickle
 import resource
 import sys
@@ -17,9 +18,12 @@ from fedjax_prune.engine import row_files
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.placing import connect, put_split
 from fedjax_prune.engine.processes import ProcessError
-from fedjax_prune.engine.rows_on_disk import RowsError
+from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import make_store
+from fedjax_prune.runs import row_place
+from tests.buckets import Buckets
 from tests.mixed_rows import first_row, some_rows
+from tests.small_runs import tiny_config
 from tests.toys import assert_same_bits
 
 NUM_CLIENTS, PLACES, STEPS, ROW_BYTES = 40, 12, 80, 17
@@ -118,6 +122,21 @@ def without_room(store, number):
         print(f"{type(error).__name__}: {error}")
 
 
+def places(folder, number):
+    """Two processes in two folders, and storage that each has for itself."""
+    workdir, here = folder / "run", folder / f"process{number}"
+    workdir.mkdir(exist_ok=True)
+    here.mkdir()
+    os.chdir(here)
+    row_place.require_usable("far/rows")
+    print(row_place.rows_folder(tiny_config(rows_dir="far/rows"), workdir))
+    try:
+        row_place.require_usable("gs://bucket/rows")
+    except (RowsError, ProcessError) as error:
+        print(f"{type(error).__name__}: {error}")
+    print("left:", *Buckets.store, *(p for p in here.rglob("*") if p.is_file()))
+
+
 def main(port, number, seed, folder):
     # Of other stores, three rows are read at once, and one is left at the end.
     row_files.PIECE_BYTES = 3 * ROW_BYTES
@@ -129,6 +148,7 @@ def main(port, number, seed, folder):
     with (Path(folder) / f"{number}.pickle").open("wb") as stream:
         pickle.dump(wanted, stream)
     without_room(store, int(number))
+    places(Path(folder), int(number))
     jax.distributed.shutdown()
 
 

@@ -4,10 +4,11 @@ A file is written once, wholly or not at all, then read in ranges, and removed. 
 renames a file when it is complete. An object appears when it is complete.
 """
 
+import errno
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,19 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import numpy as np
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+from fedjax_prune.engine.row_errors import StorageError
+
+PLACES = "a path, or an address gs://BUCKET/... or s3://BUCKET/..."
+"""Where files of rows can be, in words: storage that shows complete files alone."""
+_ADDRESS = re.compile(r"(gs|s3)://[^/]+(/.*)?")
+_ANY_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|.*://")
 _BLOCK = 2**25
 """Bytes that are sent to object storage at once."""
+_AT_ONCE = 16
+"""How many files of object storage are removed at once."""
 
 
-class Wanted(NamedTuple):
+class Ranges(NamedTuple):
     """Parts of one file.
 
     Attributes:
@@ -38,7 +46,9 @@ class Wanted(NamedTuple):
 class Folder(Protocol):
     """A place of files. Folders are equal if their files are the same ones.
 
-    All methods raise an OSError that names the file or the folder.
+    All methods raise an OSError that names the file or the folder, a FileNotFoundError
+    if there is no such file. Object storage that does not answer or refuses raises a
+    StorageError.
     """
 
     @property
@@ -50,7 +60,7 @@ class Folder(Protocol):
         """Writes a file, which is complete and safe when this returns."""
         ...
 
-    def read(self, wanted: Iterable[Wanted], into: np.ndarray) -> None:
+    def read(self, ranges: Iterable[Ranges], into: np.ndarray) -> None:
         """Fills rows of an array, [count, num_bytes] uint8."""
         ...
 
@@ -62,8 +72,8 @@ class Folder(Protocol):
         """The files with their sizes; none if there is no such folder."""
         ...
 
-    def remove(self, name: str) -> None:
-        """Removes a file, if there is one."""
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files, if there are such."""
         ...
 
     def saved_as(self, beside: Path) -> str:
@@ -71,35 +81,37 @@ class Folder(Protocol):
         ...
 
 
-def open_folder(where: str | Path, beside: Path | None = None) -> Folder:
+def is_place(where: str) -> bool:
+    """Whether files of rows can be there, see PLACES; nothing is looked at."""
+    return bool(_ADDRESS.fullmatch(where)) or not _ANY_ADDRESS.match(where)
+
+
+def open_folder(
+    where: str | Path,
+    beside: Path | None = None,
+    moves_with: str | Path | None = None,
+) -> Folder:
     """Finds a folder; it need not exist.
 
     Args:
       where: a path, or an address such as `gs://bucket/folder`.
       beside: the folder to which a relative path belongs; None is the current one.
+      moves_with: a folder that is moved and copied as a whole; if it holds this one,
+        its other files name this one by a relative path. None is no folder.
 
     Raises:
-      OSError: if this Python cannot reach the kind of storage that an address names.
+      ValueError: if it is none of PLACES.
+      StorageError: if this Python cannot reach the kind of storage that an address
+        names.
     """
-    text = str(where).removeprefix("file://")
-    if _URL.fullmatch(text):
+    text = str(where)
+    if not is_place(text):
+        raise ValueError(f"A folder of rows must be {PLACES}, got {text!r}.")
+    if _ADDRESS.fullmatch(text):
         return ObjectFolder(text.rstrip("/"))
     path = Path(text).expanduser()
-    return DiskFolder((path if beside is None else beside.resolve() / path).resolve())
-
-
-def require_usable(folder: Folder) -> None:
-    """Writes a file into a folder, reads it and removes it.
-
-    Raises:
-      OSError: if one of these is not possible.
-    """
-    name = f"usable-{uuid.uuid4().hex}"
-    folder.write(name, [memoryview(b"1")])
-    only = np.zeros(1, np.int64)
-    folder.read([Wanted(name, only, only)], np.zeros((1, 1), np.uint8))
-    folder.sizes()
-    folder.remove(name)
+    path = (path if beside is None else beside.resolve() / path).resolve()
+    return DiskFolder(path, None if moves_with is None else Path(moves_with).resolve())
 
 
 class DiskFolder:
@@ -107,9 +119,9 @@ class DiskFolder:
 
     keeps_checksums = False
 
-    def __init__(self, path: Path):
-        """Takes an absolute path without links; the folder is made when it is used."""
-        self._path = path
+    def __init__(self, path: Path, moves_with: Path | None):
+        """Takes absolute paths without links; the folder is made when it is used."""
+        self._path, self._moves_with = path, moves_with
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DiskFolder) and other._path == self._path
@@ -134,9 +146,9 @@ class DiskFolder:
             unfinished.unlink(missing_ok=True)
             raise
 
-    def read(self, wanted: Iterable[Wanted], into: np.ndarray) -> None:
+    def read(self, ranges: Iterable[Ranges], into: np.ndarray) -> None:
         """See `Folder.read`."""
-        for name, starts, rows in wanted:
+        for name, starts, rows in ranges:
             with (self._path / name).open("rb", buffering=0) as stream:
                 for start, row in zip(starts, rows, strict=True):
                     stream.seek(int(start))
@@ -161,13 +173,17 @@ class DiskFolder:
                     sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
         return sizes
 
-    def remove(self, name: str) -> None:
+    def remove(self, names: Iterable[str]) -> None:
         """See `Folder.remove`."""
-        (self._path / name).unlink(missing_ok=True)
+        for name in names:
+            (self._path / name).unlink(missing_ok=True)
 
     def saved_as(self, beside: Path) -> str:
-        """A relative path, so that both can be moved together."""
-        return os.path.relpath(self._path, beside.resolve())
+        """A relative path if both are moved together, otherwise an absolute one."""
+        beside, both = beside.resolve(), self._moves_with
+        if both and self._path.is_relative_to(both) and beside.is_relative_to(both):
+            return os.path.relpath(self._path, beside)
+        return str(self._path)
 
 
 class ObjectFolder:
@@ -179,7 +195,7 @@ class ObjectFolder:
         """Connects to nothing.
 
         Raises:
-          OSError: if this Python cannot reach this kind of storage.
+          StorageError: if this Python cannot reach this kind of storage.
         """
         self._url = url
         with self._clear_errors():
@@ -204,23 +220,30 @@ class ObjectFolder:
         """See `Folder.write`."""
         with self._clear_errors(name):
             storage, path = self._storage
-            try:
-                with storage.open(f"{path}/{name}", "wb", block_size=_BLOCK) as stream:
-                    for piece in pieces:
-                        stream.write(piece)
-            except BaseException:
-                # A part of it may be there; no index names it.
-                with suppress(Exception):
-                    storage.rm_file(f"{path}/{name}")
-                raise
+            stream = storage.open(f"{path}/{name}", "wb", block_size=_BLOCK)
+        try:
+            # An error of the pieces themselves is not one of the storage.
+            for piece in pieces:
+                with self._clear_errors(name):
+                    stream.write(piece)
+            with self._clear_errors(name):
+                stream.close()
+        except BaseException:
+            # What is not closed may be sent later. A part of it may be there then; no
+            # index names it.
+            with suppress(Exception):
+                stream.close()
+            with suppress(Exception):
+                storage.rm_file(f"{path}/{name}")
+            raise
 
-    def read(self, wanted: Iterable[Wanted], into: np.ndarray) -> None:
+    def read(self, ranges: Iterable[Ranges], into: np.ndarray) -> None:
         """Reads neighbours together, and all ranges at once where fsspec does so."""
         num_bytes = into.shape[1]
         if not num_bytes:
             return
         runs: list[tuple[str, int, np.ndarray]] = []
-        for name, starts, rows in wanted:
+        for name, starts, rows in ranges:
             order = np.argsort(starts)
             starts, rows = starts[order], rows[order]
             borders = np.flatnonzero(np.diff(starts) != num_bytes) + 1
@@ -238,6 +261,9 @@ class ObjectFolder:
                 [first + len(rows) * num_bytes for _, first, rows in runs],
                 on_error="raise",
             )
+            # Versions of fsspec return them all the same.
+            if failed := [x for x in found if isinstance(x, BaseException)]:
+                raise failed[0]
         for (name, _, rows), data in zip(runs, found, strict=True):
             if len(data) != len(rows) * num_bytes:
                 raise OSError(f"{self._url}/{name} is cut")
@@ -262,11 +288,18 @@ class ObjectFolder:
             files = [entry for entry in found if entry["type"] == "file"]
             return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
 
-    def remove(self, name: str) -> None:
-        """See `Folder.remove`."""
-        with self._clear_errors(name), suppress(FileNotFoundError):
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes many files at once."""
+        with self._clear_errors():
             storage, path = self._storage
-            storage.rm_file(f"{path}/{name}")
+
+        def remove_one(name: str) -> None:
+            with self._clear_errors(name), suppress(FileNotFoundError):
+                storage.rm_file(f"{path}/{name}")
+
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for _ in threads.map(remove_one, names):
+                pass
 
     def saved_as(self, beside: Path) -> str:
         """The address."""
@@ -274,9 +307,13 @@ class ObjectFolder:
 
     @contextmanager
     def _clear_errors(self, name: str = "") -> Iterator[None]:
-        """Makes what libraries of storage raise an OSError with a reason in one line.
+        """Makes what libraries of storage raise an error with a reason in one line.
 
         They have errors of many kinds, such as for credentials that are missing.
+
+        Raises:
+          FileNotFoundError: if a file is missing.
+          StorageError: in place of all other errors.
         """
         try:
             yield
@@ -284,7 +321,9 @@ class ObjectFolder:
             told = error.strerror if isinstance(error, OSError) else ""
             reason = " ".join((told or str(error) or type(error).__name__).split())
             where = f"{self._url}/{name}" if name else self._url
-            raise OSError(0, reason, where) from error
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, reason, where) from error
+            raise StorageError(where, reason) from error
 
 
 def _write_whole(stream: Any, data: memoryview) -> None:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.row_files import PIECE_BYTES
-from fedjax_prune.engine.row_folder import Folder, Wanted, open_folder
+from fedjax_prune.engine.row_folder import Folder, Ranges, open_folder
 from fedjax_prune.engine.row_index import Index, LogFile
 from fedjax_prune.types import Tree
 
@@ -143,7 +143,7 @@ def read(
     groups = (np.split(x, borders) for x in (files, starts, rows))
     folder.read(
         [
-            Wanted(index.logs[of[0]].name, some, where)
+            Ranges(index.logs[of[0]].name, some, where)
             for of, some, where in zip(*groups, strict=True)
         ],
         into,
@@ -153,8 +153,8 @@ def read(
 def save(snapshot: Path, saved: Saved) -> None:
     """Writes a snapshot: the index and the first row, but none of the files.
 
-    The folder of the files is saved relative to that of the snapshot, so both can be
-    moved together, unless it has an address.
+    If the folder of the files is moved with the snapshot, it is saved as a path
+    relative to it, otherwise as an absolute path or an address.
 
     Args:
       snapshot: folder, made here.
@@ -229,11 +229,12 @@ def require_sizes(saved: Saved) -> None:
 def check(snapshot: Path) -> None:
     """Reads all files that a snapshot names and compares them with their checksums.
 
-    Storage that does so itself is only asked for their sizes. A snapshot of another
-    kind of store names no files.
+    In object storage, which has checksums of its own, their sizes are compared alone.
+    A snapshot of another kind of store names no files.
 
     Raises:
-      OSError: if a file is missing or cannot be read.
+      OSError: if a file is missing, cut or, on a disk, cannot be read.
+      StorageError: if object storage does not answer or refuses.
       ValueError: if a file is not what was written.
     """
     if not is_log(snapshot):
@@ -256,9 +257,7 @@ def remove_others(folder: Folder, kept: set[str]) -> None:
     Raises:
       OSError: if a file cannot be removed.
     """
-    for name in _named(folder):
-        if name not in kept:
-            folder.remove(name)
+    folder.remove(_named(folder).keys() - kept)
 
 
 def _named(folder: Folder) -> dict[str, re.Match[str]]:

@@ -79,7 +79,7 @@ def share_out(
       index: before.
       name: that the names of the files begin with.
       client_ids: [num_places]; of a client who is named twice, the last row counts.
-      real: [num_places] bool, False where a place has nobody; not everywhere.
+      real: [num_places] bool, False where nobody is; True at least once.
       owners: [num_places], the number of the process that has the row of each place.
       num_processes: also of those that have none.
 

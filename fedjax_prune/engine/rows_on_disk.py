@@ -31,23 +31,11 @@ from fedjax_prune.engine.placing import (
     send_own,
 )
 from fedjax_prune.engine.row_arrays import shapes_of
+from fedjax_prune.engine.row_errors import RowsError, StorageError
 from fedjax_prune.engine.row_folder import Folder, open_folder
 from fedjax_prune.engine.row_index import NOBODY, Index
 from fedjax_prune.engine.row_parts import after_parts, share_out
 from fedjax_prune.types import ClientState, Tree
-
-
-class RowsError(RuntimeError):
-    """Rows on disk that cannot be written or read; the message says which and why.
-
-    Examples:
-      >>> import fedjax_prune as fp
-      >>> try:
-      ...     raise fp.RowsError("/runs/1/rows/1-7.rows cannot be read: it is cut.")
-      ... except fp.RowsError as error:
-      ...     print(error)
-      /runs/1/rows/1-7.rows cannot be read: it is cut.
-    """
 
 
 class _Written(NamedTuple):
@@ -83,6 +71,7 @@ class DiskStore:
         own_personal: Callable[[jax.Array], Tree] | None = None,
         *,
         folder: str | Path,
+        moves_with: str | Path | None = None,
     ):
         """Gives every client its first row; nothing is written or read.
 
@@ -93,13 +82,16 @@ class DiskStore:
           own_personal: as in `make_store`; it is called for the clients of a cohort.
           folder: of the files, a path or the address of a folder in object storage;
             made with the first of them.
+          moves_with: a folder that is moved and copied as a whole, with snapshots in
+            it; None is none.
 
         Raises:
-          OSError: if this Python cannot reach the kind of storage of an address.
+          ValueError: if the folder is neither a path nor an address.
+          StorageError: if this Python cannot reach the kind of storage of an address.
         """
         self.shapes = shapes_of(row, num_clients)
         self._num_clients, self._placement = num_clients, placement
-        self._folder = open_folder(folder)
+        self._folder = open_folder(folder, moves_with=moves_with)
         one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
@@ -178,7 +170,7 @@ class DiskStore:
         Raises:
           OSError: if a file is missing or cannot be read.
           ValueError: if a file does not hold what it should.
-          RowsError: if rows could not be written.
+          RowsError: if rows could not be written, or object storage does not answer.
         """
         folder = Path(folder)
         if not row_log.is_log(folder):
@@ -200,7 +192,11 @@ class DiskStore:
         self._settle()
 
     def keep(self, snapshots: Iterable[str | Path]) -> None:
-        """See `Store.keep`."""
+        """See `Store.keep`.
+
+        Raises:
+          OSError, RowsError: if files cannot be listed or removed.
+        """
         self._settle()
         processes.on_first(lambda: self._keep(snapshots))
 
@@ -209,7 +205,7 @@ class DiskStore:
         self._in_snapshots = set()
         for folder in snapshots:
             # A damaged one cannot be restored, and needs nothing.
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, StorageError):
                 saved = row_log.load(Path(folder))
                 if saved.folder == self._folder:
                     self._in_snapshots |= saved.index.names
@@ -249,7 +245,7 @@ class DiskStore:
         def own_checksums() -> dict[str, int]:
             try:
                 return written.result().checksums
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 raise _unwritten(self._folder, error) from error
 
         checksums = processes.exchange(own_checksums)
@@ -257,10 +253,9 @@ class DiskStore:
         self._writing, self._index = None, index.with_checksums(checksums)
         # All processes have the next index by now, so none reads these files.
         if processes.is_first():
-            for name in unused - self._in_snapshots:
-                # What stays is removed by `keep`.
-                with suppress(OSError):
-                    self._folder.remove(name)
+            # What stays is removed by `keep`.
+            with suppress(OSError, StorageError):
+                self._folder.remove(unused - self._in_snapshots)
 
     def _write(
         self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState
@@ -340,8 +335,9 @@ class DiskStore:
         self._settle()
 
 
-def _unwritten(folder: Folder, error: OSError) -> RowsError:
-    reason = error.strerror or str(error)
+def _unwritten(folder: Folder, error: OSError | StorageError) -> RowsError:
+    is_of_storage = isinstance(error, StorageError)
+    reason = error.reason if is_of_storage else error.strerror or str(error)
     return RowsError(
         f"The rows of a round cannot be written in {folder}: {reason}. The last "
         "checkpoint stays, and the same command goes on when they can be written."

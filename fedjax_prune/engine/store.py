@@ -215,6 +215,7 @@ def make_store(
     placement: Placement = ONE_DEVICE,
     own_personal: Callable[[jax.Array], Tree] | None = None,
     folder: str | Path | None = None,
+    moves_with: str | Path | None = None,
 ) -> Store:
     """Makes a store in which every client has its first row.
 
@@ -227,11 +228,14 @@ def make_store(
         starts with; None if all start with those of `row`.
       folder: of the files of a store on disk, which no other store may write; it is
         made when rows are put first, and stays. Others have none.
+      moves_with: a folder that is moved and copied as a whole. If it holds `folder`,
+        snapshots in it name that by a relative path. None is no folder.
 
     Raises:
       ValueError: if the kind is unknown, `num_clients` is out of range, or the folder
-        is missing; with rows on disk also if the placement is of one of several
-        processes.
+        is missing; with rows on disk also if the folder is neither a path nor an
+        address of gs:// or s3://, or the placement is of one of several processes.
+      RowsError: if this Python cannot reach the kind of storage of an address.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -251,7 +255,14 @@ def make_store(
         mesh = placement.mesh
         if processes.count() > 1 and (mesh is None or not mesh.is_multi_process):
             raise ValueError("rows on disk need a placement over all processes.")
-        return DiskStore(row, num_clients, placement, own_personal, folder=folder)
+        return DiskStore(
+            row,
+            num_clients,
+            placement,
+            own_personal,
+            folder=folder,
+            moves_with=moves_with,
+        )
     make = HostStore if kind == "host" else DeviceStore
     return make(row, num_clients, placement, own_personal)
 

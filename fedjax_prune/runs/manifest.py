@@ -52,10 +52,12 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
     This comes before Orbax reads: on a broken file its loader threads outlive the
     error, and it does not notice a changed byte inside an array. Of rows on disk, the
-    files that the checkpoint names are read, too.
+    files that the checkpoint names are read, too. Object storage that does not answer
+    says nothing about them, so it is no damage.
 
     Raises:
       Damage: with the reason.
+      RowsError: if object storage with rows does not answer or refuses.
       CheckpointError: if the checkpoint is of another version of this library.
     """
     try:

@@ -18,6 +18,7 @@ from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.preparation import Gathering
+from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
@@ -32,7 +33,8 @@ FOLDER = "preparation"
 """Folder of the groups that are done, in a workdir, while others are left."""
 
 
-_UNUSABLE = (checkpoint.CheckpointError, processes.ProcessError)
+# What one of them raises in the first process, the others hear of as a ProcessError.
+_UNUSABLE = (checkpoint.CheckpointError, RowsError, processes.ProcessError)
 
 
 class _Stopped(Exception):

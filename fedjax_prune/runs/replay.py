@@ -9,15 +9,16 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import checkpoint, environment, verify
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import FOLDER
-from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.start import of_newest, restore
 from fedjax_prune.runs.train import train
 from fedjax_prune.runs.verify import Difference, Findings
 from fedjax_prune.runs.workdir import (
@@ -33,6 +34,7 @@ class Run(NamedTuple):
     """What a workdir holds.
 
     Attributes:
+      workdir: where it was read.
       name: in the report.
       config: of the newest start.
       rows: round -> row of metrics.jsonl.
@@ -42,6 +44,7 @@ class Run(NamedTuple):
       starts: entries of environment.json.
     """
 
+    workdir: Path
     name: str
     config: Config
     rows: dict[int, dict[str, Any]]
@@ -66,7 +69,8 @@ def verify_workdir(workdir: Path, rounds: int = 0) -> Findings:
 
     The replay ends and starts again where the run was resumed with other fields, such
     as more rounds, so that it evaluates what the run has evaluated. The newest
-    checkpoint is compared if the replay comes to its round.
+    checkpoint is compared if the replay comes to its round, and if a run that goes on
+    has not replaced it by then. All that the replay writes is in the temporary folder.
 
     Args:
       workdir: of the run; nothing is written there.
@@ -74,7 +78,8 @@ def verify_workdir(workdir: Path, rounds: int = 0) -> Findings:
 
     Raises:
       WorkdirError: if no round is finished, or the run is of another version.
-      CheckpointError, DataError, SettingsError, TrainingError: as `train.run`.
+      CheckpointError, DataError, RowsError, SettingsError, TrainingError: as
+        `train.run`.
       KeyboardInterrupt: if a signal has stopped the replay.
     """
     run = read_run(workdir)
@@ -114,7 +119,9 @@ def compare_workdirs(first: Path, second: Path, rounds: int = 0) -> Findings:
 
     Raises:
       WorkdirError: if there is no run, no finished round, or it is of another version.
-      CheckpointError: if all checkpoints of one are damaged.
+      CheckpointError: if all checkpoints of one are damaged, or a run that goes on
+        replaces them faster than they are read.
+      RowsError: if rows cannot be read.
     """
     runs = one, other = read_run(first), read_run(second)
     if one.last is None and other.last is None:
@@ -135,15 +142,14 @@ def read_run(workdir: Path, name: str = "") -> Run:
       name: of the run in reports; empty is its folder.
 
     Raises:
-      WorkdirError, CheckpointError: if a part cannot be used.
+      WorkdirError, CheckpointError, RowsError: if a part cannot be used.
     """
     config, saved, seen = read_usable_config(workdir), None, None
     if checkpoint.rounds(workdir / FOLDER):
-        saved = restore(make_learning(config), workdir)
-        snapshot = workdir / FOLDER / str(int(saved[0].round)) / "rows"
-        if row_log.is_log(snapshot):
-            seen = row_log.load(snapshot).index.clients
+        learning = make_learning(config)
+        saved, seen = of_newest(workdir, lambda: _read_newest(learning, workdir))
     return Run(
+        workdir=workdir,
         name=name or str(workdir),
         config=config,
         rows={row["round"]: row for row in read_metrics(workdir)},
@@ -151,6 +157,17 @@ def read_run(workdir: Path, name: str = "") -> Run:
         seen=seen,
         starts=environment.read(workdir),
     )
+
+
+def _read_newest(
+    learning: Learning, workdir: Path
+) -> tuple[tuple[ServerState, Store], np.ndarray | None]:
+    """The newest checkpoint, and the clients whose rows it has on disk."""
+    saved = restore(learning, workdir)
+    snapshot = workdir / FOLDER / str(int(saved[0].round)) / "rows"
+    if not row_log.is_log(snapshot):
+        return saved, None
+    return saved, row_log.load(snapshot).index.clients
 
 
 def compared_clients(first: Run, second: Run, num_clients: int) -> np.ndarray:
@@ -196,16 +213,31 @@ def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int
 
 
 def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Config:
-    """The configuration of a start, which saves only at its end."""
+    """The configuration of a start, which saves only at its end, in its workdir."""
     known = {name: value for name, value in fields.items() if is_changeable(name)}
     changed = config.copy_and_resolve_references()
     with changed.ignore_type():
         changed.update_from_flattened_dict(known)
         changed.save_every, changed.keep, changed.keep_every = changed.rounds, 1, 0
+        changed.rows_dir = ""
     return usable(workdir / environment.FILE, changed.to_dict())
 
 
-def _checkpoint_differences(first: Run, second: Run) -> list[Difference]:
+def _checkpoint_differences(first: Run, second: Run) -> list[Difference] | None:
+    """Compares the newest checkpoints; None if one was replaced meanwhile.
+
+    Rows are read when they are compared, and a run that goes on removes them.
+    """
+    try:
+        return _differences(first, second)
+    except (OSError, RowsError):
+        runs = first, second
+        if all(checkpoint.latest(r.workdir / FOLDER) == r.saved_round for r in runs):
+            raise
+        return None
+
+
+def _differences(first: Run, second: Run) -> list[Difference]:
     """Compares the states and the rows of clients of the newest checkpoints."""
     if first.saved is None or second.saved is None:
         return []
@@ -259,11 +291,13 @@ def _findings(
 
 def _checkpoint(first: Run, second: Run, *, last: int, compared: bool) -> str:
     """Says which checkpoints were compared, or why none were."""
-    rounds = first.saved_round, second.saved_round
+    one, other = first.saved_round, second.saved_round
     if compared:
-        return f"of round {rounds[0]}, compared"
-    if None in rounds:
+        return f"of round {one}, compared"
+    if one is None or other is None:
         return "not compared: there is none"
-    if rounds[0] == rounds[1]:
-        return f"not compared: the newest is of round {rounds[0]}, after round {last}"
-    return f"not compared: the newest are of rounds {rounds[0]} and {rounds[1]}"
+    if one != other:
+        return f"not compared: the newest are of rounds {one} and {other}"
+    if one > last:
+        return f"not compared: the newest is of round {one}, after round {last}"
+    return f"not compared: the run goes on and has replaced that of round {one}"

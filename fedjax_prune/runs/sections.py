@@ -18,6 +18,7 @@ from fedjax_prune.engine.devices import REDUCTIONS
 from fedjax_prune.engine.hostile import make_hostile
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.privacy import make_privacy
+from fedjax_prune.engine.row_folder import PLACES, is_place
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import STORES
@@ -76,6 +77,7 @@ class TopLevel(NamedTuple):
     ] = "device"
     rows_dir: Annotated[
         str,
+        Rule(is_place, PLACES),
         "Folder or address, as gs://bucket/folder, for client_rows disk; a run has a "
         "folder in it. Empty is the workdir.",
     ] = ""

@@ -1,6 +1,7 @@
 """Rows on disk that several processes share: written in parts, one index."""
 
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -99,12 +100,22 @@ def test_any_sequence_of_two_processes(seed, tmp_path):
     reason = f"The rows of a round cannot be written in {tmp_path}/rows: File too large"
     assert f"ProcessError: process 1 of 2 has failed: {reason}" in said[0]
     assert f"RowsError: {reason}" in said[1]
+    name = re.escape(f"{tmp_path}/process0/far/rows/run-")
+    (places,) = {tuple(re.findall(rf"^{name}.+$", text, re.M)) for text in said}
+    assert len(places) == 1
+    reason = (
+        "rows_dir must be a folder that all processes share: what the first process"
+    )
+    reason += " has written into gs://bucket/rows is not seen here."
+    assert f"ProcessError: process 1 of 2 has failed: {reason}" in said[0]
+    assert f"RowsError: {reason}" in said[1]
+    assert [text.splitlines()[-1] for text in said] == ["left:", "left:"]
     wanted = [pickle.loads((tmp_path / f"{n}.pickle").read_bytes()) for n in range(2)]
     assert_same_bits(wanted[0], wanted[1])
     row_log.check(tmp_path / "end")
-    # A file of each process, and none of others.
+    # Files of both processes, and none of others.
     names = row_log.load(tmp_path / "end").index.names
-    assert {name[-7:] for name in names} <= {"-0.rows", "-1.rows"}
+    assert {name[-7:] for name in names} == {"-0.rows", "-1.rows"}
     alone = make_store("disk", first_row(), NUM_CLIENTS, folder=tmp_path / "rows")
     alone.restore(tmp_path / "end")
     assert_same_bits(all_rows(alone), wanted[0])

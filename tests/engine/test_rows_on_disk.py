@@ -14,6 +14,7 @@ from fedjax_prune.engine import row_log
 from fedjax_prune.engine.rows_on_disk import DiskStore, RowsError
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.types import ClientState
+from tests.buckets import Buckets
 from tests.mixed_rows import first_row, some_rows
 from tests.toys import all_rows, assert_same_bits
 
@@ -35,7 +36,7 @@ def put(store, ids, seed=0):
     return rows
 
 
-@pytest.mark.parametrize("where", ["rows", "memory://rows"])
+@pytest.mark.parametrize("where", ["rows", f"{Buckets.protocol}://rows"])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_sequence_gives_the_rows_of_a_store_on_the_host(seed, where, tmp_path):
     """Cohorts with nobody in some places, snapshots, and restored ones of both.

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.files import WorkdirError
@@ -27,6 +29,7 @@ from fedjax_prune.runs.replay import (
 from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.verify import report
+from tests.buckets import Buckets
 from tests.small_runs import tiny_config, undocumented
 
 ROOT = Path(__file__).parents[2]
@@ -91,18 +94,23 @@ def test_a_replay_is_equal_and_leaves_the_workdir_as_it_is(original):
 
 
 class Terminal(io.StringIO):
-    """Presses Ctrl-C when it is shown the end of round 1."""
+    """Calls a function when it is shown the end of round 1."""
+
+    def __init__(self, at_round_1):
+        super().__init__()
+        self.at_round_1 = at_round_1
 
     def write(self, text):
         if text.startswith("round 1/"):
-            signal.raise_signal(signal.SIGINT)
+            self.at_round_1()
         return super().write(text)
 
 
 def test_a_signal_ends_a_replay(original, monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    press_ctrl_c = partial(signal.raise_signal, signal.SIGINT)
+    monkeypatch.setattr(sys, "stdout", Terminal(press_ctrl_c))
     with pytest.raises(KeyboardInterrupt):
         verify_workdir(original)
     assert list(tmp_path.iterdir()) == []
@@ -177,6 +185,42 @@ def test_of_rows_on_disk_those_ever_written_are_compared(on_disk, original):
         np.testing.assert_array_equal(compared_clients(*pair, 30), np.arange(30))
     found = verify_workdir(on_disk)
     assert found.equal and found.checkpoint == "of round 1, compared"
+
+
+def test_a_run_that_goes_on_and_one_that_is_damaged(on_disk, monkeypatch, tmp_path):
+    """Its rows are gone when the replay ends, with or without a newer checkpoint."""
+
+    def lose(workdir, newer):
+        for file in (workdir / "rows").iterdir():
+            file.unlink()
+        if newer:
+            (workdir / FOLDER / "1").rename(workdir / FOLDER / "2")
+
+    for newer in (True, False):
+        workdir = Path(shutil.copytree(on_disk, tmp_path / str(newer)))
+        monkeypatch.setattr(sys, "stdout", Terminal(partial(lose, workdir, newer)))
+        if newer:
+            found = verify_workdir(workdir)
+            assert found.equal and found.rounds == [1]
+            said = "not compared: the run goes on and has replaced that of round 1"
+            assert found.checkpoint == said
+        else:
+            with pytest.raises(RowsError, match=rf"^{workdir}/rows/.+ cannot be read"):
+                verify_workdir(workdir)
+
+
+def test_a_replay_has_its_rows_in_its_own_folder(tmp_path):
+    """The run began with rows on the host and has them in storage since."""
+    url = f"gs://{tmp_path.name}"
+    for fields in (
+        {"rounds": 1, "client_rows": "host"},
+        {"rounds": 2, "client_rows": "disk", "rows_dir": url},
+    ):
+        assert train.run(tiny_config(**fields), tmp_path / "run") == 0
+    before = {path for path in Buckets.store if tmp_path.name in path}
+    found = verify_workdir(tmp_path / "run")
+    assert found.equal and found.checkpoint == "of round 2, compared"
+    assert {path for path in Buckets.store if tmp_path.name in path} == before != set()
 
 
 @pytest.mark.parametrize("changed", ["seen", "unseen"])
