@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 EXTRAS="[test]"
 # A round is compiled for a TPU slice, and rows are kept in an S3 of this machine.
-if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu,cloud,cloud_test]"; fi
+if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu,cloud,emulator]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift

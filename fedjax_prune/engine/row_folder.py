@@ -198,9 +198,12 @@ class ObjectFolder:
           StorageError: if this Python cannot reach this kind of storage.
         """
         self._url = url
-        with self._clear_errors():
+        try:
             # What it needs is imported here.
             fsspec.get_filesystem_class(url.partition("://")[0])
+        except ImportError as error:
+            more = "pip install 'fedjax_prune[cloud]' brings what is missing"
+            raise StorageError(url, f"{error}: {more}") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ObjectFolder) and other._url == self._url

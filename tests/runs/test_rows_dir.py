@@ -216,7 +216,7 @@ def test_a_folder_without_rows_on_disk_is_a_mistake():
 
 NEEDS_S3 = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("s3fs", "moto", "flask"))),
-    reason="the extras cloud and cloud_test are not installed",
+    reason="the extras cloud and emulator are not installed",
 )
 
 
