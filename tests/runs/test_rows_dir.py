@@ -37,6 +37,7 @@ def on_device(tmp_path_factory):
     return run(tmp_path_factory.mktemp("device"))
 
 
+@pytest.mark.long
 def test_rows_move_between_folders_and_the_workdir(on_device, tmp_path):
     """The run stops after each round; two runs share `rows_dir`."""
     storage, url = fsspec.filesystem("gs"), f"gs://{tmp_path.name}"
@@ -62,19 +63,18 @@ def test_rows_move_between_folders_and_the_workdir(on_device, tmp_path):
     )
 
 
-def test_a_copy_of_a_workdir_has_rows_of_its_own(on_device, tmp_path):
-    """Both go on, one round after the other, and keep one checkpoint each."""
+def test_a_copy_of_a_workdir_has_rows_of_its_own(tmp_path):
+    """Both go on, one after the other, and keep one checkpoint each."""
     fields = {"rows_dir": f"gs://{tmp_path.name}", "save_every": 1, "keep": 1}
     runs = tmp_path / "run", tmp_path / "copy"
     run(runs[0], rounds=1, **fields, **ON_DISK)
     shutil.copytree(*runs)
-    for rounds in (2, 4):
-        for workdir in reversed(runs):
-            state = run(workdir, rounds=rounds, **fields, **ON_DISK)
+    of_copy, of_run = (
+        run(workdir, rounds=2, **fields, **ON_DISK) for workdir in reversed(runs)
+    )
+    jax.tree.map(np.testing.assert_array_equal, of_copy, of_run)
     for workdir in runs:
-        assert train.evaluate_workdir(workdir)["round"] == 4
-        state = final_state(tiny_config(), workdir)
-        jax.tree.map(np.testing.assert_array_equal, on_device, state)
+        assert train.evaluate_workdir(workdir)["round"] == 2
 
 
 def test_the_name_of_rows_is_that_of_one_workdir(tmp_path):
