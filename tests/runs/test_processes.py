@@ -128,13 +128,14 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
         (2, "scaffold", ON_DISK),
         (2, "autoflip", ()),
         (4, "autoflip", COMPACT),
+        (2, "autoflip", (*COMPACT, *ON_DISK)),
         (2, "many", ()),
     ],
 )
 def test_several_processes_equal_one(alone, tmp_path, num_processes, name, flags):
-    changes = {"hash_every": 1} | (
-        {"compact_training": True} if flags == COMPACT else {}
-    )
+    changes = {"hash_every": 1}
+    if set(COMPACT) <= set(flags):
+        changes["compact_training"] = True
     flags = (*flags, "--config.hash_every=1")
     run_together(num_processes, name, tmp_path / "run", *flags)
     config = one_process(name, **changes)
