@@ -20,7 +20,8 @@ if [ "${1:-}" = --quick ]; then
 fi
 if [ "${1:-}" = --long ]; then
   shift
-  set -- -m long "$@"
+  # What is skipped is told with the reason.
+  set -- -m long -rs "$@"
 fi
 status=0
 ruff format --check --quiet || status=1

@@ -26,3 +26,10 @@ class StorageError(RowsError):
         """
         super().__init__(f"{where} cannot be used: {reason.rstrip('.')}.")
         self.reason = reason.rstrip(".")
+
+
+def reason_of(error: OSError | StorageError) -> str:
+    """Why a disk or object storage has failed, without the place and a full stop."""
+    if isinstance(error, StorageError):
+        return error.reason
+    return (error.strerror or str(error)).rstrip(".")

@@ -31,7 +31,7 @@ from fedjax_prune.engine.placing import (
     send_own,
 )
 from fedjax_prune.engine.row_arrays import shapes_of
-from fedjax_prune.engine.row_errors import RowsError, StorageError
+from fedjax_prune.engine.row_errors import RowsError, StorageError, reason_of
 from fedjax_prune.engine.row_folder import Folder, open_folder
 from fedjax_prune.engine.row_index import NOBODY, Index
 from fedjax_prune.engine.row_parts import after_parts, share_out
@@ -306,9 +306,8 @@ class DiskStore:
         try:
             row_log.read(self._folder, self._index, found, len(self._first), rows)
         except OSError as error:
-            reason = error.strerror or str(error)
             where = error.filename or self._folder
-            raise RowsError(f"{where} cannot be read: {reason}.") from error
+            raise RowsError(f"{where} cannot be read: {reason_of(error)}.") from error
         return rows
 
     def _draw_own(self, ids: np.ndarray, new: np.ndarray, rows: np.ndarray) -> None:
@@ -336,9 +335,7 @@ class DiskStore:
 
 
 def _unwritten(folder: Folder, error: OSError | StorageError) -> RowsError:
-    is_of_storage = isinstance(error, StorageError)
-    reason = error.reason if is_of_storage else error.strerror or str(error)
     return RowsError(
-        f"The rows of a round cannot be written in {folder}: {reason}. The last "
-        "checkpoint stays, and the same command goes on when they can be written."
+        f"The rows of a round cannot be written in {folder}: {reason_of(error)}. The "
+        "last checkpoint stays, and the same command goes on when they can be written."
     )

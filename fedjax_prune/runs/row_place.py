@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_prune.engine import processes
-from fedjax_prune.engine.row_errors import RowsError, StorageError
+from fedjax_prune.engine.row_errors import RowsError, StorageError, reason_of
 from fedjax_prune.engine.row_folder import Ranges, open_folder
 from fedjax_prune.runs.files import replace, unwritable
 from fedjax_prune.types import Config
@@ -56,17 +56,15 @@ def require_usable(rows_dir: str) -> None:
 
     def read() -> None:
         with _refused(rows_dir):
-            only = np.zeros(1, np.int64)
+            folder, only = open_folder(where), np.zeros(1, np.int64)
             try:
-                open_folder(where).read(
-                    [Ranges(name, only, only)], np.zeros((1, 1), np.uint8)
-                )
+                folder.read([Ranges(name, only, only)], np.zeros((1, 1), np.uint8))
             except FileNotFoundError as error:
                 raise RowsError(
                     f"rows_dir must be a folder that all processes share: what the "
                     f"first process has written into {where} is not seen here."
                 ) from error
-            open_folder(where).sizes()
+            folder.sizes()
 
     def remove() -> None:
         with _refused(rows_dir):
@@ -89,9 +87,7 @@ def _refused(rows_dir: str) -> Iterator[None]:
     try:
         yield
     except (OSError, StorageError) as error:
-        is_of_storage = isinstance(error, StorageError)
-        reason = error.reason if is_of_storage else error.strerror or str(error)
-        said = f"Rows cannot be kept in {rows_dir}: {reason.rstrip('.')}."
+        said = f"Rows cannot be kept in {rows_dir}: {reason_of(error)}."
         raise RowsError(said) from error
 
 
