@@ -238,4 +238,4 @@ def _stacked(tree: Tree, count: int) -> Tree:
 def _flops(experiment: Experiment, forward_passes: float) -> float:
     """FLOPs of images by the definition of the model, as in metrics.jsonl."""
     learning = experiment.learning
-    return 2 * costs.macs(learning.model, learning.image_shape).dense * forward_passes
+    return 2 * learning.macs.dense * forward_passes
