@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fedjax_prune.data import pixels
 from fedjax_prune.data.datasets import DataError
@@ -118,7 +117,7 @@ def _image(value: Any, where: str, size: int) -> np.ndarray:
       DataError: if it is no picture and no array of uint8 numbers.
     """
     try:
-        if isinstance(value, Image.Image):
+        if pixels.is_picture(value):
             return pixels.to_array(value, pixels.channels_of(value), size)
         numbers = np.asarray(value)
     except Exception as error:
@@ -132,10 +131,13 @@ def _image(value: Any, where: str, size: int) -> np.ndarray:
             f"of {numbers.dtype} {list(numbers.shape)}."
         )
     array = numbers.astype(np.uint8)
-    if size and array.shape[-1] in (1, 3):
-        picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-        return pixels.to_array(picture, array.shape[-1], size)
-    return array
+    if not size:
+        return array
+    if array.shape[-1] not in (1, 3):
+        raise DataError(
+            f"{where} must have 1 or 3 channels to be scaled, got {array.shape[-1]}."
+        )
+    return pixels.scaled(array, size)
 
 
 def _alike(images: list[np.ndarray]) -> list[np.ndarray]:

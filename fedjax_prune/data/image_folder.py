@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fedjax_prune.data import pixels
 from fedjax_prune.data.datasets import DataError, data_folder
@@ -67,6 +66,7 @@ def from_image_folder(
 
     Examples:
       >>> import tempfile
+      >>> from PIL import Image
       >>> folder = Path(tempfile.mkdtemp())
       >>> for place in ("ann/cat", "ann/dog", "ben/dog"):
       ...     (folder / place).mkdir(parents=True)
@@ -190,7 +190,7 @@ def _folders(path: Path) -> dict[str, Path]:
     """
     entries = _in(path)
     below = {entry.name: entry for entry in entries if entry.is_dir()}
-    known = Image.registered_extensions()
+    known = pixels.suffixes()
     for entry in sorted(entries):
         if entry.name not in below and entry.suffix.lower() in known:
             raise DataError(f"{entry} must lie in the folder of its class.")
@@ -261,10 +261,10 @@ def _shape(files: list[Path], size: int) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _open(file: Path) -> Image.Image:
+def _open(file: Path) -> Any:
     """Opens a picture, of which only the header is read."""
     with _telling_of(file):
-        return Image.open(file)
+        return pixels.open_picture(file)
 
 
 @contextmanager

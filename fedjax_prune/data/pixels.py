@@ -1,17 +1,47 @@
-"""Functions that make arrays of pictures that Pillow has opened."""
+"""Functions that make arrays of pictures, which Pillow opens.
 
+Pillow is imported when the first picture is opened, because most runs have none.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 GREY = ("1", "L")
 """Pillow's modes of pictures with one channel."""
 DEEP = ("I", "F")
 """What the names of its modes begin with that have more than 8 bits a channel."""
+_ORIENTATION = 0x0112
+"""The tag by which a camera says how it was held; from 5 on, on its side."""
 
 
-def channels_of(picture: Image.Image) -> int:
+def open_picture(file: Path) -> Any:
+    """Opens a picture, of which only the header is read.
+
+    Raises:
+      OSError, ValueError: of Pillow, if it cannot be read.
+    """
+    from PIL import Image
+
+    return Image.open(file)
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is a picture of Pillow."""
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def suffixes() -> set[str]:
+    """The ends of the names of pictures, such as .png."""
+    from PIL import Image
+
+    return set(Image.registered_extensions())
+
+
+def channels_of(picture: Any) -> int:
     """Gives 1 for a grey picture and 3 for any other one.
 
     Raises:
@@ -24,18 +54,18 @@ def channels_of(picture: Image.Image) -> int:
     return 1 if picture.mode in GREY else 3
 
 
-def size_of(picture: Image.Image) -> tuple[int, int]:
+def size_of(picture: Any) -> tuple[int, int]:
     """Gives height and width as it is seen: a camera may have stored it on its side."""
     width, height = picture.size
-    turned = picture.getexif().get(0x0112, 1) >= 5  # the orientation
+    turned = picture.getexif().get(_ORIENTATION, 1) >= 5
     return (width, height) if turned else (height, width)
 
 
-def to_array(picture: Image.Image, channels: int, size: int = 0) -> np.ndarray:
+def to_array(picture: Any, channels: int, size: int = 0) -> np.ndarray:
     """Decodes a picture.
 
     Args:
-      picture: opened by Pillow; transparency is left out.
+      picture: of Pillow; transparency is left out.
       channels: 1 or 3.
       size: height and width that it is scaled to, with antialiasing; 0 keeps them.
 
@@ -45,9 +75,20 @@ def to_array(picture: Image.Image, channels: int, size: int = 0) -> np.ndarray:
     Raises:
       OSError, SyntaxError, ValueError: of Pillow, if it is damaged.
     """
+    from PIL import Image, ImageOps
+
     upright: Any = ImageOps.exif_transpose(picture)
     upright = upright.convert("L" if channels == 1 else "RGB")
     if size and upright.size != (size, size):
         upright = upright.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(upright)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def scaled(image: np.ndarray, size: int) -> np.ndarray:
+    """Scales an image [height, width, 1 or 3] uint8 as `to_array` does."""
+    from PIL import Image
+
+    channels = image.shape[-1]
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return to_array(picture, channels, size)

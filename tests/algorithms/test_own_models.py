@@ -63,7 +63,10 @@ def played(name, kind):
     if algorithm.prepare is not None:
         ids = list(range(algorithm.prepare.num_clients(len(problems.SIZES))))
         cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2)
-        state, rows, _ = prepared(algorithm, state, rows, dataset, cohort, key)
+        taken = stores.take(rows, cohort.client_ids)
+        run = toys.compiled_preparation(algorithm)
+        state, taken, _ = run(RoundInputs(state, taken, dataset, cohort, key))
+        rows = stores.put(rows, cohort.client_ids, taken)
     sums = {}
     for ids in ([0, 1, 3], [1, 4, 2]):
         cohort = toys.contiguous_cohort(problems.SIZES, ids, num_lanes=2)
@@ -71,14 +74,6 @@ def played(name, kind):
             state, rows, dataset, cohort, jax.random.fold_in(key, ids[0])
         )
     return algorithm, state, rows, sums
-
-
-def prepared(algorithm, state, rows, dataset, cohort, key):
-    """The preparation from a given state, as `toys.prepare` does from the first one."""
-    taken = stores.take(rows, cohort.client_ids)
-    run = toys.compiled_preparation(algorithm)
-    state, taken, sums = run(RoundInputs(state, taken, dataset, cohort, key))
-    return state, stores.put(rows, cohort.client_ids, taken), sums
 
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "eflprune"])

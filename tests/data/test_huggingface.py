@@ -1,10 +1,7 @@
 """Objects that look like `datasets.Dataset`, which is not a dependency.
 
-The stand-ins have what its documentation promises and nothing else; `test_real_ones`
-takes the library where it is installed.
+The stand-ins have what its documentation promises and nothing else.
 """
-
-import importlib.util
 
 import numpy as np
 import pytest
@@ -147,31 +144,3 @@ def test_columns_that_could_be_meant_are_listed():
     rows.features["writer"] = ClassLabel(["w1", "w2"])
     with pytest.raises(DataError, match=r"name one of the columns .* 2 of them are of"):
         from_huggingface(rows)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
-def test_real_ones(tmp_path):
-    import datasets
-
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=["cat", "dog"]),
-            "writer": datasets.Value("string"),
-        }
-    )
-    columns = {
-        "image": [grey(10), grey(20), grey(30)],
-        "label": [1, 0, 1],
-        "writer": ["w2", "w1", "w2"],
-    }
-    rows = datasets.Dataset.from_dict(columns, features=features)
-    real = from_huggingface(rows, clients="writer")
-    same = from_huggingface(split(), clients="writer")
-    np.testing.assert_array_equal(real.dataset.images, same.dataset.images)
-    np.testing.assert_array_equal(real.dataset.labels, same.dataset.labels)
-    assert (real.classes, real.clients) == (same.classes, same.clients)
-    with pytest.raises(DataError, match="one split, got train: take"):
-        from_huggingface(datasets.DatasetDict({"train": rows}))
