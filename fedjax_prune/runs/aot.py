@@ -63,6 +63,7 @@ def compile_run(config: Config, target: Slice) -> bool:
     good = True
     with product_precision(config.precision):
         learning = make_learning(config)
+        config = learning.config
         with console.working(f"loading {config.data.name}"):
             experiment = Experiment(learning, load_data(config))
         placement = make_placement(

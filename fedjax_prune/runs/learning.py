@@ -191,7 +191,12 @@ def _own_model(config: Config) -> Any:
 
 
 def _check_own(config: Config, task: Task) -> None:
-    """Refuses other numbers of logits, and personal parameters without gates."""
+    """Refuses a network that does not fit the other fields.
+
+    Raises:
+      ValueError: for another number of logits than of classes, for model state with
+        noise, and for personal parameters without gates.
+    """
     variables = jax.eval_shape(task.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, *image_shape_of(config)), "uint8")
     name, wanted = config.model.name, data_info(config).num_classes
@@ -200,6 +205,11 @@ def _check_own(config: Config, task: Task) -> None:
         raise ValueError(
             f"{name} must return {wanted} logits, one for each class, got {found}: "
             "give it the attribute num_classes, which is filled in."
+        )
+    if jax.tree.leaves(variables.model_state) and config.privacy.clip_norm:
+        raise ValueError(
+            f"{name} must have no collection batch_stats with privacy.clip_norm "
+            f"{config.privacy.clip_norm}: noise could make a variance negative."
         )
     if jax.tree.leaves(variables.personal) and not config.model.gated:
         raise ValueError(

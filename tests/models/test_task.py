@@ -258,6 +258,15 @@ class Told(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5)(x.reshape(x.shape[0], -1), not train))
 
 
+def test_dropout_of_a_switched_module_depends_on_the_key():
+    task = make_task(functools.partial(SwitchedNet, 3), SHAPE)
+    losses = [
+        float(jax.jit(task.loss)(task.init(KEY), a_batch(), jax.random.key(n))[0])
+        for n in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize("model", [Plain(), Told()])
 def test_a_module_is_given_only_the_arguments_that_it_takes(model):
     """In evaluation nothing is dropped, so both compute the dense layer of Net."""

@@ -1,6 +1,7 @@
 """Runs of Flax classes that a configuration names as FILE.py:CLASS."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,36 @@ def test_a_class_that_cannot_be_trained_says_why(tmp_path, body, message):
     text = HEAD + "class Net(nn.Module):" + CALL + body
     with pytest.raises(SettingsError, match=message):
         make_learning(own_config(write_nets(tmp_path, text), "Net"))
+
+
+NORMED = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train, example_mask):
+        x = x.mean((1, 2))
+        x = nn.BatchNorm(not train)(x, mask=example_mask[:, None])
+        return nn.Dense(self.num_classes)(x)
+"""
+
+
+def test_noise_and_batch_statistics_do_not_go_together(tmp_path):
+    config = own_config(write_nets(tmp_path, NORMED), "Net")
+    assert make_learning(config).task.groups is None
+    config.update({"on_bad_client": "drop"})
+    config.privacy.update({"clip_norm": 1.0, "noise_multiplier": 1.0})
+    with pytest.raises(SettingsError, match=r"no collection batch_stats with privacy"):
+        make_learning(config)
+
+
+def test_the_class_of_the_guide_trains(tmp_path):
+    guide = (Path(__file__).parents[2] / "launch" / "README.md").read_text()
+    [text] = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    config = own_config(write_nets(tmp_path, text), **{"model.hidden": 3})
+    assert train.run(config, tmp_path / "run") == 0
 
 
 def test_a_class_without_dtype_has_no_bfloat16(tmp_path):
