@@ -10,6 +10,8 @@ from configs import base
 from fedjax_prune.models import own
 from fedjax_prune.runs import export, train
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.savings import totals
 from fedjax_prune.runs.settings import SettingsError, describe, problems
 from fedjax_prune.runs.workdir import WorkdirError, read_config
 from launch.flags import load_config
@@ -198,6 +200,37 @@ def test_noise_and_batch_statistics_do_not_go_together(tmp_path):
     config.update({"on_bad_client": "drop"})
     config.privacy.update({"clip_norm": 1.0, "noise_multiplier": 1.0})
     with pytest.raises(SettingsError, match=r"no collection batch_stats with privacy"):
+        make_learning(config)
+
+
+SCALE = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("kernel", nn.initializers.normal(), (1, self.num_classes))
+        return x.mean((1, 2)) * scale
+"""
+
+
+def test_a_network_without_products_has_no_flops_to_save(tmp_path):
+    fields = {"structured_rule": "off", "threshold": 0.5, "warmup_rounds": 0}
+    config = own_config(
+        write_nets(tmp_path, SCALE), "Net", pruned_config("magnitude", fields)
+    )
+    assert make_learning(config).macs.dense == 0
+    assert train.run(config, tmp_path / "run") == 0
+    found = totals(read_metrics(tmp_path / "run"))
+    assert np.isnan(found.theoretical) and found.sparsity == 0.5
+
+
+def test_a_network_whose_arrays_have_other_names_is_not_pruned_in_silence(tmp_path):
+    text = SCALE.replace('"kernel"', '"scale"')
+    config = own_config(write_nets(tmp_path, text), "Net", pruned_config(rounds=2))
+    with pytest.raises(SettingsError, match=r"with the name kernel, .* got scale"):
         make_learning(config)
 
 
