@@ -25,6 +25,19 @@ def algorithm(name: str) -> ConfigDict:
     return ConfigDict(settings.default_config(name)["algorithm"])
 
 
+def model(name: str) -> ConfigDict:
+    """The section `model` with the defaults of one network.
+
+    Args:
+      name: of the library's, or FILE.py:CLASS of a class of your own, whose attributes
+        are the fields.
+
+    Raises:
+      SettingsError: if the class cannot be loaded.
+    """
+    return ConfigDict(settings.default_model(name))
+
+
 def get_config(algorithm_name: str = "scaffold") -> Any:
     """A ConfigDict of every field.
 

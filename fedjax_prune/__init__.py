@@ -13,7 +13,10 @@ from fedjax_prune.algorithms.random_pruning import random_pruning, random_steps
 from fedjax_prune.algorithms.scaffold import scaffold
 from fedjax_prune.data.augment import make_augment
 from fedjax_prune.data.datasets import DATASETS, DataError
+from fedjax_prune.data.huggingface import from_huggingface
+from fedjax_prune.data.image_folder import from_image_folder
 from fedjax_prune.data.load import as_dataset, load
+from fedjax_prune.data.own import OwnData, from_arrays, from_npz
 from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
@@ -79,6 +82,7 @@ __all__ = [
     "LocalResult",
     "LocalSolver",
     "Mean",
+    "OwnData",
     "Placement",
     "Policy",
     "Population",
@@ -106,6 +110,10 @@ __all__ = [
     "fednova",
     "fedprox",
     "fedsnip",
+    "from_arrays",
+    "from_huggingface",
+    "from_image_folder",
+    "from_npz",
     "gathered_predict",
     "keep_ratio_for",
     "load",

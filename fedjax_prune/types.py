@@ -160,7 +160,8 @@ class Task(NamedTuple):
       predict: (variables, images) -> logits [batch_size, num_classes] float32, or
         float64 with `jax_enable_x64`.
       groups: the ChannelGroups that the model describes; None if it describes none.
-      layers: what the layers of the model cost; () if it does not say.
+      layers: what the layers of the model cost. `make_task` finds them in the program
+        of a model that does not say; () if no weight is in a product.
 
     Examples:
       >>> task = fedjax_prune.make_task(fedjax_prune.CNN(10), (8, 8, 1))

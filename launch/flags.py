@@ -13,12 +13,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.models import own
 from fedjax_prune.runs import console, settings
 
 from . import config_file, usage
 from .errors import open_standard_streams
 
 _OVERRIDE = re.compile(r"--?(no)?config\.")
+_NAMES = re.compile(r"config\.(algorithm|model)\.name=")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -66,7 +68,8 @@ def load_config(
       path: of a Python file with `get_config`, or the name of a bundled one; what
         follows a colon is its argument.
       arguments: what `parse` left; `--config.algorithm.name` brings that algorithm's
-        fields with their defaults.
+        fields with their defaults, and `--config.model.name` those of a class of the
+        user's own.
       found: mistakes that the caller knows of, reported with the others.
 
     Returns:
@@ -80,8 +83,8 @@ def load_config(
     except settings.SettingsError as error:
         raise settings.SettingsError([*found, *error.problems]) from error
     found = list(found)
-    # First, because others may set fields of the new algorithm.
-    for argument in sorted(arguments, key=lambda a: "config.algorithm.name=" not in a):
+    # First, because others may set fields of the new algorithm or model.
+    for argument in sorted(arguments, key=lambda a: not _NAMES.search(a)):
         try:
             config = _apply(config, argument)
         except settings.SettingsError as error:
@@ -109,8 +112,17 @@ def _apply(config: Any, argument: str) -> Any:
         if text != known.get("algorithm.name"):
             config.algorithm = ConfigDict(settings.default_config(text)["algorithm"])
         return config
+    model = known.get("model.name")
+    # Classes of the user's own have other fields than the library's.
+    if (
+        field == "model.name"
+        and text != model
+        and (own.is_own(text) or own.is_own(model))
+    ):
+        config.model = ConfigDict(settings.default_model(text))
+        return config
     if field not in known:
-        raise settings.SettingsError([settings.unknown(field, known)])
+        raise settings.SettingsError([settings.unknown(field, known, model)])
     if "=" not in argument:
         text = "false" if argument.lstrip("-").startswith("no") else "true"
     config.update_from_flattened_dict({field: settings.read(config, field, text)})

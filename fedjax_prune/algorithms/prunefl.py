@@ -17,14 +17,12 @@ References:
 Choices:
   Times are relative, not measured: t_j of a weight is `byte_time` for each of its four
   bytes plus `mac_time` for each place where it is used; c is `constant_time`. A weight
-  outside `Task.layers` counts as used at one place. If a network does not describe its
-  layers, all weights have the same time, so that only gradients choose. Squared
-  gradients are means over the local steps of a round, weighted by examples. In the
-  first stage the client trains for a round between adjustments and goes on from its own
-  parameters, without the server's optimiser. The share of active weights that is
-  dropped is rounded down to whole weights; biases and norms always stay. Regrown
-  weights start at 0, and the mask is enforced after every local step. The rounds are
-  those of FedAvg.
+  outside `Task.layers` counts as used at one place. Squared gradients are means over
+  the local steps of a round, weighted by examples. In the first stage the client trains
+  for a round between adjustments and goes on from its own parameters, without the
+  server's optimiser. The share of active weights that is dropped is rounded down to
+  whole weights; biases and norms always stay. Regrown weights start at 0, and the mask
+  is enforced after every local step. The rounds are those of FedAvg.
 """
 
 import math

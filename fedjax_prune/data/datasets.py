@@ -5,10 +5,12 @@ Examples:
   (32, 32, 3)
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fedjax_prune.fields import TYPES
+from fedjax_prune.fields import TYPES, Rule
 
 
 class DataError(ValueError):
@@ -38,6 +40,8 @@ class DatasetInfo(NamedTuple):
         and resized.
       generated: whether `synthetic.generate` makes the examples. Only such a set by
         client has a test set of its own.
+      own: whether the examples are the user's own, in a folder. Their classes and shape
+        are not known here; `info_of` knows them.
     """
 
     num_classes: int
@@ -48,6 +52,7 @@ class DatasetInfo(NamedTuple):
     by_client: bool = False
     kind: Literal["image", "text", "vector"] = "image"
     generated: bool = False
+    own: bool = False
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -67,7 +72,45 @@ DATASETS: dict[str, DatasetInfo] = {
     "synthetic_images": DatasetInfo(
         10, (8, 8, 1), False, "", by_client=True, generated=True
     ),
+    # Nobody knows whether a mirrored image still belongs to its class.
+    "arrays": DatasetInfo(0, (0, 0, 0), False, "", own=True),
+    "image_folder": DatasetInfo(0, (0, 0, 0), False, "", own=True),
 }
+
+SHAPE = Rule(
+    lambda text: re.fullmatch(r"|[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", text) is not None,
+    "empty, the length of vectors such as 60, or height, width and channels of images "
+    "such as 32x32x3",
+)
+"""The rule of a shape that is written as a text."""
+
+
+def info_of(name: str, classes: Sequence[str] = (), shape: str = "") -> DatasetInfo:
+    """Gives what is known of a data set, also of the user's own.
+
+    Args:
+      name: a key of `DATASETS`.
+      classes: names of the classes of the user's own; () if they are not known yet.
+      shape: of the user's own examples, as SHAPE says; empty if it is not known yet.
+
+    Returns:
+      The facts; no classes and sides of 0 where they are not known.
+
+    Examples:
+      >>> info = info_of("arrays", ["cat", "dog"], "32x48x3")
+      >>> info.num_classes, info.image_shape, info_of("arrays", shape="60").kind
+      (2, (32, 48, 3), 'vector')
+    """
+    info = DATASETS[name]
+    if not info.own:
+        return info
+    info = info._replace(num_classes=len(classes))
+    match [int(number) for number in shape.split("x") if number]:
+        case [length]:
+            return info._replace(image_shape=(length, 1, 1), kind="vector")
+        case [height, width, channels]:
+            return info._replace(image_shape=(height, width, channels))
+    return info
 
 
 def data_folder(path: str | Path) -> Path:

@@ -231,6 +231,8 @@ def _info(name: str) -> DatasetInfo:
     """Looks up a data set that does not come by client."""
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}.")
+    if DATASETS[name].own:
+        raise ValueError(f"{name} is your own: read it with from_{name}.")
     if DATASETS[name].by_client:
         reader = "generate" if DATASETS[name].generated else "load_by_client"
         raise ValueError(f"{name} comes by client: read it with {reader}.")

@@ -12,17 +12,10 @@ COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
 """The names that the collections of a model may have."""
 
 
-def check_module(model: Any) -> None:
-    """Refuses what is not a linen module.
-
-    Raises:
-      ValueError: if it is something else; the message says how to wrap an NNX class.
-    """
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model must be a flax.linen module, got {type(model).__name__}; wrap an "
-            "NNX class by flax.nnx.bridge.to_linen(Class, *its_arguments)."
-        )
+def name_of(model: nn.Module) -> str:
+    """The name of a model's class, of a wrapped NNX module its own."""
+    made = getattr(model, "nnx_class", type(model))
+    return getattr(getattr(made, "func", made), "__name__", "the model")
 
 
 def check_logits(model: nn.Module, logits: Any, batch_size: int) -> None:
@@ -43,16 +36,21 @@ def check_logits(model: nn.Module, logits: Any, batch_size: int) -> None:
         got = f"{logits.dtype} {list(logits.shape)} for {batch_size} image(s)"
     else:
         return
-    raise ValueError(f"{type(model).__name__} must return {expected}, got {got}.")
+    raise ValueError(f"{name_of(model)} must return {expected}, got {got}.")
 
 
-def check_collections(model: nn.Module, collections: Any) -> None:
+def check_collections(model: nn.Module, collections: Any, takes_mask: bool) -> None:
     """Refuses a model without params, with integer weights or other collections.
+
+    Args:
+      model: a linen module.
+      collections: as it is initialised.
+      takes_mask: whether it is told which examples are real.
 
     Raises:
       ValueError: if a collection is wrong; it names the model and the collection.
     """
-    name = type(model).__name__
+    name = name_of(model)
     for collection in collections:
         if collection not in COLLECTIONS:
             raise ValueError(
@@ -60,6 +58,11 @@ def check_collections(model: nn.Module, collections: Any) -> None:
                 f"(personal weights) or batch_stats (other state), got {collection!r}: "
                 "move what it holds to one of them."
             )
+    if jax.tree.leaves(collections.get("batch_stats", {})) and not takes_mask:
+        raise ValueError(
+            f"{name} has the collection batch_stats, so it must take example_mask: a "
+            "batch norm gets it as mask, because padding may not count."
+        )
     if not jax.tree.leaves(collections.get("params", {})):
         raise ValueError(f"{name} must have weights in the collection params.")
     for collection in ("params", "gates"):
@@ -94,7 +97,7 @@ def check_state(model: nn.Module, before: Tree, after: Tree) -> None:
         ]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"batch_stats of {type(model).__name__} must keep their shapes and "
+                f"batch_stats of {name_of(model)} must keep their shapes and "
                 f"dtypes in a step, got {kinds[1]} from {kinds[0]} at {path}."
             )
 

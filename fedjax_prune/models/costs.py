@@ -5,6 +5,7 @@ layers for one image; FLOPs are twice as many.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple, Protocol, Self
 
 import jax
@@ -130,13 +131,18 @@ def macs(model: PrunableModel, image_shape: tuple[int, int, int]) -> Macs:
       >>> macs(fedjax_prune.VGG11(10), (32, 32, 3)).dense
       153293824
     """
+    return macs_of(model.layers(image_shape))
+
+
+def macs_of(described: Sequence[Layer]) -> Macs:
+    """Counts the multiply-accumulates of layers for one image, as `macs`."""
     layers = {
         layer.name: LayerMacs(
             dense=num_weights(layer) * layer.positions,
             kept=num_weights_kept(layer) * layer.positions,
             gates=layer.gated * layer.in_channels * layer.out_channels,
         )
-        for layer in model.layers(image_shape)
+        for layer in described
     }
     return Macs(
         dense=sum(layer.dense for layer in layers.values()),

@@ -14,10 +14,17 @@ from fedjax_prune.fields import at_least, checked
 from fedjax_prune.models.checks import (
     check_collections,
     check_logits,
-    check_module,
     check_state,
 )
+from fedjax_prune.models.modules import (
+    Arguments,
+    arguments_of,
+    as_linen,
+    described,
+    takes_mask,
+)
 from fedjax_prune.models.precision import at_least_float32
+from fedjax_prune.models.traced import traced_layers
 from fedjax_prune.types import Batch, Sums, Task, Tree, Variables
 
 ToInput = Callable[[jax.Array], jax.Array]
@@ -33,7 +40,7 @@ LassoWeight = Annotated[
 
 @checked
 def make_task(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     image_shape: tuple[int, int, int],
     *,
     to_input: ToInput = to_float,
@@ -48,13 +55,18 @@ def make_task(
     the gates' L1 norm (FedDP, equations 5 and 8).
 
     Args:
-      model: a linen module, called as `model(images, train=..., example_mask=...)`. It
-        reads float32 images [batch_size, height, width, channels] and returns float
-        logits [batch_size, num_classes]. Floats in the collection `params` are shared,
-        and floats in `gates` are personal; `batch_stats` is model state, floats or
-        integers such as counters. Values sown into
-        `gate_sums/.../NAME/{lasso, selected}` are added up. Wrap an NNX module by
-        `flax.nnx.bridge.to_linen(Class, *its_arguments)` first.
+      model: a linen module, or a function of `rngs` that makes an NNX module: its class
+        or, with arguments, `functools.partial(Class, 10)`. It is called with float32
+        images [batch_size, height, width, channels] and returns float logits
+        [batch_size, num_classes]. If its `__call__` takes `train`, it is told whether
+        it trains; NNX modules are also switched by their `train()` and `eval()`. If it
+        takes `example_mask`, [batch_size] bool, it is told which examples are real; a
+        model with model state must, as padding may not count. Floats in the collection
+        `params` are shared, and floats in `gates` are personal; `batch_stats` is model
+        state, floats or integers such as counters. Values sown into
+        `gate_sums/.../NAME/{lasso, selected}` are added up. The methods `layers` and
+        `channel_groups` may describe what it costs and which channels belong together;
+        without the former, the layers are those that read weights in its program.
       image_shape: (height, width, channels).
       to_input: stored examples -> the examples that the model reads.
       augment: is applied to training images only; None leaves them as they are.
@@ -69,9 +81,10 @@ def make_task(
 
     Raises:
       ValueError: if `normalize` is unknown or `lasso_weight` is out of range, or if the
-        model is not a linen module, does not return logits, has no params, has weights
-        that are not floats, or has other collections. Errors that show only in training
-        mode are raised when the loss is traced.
+        model is no such module, needs other arguments, does not return logits, has no
+        params, has weights that are not floats, model state without an example mask, or
+        other collections. Errors that show only in training mode are raised when the
+        loss is traced.
 
     References:
       Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
@@ -82,23 +95,55 @@ def make_task(
       >>> variables = jax.eval_shape(task.init, jax.random.key(0))
       >>> variables.params["conv1"]["kernel"].shape
       (3, 3, 1, 16)
+
+      >>> import functools
+      >>> from flax import nnx
+      >>> class Net(nnx.Module):
+      ...     def __init__(self, num_classes, *, rngs):
+      ...         self.fc = nnx.Linear(64, num_classes, rngs=rngs)
+      ...
+      ...     def __call__(self, images):
+      ...         return self.fc(images.reshape(len(images), -1))
+      >>> task = make_task(functools.partial(Net, 10), (8, 8, 1))
+      >>> [layer.name for layer in task.layers], task.groups
+      (['fc'], None)
     """
-    check_module(model)
     check_normalisation(normalize)
-    init = _make_init(model, image_shape, to_input)
+    module = as_linen(model)
+    arguments = arguments_of(module)
+    init = _make_init(module, arguments, image_shape, to_input)
     # The checks in `init` need only shapes. JAX reuses this trace at the first call.
-    jax.eval_shape(lambda: init(jax.random.key(0)))
+    variables = jax.eval_shape(lambda: init(jax.random.key(0)))
+    predict = _make_predict(module, arguments, to_input, normalize)
+    layers = described(module, "layers", image_shape)
+    if layers is None:
+        layers = traced_layers(
+            lambda params, rest, images: predict(rest._replace(params=params), images),
+            variables.params,
+            variables._replace(params={}),
+            jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
+        )
     return Task(
         init,
-        _make_loss(model, to_input, augment, normalize, lasso_weight),
-        _make_predict(model, to_input, normalize),
-        groups=_described(model, "channel_groups", image_shape),
-        layers=_described(model, "layers", image_shape) or (),
+        _make_loss(
+            module,
+            arguments,
+            to_input,
+            augment,
+            normalize=normalize,
+            lasso_weight=lasso_weight,
+        ),
+        predict,
+        groups=described(module, "channel_groups", image_shape),
+        layers=layers,
     )
 
 
 def _make_init(
-    model: nn.Module, image_shape: tuple[int, int, int], to_input: ToInput
+    model: nn.Module,
+    arguments: Arguments,
+    image_shape: tuple[int, int, int],
+    to_input: ToInput,
 ) -> Callable[[jax.Array], Variables]:
     """Makes `Task.init`."""
 
@@ -110,11 +155,10 @@ def _make_init(
         logits, collections = model.init_with_output(
             streams,
             to_input(jnp.zeros((1, *image_shape), jnp.uint8)),
-            train=False,
-            example_mask=jnp.ones((1,), bool),
+            **arguments(False, jnp.ones((1,), bool)),
         )
         check_logits(model, logits, 1)
-        check_collections(model, collections)
+        check_collections(model, collections, takes_mask(model))
         params = collections["params"]
         return Variables(
             params=params,
@@ -127,6 +171,7 @@ def _make_init(
 
 def _make_loss(
     model: nn.Module,
+    arguments: Arguments,
     to_input: ToInput,
     augment: Augment | None,
     normalize: str,
@@ -144,8 +189,7 @@ def _make_loss(
         logits, mutated = model.apply(
             _collections(variables),
             normalise(images, normalize),
-            train=True,
-            example_mask=batch.example_mask,
+            **arguments(True, batch.example_mask),
             mutable=["batch_stats", "gate_sums"],
             rngs={"dropout": dropout_key},
         )
@@ -171,7 +215,7 @@ def _make_loss(
 
 
 def _make_predict(
-    model: nn.Module, to_input: ToInput, normalize: str
+    model: nn.Module, arguments: Arguments, to_input: ToInput, normalize: str
 ) -> Callable[[Variables, jax.Array], jax.Array]:
     """Makes `Task.predict`."""
 
@@ -179,8 +223,7 @@ def _make_predict(
         logits: Any = model.apply(
             _collections(variables),
             normalise(to_input(images), normalize),
-            train=False,
-            example_mask=jnp.ones(images.shape[:1], bool),
+            **arguments(False, jnp.ones(images.shape[:1], bool)),
         )
         return at_least_float32(logits)
 
@@ -200,12 +243,6 @@ def _measure(logits: jax.Array, batch: Batch) -> Sums:
         "correct": correct.sum(dtype=logits.dtype),
         "count": batch.example_mask.sum(dtype=logits.dtype),
     }
-
-
-def _described(model: nn.Module, method: str, image_shape: tuple[int, ...]) -> Any:
-    """Calls the method by which a model describes itself; None if it has none."""
-    describe = getattr(model, method, None)
-    return describe(image_shape) if callable(describe) else None
 
 
 def _collections(variables: Variables) -> dict[str, Tree]:

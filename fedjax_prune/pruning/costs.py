@@ -4,11 +4,12 @@ All costs are computed from shapes and from the numbers that `wire.mask_facts` c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 
+from fedjax_prune.layers import Layer
 from fedjax_prune.models.costs import PrunableModel, num_weights, num_weights_kept
 from fedjax_prune.pruning.wire import VALUE
 from fedjax_prune.types import Tree
@@ -33,7 +34,11 @@ class MaskedMacs(NamedTuple):
 
 
 def masked_macs(
-    model: PrunableModel, image_shape: tuple[int, int, int], facts: Mapping[str, int]
+    model: PrunableModel,
+    image_shape: tuple[int, int, int],
+    facts: Mapping[str, int],
+    *,
+    layers: Sequence[Layer] | None = None,
 ) -> MaskedMacs:
     """Counts the multiply-accumulates of a masked model for one image.
 
@@ -41,17 +46,18 @@ def masked_macs(
       model: the model without a mask.
       image_shape: (height, width, channels).
       facts: the numbers of `wire.mask_facts`; if it is empty, nothing is pruned.
+      layers: of the model, if it does not list them itself; None if it does.
     """
     left = _named(facts, "mask/channels/")
     kept = _named(facts, "mask/kept/")
-    layers = model.layers(image_shape)
+    layers = model.layers(image_shape) if layers is None else layers
     smaller = model.clone(left=left).layers(image_shape) if left else layers
     dense = theoretical = realisable = hybrid = 0.0
     for before, after in zip(layers, smaller, strict=True):
         entries = sum(
             count
             for path, count in kept.items()
-            if path.rpartition("/")[0] == before.name and _is_kernel(path)
+            if path == before.name or _is_kernel_of(before, path)
         )
         entries = entries if kept else num_weights(before)
         macs = num_weights_kept(before) * before.positions
@@ -133,5 +139,5 @@ def _named(facts: Mapping[str, int], prefix: str) -> dict[str, int]:
     }
 
 
-def _is_kernel(path: str) -> bool:
-    return path.endswith("kernel")
+def _is_kernel_of(layer: Layer, path: str) -> bool:
+    return path.rpartition("/")[0] == layer.name and path.endswith("kernel")

@@ -47,7 +47,7 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
       A bool for each array.
 
     Raises:
-      ValueError: if a pattern fits no array.
+      ValueError: if a pattern fits no array, or no array is a kernel or an embedding.
 
     Examples:
       >>> params = {"fc1": {"bias": 0, "kernel": 0}, "fc2": {"kernel": 0}}
@@ -58,6 +58,12 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
         "/".join(str(entry.key) for entry in path)
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
+    ends = {name.rpartition("/")[2] for name in names}
+    if not biases and ends.isdisjoint(KERNELS):
+        raise ValueError(
+            f"a model must have an array with the name {', '.join(KERNELS)} to be "
+            f"pruned, got {', '.join(names)}."
+        )
     for pattern in exempt:
         if not fnmatch.filter(names, pattern):
             raise ValueError(

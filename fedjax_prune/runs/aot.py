@@ -63,6 +63,7 @@ def compile_run(config: Config, target: Slice) -> bool:
     good = True
     with product_precision(config.precision):
         learning = make_learning(config)
+        config = learning.config
         with console.working(f"loading {config.data.name}"):
             experiment = Experiment(learning, load_data(config))
         placement = make_placement(
@@ -238,4 +239,4 @@ def _stacked(tree: Tree, count: int) -> Tree:
 def _flops(experiment: Experiment, forward_passes: float) -> float:
     """FLOPs of images by the definition of the model, as in metrics.jsonl."""
     learning = experiment.learning
-    return 2 * costs.macs(learning.model, learning.image_shape).dense * forward_passes
+    return 2 * learning.macs.dense * forward_passes

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.load import count_examples, is_at_hand
 from fedjax_prune.data.synthetic import client_sizes
-from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import make_learning, start
@@ -81,7 +80,7 @@ def _costs_of_a_round(fields: str) -> tuple[int, float]:
     state, _ = jax.eval_shape(lambda: start(learning))
     messages = learning.algorithm.messages(state)
     sent = traffic(messages, config.cohort_size, {})
-    macs = costs.macs(learning.model, learning.image_shape).dense
+    macs = learning.macs.dense
     images = _examples_a_client(config) * config.client.epochs * config.cohort_size
     return sent.down + sent.up, 3 * macs * images
 
@@ -89,16 +88,16 @@ def _costs_of_a_round(fields: str) -> tuple[int, float]:
 def _examples_a_client(config: Config) -> float:
     """Training examples of a client on average, without those held out; or NaN."""
     data = config.data
-    info = DATASETS[data.name]
+    info, by_client = DATASETS[data.name], data.partitioner == "by_client"
     count: float = data.num_train
     if info.generated:
         sizes = {"client_size": data.client_size, "seed": data.seed}
         sizes["client_size_sigma"] = data.client_size_sigma
         own = client_sizes(data.num_clients, **sizes)
         return float(np.mean(own - np.maximum(1, 0.1 * own)))
-    if not count and not info.by_client and is_at_hand(data.name, data.dir):
+    if not count and not (by_client or info.own) and is_at_hand(data.name, data.dir):
         count, _ = count_examples(data.name, data.dir)
     share = 1.0
     if data.local_val == "holdout":
-        share = 0.9 if info.by_client else 0.8
+        share = 0.9 if by_client else 0.8
     return share * count / data.num_clients if count else math.nan

@@ -11,14 +11,16 @@ import jax
 import numpy as np
 
 from fedjax_prune.data.by_client import load_by_client
-from fedjax_prune.data.datasets import DATASETS, resolve_count
+from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.hashes import hash_arrays
 from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
+from fedjax_prune.data.own_splits import Facts, load_own
 from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
+from fedjax_prune.data.population import from_sizes, places, sizes_of
 from fedjax_prune.data.synthetic import client_sizes, generate
 from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
-from fedjax_prune.runs.learning import Learning, make_learning
+from fedjax_prune.runs.learning import Learning, data_info, make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
 
@@ -79,11 +81,15 @@ def build(config: Config) -> Experiment:
         or the network cannot read images of that size or lacks the layers that the
         algorithm names.
     """
-    return Experiment(make_learning(config), load_data(config))
+    learning = make_learning(config)
+    return Experiment(learning, load_data(learning.config))
 
 
 def load_data(config: Config) -> RunData:
     """Loads the data of a run and deals it to clients.
+
+    Args:
+      config: with what the user's own files hold, as `completed` fills it in.
 
     Whether resized images fit the memory is known before any image is read; for a data
     set that comes with its clients, after reading and before resizing.
@@ -93,7 +99,9 @@ def load_data(config: Config) -> RunData:
       SettingsError: if the examples cannot be split as asked or do not fit the memory.
     """
     info = DATASETS[config.data.name]
-    if info.generated:
+    if info.own:
+        train, test, population, validation = _own(config)
+    elif info.generated:
         train, test, population, validation = _generated(config)
         train, test = _resized(config, train, test)
     elif info.by_client:
@@ -110,10 +118,7 @@ def load_data(config: Config) -> RunData:
         if config.data.size:
             _check_size(config, sum(count_examples(name, folder, **counts)))
         train, test = _resized(config, *load(name, folder, **counts))
-        try:
-            population, validation = _split(config, train, test)
-        except ValueError as error:
-            raise SettingsError([f"data cannot be split: {error}"]) from error
+        population, validation = _split(config, train, test)
     held_out = config.data.local_val == "holdout"
     parts = {"train": train, "test": test, "population": population}
     hashes = {name: hash_arrays(part) for name, part in parts.items()}
@@ -173,12 +178,62 @@ def _by_client(config: Config) -> _Parts:
         num_train=data.num_train,
         seed=data.seed,
     )
+    test = _held_out(config, train, validation)
+    return train, test, population, partial(table_of, validation)
+
+
+def _held_out(config: Config, train: Dataset, validation: Population) -> Dataset:
+    """The examples that are held out from clients, as a test set."""
     # In random order, because the first ones would all be of the first clients.
-    rng = np.random.default_rng((data.seed, len(train.labels)))
+    rng = np.random.default_rng((config.data.seed, len(train.labels)))
     held_out = rng.permutation(validation.indices)
     count = config.eval.num_examples
-    held_out = held_out[: resolve_count(data.name, "test", count, len(held_out))]
-    test = Dataset(train.images[held_out], train.labels[held_out])
+    count = resolve_count(config.data.name, "test", count, len(held_out))
+    return Dataset(train.images[held_out[:count]], train.labels[held_out[:count]])
+
+
+def _own(config: Config) -> _Parts:
+    """Training examples, test examples, clients, and their validation sets.
+
+    Raises:
+      DataError: if there are too few clients.
+    """
+    data, by_client = config.data, config.data.partitioner == "by_client"
+    pictures = data.name == "image_folder"
+    train, test, clients = load_own(
+        data.name,
+        data.dir,
+        Facts(tuple(data.classes), data.image_shape),
+        by_client=by_client,
+        size=data.size if pictures else 0,
+        num_train=data.num_train,
+        num_test=config.eval.num_examples,
+        seed=data.seed,
+    )
+    if data.size and not pictures:
+        if train.images.dtype != np.uint8:
+            raise DataError(
+                f"data.size must be 0 for arrays of {train.images.dtype}, because only "
+                f"images of uint8 can be scaled, got {data.size}."
+            )
+        _check_size(config, len(train.labels) + (len(test.labels) if test else 0))
+        train = resize(train, data.size)
+        test = test and resize(test, data.size)
+    if clients is None:
+        assert test is not None, "without clients a test set was drawn"
+        return train, test, *_split(config, train, test)
+    large = np.flatnonzero(clients.sizes > 1)
+    if len(large) < data.num_clients:
+        raise DataError(
+            f"{data.dir} has {len(large)} clients with at least 2 examples: "
+            f"data.num_clients must be at most that, got {data.num_clients}."
+        )
+    drawn = large[np.random.RandomState(data.seed).permutation(len(large))]
+    drawn = drawn[: data.num_clients]
+    own = clients.indices[places(clients, drawn)]
+    everyone = from_sizes(own, sizes_of(clients, drawn))
+    population, validation = holdout(everyone, 0.1, data.seed)
+    test = _held_out(config, train, validation) if test is None else test
     return train, test, population, partial(table_of, validation)
 
 
@@ -198,7 +253,7 @@ def _check_size(config: Config, count: int) -> None:
     Raises:
       SettingsError: if they do not fit; it says which size does.
     """
-    shape, size = DATASETS[config.data.name].image_shape, config.data.size
+    shape, size = data_info(config).image_shape, config.data.size
     # A device that is a CPU keeps its copy of the images in the same memory.
     copies = int(jax.local_devices()[0].platform == "cpu")
 
@@ -227,8 +282,21 @@ def machine_bytes() -> int:
 def _split(
     config: Config, train: Dataset, test: Dataset
 ) -> tuple[Population, Callable[[np.ndarray], Padded]]:
-    """Deals the training examples to clients, and says their validation sets."""
-    data, num_classes = config.data, DATASETS[config.data.name].num_classes
+    """Deals the training examples to clients, and says their validation sets.
+
+    Raises:
+      SettingsError: if they cannot be split as asked.
+    """
+    try:
+        return _split_or_fail(config, train, test)
+    except ValueError as error:
+        raise SettingsError([f"data cannot be split: {error}"]) from error
+
+
+def _split_or_fail(
+    config: Config, train: Dataset, test: Dataset
+) -> tuple[Population, Callable[[np.ndarray], Padded]]:
+    data, num_classes = config.data, data_info(config).num_classes
     population = partition(
         data.partitioner,
         train.labels,

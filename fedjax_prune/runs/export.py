@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.pruning.smaller import kept_channels, shrink, smaller_model
@@ -91,7 +92,7 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
     if platform is not None:
         check_platform(platform)
     config, left = _described(Path(folder) / _MODEL)
-    model = smaller_model(make_model(config).clone(gates=None), left)
+    model = smaller_model(without_gates(make_model(config)), left)
     task = task_of(config, model)
     template = jax.eval_shape(task.init, jax.random.key(0))
     variables = checkpoint.restore(folder, template)

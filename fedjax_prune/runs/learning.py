@@ -8,14 +8,16 @@ import jax
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.augment import AUGMENTATIONS, TO_INPUT, make_augment
-from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.datasets import DatasetInfo, info_of
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.models import MODELS, costs
+from fedjax_prune.models import MODELS, costs, own
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.precision import PRECISIONS
 from fedjax_prune.models.task import make_task
+from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import ClientState, Config, ServerState, Task, Tree
 
@@ -24,9 +26,9 @@ class Learning(NamedTuple):
     """What a run learns with, fixed by its configuration.
 
     Attributes:
-      config: already checked.
+      config: already checked, with what the user's own files hold.
       image_shape: (height, width, channels) of the images that the network reads.
-      model: the network as trained, gated or plain, one of MODELS.
+      model: the network as trained, gated or plain, one of MODELS or of the user's own.
       task: of that network.
       dense_task: of the same network without gates, on the same params.
       algorithm: the federated algorithm.
@@ -39,6 +41,11 @@ class Learning(NamedTuple):
     dense_task: Task
     algorithm: FederatedAlgorithm
 
+    @property
+    def macs(self) -> costs.Macs:
+        """The multiply-accumulates of the network for one image."""
+        return costs.macs_of(self.task.layers)
+
 
 def make_learning(config: Config, model: Any = None) -> Learning:
     """Builds what a run learns with.
@@ -50,13 +57,21 @@ def make_learning(config: Config, model: Any = None) -> Learning:
     Raises:
       SettingsError: if the network cannot read images of that size or lacks the layers
         that the algorithm names, or a builder refuses its fields. The message begins
-        with the sections of these fields.
+        with the sections of these fields. Of a class of the user's own it has what the
+        class raises.
+      DataError: if the user's own data cannot be read.
     """
+    config = completed(config)
     fields = dict(config.algorithm)
     with _told_of("model and data"):
         model = make_model(config) if model is None else model
         task = task_of(config, model)
-        dense_task = task_of(config, model.clone(gates=None))
+        dense_task = task_of(config, without_gates(model))
+        if config.compact_training and task.groups is None:
+            raise ValueError(
+                f"compact_training must be false for {config.model.name}, because it "
+                "has no method channel_groups."
+            )
     with _told_of("client"):
         solver = make_solver(**config.client)
     with _told_of("server"):
@@ -89,14 +104,21 @@ def _told_of(sections: str) -> Iterator[None]:
 
 def make_model(config: Config) -> Any:
     """The network that `config.model` describes, for the images of `config.data`."""
-    info, fields = DATASETS[config.data.name], config.model
-    model = MODELS[fields.name](
-        num_classes=info.num_classes,
-        width=fields.width,
-        norm=fields.norm,
-        dropout=fields.dropout,
-        dtype=PRECISIONS[config.precision].dtype,
+    fields = config.model
+    dtype, num_classes = (
+        PRECISIONS[config.precision].dtype,
+        data_info(config).num_classes,
     )
+    if own.is_own(fields.name):
+        model = _own_model(config)
+    else:
+        model = MODELS[fields.name](
+            num_classes=num_classes,
+            width=fields.width,
+            norm=fields.norm,
+            dropout=fields.dropout,
+            dtype=dtype,
+        )
     if not fields.gated:
         return model
     gates = GateSettings(
@@ -107,6 +129,11 @@ def make_model(config: Config) -> Any:
         first=fields.gate_first,
         resnet=fields.resnet_gating,
     )
+    if not fields.keep_ratio and not hasattr(model, "layers"):
+        raise ValueError(
+            f"model.keep_ratio must be given for {fields.name}, which has no method "
+            "layers to compute it of model.flops_target."
+        )
     keep_ratio = fields.keep_ratio or costs.keep_ratio_for(
         model.clone(gates=gates), image_shape_of(config), fields.flops_target
     )
@@ -114,25 +141,92 @@ def make_model(config: Config) -> Any:
 
 
 def task_of(config: Config, model: Any) -> Task:
-    """The task of a network, with the augmentation that `config.data` asks for."""
-    info, image_shape = DATASETS[config.data.name], image_shape_of(config)
+    """The task of a network, with the augmentation that `config.data` asks for.
+
+    Raises:
+      ValueError: as `make_task`, and for another number of logits than of classes.
+    """
+    info, image_shape = data_info(config), image_shape_of(config)
     augment = None
     if config.data.augment != "none":
         fields = AUGMENTATIONS[config.data.augment]
         augment = make_augment(image_shape, **{"flip": info.flip} | fields)
-    return make_task(
-        model,
-        image_shape,
-        to_input=TO_INPUT[info.kind],
-        augment=augment,
-        normalize=config.data.normalize,
-        lasso_weight=config.model.lasso_weight,
-    )
+    is_own = own.is_own(config.model.name)
+    try:
+        task = make_task(
+            model,
+            image_shape,
+            to_input=TO_INPUT[info.kind],
+            augment=augment,
+            normalize=config.data.normalize,
+            lasso_weight=config.model.lasso_weight if config.model.gated else 0.0,
+        )
+    except Exception as error:
+        if not is_own or not own.is_theirs(config.model.name, error):
+            raise
+        raise ValueError(own.told(config.model.name, error)) from error
+    if is_own:
+        _check_own(config, task)
+    return task
+
+
+def _own_model(config: Config) -> Any:
+    """The network of a class of the user's own.
+
+    Raises:
+      ValueError: if the class does not have what the configuration asks for.
+    """
+    found, precision = own.load_class(config.model.name), PRECISIONS[config.precision]
+    if "dtype" not in found.attributes and config.precision == "bfloat16":
+        raise ValueError(
+            f"precision must be float32 or tf32 for {found.name}, which has no "
+            "attribute dtype, got 'bfloat16'."
+        )
+    facts = {
+        "num_classes": data_info(config).num_classes,
+        "image_shape": image_shape_of(config),
+        "dtype": precision.dtype,
+    }
+    return found.build(config.model, facts)
+
+
+def _check_own(config: Config, task: Task) -> None:
+    """Refuses a network that does not fit the other fields.
+
+    Raises:
+      ValueError: for another number of logits than of classes, for model state with
+        noise, and for personal parameters without gates.
+    """
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *image_shape_of(config)), "uint8")
+    name, wanted = config.model.name, data_info(config).num_classes
+    found = jax.eval_shape(task.predict, variables, image).shape[1]
+    if found != wanted:
+        raise ValueError(
+            f"{name} must return {wanted} logits, one for each class, got {found}: "
+            "give it the attribute num_classes, which is filled in."
+        )
+    if jax.tree.leaves(variables.model_state) and config.privacy.clip_norm:
+        raise ValueError(
+            f"{name} must have no collection batch_stats with privacy.clip_norm "
+            f"{config.privacy.clip_norm}: noise could make a variance negative."
+        )
+    if jax.tree.leaves(variables.personal) and not config.model.gated:
+        raise ValueError(
+            f"{name} must have no collection gates unless model.gated is true, for "
+            "which it needs an attribute gates that is None without them."
+        )
+
+
+def data_info(config: Config) -> DatasetInfo:
+    """What is known of the data set of `config.data`."""
+    data = config.data
+    return info_of(data.name, data.classes, data.image_shape)
 
 
 def image_shape_of(config: Config) -> tuple[int, int, int]:
     """(height, width, channels) of the images that the network reads."""
-    height, width, channels = DATASETS[config.data.name].image_shape
+    height, width, channels = data_info(config).image_shape
     return config.data.size or height, config.data.size or width, channels
 
 
@@ -149,7 +243,8 @@ def own_personal(learning: Learning) -> Callable[[jax.Array], Tree] | None:
       client id [] int32 -> personal parameters if `model.gate_init` is per_client,
       else None: all clients then start with those of `start`'s row.
     """
-    if learning.config.model.gate_init != "per_client":
+    fields = learning.config.model
+    if not fields.gated or fields.gate_init != "per_client":
         return None
 
     def draw(client_id: jax.Array) -> Tree:

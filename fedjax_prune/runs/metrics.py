@@ -133,7 +133,9 @@ def cost_row(
     cohort_size, num_absent = len(sums["count"]), int(np.sum(sums.get("absent", 0)))
     sent = traffic(messages, cohort_size, facts, num_absent=num_absent)
     images = float(sums["count"].sum())
-    macs = masked_macs(learning.model, learning.image_shape, facts)
+    macs = masked_macs(
+        learning.model, learning.image_shape, facts, layers=learning.task.layers
+    )
     row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
     unmasked = traffic(messages, cohort_size, {}, num_absent=num_absent)
     row["bytes/dense"] = unmasked.down + unmasked.up
@@ -146,8 +148,8 @@ def cost_row(
         "flops/theoretical": 6 * macs.theoretical * images,
         "flops/realisable": 6 * macs.realisable * images,
         "flops/hybrid": 6 * macs.hybrid * images,
-        "macs/theoretical": macs.theoretical / macs.dense,
-        "macs/realisable": macs.realisable / macs.dense,
+        "macs/theoretical": _ratio(macs.theoretical, macs.dense),
+        "macs/realisable": _ratio(macs.realisable, macs.dense),
         "mask/guarded": facts["mask/guarded"],
     }
     row |= _sparsities(learning, facts)

@@ -19,6 +19,7 @@ from fedjax_prune.engine.contract import Round
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.store import Store
+from fedjax_prune.models.modules import gates_of
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
 from fedjax_prune.types import (
@@ -134,7 +135,7 @@ def shared_program(learning: Learning, placement: Placement) -> Any:
       (state, test) -> (accuracy, which test examples are correct). The latter is None
       with gates; without gates all clients have the same model.
     """
-    gated = learning.model.gates is not None
+    gated = gates_of(learning.model) is not None
 
     @jax.jit
     def share(state: ServerState, test: Dataset) -> tuple[jax.Array, jax.Array | None]:

@@ -10,21 +10,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.datasets import DATASETS, info_of
 from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.engine.policy import ORDERED
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
-from fedjax_prune.models import MODELS
+from fedjax_prune.models import MODELS, own
+from fedjax_prune.models.needs import Needs
 from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
 
 _BY_CLIENT = ", ".join(name for name, info in DATASETS.items() if info.by_client)
+_OWN = " or ".join(name for name, info in DATASETS.items() if info.own)
 
 _READERS = "; ".join(
     f"{kind}: {', '.join(n for n in MODELS if MODELS[n].needs().kind == kind)}"
     for kind in ("image", "text", "vector")
 )
+
+
+def _needs(model: str) -> Needs | None:
+    """What a model can work with; None if a class of the user's own does not say."""
+    if not own.is_own(model):
+        return MODELS[model].needs()
+    cls: Any = own.load_class(model).cls
+    return cls.needs() if hasattr(cls, "needs") else None
+
+
+def _by_client(name: str, partitioner: str) -> bool:
+    """Whether clients have their own examples."""
+    return (
+        partitioner == "by_client" if DATASETS[name].own else DATASETS[name].by_client
+    )
 
 
 def _step_mass(field: str) -> Relation:
@@ -82,38 +99,68 @@ RELATIONS = (
         "with data.partitioner {3}, got {0}",
     ),
     Relation(
-        ("data.classes_per_client", "data.name", "data.partitioner"),
-        lambda classes, name, partitioner: (
+        ("data.classes_per_client", "data.name", "data.partitioner", "data.classes"),
+        lambda per_client, name, partitioner, classes: (
             "classes_per_client" not in OPTIONS.get(partitioner, ())
-            or classes <= DATASETS[name].num_classes
+            or per_client <= (info_of(name, classes).num_classes or per_client)
         ),
         "data.classes_per_client must be at most the number of classes of {1}, got {0}",
     ),
     Relation(
-        ("data.normalize", "data.name"),
-        lambda normalize, name: (
-            normalize == "none" or DATASETS[name].image_shape[-1] == 3
+        ("data.normalize", "data.name", "data.image_shape"),
+        lambda normalize, name, shape: (
+            normalize == "none" or info_of(name, shape=shape).image_shape[-1] in (0, 3)
         ),
         "data.normalize must be none for {1}, which has no colour images, got {0!r}",
     ),
     Relation(
-        ("model.name", "data.name"),
-        lambda model, name: MODELS[model].needs().kind == DATASETS[name].kind,
+        ("model.name", "data.name", "data.image_shape"),
+        lambda model, name, shape: (
+            (needs := _needs(model)) is None
+            or (DATASETS[name].own and not shape)
+            or needs.kind == info_of(name, shape=shape).kind
+        ),
         f"model.name must suit the kind of data.name {{1}} ({_READERS}), got {{0!r}}",
     ),
     Relation(
         ("data.partitioner", "data.name"),
         lambda partitioner, name: (
-            (partitioner == "by_client") == DATASETS[name].by_client
+            DATASETS[name].own
+            or (partitioner == "by_client") == DATASETS[name].by_client
         ),
-        f"data.partitioner must be by_client for {_BY_CLIENT}, and for them alone, got "
-        "{0!r} for {1!r}",
+        f"data.partitioner must be by_client for {_BY_CLIENT}, and for them and your "
+        "own data alone, got {0!r} for {1!r}",
     ),
     Relation(
-        ("data.local_val", "data.name"),
-        lambda local_val, name: local_val == "holdout" or not DATASETS[name].by_client,
+        ("data.local_val", "data.name", "data.partitioner"),
+        lambda local_val, name, partitioner: (
+            local_val == "holdout" or not _by_client(name, partitioner)
+        ),
         "data.local_val must be holdout for {1}, whose clients have their own "
         "examples, got {0!r}",
+    ),
+    Relation(
+        ("data.dir", "data.name"),
+        lambda folder, name: bool(folder) or not DATASETS[name].own,
+        "data.dir must name the folder of your data for data.name {1}, got {0!r}",
+    ),
+    Relation(
+        ("data.classes", "data.image_shape", "data.name"),
+        lambda classes, shape, name: (
+            bool(classes) == bool(shape)
+            if DATASETS[name].own
+            else not (classes or shape)
+        ),
+        f"data.classes and data.image_shape must be empty, or both be given for "
+        f"{_OWN}, got {{0}} and {{1!r}} for {{2!r}}",
+    ),
+    Relation(
+        ("data.num_train", "data.name", "data.partitioner"),
+        lambda num_train, name, partitioner: (
+            num_train == 0 or not DATASETS[name].own or partitioner != "by_client"
+        ),
+        "data.num_train must be 0 for {1} with data.partitioner {2}, whose clients "
+        "have their own examples, got {0}",
     ),
     Relation(
         ("data.num_train", "data.name"),
@@ -122,9 +169,10 @@ RELATIONS = (
         "and data.client_size, got {0}",
     ),
     Relation(
-        ("data.size", "data.augment", "data.name"),
-        lambda size, augment, name: (
-            DATASETS[name].kind == "image" or (size == 0 and augment == "none")
+        ("data.size", "data.augment", "data.name", "data.image_shape"),
+        lambda size, augment, name, shape: (
+            info_of(name, shape=shape).kind == "image"
+            or (size == 0 and augment == "none")
         ),
         "data.size must be 0 and data.augment none for {2}, which has no images, got "
         "{0} and {1!r}",
@@ -180,17 +228,33 @@ def relations_for(values: Mapping[str, Any]) -> list[Relation]:
 def _of_model(name: Any) -> list[Relation]:
     if SECTIONS["model"]["name"].unmet(name):
         return []
-    needs = MODELS[name].needs()
-    images = Relation(
-        ("data.name", "data.size"),
-        lambda data, size: (
-            DATASETS[data].kind != needs.kind
-            or all(needs.sides.holds(size or n) for n in DATASETS[data].image_shape[:2])
+    needs = _needs(name)
+    same_file = Relation(
+        ("model.file_hash",),
+        lambda digest: (
+            not digest or (own.is_own(name) and digest == own.file_hash(name))
         ),
+        f"model.file_hash must be that of the file of {name}, which has changed, got "
+        "{0!r}"
+        if own.is_own(name)
+        else f"model.file_hash must be empty for {name}, got {{0!r}}",
+    )
+    if needs is None:
+        return [same_file]
+
+    def fits(data: str, size: int, shape: str) -> bool:
+        info = info_of(data, shape=shape)
+        unknown = info.own and not shape
+        sides = (size or n for n in info.image_shape[:2])
+        return unknown or info.kind != needs.kind or all(map(needs.sides.holds, sides))
+
+    images = Relation(
+        ("data.name", "data.size", "data.image_shape"),
+        fits,
         f"model.name {name} needs images {needs.sides.text}, got data.name {{0!r}} "
         "and data.size {1}",
     )
-    return [images, *(r.within("model") for r in needs.relations(name))]
+    return [same_file, images, *(r.within("model") for r in needs.relations(name))]
 
 
 def _of_algorithm(name: Any) -> list[Relation]:

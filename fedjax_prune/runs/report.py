@@ -36,7 +36,7 @@ def plan(learning: Learning) -> dict[str, str]:
     state, _ = jax.eval_shape(lambda: start(learning))
     messages = learning.algorithm.messages(state)
     sent = traffic(messages, config.cohort_size, {})
-    macs = costs.macs(learning.model, learning.image_shape)
+    macs = learning.macs
     facts = {
         "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
         "rounds": f"{config.rounds}",
@@ -151,7 +151,7 @@ def _rounds_of_preparation(experiment: Experiment) -> float:
 
 def _forward_flops(experiment: Experiment) -> float:
     learning = experiment.learning
-    return 2 * costs.macs(learning.model, learning.image_shape).dense
+    return 2 * learning.macs.dense
 
 
 def summary(
@@ -179,7 +179,7 @@ def summary(
     if evaluated:
         facts |= _accuracies(config, evaluated)
     if config.model.gated:
-        macs = costs.macs(learning.model, learning.image_shape)
+        macs = learning.macs
         facts["MACs an image"] = (
             f"{macs.kept:,} of {macs.dense:,} ({_share(macs.kept, macs.dense)}), "
             f"and {macs.gates:,} for the gates"

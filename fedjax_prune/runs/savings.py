@@ -1,5 +1,6 @@
 """What a run with masks has saved: bytes and FLOPs, in numbers and in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,9 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
 
     def saved(rows: Sequence[Mapping[str, Any]], kind: str) -> float:
         done = sum(row.get(f"flops/{kind}", row["flops/dense"]) for row in rows)
-        return 1 - done / sum(row["flops/dense"] for row in rounds)
+        dense = sum(row["flops/dense"] for row in rounds)
+        # A network in which no weight is multiplied has no FLOPs to save.
+        return 1 - done / dense if dense else math.nan
 
     def sent(rows: Sequence[Mapping[str, Any]]) -> float:
         return sum(row["bytes/down"] + row["bytes/up"] for row in rows)

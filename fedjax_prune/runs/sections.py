@@ -5,12 +5,12 @@ sections without a single builder are declared here.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.augment import AUGMENTATIONS, NORMALISATIONS
-from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.datasets import DATASETS, SHAPE
 from fedjax_prune.data.partition import PARTITIONERS, partition
 from fedjax_prune.data.splitting import NumClients
 from fedjax_prune.data.synthetic import generate
@@ -35,7 +35,7 @@ from fedjax_prune.fields import (
     one_of,
     relations_of,
 )
-from fedjax_prune.models import MODELS
+from fedjax_prune.models import MODELS, own
 from fedjax_prune.models.costs import FlopsTarget
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.needs import Dropout, Norm, Width
@@ -119,14 +119,17 @@ class Data(NamedTuple):
     name: Annotated[str, one_of(DATASETS), "Data set."] = "cifar10"
     dir: Annotated[
         str,
-        "Folder of the TFDS data sets, empty for TFDS_DATA_DIR; for a data set that "
-        "comes with its clients, the folder of its files.",
+        "Folder of the TFDS data sets, empty for TFDS_DATA_DIR; for your own data and "
+        "for a data set that comes with its clients, the folder of its files.",
     ] = ""
     size: Annotated[
         int, at_least(0), "Pixels a side that images are scaled to; 0 is as stored."
     ] = 0
     num_train: Annotated[
-        int, at_least(0), "Training examples used, the first ones; 0 is all."
+        int,
+        at_least(0),
+        "Training examples used, the first ones or, of your own data, random ones; 0 "
+        "is all.",
     ] = 0
     local_val: Annotated[
         str,
@@ -149,12 +152,28 @@ class Data(NamedTuple):
         "How examples are dealt to clients; by_client keeps the data set's clients.",
     ] = "dirichlet"
     num_clients: NumClients = 10
+    classes: Annotated[
+        Sequence[str], "Classes of your own data; empty reads them from the data."
+    ] = ()
+    image_shape: Annotated[
+        str, SHAPE, "Shape of your own examples; empty reads it from the data."
+    ] = ""
 
 
 class Model(NamedTuple):
     """The section `model`, without its gates."""
 
-    name: Annotated[str, one_of(MODELS), "Network."] = "vgg11"
+    name: Annotated[
+        str,
+        Rule(
+            lambda v: v in MODELS or own.is_own(v),
+            f"{one_of(MODELS).text}, or FILE.py:CLASS of a Flax class of your own",
+        ),
+        "Network.",
+    ] = "vgg11"
+    file_hash: Annotated[
+        str, "SHA-256 of the file of your own class; empty computes it."
+    ] = ""
     width: Width = 1.0
     norm: Norm = "none"
     dropout: Dropout = 0.5
@@ -200,6 +219,41 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
 """Section ("" for the top level) -> its fields; `algorithm` is not included."""
 
 ALGORITHM = Field(str, one_of(ALGORITHMS), "Federated algorithm.", "scaffold")
+
+
+OWN_FIELDS = ("name", "file_hash", "gated")
+"""Fields of the section `model` that a class of the user's own has, too."""
+
+
+def model_fields(name: Any) -> Mapping[str, Field]:
+    """The fields of the section `model`.
+
+    Args:
+      name: of the model. A class of the user's own has the fields that are its
+        attributes, and those of gates if it has the attribute `gates`.
+
+    Raises:
+      ValueError: if the class cannot be loaded, or an attribute has a field's name.
+    """
+    fields = SECTIONS["model"]
+    if not own.is_own(name):
+        return fields
+    found = own.load_class(name)
+    if "gates" in found.attributes:
+        not_gates = {"width", "norm", "dropout"}
+        shared = {k: v for k, v in fields.items() if k not in not_gates}
+    else:
+        shared = {k: fields[k] for k in OWN_FIELDS}
+        never = Rule(lambda v: v is False, f"false for {name}, which has no gates")
+        shared["gated"] = shared["gated"]._replace(rule=never)
+    shared["name"] = shared["name"]._replace(default=name)
+    shared["gated"] = shared["gated"]._replace(default=False)
+    if taken := sorted(shared.keys() & found.fields.keys()):
+        raise ValueError(
+            f"the attributes of {name} must have other names than the fields of the "
+            f"section model, got {', '.join(taken)}."
+        )
+    return {**shared, **found.fields}
 
 
 RELATED: Mapping[str, tuple[Relation, ...]] = {

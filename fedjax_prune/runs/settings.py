@@ -10,8 +10,15 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_prune.fields import Field
+from fedjax_prune.models import own
 from fedjax_prune.runs.relations import relations_for
-from fedjax_prune.runs.sections import ALGORITHM, SECTIONS, algorithm_fields
+from fedjax_prune.runs.sections import (
+    ALGORITHM,
+    OWN_FIELDS,
+    SECTIONS,
+    algorithm_fields,
+    model_fields,
+)
 
 ALWAYS = {"algorithm.name", "data.name", "model.name"}
 """Fields that every version has and that say what the other ones are for."""
@@ -69,6 +76,21 @@ def default_config(algorithm: str = ALGORITHM.default) -> dict[str, Any]:
     return config | {"algorithm": own | {"name": algorithm}}
 
 
+def default_model(name: str) -> dict[str, Any]:
+    """The section `model` with its defaults.
+
+    Args:
+      name: of one of MODELS, or FILE.py:CLASS.
+
+    Raises:
+      SettingsError: if the class cannot be loaded.
+    """
+    try:
+        return _defaults(model_fields(name)) | {"name": name}
+    except ValueError as error:
+        raise SettingsError([f"model.name: {error}"]) from error
+
+
 def describe(config: Any) -> list[Description]:
     """Describes the fields of a configuration.
 
@@ -99,7 +121,7 @@ def read(config: Any, name: str, text: str) -> Any:
     """
     fields = declared(flatten(config))
     if name not in fields:
-        raise SettingsError([unknown(name, fields)])
+        raise SettingsError([unknown(name, fields, flatten(config).get("model.name"))])
     value = fields[name].read(text)
     if mistyped := fields[name].mistyped(value):
         raise SettingsError([f"{name} must be {mistyped}, got {value!r}"])
@@ -129,9 +151,12 @@ def problems(config: Any) -> list[str]:
       One sentence per mistake, with the field, what it must be and its value.
     """
     values = flatten(config)
-    fields = declared(values)
+    try:
+        fields = declared(values)
+    except ValueError as error:
+        return [f"model.name: {error}"]
     found = {
-        name: unknown(name, fields)
+        name: unknown(name, fields, values.get("model.name"))
         for name in values.keys() - fields.keys()
         # The fields of an unknown algorithm cannot be checked.
         if not name.startswith("algorithm.") or _knows_algorithm(values)
@@ -156,15 +181,23 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
 
     Args:
       values: dotted name -> value; `algorithm.name` selects the algorithm's fields. If
-        it is missing, the default algorithm's fields are taken.
+        it is missing, the default algorithm's fields are taken. `model.name` selects
+        the fields of a class of the user's own.
 
     Returns:
       dotted name -> Field.
+
+    Raises:
+      ValueError: if that class cannot be loaded.
     """
     algorithm = algorithm_fields(values.get("algorithm.name", ALGORITHM.default))
     return {
         f"{section}.{name}".removeprefix("."): field
-        for section, fields in {**SECTIONS, "algorithm": algorithm}.items()
+        for section, fields in {
+            **SECTIONS,
+            "model": model_fields(values.get("model.name")),
+            "algorithm": algorithm,
+        }.items()
         for name, field in fields.items()
     }
 
@@ -181,17 +214,31 @@ def gained(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
       Dotted name -> default as JSON has it. Nothing if a field of ALWAYS is missing:
-      then the configuration is not that of an earlier version but damaged.
+      then the configuration is not that of an earlier version but damaged. Nothing,
+      either, if a class of the user's own cannot be loaded.
     """
     if not values.keys() >= ALWAYS:
         return {}
-    fields = declared(values)
+    try:
+        fields = declared(values)
+    except ValueError:
+        return {}
     missing = {name: fields[name].default for name in fields.keys() - values.keys()}
     return json.loads(json.dumps(missing))
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """The message for an unknown field, with the nearest known name."""
+def unknown(name: str, known: Collection[str], model: Any = None) -> str:
+    """The message for an unknown field, with the nearest known name.
+
+    Args:
+      name: of the field.
+      known: names of all fields.
+      model: name of the model; a class of the user's own is told with its attributes.
+    """
+    if own.is_own(model) and name.startswith("model."):
+        inside = [k.removeprefix("model.") for k in known if k.startswith("model.")]
+        theirs = ", ".join(k for k in inside if k not in OWN_FIELDS) or "none"
+        return f"{name} is not a field: the attributes of {model} are {theirs}"
     nearest = difflib.get_close_matches(name, known, n=1)
     # The same name in another section is a better hint than a similar path.
     leaf = name.rpartition(".")[2]

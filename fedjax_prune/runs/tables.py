@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fedjax_prune.models import costs
-from fedjax_prune.runs.learning import image_shape_of, make_model
+from fedjax_prune.runs.learning import make_model, task_of
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.savings import Totals, totals
@@ -49,7 +49,7 @@ def comparison(runs: Mapping[str, Sequence[Path]]) -> str:
         cells = [name, str(rows[0][-1]["round"]), str(len(rows))]
         fields = list(columns.values())[3:]
         cells += [with_interval([r[-1][field] for r in rows]) for field in fields]
-        macs = costs.macs(make_model(config), image_shape_of(config))
+        macs = costs.macs_of(task_of(config, make_model(config)).layers)
         sent = sum(row["bytes/down"] + row["bytes/up"] for seed in rows for row in seed)
         cells += [f"{macs.kept / 1e6:.2f} M", f"{sent / len(rows) / 1e6:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -18,6 +18,7 @@ from fedjax_prune.runs import (
     picture,
     report,
 )
+from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
@@ -69,7 +70,8 @@ def run(config: Config, workdir: str | Path) -> int:
         checkpoint and the rows of the rounds before stay.
     """
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):
-        learning = make_learning(config)
+        # A process that does not see the user's files must not leave the others alone.
+        learning = make_learning(processes.together(lambda: completed(config)))
         finished = train(learning, folder, config.rounds)
 
         def show() -> None:

@@ -31,6 +31,10 @@ CHANGEABLE = (
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
 
 
+FILLED_IN = ("data.classes", "data.image_shape", "model.file_hash")
+"""Fields that are empty until the user's files were looked at."""
+
+
 _NOTHING = object()
 """Stands for the value of a field that is not there; None is a value."""
 
@@ -132,7 +136,8 @@ def _require_shared(folder: Path) -> None:
 def agree_config(path: str | Path, config: Any) -> None:
     """Compares a configuration with that of the run in a workdir, if there is one.
 
-    Fields that the library has gained since count as their defaults.
+    Fields that the library has gained since count as their defaults, and fields of
+    FILLED_IN that are empty as those of the run.
 
     Args:
       path: of the workdir.
@@ -146,6 +151,7 @@ def agree_config(path: str | Path, config: Any) -> None:
         return
     old, new = flatten(read_config(path)), plain_fields(config)
     old |= gained(old)
+    new |= {name: old[name] for name in FILLED_IN if name in old and not new.get(name)}
     refused = [
         f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
         f"started with {old.get(field, 'not set')!r}"

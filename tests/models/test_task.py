@@ -1,5 +1,7 @@
 """Models that a task can be made of, and the errors for other models."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -184,16 +186,41 @@ class NNXNet(nnx.Module):
         return self.fc(self.drop(x, deterministic=not train))
 
 
-def test_an_nnx_module_says_how_to_wrap_it():
+def test_a_module_that_has_its_parameters_says_what_to_give():
+    with pytest.raises(ValueError, match=r"got NNXNet: give .*functools.partial"):
+        make_task(NNXNet(3, rngs=nnx.Rngs(0)), SHAPE)
     with pytest.raises(
-        ValueError, match=r"got NNXNet; wrap .*flax.nnx.bridge.to_linen"
+        ValueError, match=r"got the linen class Net: call it, as in Net"
     ):
-        make_task(NNXNet(3, rngs=nnx.Rngs(0)), SHAPE)  # pyright: ignore
+        make_task(Net, SHAPE)
+    with pytest.raises(ValueError, match=r"must make an NNX module .* got Shape"):
+        make_task(lambda rngs: 3, SHAPE)
 
 
-def test_a_wrapped_nnx_module_trains_as_numpy_does():
+class SwitchedNet(nnx.Module):
+    """As NNXNet, told by `train()` and `eval()` in place of arguments."""
+
+    def __init__(self, num_classes, *, rngs):
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.fc = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, images, example_mask):
+        x = self.norm(images.reshape(images.shape[0], -1), mask=example_mask[:, None])
+        return self.fc(self.drop(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nnx.bridge.to_linen(NNXNet, 3),
+        functools.partial(NNXNet, 3),
+        functools.partial(SwitchedNet, 3),
+    ],
+)
+def test_an_nnx_module_trains_as_numpy_does(model):
     """One step of batch norm; then batch norm and the dense layer in evaluation."""
-    task = make_task(nnx.bridge.to_linen(NNXNet, 3), SHAPE)
+    task = make_task(model, SHAPE)
     variables = task.init(KEY)
     assert set(variables.params) == {"norm", "fc"}
     batch = a_batch()
@@ -216,4 +243,80 @@ class Layered(Net):
 
 
 def test_a_field_that_is_called_layers_describes_no_costs():
-    assert make_task(Layered(), SHAPE).layers == ()
+    assert [layer.name for layer in make_task(Layered(), SHAPE).layers] == ["Dense_0"]
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+class Told(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        return nn.Dense(3)(nn.Dropout(0.5)(x.reshape(x.shape[0], -1), not train))
+
+
+def test_dropout_of_a_switched_module_depends_on_the_key():
+    task = make_task(functools.partial(SwitchedNet, 3), SHAPE)
+    losses = [
+        float(jax.jit(task.loss)(task.init(KEY), a_batch(), jax.random.key(n))[0])
+        for n in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("model", [Plain(), Told()])
+def test_a_module_is_given_only_the_arguments_that_it_takes(model):
+    """In evaluation nothing is dropped, so both compute the dense layer of Net."""
+    task, net = make_task(model, SHAPE), make_task(Net(), SHAPE)
+    variables, images = net.init(KEY), a_batch().images
+    np.testing.assert_array_equal(
+        task.predict(variables, images), net.predict(variables, images)
+    )
+
+
+def test_dropout_is_on_in_training_alone():
+    variables = make_task(Net(), SHAPE).init(KEY)
+    kernel, bias = jnp.eye(4)[:, :3], jnp.zeros(3)
+    variables = variables._replace(params={"Dense_0": {"kernel": kernel, "bias": bias}})
+    told, plain = make_task(Told(), SHAPE), make_task(Plain(), SHAPE)
+    losses = [
+        float(task.loss(variables, a_batch(), jax.random.key(n))[0])
+        for task in (told, plain)
+        for n in range(2)
+    ]
+    assert losses[0] != losses[1] and losses[2] == losses[3]
+
+
+class Asking(nn.Module):
+    @nn.compact
+    def __call__(self, x, temperature):
+        return nn.Dense(3)(x.reshape(x.shape[0], -1)) / temperature
+
+
+class Unmasked(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(3)(x)
+
+
+class Deaf(nn.Module):
+    @nn.compact
+    def __call__(self):
+        return nn.Dense(3)(jnp.ones((1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Asking(), r"Asking must take .* a further argument without .*, temperature"),
+        (Unmasked(), r"Unmasked has the collection batch_stats, .* take example_mask"),
+        (Deaf(), "Deaf must take images as its first argument"),
+    ],
+)
+def test_a_module_that_cannot_be_called_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(model, SHAPE)

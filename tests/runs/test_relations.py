@@ -165,7 +165,7 @@ TEXT = {
         (
             {"data.partitioner": "iid"},
             "by_client for femnist, shakespeare, synthetic, synthetic_images, and for "
-            "them alone, got 'iid' for 'shakespeare'",
+            "them and your own data alone, got 'iid' for 'shakespeare'",
         ),
         ({"data.local_val": "matched_test"}, "must be holdout for shakespeare"),
     ],

@@ -1,0 +1,148 @@
+"""Data sets of the library `datasets` of Hugging Face, which is not imported.
+
+Only what such an object shows to everybody is used: `features`, the number of rows and
+the rows themselves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_prune.data import pixels
+from fedjax_prune.data.datasets import DataError
+from fedjax_prune.data.own import OwnData, from_arrays
+
+
+def from_huggingface(
+    dataset: Any, *, image: str = "", label: str = "", clients: str = "", size: int = 0
+) -> OwnData:
+    """Makes a data set of one of the library `datasets`.
+
+    Args:
+      dataset: a `datasets.Dataset`, one split, such as
+        `datasets.load_dataset("ylecun/mnist", split="train")`.
+      image: column of the images; empty takes the only column of the feature `Image`.
+        Another column must hold uint8 numbers, of one shape.
+      label: column of the labels; empty takes the only column of `ClassLabel`, whose
+        names become the classes. Another column holds integers or names.
+      clients: column of who holds an example, integers or names; empty if nobody does.
+      size: as in `from_image_folder`.
+
+    Returns:
+      As `from_arrays`; images are decoded as by `from_image_folder`.
+
+    Raises:
+      DataError: naming the column and the row, if a column is missing or has wrong
+        values, or the columns cannot be found.
+      ValueError: if `size` is out of range.
+
+    Examples:
+      >>> import datasets  # doctest: +SKIP
+      >>> train = datasets.load_dataset(
+      ...     "flwrlabs/femnist", split="train"
+      ... )  # doctest: +SKIP
+      >>> dataset, population, classes, clients = from_huggingface(
+      ...     train, label="character", clients="writer_id"
+      ... )  # doctest: +SKIP
+      >>> from_huggingface({"train": (), "test": ()})  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ...
+      fedjax_prune.data.datasets.DataError: dataset must be one split, got train, ...
+    """
+    if size < 0:
+        raise ValueError(f"size must be at least 0, got {size}.")
+    features = getattr(dataset, "features", None)
+    if isinstance(dataset, Mapping):
+        raise DataError(
+            f"dataset must be one split, got {', '.join(map(str, dataset))}: take "
+            "dataset[NAME]."
+        )
+    if not isinstance(features, Mapping) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            "dataset must be a datasets.Dataset in memory or on disk, with features "
+            f"and a length, got {type(dataset).__name__}."
+        )
+    image = _column(features, "image", image, "Image")
+    label = _column(features, "label", label, "ClassLabel")
+    columns = [image, label]
+    if clients:
+        columns.append(_column(features, "clients", clients, ""))
+    images, labels, holders = [], [], []
+    # Row by row, because a whole column of pictures would be decoded twice in memory.
+    for number, row in enumerate(dataset.select_columns(columns)):
+        images.append(_image(row[image], f"column {image}, row {number}", size))
+        labels.append(row[label])
+        holders.append(row[clients] if clients else None)
+    names = getattr(features[label], "names", None)
+    try:
+        return from_arrays(
+            _alike(images),
+            labels,
+            clients=holders if clients else None,
+            classes=None if isinstance(labels[0] if labels else "", str) else names,
+        )
+    except DataError as error:
+        shown = f"images are column {image}, labels column {label}"
+        raise DataError(f"{shown}: {error}") from error
+
+
+def _column(features: Mapping[str, Any], field: str, name: str, kind: str) -> str:
+    """The name of a column: the one that is given, or the only one of a feature.
+
+    Raises:
+      DataError: if there is no such column, or not one alone.
+    """
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    shown = ", ".join(f"{column} ({found})" for column, found in kinds.items())
+    if name:
+        if name not in features:
+            raise DataError(
+                f"{field} must be one of the columns {shown}, got {name!r}."
+            )
+        return name
+    fitting = [column for column, found in kinds.items() if found == kind]
+    if len(fitting) != 1:
+        raise DataError(
+            f"{field} must name one of the columns {shown}, because {len(fitting)} of "
+            f"them are of the feature {kind}."
+        )
+    return fitting[0]
+
+
+def _image(value: Any, where: str, size: int) -> np.ndarray:
+    """Makes an array of an image, [height, width, channels] uint8.
+
+    Raises:
+      DataError: if it is no picture and no array of uint8 numbers.
+    """
+    try:
+        if pixels.is_picture(value):
+            return pixels.to_array(value, pixels.channels_of(value), size)
+        numbers = np.asarray(value)
+    except Exception as error:
+        raise DataError(f"{where} cannot be read as a picture: {error}.") from error
+    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+    whole = numbers.dtype.kind in "iu" and numbers.ndim == 3 and numbers.size
+    if not whole or numbers.min() < 0 or numbers.max() > 255:
+        raise DataError(
+            f"{where} must be a picture or an array of whole numbers in [0, 255], "
+            f"[height, width] or [height, width, channels], got {type(value).__name__} "
+            f"of {numbers.dtype} {list(numbers.shape)}."
+        )
+    array = numbers.astype(np.uint8)
+    if not size:
+        return array
+    if array.shape[-1] not in (1, 3):
+        raise DataError(
+            f"{where} must have 1 or 3 channels to be scaled, got {array.shape[-1]}."
+        )
+    return pixels.scaled(array, size)
+
+
+def _alike(images: list[np.ndarray]) -> list[np.ndarray]:
+    """Gives grey images three equal channels if others have colours."""
+    channels = {image.shape[-1] for image in images}
+    if channels != {1, 3}:
+        return images
+    return [x if x.shape[-1] == 3 else x.repeat(3, axis=-1) for x in images]

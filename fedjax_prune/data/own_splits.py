@@ -1,0 +1,196 @@
+"""The user's own data as a run reads them: training examples, test examples, clients.
+
+A folder of `arrays` has train.npz and may have test.npz, as `from_npz` reads them. A
+folder of pictures has the folders train and test, or is what `from_image_folder` reads.
+Without a test set, a fifth of each class is drawn for one, except from clients, whose
+examples are held out by who reads them.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_prune.data import image_folder
+from fedjax_prune.data.datasets import DataError, data_folder, resolve_count
+from fedjax_prune.data.own import OwnData, from_npz
+from fedjax_prune.types import Dataset, Population
+
+
+class Facts(NamedTuple):
+    """What a configuration must know of the user's data.
+
+    Attributes:
+      classes: names of the classes.
+      shape: of an example, as `datasets.SHAPE` says.
+    """
+
+    classes: tuple[str, ...]
+    shape: str
+
+
+class OwnSplits(NamedTuple):
+    """Training and test examples.
+
+    Attributes:
+      train: training examples.
+      test: test examples; None where they are to be held out from clients.
+      population: who holds the training examples; None if nobody does.
+    """
+
+    train: Dataset
+    test: Dataset | None
+    population: Population | None
+
+
+def facts_of(name: str, folder: str, size: int) -> Facts:
+    """Looks at the training examples of a folder.
+
+    Args:
+      name: `arrays` or `image_folder`.
+      folder: of the data.
+      size: as in `from_image_folder`; arrays stay as they are.
+
+    Raises:
+      DataError: as `from_npz` or `from_image_folder`.
+    """
+    path = data_folder(folder)
+    if name == "arrays":
+        data = from_npz(path / "train.npz")
+        return Facts(data.classes, _written(data.dataset))
+    tree = image_folder.scan(_parts(path)[0], size=size)
+    return Facts(tree.classes, "x".join(map(str, tree.shape)))
+
+
+def load_own(
+    name: str,
+    folder: str,
+    facts: Facts,
+    *,
+    by_client: bool,
+    size: int = 0,
+    num_train: int = 0,
+    num_test: int = 0,
+    seed: int,
+) -> OwnSplits:
+    """Reads the user's data.
+
+    Args:
+      name: `arrays` or `image_folder`.
+      folder: of the data.
+      facts: what they must be.
+      by_client: whether the source's clients are wanted; otherwise they are ignored.
+      size: as in `facts_of`.
+      num_train: number of training examples, drawn by the seed; 0 = all. With clients
+        it must be 0.
+      num_test: number of test examples, drawn by the seed; 0 = all. Test examples that
+        are held out from clients are not counted here.
+      seed: of the draws, in [0, 2^32).
+
+    Returns:
+      The examples. Without clients they are in random order, because files lie class by
+      class.
+
+    Raises:
+      DataError: as `facts_of`, if there are other classes or shapes than `facts` says,
+        too few examples, or no clients where they are wanted.
+    """
+    path = data_folder(folder)
+    read = _read_arrays if name == "arrays" else _read_pictures
+    train, test = read(path, facts, size)
+    if by_client:
+        if train.population is None:
+            raise DataError(
+                f"{path} must say who holds which example for data.partitioner "
+                "by_client: take another partitioner, or give arrays the array clients "
+                "and pictures a folder for each client."
+            )
+        kept = test and _drawn(test.dataset, name, "test", num_test, seed)
+        return OwnSplits(train.dataset, kept, train.population)
+    whole = train.dataset
+    if test is None:
+        is_test = _fifths(whole.labels, seed)
+        if not is_test.any():
+            raise DataError(
+                f"{path} must have a test set or 5 examples of a class, so that some "
+                "can be held out for one."
+            )
+        whole, rest = _where(whole, ~is_test), _where(whole, is_test)
+    else:
+        rest = test.dataset
+    return OwnSplits(
+        _drawn(whole, name, "train", num_train, seed),
+        _drawn(rest, name, "test", num_test, seed),
+        None,
+    )
+
+
+def _read_arrays(path: Path, facts: Facts, size: int) -> tuple[OwnData, OwnData | None]:
+    """Reads train.npz and, if there is one, test.npz."""
+    del size  # because arrays are scaled as those of other data sets
+    files = [path / "train.npz", path / "test.npz"]
+    read = [from_npz(file, classes=facts.classes) for file in files if file.exists()]
+    if not files[0].exists():
+        raise DataError(f"{path} must have the file train.npz.")
+    for file, data in zip(files, read, strict=False):
+        _require(file, "shape", _written(data.dataset), facts.shape)
+    return read[0], read[1] if len(read) > 1 else None
+
+
+def _read_pictures(
+    path: Path, facts: Facts, size: int
+) -> tuple[OwnData, OwnData | None]:
+    """Reads the folders train and test, or the folder itself."""
+    read = []
+    for part in _parts(path):
+        tree = image_folder.scan(part, size=size, classes=facts.classes)
+        *sides, channels = map(int, facts.shape.split("x"))
+        # Grey pictures are read as coloured ones if those are the others.
+        own = (*sides, max(channels, tree.shape[-1]))
+        if tree.shape[:2] == tuple(sides):
+            tree = tree._replace(shape=own)
+        _require(part, "shape", "x".join(map(str, tree.shape)), facts.shape)
+        read.append(image_folder.decode(tree, size))
+    return read[0], read[1] if len(read) > 1 else None
+
+
+def _parts(path: Path) -> list[Path]:
+    parts = [path / "train", path / "test"]
+    return parts if all(part.is_dir() for part in parts) else [path]
+
+
+def _require(where: Path, what: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise DataError(
+            f"{where} must have examples of the {what} {wanted}, as the training "
+            f"examples had at the start, got {found}."
+        )
+
+
+def _written(dataset: Dataset) -> str:
+    """The shape of an example as a text; floats beyond images are vectors."""
+    shape = dataset.images.shape[1:]
+    is_vector = dataset.images.dtype == np.float32 and shape[1:] == (1, 1)
+    return str(shape[0]) if is_vector else "x".join(map(str, shape))
+
+
+def _fifths(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Draws a fifth of each class, rounded down, [num_examples] bool."""
+    drawn = np.zeros(len(labels), bool)
+    rng = np.random.default_rng((seed, len(labels)))
+    for label in range(labels.max() + 1):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        drawn[members[: len(members) // 5]] = True
+    return drawn
+
+
+def _drawn(dataset: Dataset, name: str, split: str, count: int, seed: int) -> Dataset:
+    """Draws examples; 0 gives all of them in random order."""
+    available = len(dataset.labels)
+    kept = resolve_count(f"{name}, your own", split, count, available)
+    order = np.random.default_rng((seed, available)).permutation(available)[:kept]
+    return _where(dataset, order)
+
+
+def _where(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+    return Dataset(dataset.images[chosen], dataset.labels[chosen])

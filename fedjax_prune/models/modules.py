@@ -1,0 +1,152 @@
+"""Flax modules as a task uses them: linen or NNX, with the arguments that they take.
+
+A task has more to give than images: whether it trains, and which examples are real. A
+module gets those of the two that its `__call__` names. An NNX module is also switched
+by its `train()` and `eval()`, as such modules expect.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+GIVEN = ("train", "example_mask")
+"""The keywords that a module may take beside its images."""
+
+Arguments = Callable[[bool, jax.Array], dict[str, Any]]
+"""(whether it trains, example mask) -> keywords of a module's `init` and `apply`."""
+
+
+def as_linen(model: Any) -> nn.Module:
+    """Makes a linen module of what `make_task` accepts.
+
+    Args:
+      model: a linen module, or a function of `rngs` that returns an NNX module, such as
+        its class or `functools.partial(Class, 10)`.
+
+    Returns:
+      The linen module; `flax.nnx.bridge.ToLinen` of an NNX one.
+
+    Raises:
+      ValueError: if it is something else, such as an NNX module that has its parameters
+        already.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ValueError(
+            f"model must be a module, got the linen class {model.__name__}: call it, "
+            f"as in {model.__name__}(...)."
+        )
+    if callable(model) and not isinstance(model, nnx.Module):
+        make: Any = model
+        made = nnx.bridge.to_linen(make)
+        _instance(made)
+        return made
+    raise ValueError(
+        f"model must be a flax.linen module or make an NNX one, got "
+        f"{type(model).__name__}: give an NNX class with its arguments, as in "
+        "functools.partial(Class, 10), because a task draws the parameters itself."
+    )
+
+
+def arguments_of(model: nn.Module) -> Arguments:
+    """Says with which keywords a module is called beside its images.
+
+    Args:
+      model: as `as_linen` returns it.
+
+    Raises:
+      ValueError: if it needs an argument that nobody gives, or takes no images.
+    """
+    instance = _instance(model) if isinstance(model, nnx.bridge.ToLinen) else model
+    taken = _taken(type(instance))
+
+    def given(train: bool, example_mask: jax.Array) -> dict[str, Any]:
+        both = {"train": train, "example_mask": example_mask}
+        return {name: both[name] for name in taken}
+
+    def switched(train: bool, example_mask: jax.Array) -> dict[str, Any]:
+        def call(module: Any, images: jax.Array) -> Any:
+            (module.train if train else module.eval)()
+            return module(images, **given(train, example_mask))
+
+        return {"nnx_method": call}
+
+    return given if instance is model else switched
+
+
+def takes_mask(model: nn.Module) -> bool:
+    """Whether a module is told which examples are real."""
+    instance = _instance(model) if isinstance(model, nnx.bridge.ToLinen) else model
+    return "example_mask" in _taken(type(instance))
+
+
+def described(model: Any, method: str, image_shape: tuple[int, ...]) -> Any:
+    """Calls the method by which a model describes itself.
+
+    Args:
+      model: a linen module.
+      method: `layers` or `channel_groups`.
+      image_shape: (height, width, channels), its argument.
+
+    Returns:
+      What the method returns; None if there is no such method, or for an NNX module.
+    """
+    if isinstance(model, nnx.bridge.ToLinen):
+        return None
+    describe = getattr(model, method, None)
+    return describe(image_shape) if callable(describe) else None
+
+
+def without_gates(model: Any) -> Any:
+    """The same model without gates; it is the model itself if it has none."""
+    return model if gates_of(model) is None else model.clone(gates=None)
+
+
+def gates_of(model: Any) -> Any:
+    """The gate settings of a model; None if it has no gates."""
+    return getattr(model, "gates", None)
+
+
+def _instance(model: nnx.bridge.ToLinen) -> nnx.Module:
+    """Makes the shapes of a wrapped NNX module.
+
+    Raises:
+      ValueError: if the wrapped function makes something else.
+    """
+
+    def make() -> nnx.Module:
+        keywords = {} if model.skip_rng else {"rngs": nnx.Rngs(0)}
+        return model.nnx_class(*model.args, **model.kwargs, **keywords)
+
+    # Nothing is computed here.
+    made = nnx.eval_shape(make)
+    if not isinstance(made, nnx.Module):
+        raise ValueError(
+            f"model must make an NNX module when it is called with rngs, got {made!r}."
+        )
+    return made
+
+
+def _taken(cls: type) -> tuple[str, ...]:
+    """The names of GIVEN that the class's `__call__` takes."""
+    parameters = list(inspect.signature(cls.__call__).parameters.values())
+    # The first one is `self`.
+    if len(parameters) < 2 or parameters[1].kind == inspect.Parameter.KEYWORD_ONLY:
+        raise ValueError(f"{cls.__name__} must take images as its first argument.")
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return GIVEN
+    others = parameters[2:]
+    for p in others:
+        needed = p.default is p.empty and p.kind != p.VAR_POSITIONAL
+        if needed and p.name not in GIVEN:
+            raise ValueError(
+                f"{cls.__name__} must take images and no more than "
+                f"{' and '.join(GIVEN)}, got a further argument without a default, "
+                f"{p.name}."
+            )
+    return tuple(p.name for p in others if p.name in GIVEN)

@@ -1,0 +1,146 @@
+"""Objects that look like `datasets.Dataset`, which is not a dependency.
+
+The stand-ins have what its documentation promises and nothing else.
+"""
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from fedjax_prune import DataError, from_huggingface
+
+
+class Image:
+    """The feature of pictures."""
+
+
+class ClassLabel:
+    """The feature of labels with names."""
+
+    def __init__(self, names):
+        self.names = names
+
+
+class Value:
+    """The feature of plain values."""
+
+
+class Rows:
+    """A split: features, a length, rows in order, a choice of columns."""
+
+    def __init__(self, features, columns):
+        self.features, self._columns = features, columns
+
+    def __len__(self):
+        return len(next(iter(self._columns.values())))
+
+    def __iter__(self):
+        for values in zip(*self._columns.values(), strict=True):
+            yield dict(zip(self._columns, values, strict=True))
+
+    def select_columns(self, names):
+        return Rows(
+            {name: self.features[name] for name in names},
+            {name: self._columns[name] for name in names},
+        )
+
+
+def grey(value, size=(6, 4)):
+    return Picture.new("L", size, value)
+
+
+def split(**changed):
+    columns = {
+        "image": [grey(10), grey(20), grey(30)],
+        "label": [1, 0, 1],
+        "writer": ["w2", "w1", "w2"],
+    } | changed
+    features = {
+        "image": Image(),
+        "label": ClassLabel(["cat", "dog"]),
+        "writer": Value(),
+    }
+    return Rows({n: features.get(n, Value()) for n in columns}, columns)
+
+
+def test_the_columns_are_found_by_their_features():
+    dataset, population, classes, clients = from_huggingface(split())
+    assert dataset.images[:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert dataset.images.shape == (3, 4, 6, 1)
+    assert (dataset.labels.tolist(), classes) == ([1, 0, 1], ("cat", "dog"))
+    assert (population, clients) == (None, ())
+
+
+def test_a_column_says_who_holds_an_example():
+    data = from_huggingface(split(), clients="writer")
+    assert data.clients == ("w1", "w2")
+    assert [data.population.of(k).tolist() for k in range(2)] == [[1], [0, 2]]
+
+
+def test_columns_without_features_are_named():
+    arrays = np.arange(3 * 8).reshape(3, 2, 4)
+    rows = split(pixels=arrays.tolist(), kind=["b", "a", "b"])
+    data = from_huggingface(rows, image="pixels", label="kind")
+    np.testing.assert_array_equal(data.dataset.images[..., 0], arrays)
+    assert (data.dataset.labels.tolist(), data.classes) == ([1, 0, 1], ("a", "b"))
+
+
+def test_grey_and_coloured_pictures_have_three_channels():
+    images = [grey(5), Picture.new("RGB", (6, 4), (1, 2, 3)), grey(7)]
+    found = from_huggingface(split(image=images)).dataset.images
+    assert found[:, 1, 1].tolist() == [[5, 5, 5], [1, 2, 3], [7, 7, 7]]
+
+
+def test_pictures_are_scaled():
+    images = [grey(5), grey(6, (3, 9)), grey(7)]
+    assert from_huggingface(split(image=images), size=5).dataset.images.shape[1:3] == (
+        5,
+        5,
+    )
+    with pytest.raises(DataError, match=r"column image.*one shape, got \(9, 3, 1\) at"):
+        from_huggingface(split(image=images))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"train": split(), "test": split()}, {}, "one split, got train, test: take"),
+        ([1, 2], {}, "must be a datasets.Dataset .* got list"),
+        (
+            split(),
+            {"image": "picture"},
+            "image must be one of the columns image .Image",
+        ),
+        (
+            split(),
+            {"clients": "who"},
+            "clients must be one of the columns .* got 'who'",
+        ),
+        (
+            split(label=[1, -1, 0]),
+            {},
+            r"labels column label: labels must be in \[0, 2\), got -1 at index 1",
+        ),
+        (
+            split(image=[grey(1), {"bytes": b"", "path": None}, grey(2)]),
+            {},
+            "column image, row 1 must be a picture or an array .* got dict",
+        ),
+        (
+            split(image=[grey(1), Picture.new("I;16", (6, 4)), grey(2)]),
+            {},
+            "column image, row 1 cannot be read .* 8 bits a channel",
+        ),
+        (split(image=[[[300]]] * 3), {}, r"row 0 must .* whole numbers in \[0, 255\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(rows, options, message):
+    with pytest.raises(DataError, match=message):
+        from_huggingface(rows, **options)
+
+
+def test_columns_that_could_be_meant_are_listed():
+    rows = split()
+    rows.features["writer"] = ClassLabel(["w1", "w2"])
+    with pytest.raises(DataError, match=r"name one of the columns .* 2 of them are of"):
+        from_huggingface(rows)

@@ -1,0 +1,149 @@
+"""Folders of pictures: what is read, and which folders are refused by name."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedjax_prune import DataError, from_image_folder
+
+
+def picture(file, value=0, size=(4, 6), mode="RGB", **options):
+    """Writes a picture of one colour; `size` is (height, width)."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fill = value if mode in ("L", "I;16") else (value,) * len(mode)
+    Image.new(mode, size[::-1], fill).save(file, **options)
+
+
+def test_each_folder_is_a_class(tmp_path):
+    picture(tmp_path / "dog" / "b.png", 20)
+    picture(tmp_path / "dog" / "a.bmp", 10)
+    picture(tmp_path / "cat" / "z.tiff", 30)
+    picture(tmp_path / ".cache" / "x.png")
+    (tmp_path / "dog" / ".DS_Store").write_text("hidden")
+    (tmp_path / "README.md").write_text("beside the folders")
+    dataset, population, classes, clients = from_image_folder(tmp_path)
+    assert dataset.images.shape == (3, 4, 6, 3) and dataset.images.dtype == np.uint8
+    assert dataset.images[:, 0, 0, 0].tolist() == [30, 10, 20]
+    assert dataset.labels.tolist() == [0, 1, 1] and dataset.labels.dtype == np.int32
+    assert (population, classes, clients) == (None, ("cat", "dog"), ())
+
+
+def test_each_client_has_folders_of_its_classes(tmp_path):
+    for value, place in enumerate(["2/9/a", "2/10/a", "10/10/a", "10/10/b"]):
+        picture(tmp_path / f"{place}.png", value)
+    dataset, population, classes, clients = from_image_folder(tmp_path)
+    assert (classes, clients) == (("9", "10"), ("2", "10"))
+    assert dataset.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert dataset.labels.tolist() == [0, 1, 1, 1]
+    assert [population.of(k).tolist() for k in range(2)] == [[0, 1], [2, 3]]
+
+
+def test_grey_pictures_have_one_channel_unless_others_have_colours(tmp_path):
+    picture(tmp_path / "cat" / "1.png", 7, mode="L")
+    assert from_image_folder(tmp_path).dataset.images.shape == (1, 4, 6, 1)
+    picture(tmp_path / "cat" / "2.png", 9, mode="RGBA")
+    images = from_image_folder(tmp_path).dataset.images
+    assert images.shape == (2, 4, 6, 3)
+    assert images[:, 2, 2].tolist() == [[7, 7, 7], [9, 9, 9]]
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    """Orientation 6: the first row of the file is the right side of the scene."""
+    pixels = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "cat" / "1.png", exif=exif)
+    images = from_image_folder(tmp_path).dataset.images
+    np.testing.assert_array_equal(images[0, :, :, 0], np.rot90(pixels, -1))
+
+
+def test_pictures_of_several_sizes_are_scaled(tmp_path):
+    picture(tmp_path / "cat" / "1.png", 50, size=(4, 6))
+    picture(tmp_path / "cat" / "2.png", 90, size=(9, 2))
+    images = from_image_folder(tmp_path, size=5).dataset.images
+    assert images.shape == (2, 5, 5, 3)
+    assert images.min(axis=(1, 2, 3)).tolist() == [50, 90]
+    assert images.max(axis=(1, 2, 3)).tolist() == [50, 90]
+
+
+def test_a_test_set_may_lack_classes(tmp_path):
+    picture(tmp_path / "dog" / "1.png")
+    data = from_image_folder(tmp_path, classes=["ant", "cat", "dog"])
+    assert data.dataset.labels.tolist() == [2]
+    assert data.classes == ("ant", "cat", "dog")
+
+
+def refused(folder, message, **options):
+    with pytest.raises(DataError, match=message):
+        from_image_folder(folder, **options)
+
+
+def test_another_size_is_named(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    picture(tmp_path / "dog" / "2.png", size=(4, 7))
+    refused(tmp_path, r"dog/2.png must be 4x6 pixels as .*cat/1.png, got 4x7: .*size")
+
+
+def test_an_unreadable_picture_is_named(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    refused(tmp_path, r"cat/notes.txt cannot be read as a picture")
+
+
+def test_a_picture_that_ends_early_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    (tmp_path / "cat").mkdir()
+    for name in ("1.png", "2.jpg"):
+        file = tmp_path / "cat" / name
+        Image.fromarray(noise).save(file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        refused(tmp_path, rf"cat/{name} cannot be read as a picture")
+        file.unlink()
+
+
+def test_deep_pictures_are_refused(tmp_path):
+    picture(tmp_path / "cat" / "1.png", 300, mode="I;16")
+    refused(tmp_path, r"cat/1.png .*must have 8 bits a channel, got Pillow's mode I;16")
+
+
+def test_empty_classes_and_clients_are_named(tmp_path):
+    picture(tmp_path / "flat" / "cat" / "1.png")
+    (tmp_path / "flat" / "dog").mkdir()
+    refused(tmp_path / "flat", "at least one picture of each class, got none of dog")
+    picture(tmp_path / "held" / "ann" / "cat" / "1.png")
+    (tmp_path / "held" / "ben" / "cat").mkdir(parents=True)
+    refused(tmp_path / "held", "held/ben must have at least one picture")
+
+
+def test_other_nestings_are_named(tmp_path):
+    picture(tmp_path / "1.png")
+    refused(tmp_path, r"/1.png must lie in the folder of its class")
+    (tmp_path / "1.png").unlink()
+    refused(tmp_path, r"a folder of pictures for each class, .* got no folder")
+    refused(tmp_path / "none", r"none cannot be read as a folder: No such file")
+    picture(tmp_path / "ann" / "cat" / "1.png")
+    picture(tmp_path / "dog" / "1.png")
+    refused(tmp_path, r"got pictures in dog and folders in ann")
+    (tmp_path / "dog" / "1.png").unlink()
+    (tmp_path / "dog").rmdir()
+    picture(tmp_path / "ann" / "cat" / "deep" / "1.png")
+    refused(tmp_path, r"ann/cat must hold pictures of a class, got .*ann/cat/deep")
+
+
+def test_parts_of_a_data_set_are_no_clients(tmp_path):
+    for part in ("train", "test"):
+        picture(tmp_path / part / "cat" / "1.png")
+    refused(tmp_path, "has the folders test and train: read each of them alone")
+
+
+def test_an_unknown_class_is_named(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    refused(tmp_path, "folder cat, which is none of the classes ant", classes=["ant"])
+
+
+def test_a_negative_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=re.escape("size must be at least 0, got -1")):
+        from_image_folder(tmp_path, size=-1)
