@@ -26,6 +26,8 @@ CHANGEABLE = (
     "devices",
     "lanes",
     "client_rows",
+    "report.",
+    "logger",
 )
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
 
