@@ -130,7 +130,7 @@ def record_of(config, n, best, rng):
         churn={f"{k}/kernel": np.float32(1 / n) for k in LAYERS},
         evaluated=np.arange(NUM_CLIENTS, dtype=np.int32),
         accuracies={
-            name: rng.beta(8 * best, 8 * (1 - best), NUM_CLIENTS).astype(np.float32)
+            name: rng.beta(8 * best, 8 * (1.1 - best), NUM_CLIENTS).astype(np.float32)
             for name in ("client_gated", "client_local")
         },
     )

@@ -200,7 +200,7 @@ def _write(workdir: Path, name: str, arrays: Mapping[str, Any]) -> None:
 def _read(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a file; {} with a warning if it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         warnings.warn(f"{file} cannot be read: {error}.", stacklevel=2)

@@ -132,7 +132,9 @@ def band_chart(
     )
     if all(len(line.runs) == 1 for line in lines):
         return alt.layer(line)
-    band = base.mark_area(opacity=0.18).encode(
+    # Without the filter, rounds of a single seed would be drawn at 0.
+    several = base.transform_filter("isValid(datum.low)")
+    band = several.mark_area(opacity=0.18).encode(
         y=alt.Y("low:Q", title=y, scale=up), y2="high:Q"
     )
     return alt.layer(band, line)

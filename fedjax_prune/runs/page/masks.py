@@ -132,12 +132,15 @@ def churn(lines: Sequence[Line]) -> Panel | None:
     ]
     if not values:
         return None
+    # Masks that never change would have an axis without a length.
+    is_still = all(value["churn"] == 0 for value in values)
+    scale = alt.Scale(domain=[0, 1]) if is_still else alt.Scale(zero=True)
     chart = (
         alt.Chart(data_of("churn"))
         .mark_line(point=alt.OverlayMarkDef(size=22))
         .encode(
             x=round_axis(),
-            y=alt.Y("churn:Q", title="changed mask entries (%)"),
+            y=alt.Y("churn:Q", title="changed mask entries (%)", scale=scale),
             color=colour_of(lines),
             strokeDash=dash_of(lines),
             tooltip=["line:N", "round:Q", alt.Tooltip("churn:Q", format=".3~g")],

@@ -12,6 +12,8 @@ from fedjax_prune.runs.page.panel import Panel, colour_of, data_of
 from fedjax_prune.runs.page.read import Line, PageRun
 from fedjax_prune.runs.targets import rounds_to_target
 
+_NUMBER = ",.3~r"
+"""How numbers are written: three digits, without an exponent."""
 COSTS = ("rounds", "MB sent, both directions", "TFLOP of clients")
 
 
@@ -82,7 +84,9 @@ def _bars(lines: Sequence[Line], shown: Sequence[str]) -> Any:
             .transform_filter(alt.datum.cost == cost)
             .encode(
                 y=alt.Y("line:N", title=None, sort=order, axis=axis),
-                x=alt.X("value:Q", title=cost, axis=alt.Axis(tickCount=4)),
+                x=alt.X(
+                    "value:Q", title=cost, axis=alt.Axis(tickCount=3, format=_NUMBER)
+                ),
             )
         )
         bars = base.mark_bar().encode(
@@ -93,7 +97,7 @@ def _bars(lines: Sequence[Line], shown: Sequence[str]) -> Any:
             ],
         )
         words = base.mark_text(align="left", dx=3, fontSize=11).encode(
-            text=alt.Text("value:Q", format=",.3~g")
+            text=alt.Text("value:Q", format=_NUMBER)
         )
         layers = alt.layer(bars, words)
         parts.append(layers.properties(width=200, height=alt.Step(22)))
