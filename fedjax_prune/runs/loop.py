@@ -302,7 +302,9 @@ def run_rounds(
         background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):
-        journal = Journal(experiment, recorder, saver, messages, log, bar)
+        journal = Journal(
+            experiment, recorder, saver, messages=messages, log=log, bar=bar
+        )
         began = time.monotonic()
         running: Dispatched | None = None
         while finished < last and not stop.is_set():

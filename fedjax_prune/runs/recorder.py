@@ -55,7 +55,7 @@ class Recorder:
             return
         learning = experiment.learning
         if learning.algorithm.masked is not None:
-            self._churn = churn_program(learning)
+            self._churn = churn_program()
         if learning.model.gates is not None:
             self._select = selection_program(learning)
             examples = by_class(experiment.data.test, _num_classes(experiment))
@@ -75,8 +75,8 @@ class Recorder:
         if not self._every:
             return
         if self._churn is not None:
-            masked: Any = self._experiment.learning.algorithm.masked
-            self._masks = jax.tree.map(jnp.copy, masked.delivered(state))
+            # A MaskedServer, whose masks the next round would take with the state.
+            self._masks = jax.tree.map(jnp.copy, state.server.masks)
         self(self._last, state, rows, ids)
         data = self._experiment.data
         if processes.is_first():
@@ -155,20 +155,17 @@ class Recorder:
         write_record(self._folder, record)
 
 
-def churn_program(learning: Learning) -> Any:
-    """Makes the jitted function that compares masks.
-
-    Args:
-      learning: with an algorithm under masks.
+def churn_program() -> Any:
+    """Makes the jitted function that compares the masks of rounds.
 
     Returns:
-      (masks, state) -> (array -> [] float32, share of the entries of its mask that
-      differ, and a copy of the masks of the state). The first argument is donated.
+      (masks, state of an algorithm under masks) -> (array -> [] float32, share of the
+      entries of its mask that differ, and a copy of the masks of the state). The first
+      argument is donated.
     """
-    masked: Any = learning.algorithm.masked
 
     def compare(before: Tree, state: ServerState) -> tuple[dict[str, jax.Array], Tree]:
-        now = masked.delivered(state)
+        now = state.server.masks
         pairs = zip(
             jax.tree_util.tree_leaves_with_path(before),
             jax.tree.leaves(now),
