@@ -85,7 +85,7 @@ def drawn(values: Sequence[float], width: int = _WIDTH) -> str:
 
     Examples:
       >>> drawn([0, 1, 2, 3, 4])
-      '▁▃▅▇█'
+      '▁▃▅▆█'
     """
     finite = np.array([value for value in values if np.isfinite(value)], float)
     if not finite.size:

@@ -160,7 +160,12 @@ def _mlflow(folder: Path, fields: Mapping[str, Any]) -> Tracker:
         for first in range(0, len(values), 100):
             mlflow.log_params(dict(values[first : first + 100]))
     return Tracker(
-        lambda numbers, step: mlflow.log_metrics(numbers, step=step), mlflow.end_run
+        lambda numbers, step: mlflow.log_metrics(
+            # Its store of files makes folders of slashes.
+            {name.replace("/", "."): x for name, x in numbers.items()},
+            step=step,
+        ),
+        mlflow.end_run,
     )
 
 

@@ -104,7 +104,7 @@ def band_chart(
     """A line for each configuration, with a band where it has several seeds.
 
     Args:
-      data: with the fields of `points`.
+      data: with the fields of `points`, of which `low` and `high` are named as numbers.
       lines: of the page.
       x: field and title.
       y: title of `mean`.

@@ -37,7 +37,7 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
     ]
     if not values:
         return None
-    data, marks = data_of("accuracy"), few(values)
+    data, marks = data_of("accuracy", "low", "high"), few(values)
     axes = (
         ("round", "round"),
         ("sent", "MB sent so far, both directions"),
@@ -70,7 +70,7 @@ def kinds(lines: Sequence[Line]) -> Panel | None:
     if not values:
         return None
     chart = band_chart(
-        data_of("accuracies"), lines, ("round", "round"), "accuracy (%)"
+        data_of("accuracies", "low", "high"), lines, ("round", "round"), "accuracy (%)"
     ).properties(width=270, height=180)
     return Panel(
         name="accuracies",
@@ -88,7 +88,7 @@ def loss(lines: Sequence[Line]) -> Panel | None:
     if not values:
         return None
     chart = band_chart(
-        data_of("loss"),
+        data_of("loss", "low", "high"),
         lines,
         ("round", "round"),
         "training loss",

@@ -1,6 +1,7 @@
 """The page: pictures that answer to the mouse, tables, nothing loaded from outside."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -86,8 +87,8 @@ def make_page(
 <p class="words">{escape(intro)}</p>
 <nav>{links}</nav>
 {body}
-<script>{_inline(script)}</script>
-<script>const specs = {_inline(json.dumps(specs))};{_DRAW}</script>
+<script>{_code(script)}</script>
+<script>const specs = {_data(specs)};{_DRAW}</script>
 </body>
 </html>
 """
@@ -132,6 +133,11 @@ def _anchor(part: Panel | Facts) -> str:
     return "part-" + "".join(c if c.isalnum() else "-" for c in part.title.lower())
 
 
-def _inline(script: str) -> str:
-    """A script that a page may hold: nothing in it ends the element."""
-    return script.replace("</", "<\\/").replace("<!--", "<\\!--")
+def _code(script: str) -> str:
+    """JavaScript that a page may hold: no string in it ends the element."""
+    return re.sub(r"<(/script|!--)", r"<\\\1", script, flags=re.IGNORECASE)
+
+
+def _data(value: Any) -> str:
+    """A value as JavaScript that a page may hold."""
+    return json.dumps(value).replace("<", "\\u003c")

@@ -142,13 +142,7 @@ def colour_of(lines: Sequence[Line]) -> Any:
 
     names = [line.name for line in lines]
     scale = alt.Scale(domain=names, range=[_PALETTE[i % 8] for i in range(len(names))])
-    # About 7 pixels a letter, and what the symbol and the gap take.
-    columns = max(1, min(6, 900 // (7 * max(map(len, names)) + 45)))
-    legend = alt.Legend(
-        title=None, columns=columns, symbolType="stroke", symbolOpacity=1
-    )
-    shown = legend if len(names) > 1 else None
-    return alt.Color("line:N", scale=scale, legend=shown)
+    return alt.Color("line:N", scale=scale, legend=_legend(names))
 
 
 def dash_of(lines: Sequence[Line]) -> Any:
@@ -158,7 +152,18 @@ def dash_of(lines: Sequence[Line]) -> Any:
     names = [line.name for line in lines]
     dashes = [list(_DASHES[i // 8 % 3]) for i in range(len(names))]
     scale = alt.Scale(domain=names, range=dashes)
-    return alt.StrokeDash("line:N", scale=scale, legend=None)
+    return alt.StrokeDash("line:N", scale=scale, legend=_legend(names))
+
+
+def _legend(names: Sequence[str]) -> Any:
+    """The legend of colours and patterns, which Vega-Lite merges; None for one line."""
+    import altair as alt
+
+    if len(names) == 1:
+        return None
+    # About 7 pixels a letter, and what the symbol and the gap take.
+    columns = max(1, min(6, 900 // (7 * max(map(len, names)) + 45)))
+    return alt.Legend(title=None, columns=columns, symbolType="stroke", symbolOpacity=1)
 
 
 def thinned(items: Sequence[Any], most: int = MOST_POINTS) -> list[Any]:

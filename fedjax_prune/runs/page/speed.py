@@ -95,7 +95,13 @@ def lanes(lines: Sequence[Line]) -> Panel | None:
         "seconds": ("seconds a round", {"zero": True}),
     }
     parts = [
-        band_chart(data_of("lanes"), lines, ("round", "round"), title, scale=scale)
+        band_chart(
+            data_of("lanes", "low", "high"),
+            lines,
+            ("round", "round"),
+            title,
+            scale=scale,
+        )
         .transform_filter(alt.datum.what == what)
         .properties(width=400, height=180)
         for what, (title, scale) in axes.items()
