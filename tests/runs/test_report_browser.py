@@ -16,10 +16,12 @@ BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 
 @pytest.fixture
 def browser():
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, BROWSERS))
-    )
-    return found
+    """The program of a browser; without one the test is skipped."""
+    names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
+    found = [program for name in names if (program := shutil.which(name))]
+    if not found:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    return found[0]
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ _POLICY = (
 
 _CSS = """
 body { font: 15px/1.5 "Liberation Sans", Arial, Helvetica, sans-serif; color: #222;
-       max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+       max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin: 2.2em 0 .2em; }
 p.words { color: #555; margin: .2em 0 .8em; max-width: 52em; }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
