@@ -1,5 +1,6 @@
 """How a launcher ends: an error that a user can fix is one line, not a traceback."""
 
+import logging as python_logging
 import os
 import sys
 import warnings
@@ -25,6 +26,8 @@ def exit_code(command: Callable[[], int]) -> int:
     open_standard_streams()
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
+    # It prints a traceback for each try to reach a bucket, and raises the last error.
+    python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         code = command()

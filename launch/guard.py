@@ -25,6 +25,8 @@ LOST = 75
 
 _TOLD_BY_JAX = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h)")
 _NOTICE = re.compile(rb"W\d{4} .*preemption_notifier")
+_OF_XLA = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
+"""The status that an error of XLA begins with, such as `UNKNOWN: ` or `INTERNAL: `."""
 _OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 """What errors of JAX begin with that have nothing to do with other processes."""
 _SILENT = re.compile(r"stopped sending heartbeats\):\n([\d\n]+)")
@@ -75,14 +77,21 @@ def guarded(work: Callable[[], int], seat: Seat) -> int:
 
 
 def _patiently(work: Callable[[], int]) -> int:
-    """Does the work; after an unknown error it waits whether a process is lost."""
+    """Does the work; after an error of XLA it waits whether a process is lost.
+
+    Where a process is lost, a collective may fail at once, and which process it was is
+    known later. XLA's errors are of several types, but all begin with a status.
+    """
     try:
         return work()
     except Exception as error:
-        if not str(error).startswith(_OWN_ERRORS):
-            # Where a process is lost, a collective may fail at once, with an error of
-            # any kind. Which process it was is known later.
-            time.sleep(SILENCE + 15)
+        cause: BaseException | None = error
+        while cause is not None:
+            text = str(cause)
+            if _OF_XLA.match(text) and not text.startswith(_OWN_ERRORS):
+                time.sleep(SILENCE + 15)
+                break
+            cause = cause.__cause__ or cause.__context__
         raise
 
 

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 EXTRAS="[test]"
-# With it a round is compiled for a TPU slice.
-if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu]"; fi
+# A round is compiled for a TPU slice, and rows are kept in an S3 of this machine.
+if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu,cloud,cloud_test]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from fedjax_prune.runs import train
+from fedjax_prune.runs import machine, train
 from fedjax_prune.runs.workdir import local_folder
 
 from . import cluster, guard, runtime
@@ -58,6 +58,9 @@ def main(argv: list[str]) -> int:
         seat = cluster.find_seat(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
+        if seat is not None:
+            # Told before it waits for the others.
+            machine.require_shared_out(config, seat.num_processes)
         runtime.configure()
         if seat is None:
             return train.run(config, folder)

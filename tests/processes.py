@@ -1,7 +1,6 @@
 """Runs of several processes on this machine, which talk over loopback."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,17 @@ from tests.small_runs import plain_config, pruned_config, tiny_config
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 240
+LAUNCHER = """
+import os, runpy, signal, threading
+
+def end_with_the_tests():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=end_with_the_tests, daemon=True).start()
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+"""`python -m launch.train` that ends when its standard input is closed."""
 
 
 def scaffold_config(**changes):
@@ -34,8 +44,35 @@ def many_config(**changes):
     return config
 
 
+def hostile_config(**changes):
+    """A median of hostile, absent, slow and clipped clients."""
+    changes = {
+        "aggregator": "median",
+        "on_bad_client": "clip",
+        "clip_norm": 0.05,
+        "client_dropout": 0.3,
+        "stragglers": 0.7,
+        "hostile.fraction": 0.4,
+        "data.partitioner": "iid",
+    } | changes
+    return plain_config(**changes)
+
+
+def private_config(**changes):
+    """Noise on a sum from which some clients are absent."""
+    changes = {
+        "on_bad_client": "drop",
+        "client_dropout": 0.3,
+        "privacy.clip_norm": 0.5,
+        "privacy.noise_multiplier": 8.0,
+    } | changes
+    return plain_config(**changes)
+
+
 CONFIGS = {
     "fedavg": plain_config,
+    "hostile": hostile_config,
+    "private": private_config,
     "feddp": tiny_config,
     "autoflip": pruned_config,
     "scaffold": scaffold_config,
@@ -112,10 +149,10 @@ class Together:
         )
         with out, err:
             return subprocess.Popen(
-                [sys.executable, "-m", "launch.train", *flags],
+                [sys.executable, "-c", LAUNCHER, *flags],
                 cwd=ROOT,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -139,9 +176,9 @@ class Together:
             return [process.wait(PATIENCE) for process in self.processes]
         finally:
             for process in self.processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                process.kill()
+                process.wait()
+                process.stdin.close()
 
 
 def run_together(num_processes, name, workdir, *flags, **options):

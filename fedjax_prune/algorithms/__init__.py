@@ -33,6 +33,8 @@ class Algorithm(NamedTuple):
       has_masks: whether it prunes parameters of the shared model.
       base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
         that it has this entry's need of the step mass; empty if it has no such field.
+      weights_field: its field that says how clients count in what they send, `uniform`
+        or in another way; empty if it has no such field.
       not_private: why its rounds cannot be differentially private; empty if they can.
     """
 
@@ -40,6 +42,7 @@ class Algorithm(NamedTuple):
     needs_step_mass: bool = False
     has_masks: bool = False
     base_field: str = ""
+    weights_field: str = ""
     not_private: str = ""
 
     def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
@@ -59,6 +62,7 @@ ALGORITHMS = {
     "scaffold": Algorithm(
         scaffold,
         needs_step_mass=True,
+        weights_field="control_weights",
         not_private="its clients keep control variates, and the accounting of drawn "
         "cohorts is for clients that keep nothing between rounds",
     ),

@@ -20,6 +20,9 @@ MANY = 1000
 """Clients with more examples have generators of NumPy; they are few for the examples
 that they hold. NumPy's `choice` takes another algorithm above 10,000."""
 
+BLOCK = 2**16
+"""Most clients who draw side by side, so that their generators take little memory."""
+
 WORD = np.uint64(0xFFFFFFFF)
 """The largest number of 32 bits; as a mask, the lower half of 64."""
 MULTIPLIER_HIGH = np.uint64(0x2360ED051FC65DA4)
@@ -43,25 +46,38 @@ def choose(seed: int, sizes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
       [False, True, True, False, True]
     """
     sizes, numbers = np.asarray(sizes, np.int64), np.asarray(numbers, np.int64)
-    starts = np.cumsum(sizes) - sizes
     chosen = np.zeros(sizes.sum(), bool)
-    for client in np.flatnonzero(sizes > MANY).tolist():
+    is_few = sizes <= MANY
+    starts = np.cumsum(sizes) - sizes
+    for client in np.flatnonzero(~is_few).tolist():
         rng = np.random.default_rng((seed, client))
         own = rng.choice(sizes[client], numbers[client], replace=False)
         chosen[starts[client] + own] = True
+    few = np.flatnonzero(is_few)
+    blocks = [few[start : start + BLOCK] for start in range(0, len(few), BLOCK)]
+    parts = [_choose_few(seed, ids, sizes[ids], numbers[ids]) for ids in blocks]
+    chosen[np.repeat(is_few, sizes)] = np.concatenate([chosen[:0], *parts])
+    return chosen
+
+
+def _choose_few(
+    seed: int, client_ids: np.ndarray, sizes: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
+    """As `choose`, of some clients with few entries, who draw side by side."""
+    starts = np.cumsum(sizes) - sizes
+    chosen = np.zeros(sizes.sum(), bool)
     # Those who choose most come first, so at each step the first ones are left.
     order = np.argsort(-numbers, kind="stable")
-    order = order[sizes[order] <= MANY]
-    generators = Generators(seed, order)
-    steps = numbers[order].max(initial=0)
-    left = len(order) - np.searchsorted(numbers[order][::-1], np.arange(steps), "right")
+    sizes, numbers, starts = sizes[order], numbers[order], starts[order]
+    generators = Generators(seed, client_ids[order])
+    steps = np.arange(numbers.max(initial=0))
+    left = len(order) - np.searchsorted(numbers[::-1], steps, "right")
     for step, count in enumerate(left):
-        clients = order[:count]
         # Floyd's algorithm: the last one stands for any that is chosen already.
-        last = sizes[clients] - numbers[clients] + step
+        last = sizes[:count] - numbers[:count] + step
         drawn = generators.below(np.arange(count), last + 1)
-        taken = chosen[starts[clients] + drawn]
-        chosen[starts[clients] + np.where(taken, last, drawn)] = True
+        taken = chosen[starts[:count] + drawn]
+        chosen[starts[:count] + np.where(taken, last, drawn)] = True
     return chosen
 
 

@@ -99,9 +99,8 @@ def select(population: Population, chosen: np.ndarray) -> Population:
       >>> select(population, np.array([False, True, True])).indices
       array([5, 1], dtype=int32)
     """
-    kept_before = np.zeros(len(chosen) + 1, np.int64)
-    np.cumsum(chosen, out=kept_before[1:])
-    return Population(population.indices[chosen], kept_before[population.offsets])
+    sizes = np.add.reduceat(chosen, population.offsets[:-1], dtype=np.int64)
+    return from_sizes(population.indices[chosen], sizes)
 
 
 def positions(sizes: np.ndarray) -> np.ndarray:

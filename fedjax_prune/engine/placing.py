@@ -34,6 +34,82 @@ def put_cohort(placement: Placement, cohort: Cohort) -> Cohort:
     return _put(placement, cohort, _COHORT_SPECS)
 
 
+def owners(placement: Placement, num_places: int) -> np.ndarray:
+    """Says which process has each place of split arrays on its devices.
+
+    Args:
+      placement: of the arrays.
+      num_places: of their leading axis. If the devices cannot have equal parts of it,
+        the last ones have less.
+
+    Returns:
+      [num_places] numbers of processes.
+    """
+    if placement.mesh is None or not placement.mesh.is_multi_process:
+        return np.zeros(num_places, np.int64)
+    numbers = [device.process_index for device in placement.mesh.devices.flat]
+    return np.repeat(numbers, -(-num_places // len(numbers)))[:num_places]
+
+
+def own_places(placement: Placement, num_places: int) -> np.ndarray:
+    """Lists the places of split arrays that the devices of this process have."""
+    return np.flatnonzero(owners(placement, num_places) == processes.number())
+
+
+def send_own(placement: Placement, tree: Tree, num_places: int) -> Tree:
+    """Makes split arrays, of which each process sends the places of its own devices.
+
+    Args:
+      placement: of the arrays.
+      tree: leaves numpy [number of `own_places`, ...].
+      num_places: of the arrays, an equal part on each device.
+
+    Returns:
+      Leaves [num_places, ...].
+    """
+    mesh = placement.mesh
+    if mesh is None or not mesh.is_multi_process:
+        return put_split(placement, tree)
+    own, sharding = own_places(placement, num_places), NamedSharding(mesh, SPLIT)
+    each = num_places // placement.num_blocks
+
+    def send(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first = np.searchsorted(own, index[0].start or 0)
+            return x[first : first + each]
+
+        return from_parts((num_places, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(send, tree)
+
+
+def fetch_own(placement: Placement, tree: Tree) -> Tree:
+    """Copies the places of split arrays that this process has to the host.
+
+    It waits for the devices of this process, and for no other process.
+
+    Args:
+      placement: of the arrays.
+      tree: leaves [num_places, ...], as the devices have them, or numpy.
+
+    Returns:
+      Leaves numpy [number of `own_places`, ...].
+    """
+    if placement.mesh is None or not placement.mesh.is_multi_process:
+        return jax.device_get(tree)
+
+    def fetch(x: Any) -> np.ndarray:
+        own = own_places(placement, len(x))
+        if not isinstance(x, jax.Array):
+            return np.asarray(x)[own]
+        shards = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)
+        parts = np.concatenate([jax.device_get(part.data) for part in shards])
+        assert len(parts) == len(own), "the array is not split over the devices"
+        return parts
+
+    return jax.tree.map(fetch, tree)
+
+
 def connect(placement: Placement) -> None:
     """Lets the devices of several processes exchange something for the first time.
 

@@ -15,9 +15,11 @@ Choices:
   the mean of the two in the middle. `trimmed_mean` leaves out floor(fraction * m)
   values of m at each end. A total is the number of clients times the statistic of what
   they have sent: SCAFFOLD's server control is then no longer the mean of the clients'
-  controls. FedNova's server multiplies the statistic of the step masses by that of the
-  normalised deltas. Integers, which a mean would replace by the largest, are replaced
-  by the lower median with both statistics; so are flags.
+  controls. A run refuses `control_weights = size`, which would multiply what is sent by
+  the sizes of the clients before it is sorted. FedNova's server multiplies the
+  statistic of the step masses by that of the normalised deltas. Integers, which a mean
+  would replace by the largest, are replaced by the lower median with both statistics;
+  so are flags.
 """
 
 import math

@@ -4,6 +4,7 @@ It knows the clients who were ever written, and no others. It is never changed, 
 one thread may read it while another one makes the next.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,24 +57,28 @@ class Index(NamedTuple):
         found[found == len(self.clients)] = 0
         return np.where(self.clients[found] == client_ids, found, -1)
 
-    def extended(self, client_ids: np.ndarray, log: LogFile) -> "Index":
-        """Adds a file, and leaves out the files without a row that counts.
+    def extended(self, parts: Sequence[tuple[np.ndarray, LogFile]]) -> "Index":
+        """Adds files, and leaves out the files without a row that counts.
 
         Args:
-          client_ids: [log.num_rows] whose rows it holds, each client once.
-          log: the file.
+          parts: [log.num_rows] whose rows a file holds, and the file. No client is in
+            them twice.
         """
+        client_ids = np.concatenate([ids for ids, _ in parts])
+        of = np.repeat(np.arange(len(parts)), [len(ids) for ids, _ in parts])
+        of += len(self.logs)
+        at_place = np.concatenate([np.arange(len(ids)) for ids, _ in parts])
         found = self.find(client_ids)
         files, places = self.files.copy(), self.places.copy()
         old = np.flatnonzero(found >= 0)
-        files[found[old]], places[found[old]] = len(self.logs), old
+        files[found[old]], places[found[old]] = of[old], at_place[old]
         new = np.flatnonzero(found < 0)
         new = new[np.argsort(client_ids[new])]
         at = np.searchsorted(self.clients, client_ids[new])
         clients = np.insert(self.clients, at, client_ids[new])
-        files = np.insert(files, at, len(self.logs))
-        places = np.insert(places, at, new)
-        logs = (*self.logs, log)
+        files = np.insert(files, at, of[new])
+        places = np.insert(places, at, at_place[new])
+        logs = (*self.logs, *(log for _, log in parts))
         used = np.bincount(files, minlength=len(logs)) > 0
         if not used.all():
             files = (np.cumsum(used, dtype=np.int32) - 1)[files]
@@ -81,6 +86,19 @@ class Index(NamedTuple):
                 log for log, is_used in zip(logs, used, strict=True) if is_used
             )
         return Index(clients, files, places, logs)
+
+    def with_checksums(self, of_processes: Iterable[Mapping[str, int]]) -> "Index":
+        """Sets the checksums of some files.
+
+        Args:
+          of_processes: checksums by the names of files.
+        """
+        known = {name: x for told in of_processes for name, x in told.items()}
+        logs = (
+            log._replace(checksum=known[log.name]) if log.name in known else log
+            for log in self.logs
+        )
+        return self._replace(logs=tuple(logs))
 
     def sparse(self, client_ids: np.ndarray) -> np.ndarray:
         """Says which clients to write once more, because few rows of their files count.

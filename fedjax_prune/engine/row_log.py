@@ -1,17 +1,16 @@
 """The log of rows on disk: immutable files of rows, and snapshots of their index.
 
 A file holds rows one after another: of each row the bytes of its leaves, in the order
-of the tree. It is written under a hidden name and renamed, and never changed. A later
+of the tree. It is written wholly or not at all, and never changed. A later
 row of a client is in a later file, and only the index says which one counts. So an
 index that was saved stays valid whatever is written after it, and a crash leaves
 nothing that an index names.
 """
 
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,12 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.row_files import PIECE_BYTES
+from fedjax_prune.engine.row_folder import Folder, Wanted, open_folder
 from fedjax_prune.engine.row_index import Index, LogFile
 from fedjax_prune.types import Tree
 
 _INDEX = "index.npz"
-_NAME = re.compile(r"(\d+)-\d+\.rows|\.(\d+)-\d+\.rows\.new")
+_NAME = re.compile(r"(\d+)-\d+(?:-\d+)?\.rows|\.(\d+)-\d+(?:-\d+)?\.rows\.new")
 
 
 class Saved(NamedTuple):
@@ -39,7 +39,7 @@ class Saved(NamedTuple):
     index: Index
     first: np.ndarray
     num_clients: int
-    folder: Path
+    folder: Folder
 
 
 def to_bytes(rows: Tree) -> np.ndarray:
@@ -83,13 +83,17 @@ def pick(rows: Tree, places: np.ndarray) -> Tree:
     return jax.tree.map(lambda x: np.asarray(x[places]), rows)
 
 
-def next_attempt(folder: Path) -> int:
-    """A number above that of every file in a folder, also of unfinished ones."""
+def next_attempt(folder: Folder) -> int:
+    """A number above that of every file in a folder, also of unfinished ones.
+
+    Raises:
+      OSError: if the folder cannot be read.
+    """
     numbers = [int(name[1] or name[2]) for name in _named(folder).values()]
     return 1 + max(numbers, default=0)
 
 
-def write(folder: Path, name: str, pieces: Iterable[np.ndarray]) -> LogFile:
+def write(folder: Folder, name: str, pieces: Iterable[np.ndarray]) -> LogFile:
     """Writes a file of rows; it is on the disk when this returns.
 
     Args:
@@ -100,25 +104,21 @@ def write(folder: Path, name: str, pieces: Iterable[np.ndarray]) -> LogFile:
     Raises:
       OSError: if it cannot be written; nothing is left of it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{name}.new"
     num_rows, checksum = 0, 0
-    try:
-        with unfinished.open("xb", buffering=0) as stream:
-            for piece in pieces:
-                _write_whole(stream, piece.reshape(-1).data)
-                num_rows += len(piece)
-                checksum = zlib.crc32(piece.data, checksum)
-            os.fsync(stream.fileno())
-        unfinished.rename(folder / name)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+
+    def counted() -> Iterator[memoryview]:
+        nonlocal num_rows, checksum
+        for piece in pieces:
+            yield piece.reshape(-1).data
+            num_rows += len(piece)
+            checksum = zlib.crc32(piece.data, checksum)
+
+    folder.write(name, counted())
     return LogFile(name, num_rows, checksum)
 
 
 def read(
-    folder: Path, index: Index, found: np.ndarray, row_bytes: int, into: np.ndarray
+    folder: Folder, index: Index, found: np.ndarray, row_bytes: int, into: np.ndarray
 ) -> None:
     """Reads rows, or the beginning of each.
 
@@ -132,25 +132,29 @@ def read(
     Raises:
       OSError: if a file is missing or cannot be read, or is too short.
     """
-    wanted = np.flatnonzero(found >= 0)
-    files = index.files[found[wanted]]
+    rows = np.flatnonzero(found >= 0)
+    if not len(rows):
+        return
+    files = index.files[found[rows]]
     order = np.argsort(files, kind="stable")
-    wanted, files = wanted[order], files[order]
+    rows, files = rows[order], files[order]
+    starts = index.places[found[rows]].astype(np.int64) * row_bytes
     borders = np.flatnonzero(np.diff(files)) + 1
-    for group in np.split(wanted, borders) if len(wanted) else ():
-        log = index.logs[index.files[found[group[0]]]]
-        with (folder / log.name).open("rb", buffering=0) as stream:
-            for row in group:
-                stream.seek(int(index.places[found[row]]) * row_bytes)
-                if stream.readinto(into[row].data) != into.shape[1]:
-                    raise OSError(f"{folder / log.name} is cut")
+    groups = (np.split(x, borders) for x in (files, starts, rows))
+    folder.read(
+        [
+            Wanted(index.logs[of[0]].name, some, where)
+            for of, some, where in zip(*groups, strict=True)
+        ],
+        into,
+    )
 
 
 def save(snapshot: Path, saved: Saved) -> None:
     """Writes a snapshot: the index and the first row, but none of the files.
 
     The folder of the files is saved relative to that of the snapshot, so both can be
-    moved together.
+    moved together, unless it has an address.
 
     Args:
       snapshot: folder, made here.
@@ -173,7 +177,7 @@ def save(snapshot: Path, saved: Saved) -> None:
         "checksums": np.array(checksums, np.uint32),
         "first": saved.first,
         "num_clients": np.int64(saved.num_clients),
-        "folder": os.path.relpath(saved.folder, snapshot.resolve()),
+        "folder": saved.folder.saved_as(snapshot),
     }
     with (snapshot / _INDEX).open("xb") as stream:
         np.savez(stream, **arrays)
@@ -202,7 +206,7 @@ def load(snapshot: Path) -> Saved:
             for name, num_rows, checksum in zip(*columns, strict=True)
         )
         index = Index(found["clients"], found["files"], found["places"], logs)
-        folder = (snapshot.resolve() / str(found["folder"])).resolve()
+        folder = open_folder(str(found["folder"]), snapshot)
         return Saved(index, found["first"], int(found["num_clients"]), folder)
     except (KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
@@ -214,16 +218,19 @@ def require_sizes(saved: Saved) -> None:
     Raises:
       OSError: if a file is missing or cut.
     """
+    sizes = saved.folder.sizes() if saved.index.logs else {}
     for log in saved.index.logs:
-        file = saved.folder / log.name
-        if file.stat().st_size != log.num_rows * len(saved.first):
-            raise OSError(f"{file} is cut")
+        if log.name not in sizes:
+            raise FileNotFoundError(f"{saved.folder}/{log.name} is missing")
+        if sizes[log.name] != log.num_rows * len(saved.first):
+            raise OSError(f"{saved.folder}/{log.name} is cut")
 
 
 def check(snapshot: Path) -> None:
     """Reads all files that a snapshot names and compares them with their checksums.
 
-    A snapshot of another kind of store names no files.
+    Storage that does so itself is only asked for their sizes. A snapshot of another
+    kind of store names no files.
 
     Raises:
       OSError: if a file is missing or cannot be read.
@@ -232,16 +239,18 @@ def check(snapshot: Path) -> None:
     if not is_log(snapshot):
         return
     saved = load(snapshot)
+    if saved.folder.keeps_checksums:
+        require_sizes(saved)
+        return
     for log in saved.index.logs:
         checksum, size = 0, 0
-        with (saved.folder / log.name).open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+        for piece in saved.folder.read_file(log.name, PIECE_BYTES):
+            checksum, size = zlib.crc32(piece, checksum), size + len(piece)
         if (size, checksum) != (log.num_rows * len(saved.first), log.checksum):
-            raise ValueError(f"{saved.folder / log.name} is not what was written")
+            raise ValueError(f"{saved.folder}/{log.name} is not what was written")
 
 
-def remove_others(folder: Path, kept: set[str]) -> None:
+def remove_others(folder: Folder, kept: set[str]) -> None:
     """Removes the files of a log, also unfinished ones, except for those named.
 
     Raises:
@@ -249,18 +258,10 @@ def remove_others(folder: Path, kept: set[str]) -> None:
     """
     for name in _named(folder):
         if name not in kept:
-            (folder / name).unlink(missing_ok=True)
+            folder.remove(name)
 
 
-def _named(folder: Path) -> dict[str, re.Match[str]]:
+def _named(folder: Folder) -> dict[str, re.Match[str]]:
     """The files of a log; other names are ignored."""
-    if not folder.is_dir():
-        return {}
-    matches = {name: _NAME.fullmatch(name) for name in os.listdir(folder)}
+    matches = {name: _NAME.fullmatch(name) for name in folder.sizes()}
     return {name: match for name, match in matches.items() if match}
-
-
-def _write_whole(stream: Any, data: memoryview) -> None:
-    """Writes all bytes: the system may write a part of them, as before it is full."""
-    while data:
-        data = data[stream.write(data) :]

@@ -4,23 +4,36 @@ Each `put` writes one file of a log, see `row_log`, in a thread of its own, whil
 devices compute. `take` reads the rows of a cohort while the devices still compute the
 round before, and waits for those rows only if a client is in both cohorts. A client
 never seen has the first row, which is not written.
+
+Of several processes, which share the folder, each writes and reads the rows that its
+own devices hold. All have the same index, and work it out alone. They wait for each
+other where rows are needed that others write, and at the next `put`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.filling import open_log, read_pieces
-from fedjax_prune.engine.placing import put_split, put_whole
+from fedjax_prune.engine.placing import (
+    fetch_own,
+    own_places,
+    owners,
+    put_whole,
+    send_own,
+)
 from fedjax_prune.engine.row_arrays import shapes_of
+from fedjax_prune.engine.row_folder import Folder, open_folder
 from fedjax_prune.engine.row_index import NOBODY, Index
+from fedjax_prune.engine.row_parts import after_parts, share_out
 from fedjax_prune.types import ClientState, Tree
 
 
@@ -37,8 +50,24 @@ class RowsError(RuntimeError):
     """
 
 
+class _Written(NamedTuple):
+    """What this process has written of a cohort's rows.
+
+    Attributes:
+      index: the next one, without checksums of the new files.
+      unused: names of files that it does not name any more.
+      checksums: of the new file of this process, if there is one, by its name.
+    """
+
+    index: Index
+    unused: set[str]
+    checksums: dict[str, int]
+
+
 class DiskStore:
     """Rows of all clients in files of a folder, which one store at a time may write.
+
+    The stores of several processes are one store, if all get the same calls.
 
     The host holds the rows of one or two cohorts, and the index of the clients who
     were ever written, 12 bytes each. A file that has few rows left is removed after a
@@ -62,11 +91,15 @@ class DiskStore:
           num_clients: clients in the population, at least 1.
           placement: of the rounds.
           own_personal: as in `make_store`; it is called for the clients of a cohort.
-          folder: of the files, made with the first of them.
+          folder: of the files, a path or the address of a folder in object storage;
+            made with the first of them.
+
+        Raises:
+          OSError: if this Python cannot reach the kind of storage of an address.
         """
         self.shapes = shapes_of(row, num_clients)
         self._num_clients, self._placement = num_clients, placement
-        self._folder = Path(folder).resolve()
+        self._folder = open_folder(folder)
         one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
@@ -74,7 +107,7 @@ class DiskStore:
         if own_personal is not None:
             self._own_personal = jax.jit(partial(jax.lax.map, own_personal))
         self._index = NOBODY
-        self._writing: tuple[np.ndarray, Future[tuple[Index, set[str]]]] | None = None
+        self._writing: tuple[np.ndarray, Future[_Written]] | None = None
         self._thread = ThreadPoolExecutor(1, "rows on disk")
         self._in_snapshots: set[str] = set()
         self._attempt, self._number = 0, 0
@@ -88,29 +121,32 @@ class DiskStore:
 
     def take(self, client_ids: np.ndarray) -> ClientState:
         """See `Store.take`."""
-        rows = self._read(client_ids, len(self._first))
-        return put_split(self._placement, row_log.from_bytes(rows, self.shapes))
+        ids = self._arrived(client_ids)
+        own = ids[own_places(self._placement, len(ids))]
+        rows = row_log.from_bytes(self._read(own, len(self._first)), self.shapes)
+        return send_own(self._placement, rows, len(ids))
 
     def put(self, client_ids: np.ndarray, rows: ClientState) -> None:
         """See `Store.put`; the rows are written aside.
 
         Raises:
           RowsError: if rows that were put before could not be written.
+          ProcessError: if another process could not write them.
         """
         self._settle()
         if not self._attempt:
-            self._attempt = row_log.next_attempt(self._folder)
+            self._attempt = self._next_attempt()
         client_ids = np.asarray(client_ids)
         real = (client_ids >= 0) & (client_ids < self._num_clients)
         if len(self._first) and real.any():
             self._number += 1
-            name = f"{self._attempt}-{self._number}.rows"
+            name = f"{self._attempt}-{self._number}"
             written = self._thread.submit(self._write, name, client_ids, real, rows)
             self._writing = client_ids[real], written
 
     def personal(self, client_ids: np.ndarray) -> Tree:
         """See `Store.personal`."""
-        rows = self._read(client_ids, self._personal_bytes)
+        rows = self._read(self._arrived(client_ids), self._personal_bytes)
         personal = row_log.from_bytes(rows, self.shapes.personal)
         return put_whole(self._placement, personal)
 
@@ -127,7 +163,7 @@ class DiskStore:
         self._settle()
         saved = row_log.Saved(self._index, self._first, self._num_clients, self._folder)
         self._in_snapshots |= self._index.names
-        row_log.save(Path(folder), saved)
+        processes.on_first(lambda: row_log.save(Path(folder), saved))
 
     def restore(self, folder: str | Path) -> None:
         """Replaces all rows by those of a snapshot.
@@ -146,9 +182,11 @@ class DiskStore:
         """
         folder = Path(folder)
         if not row_log.is_log(folder):
-            self._copy_leaves(row_files.open_leaves(folder, self.shapes))
+            self._copy_leaves(
+                processes.together(lambda: row_files.open_leaves(folder, self.shapes))
+            )
             return
-        saved = open_log(folder, self.shapes)
+        saved = processes.together(lambda: open_log(folder, self.shapes))
         if saved.folder == self._folder:
             self._drop_writing()
             self._index, self._first = saved.index, saved.first
@@ -157,13 +195,17 @@ class DiskStore:
             return
         pieces = read_pieces(saved, self.shapes)
         self._begin(saved.first)
-        for client_ids, rows in pieces:
-            self.put(client_ids, rows)
+        while (piece := processes.together(lambda: next(pieces, None))) is not None:
+            self.put(*piece)
         self._settle()
 
     def keep(self, snapshots: Iterable[str | Path]) -> None:
         """See `Store.keep`."""
         self._settle()
+        processes.on_first(lambda: self._keep(snapshots))
+
+    def _keep(self, snapshots: Iterable[str | Path]) -> None:
+        """Removes files, in one process."""
         self._in_snapshots = set()
         for folder in snapshots:
             # A damaged one cannot be restored, and needs nothing.
@@ -180,74 +222,87 @@ class DiskStore:
         self._index, self._first = NOBODY, first
 
     def _drop_writing(self) -> None:
-        """Forgets the rows that are arriving, once their file is written or not."""
+        """Forgets the rows that are arriving, once their files are written or not."""
         if self._writing is not None:
             self._writing[1].exception()
             self._writing = None
+            processes.exchange(lambda: None)
+
+    def _next_attempt(self) -> int:
+        """Begins names of files that no index can hold yet."""
+        first, *_ = processes.exchange(
+            lambda: row_log.next_attempt(self._folder) if processes.is_first() else 0
+        )
+        return first
 
     def _settle(self) -> None:
-        """Waits for the rows that are being written, and removes files without rows.
+        """Waits until all processes have written, and removes files without rows.
 
         Raises:
-          RowsError: if they could not be written.
+          RowsError: if the rows could not be written.
+          ProcessError: if another process could not write its own.
         """
         if self._writing is None:
             return
-        try:
-            index, unused = self._writing[1].result()
-        except OSError as error:
-            raise _unwritten(self._folder, error) from error
-        self._writing, self._index = None, index
-        for name in unused - self._in_snapshots:
-            (self._folder / name).unlink(missing_ok=True)
+        written = self._writing[1]
+
+        def own_checksums() -> dict[str, int]:
+            try:
+                return written.result().checksums
+            except OSError as error:
+                raise _unwritten(self._folder, error) from error
+
+        checksums = processes.exchange(own_checksums)
+        index, unused, _ = written.result()
+        self._writing, self._index = None, index.with_checksums(checksums)
+        # All processes have the next index by now, so none reads these files.
+        if processes.is_first():
+            for name in unused - self._in_snapshots:
+                # What stays is removed by `keep`.
+                with suppress(OSError):
+                    self._folder.remove(name)
 
     def _write(
         self, name: str, client_ids: np.ndarray, real: np.ndarray, rows: ClientState
-    ) -> tuple[Index, set[str]]:
+    ) -> _Written:
         """Writes a cohort's rows, and once more those of files with few rows left.
 
         This runs in the thread. Meanwhile, nobody replaces `_index`.
+        """
+        before, num_places = self._index, len(client_ids)
+        by, count = owners(self._placement, num_places), processes.count()
+        parts = share_out(before, name, client_ids, real, by, num_processes=count)
+        own, checksums = parts[processes.number()], {}
+        if own.num_rows:
+            leaves = fetch_own(self._placement, rows)
+            here = np.searchsorted(own_places(self._placement, num_places), own.places)
+            pieces = own.pieces(leaves, here, self._folder, before, len(self._first))
+            log = row_log.write(self._folder, own.name, pieces)
+            checksums[own.name] = log.checksum
+        after = after_parts(before, parts)
+        return _Written(after, before.names - after.names, checksums)
+
+    def _arrived(self, client_ids: np.ndarray) -> np.ndarray:
+        """Waits for rows of these clients, if some are being written.
 
         Returns:
-          The next index, and the files that it does not name any more.
-        """
-        order = np.argsort(client_ids, kind="stable")
-        order = order[real[order]]
-        # Of a client who is named twice, the last row counts.
-        ids = client_ids[order]
-        last = np.append(ids[1:] != ids[:-1], True)
-        order, ids = order[last], ids[last]
-        row_bytes = len(self._first)
-        before = self._index
-        carried = before.sparse(ids)
-        leaves = jax.device_get(rows)
-
-        def pieces() -> Iterator[np.ndarray]:
-            count = row_files.rows_at_once(row_bytes)
-            for start in range(0, len(order), count):
-                some = order[start : start + count]
-                yield row_log.to_bytes(row_log.pick(leaves, some))
-            for start in range(0, len(carried), count):
-                found = before.find(carried[start : start + count])
-                piece = np.empty((len(found), row_bytes), np.uint8)
-                row_log.read(self._folder, before, found, row_bytes, piece)
-                yield piece
-
-        log = row_log.write(self._folder, name, pieces())
-        after = before.extended(np.concatenate([ids, carried]), log)
-        return after, before.names - after.names
-
-    def _read(self, client_ids: np.ndarray, num_bytes: int) -> np.ndarray:
-        """The beginnings of rows, [count, num_bytes] uint8.
-
-        Raises:
-          RowsError: if they cannot be read, or others could not be written.
+          Their ids, in place of nobody those of somebody.
         """
         ids = np.clip(client_ids, 0, self._num_clients - 1)
         if self._writing is not None:
+            # Several processes would not agree on what has ended.
             arriving, written = self._writing
-            if written.done() or np.isin(ids, arriving).any():
+            is_done = processes.count() == 1 and written.done()
+            if is_done or np.isin(ids, arriving).any():
                 self._settle()
+        return ids
+
+    def _read(self, ids: np.ndarray, num_bytes: int) -> np.ndarray:
+        """The beginnings of rows that are written, [count, num_bytes] uint8.
+
+        Raises:
+          RowsError: if they cannot be read.
+        """
         rows = np.empty((len(ids), num_bytes), np.uint8)
         found = self._index.find(ids)
         if num_bytes:
@@ -285,7 +340,7 @@ class DiskStore:
         self._settle()
 
 
-def _unwritten(folder: Path, error: OSError) -> RowsError:
+def _unwritten(folder: Folder, error: OSError) -> RowsError:
     reason = error.strerror or str(error)
     return RowsError(
         f"The rows of a round cannot be written in {folder}: {reason}. The last "

@@ -78,6 +78,9 @@ class HostStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
+        processes.together(lambda: self._restore(folder))
+
+    def _restore(self, folder: str | Path) -> None:
         if row_log.is_log(folder):
             saved = open_log(folder, self.shapes)
             self._begin(first_row(saved, self.shapes))

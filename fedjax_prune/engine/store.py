@@ -101,6 +101,7 @@ class Store(Protocol):
         Raises:
           OSError: if a file is missing or cannot be read.
           ValueError: if a file does not hold the leaf that it should.
+          ProcessError: if another process cannot read it.
         """
         ...
 
@@ -176,6 +177,9 @@ class DeviceStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
+        processes.together(lambda: self._restore(folder))
+
+    def _restore(self, folder: str | Path) -> None:
         if row_log.is_log(folder):
             saved = open_log(folder, self.shapes)
             self._begin(first_row(saved, self.shapes))
@@ -226,7 +230,8 @@ def make_store(
 
     Raises:
       ValueError: if the kind is unknown, `num_clients` is out of range, or the folder
-        is missing.
+        is missing; with rows on disk also if the placement is of one of several
+        processes.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -243,10 +248,9 @@ def make_store(
     if kind == "disk":
         if folder is None:
             raise ValueError("folder must be given for rows on disk, got None.")
-        if processes.count() > 1:
-            raise ValueError(
-                f"rows on disk need a single process, got {processes.count()}."
-            )
+        mesh = placement.mesh
+        if processes.count() > 1 and (mesh is None or not mesh.is_multi_process):
+            raise ValueError("rows on disk need a placement over all processes.")
         return DiskStore(row, num_clients, placement, own_personal, folder=folder)
     make = HostStore if kind == "host" else DeviceStore
     return make(row, num_clients, placement, own_personal)

@@ -64,7 +64,7 @@ def masked_macs(
 
 
 class Traffic(NamedTuple):
-    """The bytes that a whole cohort receives and sends in one round.
+    """The bytes that a cohort receives and sends in one round.
 
     Attributes:
       down: bytes of the messages to the clients.
@@ -81,22 +81,29 @@ class Traffic(NamedTuple):
 
 
 def traffic(
-    messages: tuple[Tree, Tree], cohort_size: int, facts: Mapping[str, int] | None
+    messages: tuple[Tree, Tree],
+    cohort_size: int,
+    facts: Mapping[str, int] | None,
+    *,
+    num_absent: int = 0,
 ) -> Traffic:
     """Counts the bytes of one round.
 
     Args:
       messages: the result of `FederatedAlgorithm.messages`. Each of their values is
         sent as `wire.VALUE`, whatever its dtype.
-      cohort_size: number of clients that receive and send a message.
+      cohort_size: number of clients that receive a message.
       facts: the numbers of `wire.mask_facts`; `mask/sent`, the masks that are sent; and
         `mask/extra`, further values that each client sends. It is None or empty if
         nothing is masked.
+      num_absent: how many of the clients send nothing.
     """
     facts = facts or {}
     kept = _named(facts, "mask/kept/")
-    down, up = (cohort_size * _masked_bytes(tree, kept) for tree in messages)
-    up += VALUE.itemsize * cohort_size * facts.get("mask/extra", 0)
+    down, up = (_masked_bytes(tree, kept) for tree in messages)
+    down *= cohort_size
+    up += VALUE.itemsize * facts.get("mask/extra", 0)
+    up *= cohort_size - num_absent
     sent = facts.get("mask/sent", 0)
     bits = -(-facts.get("mask/prunable", 0) // 8)
     return Traffic(

@@ -155,7 +155,7 @@ def host_bytes(experiment: Experiment) -> int:
     rows = {
         "device": 0,
         "host": -(-num_clients // processes.count()) * row_bytes,
-        "disk": 3 * cohort_size * row_bytes
+        "disk": 3 * -(-cohort_size // processes.count()) * row_bytes
         + ENTRY_BYTES * min(num_clients, config.rounds * cohort_size),
     }[config.client_rows]
     width = experiment.data.population.max_size
@@ -166,17 +166,9 @@ def require_host_memory(experiment: Experiment) -> None:
     """Refuses rows and tables that the host cannot hold, before they are made.
 
     Raises:
-      SettingsError: if they do not fit, or there are several processes and rows on
-        disk.
+      SettingsError: if they do not fit.
     """
     config, available = experiment.config, machine_bytes()
-    if config.client_rows == "disk" and processes.count() > 1:
-        raise SettingsError(
-            [
-                f"client_rows = disk needs a single process, got {processes.count()}: "
-                "take client_rows = host, which shares the rows out"
-            ]
-        )
     if (needed := host_bytes(experiment)) > available:
         raise SettingsError(
             [

@@ -221,7 +221,7 @@ def restore(
     _check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
         _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
-        processes.together(lambda: rows.restore(folder / "rows"))
+        rows.restore(folder / "rows")
     return processes.together(lambda: state_files.read(folder / "state", template))
 
 

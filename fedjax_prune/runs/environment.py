@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from fedjax_prune.engine import processes
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.files import WorkdirError, free_name, replace
 from fedjax_prune.runs.settings import flatten
@@ -78,8 +79,8 @@ def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
     Returns:
       `started`, the time in UTC; `finished`; `fields`, those of the configuration that
       another start may change; `versions`; `commit`, as `commit_of`; `machine`;
-      `devices`, kind -> number; `flags`, environment variables; `data`,
-      their hashes.
+      `processes`, their number; `devices` of all of them, kind -> number; `flags`,
+      environment variables; `data`, their hashes.
     """
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in _PACKAGES}
@@ -92,6 +93,7 @@ def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
         "versions": versions | {"fedjax_prune": package.__version__},
         "commit": commit_of(Path(__file__).parents[2]),
         "machine": {"system": platform.platform(), "processor": _processor()},
+        "processes": processes.count(),
         "devices": dict(Counter(device.device_kind for device in jax.devices())),
         "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_FLAGS)},
         "data": dict(experiment.data.hashes),

@@ -38,6 +38,10 @@ class Stop(Protocol):
         """Says so; it is called at the same places in all processes of a run."""
         ...
 
+    def set(self) -> None:
+        """Asks all processes of the run to stop, as a signal to this one would."""
+        ...
+
 
 class _Agreed:
     """A request that all processes see at the same call of `is_set`."""
@@ -51,6 +55,9 @@ class _Agreed:
             self._stop = multihost_utils.reached_preemption_sync_point(border)
         return self._stop
 
+    def set(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
 
 @contextmanager
 def stop_requested() -> Iterator[Stop]:
@@ -63,7 +70,7 @@ def stop_requested() -> Iterator[Stop]:
     request: a cluster sends it to every process, and a sweep to its runs.
     """
     together = processes.count() > 1
-    event = threading.Event()
+    stop: Stop = _Agreed() if together else threading.Event()
     # JAX has a handler of its own for SIGTERM where it tells other processes of it.
     own = [n for n in SIGNALS if not (together and n == signal.SIGTERM)]
     handlers = {number: signal.getsignal(number) for number in own}
@@ -71,9 +78,7 @@ def stop_requested() -> Iterator[Stop]:
 
     def ask(number: int, frame: Any) -> None:
         del frame
-        event.set()
-        if together:
-            signal.raise_signal(signal.SIGTERM)
+        stop.set()
         # A terminal that is closed may send SIGHUP several times.
         if number == signal.SIGINT:
             signal.signal(number, before[signal.SIGINT])
@@ -87,12 +92,12 @@ def stop_requested() -> Iterator[Stop]:
             signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield _Agreed() if together else event
+        yield stop
         return
     for number in before:
         signal.signal(number, ask)
     try:
-        yield _Agreed() if together else event
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.engine import processes
 from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import (
@@ -103,6 +104,7 @@ class Journal(NamedTuple):
       messages: what a client receives and sends, as shapes.
       log: metrics.jsonl and event files.
       bar: the progress that the user sees.
+      aside: writes both; what fails is told before the next checkpoint.
     """
 
     experiment: Experiment
@@ -111,6 +113,7 @@ class Journal(NamedTuple):
     messages: tuple[Tree, Tree]
     log: MetricsLog | NoLog
     bar: console.RoundProgress
+    aside: processes.Aside
 
     def write(self, done: Dispatched, began: float) -> float:
         """Reads a round's numbers, once it is finished, and writes its row.
@@ -153,15 +156,18 @@ class Journal(NamedTuple):
             row["seconds/evaluate"] = finished - trained
         if waited := self.saver.waited():
             row["seconds/save"] = waited
-        self.recorder.write(done.number, done.cohort, sums, recorded, accuracies)
+        measured = sums, recorded, accuracies
+        self.aside.do(lambda: self.recorder.write(done.number, done.cohort, *measured))
         if done.compile_seconds:
             row["seconds/compile"] = done.compile_seconds
         images_per_second = float(sums["count"].sum()) / (finished - began)
-        self.bar.advance(
-            done.number, row["train/loss"], row["train/accuracy"], images_per_second
-        )
-        self.log.write(row)
+        self.aside.do(lambda: self._show(row, images_per_second))
         return finished
+
+    def _show(self, row: dict[str, Any], images_per_second: float) -> None:
+        facts = row["train/loss"], row["train/accuracy"], images_per_second
+        self.bar.advance(row["round"], *facts)
+        self.log.write(row)
 
 
 class Dispatcher(NamedTuple):
@@ -171,8 +177,8 @@ class Dispatcher(NamedTuple):
       experiment: of the run.
       placement: where it runs.
       rounds: compiled.
-      evaluation: compiled.
-      hashes: of the state, compiled.
+      evaluation: compiled by `compile`.
+      hashes: of the state, compiled by `compile`.
       recorder: for the page.
       key: of the run, on the devices.
       rows: of all clients; replaced round by round.
@@ -278,6 +284,8 @@ def run_rounds(
       TrainingError: as `Journal.write`. The last checkpoint and the rows of the rounds
         before stay.
       CheckpointError: if one cannot be written; it is told at the next round.
+      WorkdirError: if a row cannot be written.
+      ProcessError: if another process has raised one of these.
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
@@ -302,8 +310,15 @@ def run_rounds(
         background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):
+        aside = processes.Aside(stop.set)
         journal = Journal(
-            experiment, recorder, saver, messages=messages, log=log, bar=bar
+            experiment,
+            recorder,
+            saver,
+            messages=messages,
+            log=log,
+            bar=bar,
+            aside=aside,
         )
         began = time.monotonic()
         running: Dispatched | None = None
@@ -324,8 +339,10 @@ def run_rounds(
             if finished % config.save_every == 0:
                 began = journal.write(running, began)
                 running = None
+                aside.check()
                 saver.save(finished, state, rows)
         if running is not None:
             journal.write(running, began)
+            aside.check()
             saver.save(finished, state, rows)
     return finished

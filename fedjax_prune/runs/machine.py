@@ -101,6 +101,21 @@ def choose(experiment: Experiment, folder: Path) -> Chosen:
     return Chosen(experiment.with_config(config), words, rate, memory)
 
 
+def require_shared_out(config: Config, num_processes: int) -> None:
+    """Refuses devices of which some processes would have more than others.
+
+    Raises:
+      SettingsError: if `devices` is not a multiple of the number of processes.
+    """
+    if config.devices % num_processes:
+        raise SettingsError(
+            [
+                f"devices must be a multiple of the {num_processes} processes, got "
+                f"{config.devices}"
+            ]
+        )
+
+
 def _number_of_devices(config: Config, before: int) -> int:
     """The devices asked for, those that the run had before, or all that are of use."""
     available, together = jax.device_count(), processes.count()
@@ -109,13 +124,7 @@ def _number_of_devices(config: Config, before: int) -> int:
         raise SettingsError(
             [f"devices must be in [0, {available}] {where}, got {config.devices}"]
         )
-    if config.devices % together:
-        raise SettingsError(
-            [
-                f"devices must be a multiple of the {together} processes, got "
-                f"{config.devices}"
-            ]
-        )
+    require_shared_out(config, together)
     if config.devices or (0 < before <= available and before % together == 0):
         return config.devices or before
     each = max(1, min(available, config.cohort_size) // together)

@@ -119,6 +119,7 @@ def cost_row(
     """What a round has sent and computed, and how much of the model is pruned.
 
     A training step counts as three forward passes, a multiply-accumulate as two FLOPs.
+    A client that does not report receives a message, makes no step and sends nothing.
 
     Args:
       learning: of the run.
@@ -129,11 +130,12 @@ def cost_row(
       Flat fields; those of masks only if there are masks.
     """
     facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
-    sent = traffic(messages, len(sums["count"]), facts)
+    cohort_size, num_absent = len(sums["count"]), int(np.sum(sums.get("absent", 0)))
+    sent = traffic(messages, cohort_size, facts, num_absent=num_absent)
     images = float(sums["count"].sum())
     macs = masked_macs(learning.model, learning.image_shape, facts)
     row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
-    unmasked = traffic(messages, len(sums["count"]), {})
+    unmasked = traffic(messages, cohort_size, {}, num_absent=num_absent)
     row["bytes/dense"] = unmasked.down + unmasked.up
     row["flops/dense"] = 6 * macs.dense * images
     if not facts:

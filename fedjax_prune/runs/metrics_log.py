@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,7 +82,7 @@ class NoLog(NamedTuple):
 def open_metrics(
     path: str | Path, finished_rounds: int
 ) -> Iterator[MetricsLog | NoLog]:
-    """Opens the metrics of a run, which end at the restored round.
+    """Opens the metrics of a run, which end at the restored round, in all processes.
 
     Args:
       path: of a workdir that this process holds.
@@ -93,7 +93,15 @@ def open_metrics(
 
     Raises:
       WorkdirError: if a file cannot be written.
+      ProcessError: if the first process cannot write it.
     """
+    with ExitStack() as held:
+        opened = _open(path, finished_rounds)
+        yield processes.together(lambda: held.enter_context(opened))
+
+
+@contextmanager
+def _open(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog | NoLog]:
     if not processes.is_first():
         yield NoLog()
         return

@@ -105,7 +105,8 @@ def prepare(
         row |= metrics.preparation_costs(learning, messages, done.sums)
         hashes = RoundHashes(config.hash_every)(0, done.state)
         row |= hash_row(jax.device_get(gather_whole(placement, hashes)))
-        log.write(row | {"seconds/compile": done.compile_seconds})
+        row["seconds/compile"] = done.compile_seconds
+        processes.on_first(lambda: log.write(row))
     save(experiment, folder, 0, done.state, rows)
     if processes.is_first():
         forget(folder)

@@ -71,6 +71,7 @@ class Recorder:
 
         Raises:
           WorkdirError: if the file cannot be written.
+          ProcessError: if the first process cannot write it.
         """
         if not self._every:
             return
@@ -78,14 +79,14 @@ class Recorder:
             # A MaskedServer, whose masks the next round would take with the state.
             self._masks = jax.tree.map(jnp.copy, state.server.masks)
         self(self._last, state, rows, ids)
-        data = self._experiment.data
-        if processes.is_first():
-            counts = class_counts(
-                np.asarray(data.train.labels),
-                data.population,
-                _num_classes(self._experiment),
-            )
+
+        def write() -> None:
+            data = self._experiment.data
+            labels, num_classes = data.train.labels, _num_classes(self._experiment)
+            counts = class_counts(np.asarray(labels), data.population, num_classes)
             write_partition(self._folder, counts)
+
+        processes.on_first(write)
 
     def is_due(self, number: int) -> bool:
         """Whether a round is recorded.
@@ -130,7 +131,7 @@ class Recorder:
         recorded: Mapping[str, Mapping[str, np.ndarray]],
         accuracies: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes the record of a round, if it is due.
+        """Writes the record of a round, if it is due; for the first process alone.
 
         Args:
           number: finished rounds.
@@ -142,7 +143,7 @@ class Recorder:
         Raises:
           WorkdirError: if it cannot be written.
         """
-        if not self.is_due(number) or not processes.is_first():
+        if not self.is_due(number):
             return
         record = make_record(
             number,

@@ -12,6 +12,7 @@ from typing import Any
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.partition import OPTIONS
+from fedjax_prune.engine.policy import ORDERED
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
@@ -54,6 +55,11 @@ RELATIONS = (
         ("cohort_size", "data.num_clients"),
         lambda cohort_size, num_clients: cohort_size <= num_clients,
         "cohort_size must be at most data.num_clients = {1}, got {0}",
+    ),
+    Relation(
+        ("rows_dir", "client_rows"),
+        lambda rows_dir, client_rows: not rows_dir or client_rows == "disk",
+        "rows_dir must be empty with client_rows {1}, got {0!r}: only disk has files",
     ),
     Relation(
         ("keep_every", "save_every"),
@@ -200,6 +206,17 @@ def _of_algorithm(name: Any) -> list[Relation]:
                 lambda name, clip_norm: not clip_norm,
                 f"algorithm.name must be {private} with privacy.clip_norm {{1}}, got "
                 f"{{0!r}}: {entry.not_private}",
+            )
+        )
+    if entry.weights_field:
+        found.append(
+            Relation(
+                (f"algorithm.{entry.weights_field}", "aggregator"),
+                lambda weights, aggregator: (
+                    weights == "uniform" or aggregator not in ORDERED
+                ),
+                f"algorithm.{entry.weights_field} must be uniform with aggregator "
+                "{1}, which counts all clients the same, got {0!r}",
             )
         )
     if entry.base_field:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_prune.engine import row_files
+from fedjax_prune.engine import row_files, row_log
 from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.precision import product_precision
@@ -37,6 +37,8 @@ class Run(NamedTuple):
       config: of the newest start.
       rows: round -> row of metrics.jsonl.
       saved: state and rows of the newest checkpoint; None if there is none.
+      seen: ids of the clients whose rows it has on disk, ascending int32; None if it
+        has those of all clients.
       starts: entries of environment.json.
     """
 
@@ -44,6 +46,7 @@ class Run(NamedTuple):
     config: Config
     rows: dict[int, dict[str, Any]]
     saved: tuple[ServerState, Store] | None
+    seen: np.ndarray | None
     starts: list[dict[str, Any]]
 
     @property
@@ -134,11 +137,41 @@ def read_run(workdir: Path, name: str = "") -> Run:
     Raises:
       WorkdirError, CheckpointError: if a part cannot be used.
     """
-    config, saved = read_usable_config(workdir), None
+    config, saved, seen = read_usable_config(workdir), None, None
     if checkpoint.rounds(workdir / FOLDER):
         saved = restore(make_learning(config), workdir)
-    rows = {row["round"]: row for row in read_metrics(workdir)}
-    return Run(name or str(workdir), config, rows, saved, environment.read(workdir))
+        snapshot = workdir / FOLDER / str(int(saved[0].round)) / "rows"
+        if row_log.is_log(snapshot):
+            seen = row_log.load(snapshot).index.clients
+    return Run(
+        name=name or str(workdir),
+        config=config,
+        rows={row["round"]: row for row in read_metrics(workdir)},
+        saved=saved,
+        seen=seen,
+        starts=environment.read(workdir),
+    )
+
+
+def compared_clients(first: Run, second: Run, num_clients: int) -> np.ndarray:
+    """Whose rows are compared, so that it does not take longer for more clients.
+
+    Args:
+      first: with a checkpoint.
+      second: the same.
+      num_clients: in the population of both.
+
+    Returns:
+      Ascending ids, int32: all clients or, if both runs have their rows on disk, those
+      with a row and, for all others, the first client without one.
+    """
+    if first.seen is None or second.seen is None:
+        return np.arange(num_clients, dtype=np.int32)
+    seen = np.union1d(first.seen, second.seen)
+    gaps = np.flatnonzero(seen != np.arange(len(seen)))
+    unseen = gaps[0] if len(gaps) else len(seen)
+    ids = np.insert(seen, unseen, unseen).astype(np.int32)
+    return ids[ids < num_clients]
 
 
 def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int]]:
@@ -174,7 +207,7 @@ def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Co
 
 
 def _checkpoint_differences(first: Run, second: Run) -> list[Difference]:
-    """Compares the states and the rows of all clients of the newest checkpoints."""
+    """Compares the states and the rows of clients of the newest checkpoints."""
     if first.saved is None or second.saved is None:
         return []
     where = f"checkpoint of round {first.saved_round}"
@@ -187,11 +220,12 @@ def _checkpoint_differences(first: Run, second: Run) -> list[Difference]:
         return found + unlike
     num_clients = leaves[0].shape[0]
     count = row_files.rows_at_once(tree_bytes(shapes[0]) // num_clients)
-    for start in range(0, num_clients, count):
-        ids = np.arange(start, min(start + count, num_clients), dtype=np.int32)
+    clients = compared_clients(first, second, num_clients)
+    for start in range(0, len(clients), count):
+        ids = clients[start : start + count]
         pieces = jax.device_get((one_rows.take(ids), other_rows.take(ids)))
         # One piece is enough to name a client.
-        if unlike := verify.leaf_differences(where, *pieces, start=start):
+        if unlike := verify.leaf_differences(where, *pieces, ids=ids):
             break
     return found + unlike
 

@@ -77,6 +77,11 @@ class TopLevel(NamedTuple):
     client_rows: Annotated[
         str, one_of(STORES), "Where client state is kept between rounds."
     ] = "device"
+    rows_dir: Annotated[
+        str,
+        "Folder or address, as gs://bucket/folder, for client_rows disk; a run has a "
+        "folder in it. Empty is the workdir.",
+    ] = ""
     compact_training: Annotated[
         bool, "Whether rounds run on the smaller model that masks leave."
     ] = False

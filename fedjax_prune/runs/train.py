@@ -32,7 +32,7 @@ from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import forget, prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.start import restore, restore_or_start
+from fedjax_prune.runs.start import of_newest, restore, restore_or_start
 from fedjax_prune.runs.workdir import (
     agree_config,
     has_config,
@@ -207,7 +207,8 @@ def _load_everywhere(config: Config) -> RunData:
 def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run as the run does after its last round.
 
-    It evaluates all clients, or the first `eval.num_clients` if that is not 0.
+    It evaluates all clients, or the first `eval.num_clients` if that is not 0. If the
+    run goes on and has removed the checkpoint meanwhile, it takes the newest once more.
 
     Args:
       workdir: folder of the run.
@@ -223,10 +224,12 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
         learning = make_learning(config)
         experiment = Experiment(learning, load_data(config))
         origin = origin_of(config, experiment.data.hashes)
-        state, rows = restore(learning, Path(workdir), origin=origin)
-        count = max(numbers_evaluated(config))
-        accuracies = Evaluation(experiment, ONE_DEVICE)(
-            state, rows, np.arange(count, dtype=np.int32)
-        )
-        row = metrics.accuracy_row(experiment, read_devices(accuracies))
-        return {"round": int(state.round)} | row
+        ids = np.arange(max(numbers_evaluated(config)), dtype=np.int32)
+
+        def evaluate() -> dict[str, Any]:
+            state, rows = restore(learning, Path(workdir), origin=origin)
+            accuracies = Evaluation(experiment, ONE_DEVICE)(state, rows, ids)
+            row = metrics.accuracy_row(experiment, read_devices(accuracies))
+            return {"round": int(state.round)} | row
+
+        return of_newest(Path(workdir), evaluate)

@@ -90,7 +90,7 @@ def row_differences(
 
 
 def leaf_differences(
-    where: str, first: Tree, second: Tree, start: int = 0
+    where: str, first: Tree, second: Tree, ids: np.ndarray | None = None
 ) -> list[Difference]:
     """Compares the bits of two trees; each leaf that differs gives one difference.
 
@@ -98,7 +98,7 @@ def leaf_differences(
       where: for the report.
       first: leaves arrays, or shapes alone, which are then compared.
       second: the same of the other run.
-      start: what the first index of every leaf begins at.
+      ids: what the first indices of every leaf are called; None leaves them.
     """
     one, other = _leaves(first), _leaves(second)
     shapes = [
@@ -108,7 +108,7 @@ def leaf_differences(
     for name in {**one, **other}:
         unlike = _if_different(where, name, *shapes)
         if not unlike and not isinstance(one[name], jax.ShapeDtypeStruct):
-            unlike = _entry(where, name, one[name], other[name], start)
+            unlike = _entry(where, name, one[name], other[name], ids)
         found += unlike
     return found
 
@@ -196,7 +196,7 @@ def _shape(leaf: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _entry(
-    where: str, name: str, first: Any, second: Any, start: int
+    where: str, name: str, first: Any, second: Any, ids: np.ndarray | None
 ) -> list[Difference]:
     """The first entry with different bits of two arrays alike in shape and dtype."""
     flat = [np.asarray(x, order="C").reshape(-1) for x in (first, second)]
@@ -207,7 +207,7 @@ def _entry(
     place = int(changed.argmax())
     index = [int(i) for i in np.unravel_index(place, first.shape)]
     if index:
-        index[0] += start
+        index[0] = index[0] if ids is None else int(ids[index[0]])
         name += f"[{', '.join(map(str, index))}]"
     if (more := int(changed.sum()) - 1) > 0:
         name += f" and {more} more of its {changed.size} entries"

@@ -26,6 +26,7 @@ CHANGEABLE = (
     "devices",
     "lanes",
     "client_rows",
+    "rows_dir",
     "report.",
     "logger",
 )
@@ -49,8 +50,8 @@ def local_folder(path: str | Path) -> Path:
     # `Path("gs://bucket")` keeps only one slash.
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
         raise WorkdirError(
-            f"{path} is not a folder of this machine. Object storage is not supported: "
-            "name a local folder."
+            f"{path} is not a folder of this machine. Only rows of clients can be in "
+            "object storage, see rows_dir: name a local folder."
         )
     try:
         return Path(path).expanduser().absolute()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax_prune.data.choices import MANY, Generators, choose
+from fedjax_prune.data.choices import BLOCK, MANY, Generators, choose
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
@@ -40,3 +40,14 @@ def test_a_draw_does_not_depend_on_the_other_clients():
     few = choose(3, np.array([9, 5]), np.array([4, 2]))
     many = choose(3, np.array([9, 5, 800, 3]), np.array([4, 2, 700, 1]))
     np.testing.assert_array_equal(few, many[: len(few)])
+
+
+def test_blocks_of_clients_draw_alike():
+    sizes = np.full(BLOCK + 3, 5)
+    sizes[BLOCK - 2] = MANY + 1
+    chosen = choose(2, sizes, np.full(len(sizes), 2))
+    stops = np.cumsum(sizes)
+    for client in range(BLOCK - 3, BLOCK + 3):
+        own = chosen[stops[client] - sizes[client] : stops[client]]
+        drawn = np.random.default_rng((2, client)).choice(sizes[client], 2, False)
+        np.testing.assert_array_equal(np.flatnonzero(own), np.sort(drawn))

@@ -47,7 +47,8 @@ def test_absent_clients_are_missing_and_nothing_else(name):
     np.testing.assert_array_equal(sums["arrived"], 1 - sums["absent"])
     np.testing.assert_array_equal(sums["nonfinite"], 0)
     np.testing.assert_array_equal(sums["slow"], 0)
-    assert not np.asarray(sums["steps"])[absent].any()
+    for name in ("steps", "count"):
+        assert not np.asarray(sums[name])[absent].any()
     present = np.setdiff1d(ALL, absent)
     without = play(algorithm, present, begin=begin, number=1)
     close((state, rows), without[:2])

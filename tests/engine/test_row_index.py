@@ -6,13 +6,13 @@ from fedjax_prune.engine.row_index import NOBODY, LogFile
 
 
 def test_an_index_by_hand():
-    index = NOBODY.extended(np.array([2, 5, 9]), LogFile("a", 3, 0))
-    index = index.extended(np.array([1, 5]), LogFile("b", 2, 0))
+    index = NOBODY.extended([(np.array([2, 5, 9]), LogFile("a", 3, 0))])
+    index = index.extended([(np.array([1, 5]), LogFile("b", 2, 0))])
     assert index.clients.tolist() == [1, 2, 5, 9]
     assert [index.logs[n].name for n in index.files] == ["b", "a", "b", "a"]
     assert index.places.tolist() == [0, 0, 1, 2]
     assert index.find(np.array([9, 3, 10, 0, 5])).tolist() == [3, -1, -1, -1, 2]
-    index = index.extended(np.array([2, 9]), LogFile("c", 2, 0))
+    index = index.extended([(np.array([2, 9]), LogFile("c", 2, 0))])
     assert index.names == {"b", "c"}
     assert [index.logs[n].name for n in index.files] == ["b", "c", "b", "c"]
     assert {x.dtype for x in index[:3]} == {np.dtype("int32")}

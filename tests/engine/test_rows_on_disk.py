@@ -35,11 +35,16 @@ def put(store, ids, seed=0):
     return rows
 
 
+@pytest.mark.parametrize("where", ["rows", "memory://rows"])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_sequence_gives_the_rows_of_a_store_on_the_host(seed, tmp_path):
-    """Cohorts with nobody in some places, snapshots, and restored ones of both."""
+def test_any_sequence_gives_the_rows_of_a_store_on_the_host(seed, where, tmp_path):
+    """Cohorts with nobody in some places, snapshots, and restored ones of both.
+
+    In a folder, and in storage of objects that fsspec keeps in memory.
+    """
     rng = np.random.default_rng(seed)
-    disk, host = on_disk(tmp_path / "rows"), make_store("host", first_row(), 40)
+    where = f"{where}/{seed}" if "://" in where else tmp_path / where
+    disk, host = on_disk(where), make_store("host", first_row(), 40)
     snapshots = []
     for step in range(60):
         ids = rng.permutation(NUM_CLIENTS + 5)[:8].astype(np.int32) - 2
@@ -64,7 +69,7 @@ def test_any_sequence_gives_the_rows_of_a_store_on_the_host(seed, tmp_path):
         elif snapshots:
             of_disk, of_host = snapshots[rng.integers(len(snapshots))]
             if rng.random() < 0.5:  # a new process
-                disk = on_disk(tmp_path / "rows")
+                disk = on_disk(where)
             disk.restore(of_disk)
             host.restore(of_host)
     assert_same_bits(all_rows(disk), all_rows(host))

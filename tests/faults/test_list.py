@@ -89,6 +89,8 @@ FAULTS = {
         (PROCESSES, "test_a_lost_process_is_named_by_its_silence"),
         (PROCESSES, "test_a_process_that_compiles_much_longer_does_no_harm"),
         (PROCESSES, "test_a_failure_of_one_process_ends_all"),
+        (PROCESSES, "test_rows_on_disk_survive_a_killed_process"),
+        ("engine/test_rows_of_processes.py", "test_any_sequence_of_two_processes"),
     ],
     "rows on disk that are cut, changed or not yet named": [
         (LOG_OF_ROWS, "test_killed_around_the_renaming"),
@@ -98,6 +100,14 @@ FAULTS = {
             "runs/test_disk_rows.py",
             "test_a_full_disk_ends_the_run_with_the_last_checkpoint",
         ),
+    ],
+    "object storage that cannot be used": [
+        (
+            "runs/test_rows_dir.py",
+            "test_storage_that_cannot_be_used_is_told_before_the_first_round",
+        ),
+        ("runs/test_rows_dir.py", "test_a_bucket_that_cannot_be_used_is_one_line"),
+        ("engine/test_row_folder.py", "test_a_write_that_fails_leaves_no_file"),
     ],
     "two runs on one workdir": [
         (LOCK, "test_a_second_process_is_told_who_holds_the_folder"),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ from launch import guard
 from launch.cluster import Seat
 
 def work():
-    exec(sys.argv[1])
+    exec(sys.argv[1], globals())
     return 3
 
 code = guard.guarded(work, Seat("a:1", 4, 2))
@@ -128,6 +129,36 @@ def test_an_end_by_jax_is_told_in_one_line():
     assert (code, out) == (guard.LOST, "code 75\n")
     assert err.startswith("error: process 1 of 4 was lost: no sign of life for 40 s, ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", ["KeyError('x')", "ValueError('lr')", "ValueError('RESOURCE_EXHAUSTED: ')"]
+)
+def test_an_error_that_no_other_process_can_cause_is_told_at_once(error):
+    began = time.monotonic()
+    code, _, err = run_guarded(f"raise {error}")
+    assert (code, err.splitlines()[-1].split(":")[0]) == (1, error.split("(")[0])
+    assert time.monotonic() - began < 20
+
+
+COLLECTIVE = "UNKNOWN: Gloo AllGather failed: Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        f"raise ValueError({COLLECTIVE!r})",
+        f"raise KeyError('x') from RuntimeError({COLLECTIVE!r})",
+    ],
+)
+def test_an_error_of_a_collective_waits_for_what_jax_says(error):
+    """A thread stands for JAX, which ends the process later."""
+    dump = POLLED + next(iter(TEXTS)) + "\n"
+    end = f"time.sleep(2), os.write(2, {dump.encode()!r}), os.abort()"
+    begin = f"import threading, time; threading.Thread(target=lambda: ({end})).start()"
+    code, _, err = run_guarded(f"{begin}\n{error}")
+    assert code == guard.LOST
+    assert err.startswith("error: process 1 of 4 was lost: no sign of life for 40 s, ")
 
 
 def test_a_child_that_is_killed_is_told():

@@ -164,8 +164,8 @@ def test_object_storage_is_refused_before_anything_else(elsewhere, verb):
     out, err = run(elsewhere, *command, code=1, PYTHONDONTWRITEBYTECODE="1")
     assert (out, err) == (
         "",
-        "error: gs://bucket/run is not a folder of this machine. Object storage is not "
-        "supported: name a local folder.\n",
+        "error: gs://bucket/run is not a folder of this machine. Only rows of clients "
+        "can be in object storage, see rows_dir: name a local folder.\n",
     )
     assert sorted(elsewhere.iterdir()) == before
 
@@ -237,3 +237,22 @@ def test_a_closed_output_is_not_given_to_a_file(tmp_path):
     )
     assert done.returncode > 2 and done.stderr == ""
     assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("client.rate=0.1", "client.rate is not a field"),
+        ("cohort_size=3", "cohort_size must be at most data.num_clients = 2, got 3"),
+        ("devices=3", "devices must be a multiple of the 2 processes, got 3"),
+    ],
+)
+def test_a_process_tells_its_mistakes_before_it_waits_for_others(elsewhere, flag, said):
+    """There is no other one."""
+    train = ("fedjax_prune", "train", "--config=tiny.py", "--workdir=run")
+    place = ("localhost:1", 2, 1)
+    names = ("coordinator_address", "num_processes", "process_id")
+    seat = [f"--{name}={value}" for name, value in zip(names, place, strict=True)]
+    out, err = run(elsewhere, *train, *seat, f"--config.{flag}", code=1)
+    assert out == "" and err.startswith(f"error: {said}") and err.count("\n") == 1
+    assert not (elsewhere / "run").exists()

@@ -25,6 +25,10 @@ def test_traffic_of_masked_messages_by_hand():
     assert found.down == values + 3 * len(encode_masks(masks))
     assert found.spec_down == values + 3 * 1
     assert found.up == found.spec_up == 5 * 4 * (2 * 3 + 7)
+    # Two of the five do not report.
+    fewer = traffic((down, up), 5, facts, num_absent=2)
+    assert fewer.up == fewer.spec_up == 3 * 4 * (2 * 3 + 7)
+    assert (fewer.down, fewer.spec_down) == (found.down, found.spec_down)
 
 
 def test_messages_have_four_bytes_a_value_whatever_the_dtype():

@@ -1,6 +1,7 @@
 """Runs with the rows of clients on disk: equal to others bit for bit, also resumed."""
 
 import resource
+import shutil
 
 import jax
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 
 from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import checkpoint, train
+from fedjax_prune.runs.checkpoint import CheckpointError
+from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.start import of_newest, restore
 from tests.small_runs import final_state, pruned_config, tiny_config
+from tests.toys import all_rows
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,47 @@ def test_rows_after_a_damaged_checkpoint(on_device, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, on_device[0], final_state(config, tmp_path)
     )
+
+
+def test_what_a_live_run_replaces_is_read_anew(tmp_path):
+    """All clients take part, so the rows of each round replace those before."""
+    fields = {"cohort_size": 5, "client_rows": "disk", "save_every": 1, "keep": 1}
+
+    def train_until(rounds):
+        assert train.run(tiny_config(rounds=rounds, **fields), tmp_path) == 0
+
+    def read_while_the_run_goes_on():
+        state, rows = restore(make_learning(tiny_config()), tmp_path)
+        train_until(3)
+        return int(state.round), all_rows(rows)
+
+    train_until(1)
+    with pytest.raises(RowsError, match=r"rows cannot be read: No such file"):
+        read_while_the_run_goes_on()
+    shutil.rmtree(tmp_path)
+    train_until(1)
+    round, _ = of_newest(tmp_path, read_while_the_run_goes_on)
+    assert round == 3
+
+
+def test_a_run_that_replaces_faster_than_is_read_is_named(tmp_path):
+    folder = tmp_path / "checkpoints"
+
+    def fail():
+        (folder / f"{len(checkpoint.rounds(folder)) + 1}").mkdir(parents=True)
+        raise CheckpointError("cut")
+
+    said = f"^The run in {tmp_path} goes on and replaces its checkpoints faster than"
+    with pytest.raises(CheckpointError, match=rf"{said} they are read: try again\.$"):
+        of_newest(tmp_path, fail)
+
+
+def test_what_no_run_has_replaced_is_read_once(tmp_path):
+    """The checkpoint is damaged, and there is no newer one."""
+    folder = tmp_path / "checkpoints"
+    (folder / "1").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read"):
+        of_newest(tmp_path, lambda: checkpoint.restore(folder, {}))
 
 
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint(tmp_path):

@@ -33,6 +33,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
         "devices": 1,
         "lanes": 2,
         "client_rows": "device",
+        "rows_dir": "",
         "eval.every": 2,
         "eval.num_clients": 2,
         "eval.num_examples": 60,
@@ -42,6 +43,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
     assert entry["versions"].keys() == named | {"fedjax_prune"}
     assert entry["versions"]["jax"] == jax.__version__
     assert entry["devices"] == {jax.devices()[0].device_kind: len(jax.devices())}
+    assert entry["processes"] == 1
     flags = entry["flags"]
     assert flags["JAX_SOMETHING"] == "1" and "SECRET" not in flags
     assert flags["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"

@@ -1,9 +1,10 @@
 """Policies in whole runs: what is counted, replayed and reported."""
 
 import numpy as np
+import pytest
 
 from fedjax_prune.engine.policy import PLAIN
-from fedjax_prune.runs import train
+from fedjax_prune.runs import settings, train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.policy import policy_of
 from tests.small_runs import plain_config, tiny_config, undocumented
@@ -32,6 +33,9 @@ def test_a_run_counts_who_is_absent_slow_clipped_and_hostile(tmp_path):
         assert undocumented(row) == []
         absent = row.get("clients/absent", "").split()
         assert row["clients/arrived"] == 5 - len(absent)
+        # All receive the model, and who does not report sends nothing.
+        assert row["bytes/up"] * 5 == row["bytes/down"] * (5 - len(absent))
+        assert row["bytes/dense"] == row["bytes/down"] + row["bytes/up"]
         hostile = policy_of(config).hostile
         assert row["clients/hostile"] == " ".join(map(str, hostile.client_ids))
         assert not {*absent} & {*row.get("clients/slow", "").split()}
@@ -51,3 +55,21 @@ def test_a_private_run_tells_its_epsilon(tmp_path, capsys):
     assert np.isclose(second["privacy/delta"], 1e-5)
     told = f"epsilon {second['privacy/epsilon']:.3g} at delta 1e-05"
     assert capsys.readouterr().out.count(told) == 2
+
+
+@pytest.mark.parametrize("aggregator", ["median", "trimmed_mean"])
+def test_an_aggregator_that_counts_clients_the_same_takes_no_weights(aggregator):
+    fields = {"aggregator": aggregator, "trim_fraction": 0.4}
+    fields["algorithm.control_weights"] = "size"
+
+    def problems(**changes):
+        config = tiny_config(**fields | changes)
+        return settings.problems(config)
+
+    assert problems() == [
+        f"algorithm.control_weights must be uniform with aggregator {aggregator}, "
+        "which counts all clients the same, got 'size'"
+    ]
+    assert problems(**{"algorithm.control_weights": "uniform"}) == []
+    for other in ("mean", "norm_clipping"):
+        assert problems(aggregator=other) == []

@@ -13,11 +13,17 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.replay import compare_workdirs, verify_workdir
+from fedjax_prune.runs.replay import (
+    compare_workdirs,
+    compared_clients,
+    read_run,
+    verify_workdir,
+)
 from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.verify import report
@@ -146,6 +152,52 @@ def test_a_changed_entry_of_a_checkpoint_is_found(original, altered):
     found = compare_workdirs(original, altered, rounds=3)
     assert found.equal
     assert found.checkpoint == "not compared: the newest is of round 4, after round 3"
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """A run that has trained two of thirty clients."""
+    workdir = tmp_path_factory.mktemp("disk")
+    fields = {"cohort_size": 2, "data.num_clients": 30, "data.partitioner": "iid"}
+    config = tiny_config(rounds=1, client_rows="disk", **fields)
+    assert train.run(config, workdir) == 0
+    return workdir
+
+
+def test_of_rows_on_disk_those_ever_written_are_compared(on_disk, original):
+    run = read_run(on_disk)
+    assert len(run.seen) == 2
+    unseen = next(n for n in range(30) if n not in run.seen)
+    ids = compared_clients(run, run, 30)
+    np.testing.assert_array_equal(ids, sorted([*run.seen, unseen]))
+    everyone = run._replace(seen=np.arange(30))
+    np.testing.assert_array_equal(compared_clients(run, everyone, 30), np.arange(30))
+    elsewhere = read_run(original)
+    for pair in ((run, elsewhere), (elsewhere, run)):
+        np.testing.assert_array_equal(compared_clients(*pair, 30), np.arange(30))
+    found = verify_workdir(on_disk)
+    assert found.equal and found.checkpoint == "of round 1, compared"
+
+
+@pytest.mark.parametrize("changed", ["seen", "unseen"])
+def test_a_changed_row_on_disk_is_found(on_disk, tmp_path, changed):
+    """Of one client, or that of all clients who were never trained."""
+    altered = Path(shutil.copytree(on_disk, tmp_path / "altered"))
+    run = read_run(altered)
+    state, rows = run.saved
+    ids = compared_clients(run, run, 30)
+    taken = jax.tree.map(np.array, rows.take(ids))
+    seen = np.isin(ids, run.seen)
+    place = np.flatnonzero(seen if changed == "seen" else ~seen)[-1]
+    leaf = jax.tree.leaves(taken)[0]
+    leaf[place] += 1
+    first = jax.tree.map(lambda x: x[~seen][0], taken)
+    store = make_store("disk", first, 30, folder=altered / "other")
+    store.put(ids[seen], jax.tree.map(lambda x: x[seen], taken))
+    shutil.rmtree(altered / FOLDER)
+    checkpoint.save(altered / FOLDER, 1, state, rows=store, keep=1)
+    (difference,) = compare_workdirs(on_disk, altered).leaves
+    assert f"[{ids[place]}, " in difference.field
 
 
 def test_another_seed_and_another_environment_are_named(original, other_seed):

@@ -83,8 +83,9 @@ def test_the_first_entry_with_other_bits_is_named():
 
 
 def test_rows_are_named_by_their_client_and_scalars_have_no_index():
-    found = leaf_differences("x", make_state([1, 2]), make_state([1, 3]), start=40)
-    assert found == [Difference("x", "params['w'][41]", "2.0", "3.0")]
+    ids = np.array([40, 43])
+    found = leaf_differences("x", make_state([1, 2]), make_state([1, 3]), ids=ids)
+    assert found == [Difference("x", "params['w'][43]", "2.0", "3.0")]
     other = make_state([1, 2])._replace(round=np.int32(7))
     found = leaf_differences("x", make_state([1, 2]), other)
     assert found == [Difference("x", "round", "1", "7")]

@@ -18,6 +18,7 @@ UNCOMPARED = (
     "devices",
     "lanes",
     "client_rows",
+    "rows_dir",
     "save_every",
     "keep",
     "keep_every",
