@@ -1,7 +1,7 @@
 """The launchers from any folder: python -m fedjax_prune VERB --FLAG=VALUE ...
 
-VERB is train, evaluate, export, sweep, verify or compile. What it does is said by
-`python -m fedjax_prune VERB --help`. For example:
+VERB is train, evaluate, report, export, sweep, verify or compile. What it does is said
+by `python -m fedjax_prune VERB --help`. For example:
 
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fedjax_prune
 
-VERBS = ("train", "evaluate", "export", "sweep", "verify", "compile")
+VERBS = ("train", "evaluate", "report", "export", "sweep", "verify", "compile")
 
 
 def main() -> None:

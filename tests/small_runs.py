@@ -25,6 +25,7 @@ def tiny_config(**changes):
         "lanes": 2,
         "devices": 1,
         "save_every": 2,
+        "report.every": 0,
         "data.num_clients": 5,
         "data.num_train": 300,
         "eval.every": 2,

@@ -22,6 +22,8 @@ ONLY_IN = {
     "orbax": {"runs"},
     "tensorboardX": {"runs"},
     "rich": {"runs"},
+    "altair": {"runs"},
+    "vl_convert": {"runs"},
     "ml_collections": {"runs"},
     "dp_accounting": {"runs"},
     "fsspec": {"engine"},

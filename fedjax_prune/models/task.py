@@ -1,6 +1,6 @@
 """The function that makes a Task, pure functions, of a Flax model and its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -205,10 +205,7 @@ def _make_loss(
             jnp.zeros((), sums["loss"].dtype),
         )
         mean = (sums["loss"] + lasso_weight * lasso) / jnp.maximum(sums["count"], 1)
-        for path, value in gates.items():
-            if path.endswith("/selected"):
-                layer = path.removesuffix("/selected").removesuffix("/gate")
-                sums[f"selected/{layer}"] = value
+        sums |= {f"selected/{layer}": x for layer, x in _selected(gates).items()}
         return mean, (model_state, sums)
 
     return loss
@@ -228,6 +225,45 @@ def _make_predict(
         return at_least_float32(logits)
 
     return predict
+
+
+def make_selection(
+    model: nn.Module, *, to_input: ToInput = to_float, normalize: str = "none"
+) -> Callable[[Variables, jax.Array, jax.Array], dict[str, jax.Array]]:
+    """Makes a function that counts which channels the gates keep when they predict.
+
+    Args:
+      model: a gated linen module, as in `make_task`.
+      to_input: as in `make_task`.
+      normalize: as in `make_task`.
+
+    Returns:
+      (variables, images [batch_size, ...], example_mask [batch_size] bool) -> layer ->
+      [channels] float, the number of real examples that keep each channel.
+    """
+    arguments = arguments_of(model)
+
+    def select(
+        variables: Variables, images: jax.Array, example_mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        _, mutated = model.apply(
+            _collections(variables),
+            normalise(to_input(images), normalize),
+            **arguments(False, example_mask),
+            mutable=["gate_sums"],
+        )
+        return _selected(flax.traverse_util.flatten_dict(mutated["gate_sums"], sep="/"))
+
+    return select
+
+
+def _selected(gate_sums: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Layer -> sum, of the sums that gates have sown as `.../LAYER/gate/selected`."""
+    return {
+        path.removesuffix("/selected").removesuffix("/gate"): value
+        for path, value in gate_sums.items()
+        if path.endswith("/selected")
+    }
 
 
 def _measure(logits: jax.Array, batch: Batch) -> Sums:

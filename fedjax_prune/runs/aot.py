@@ -13,9 +13,10 @@ from fedjax_prune.models import costs
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import console
 from fedjax_prune.runs.aot_report import Program, compile_program, describe, problems
+from fedjax_prune.runs.evaluated import numbers_evaluated
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.learning import make_learning, start
-from fedjax_prune.runs.loop import draw_cohort, numbers_evaluated
+from fedjax_prune.runs.loop import draw_cohort
 from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.runs.programs import (
     WholeRounds,

@@ -27,43 +27,21 @@ from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
 from fedjax_prune.runs.accounting import privacy_row
 from fedjax_prune.runs.compact_rounds import CompactRounds
+from fedjax_prune.runs.evaluated import (
+    evaluated_clients,
+    num_measured,
+    numbers_evaluated,
+)
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import stop_requested
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import MetricsLog, NoLog, open_metrics
 from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
-from fedjax_prune.runs.saving import background_saves
-from fedjax_prune.types import Cohort, Config, RoundInputs, ServerState, Sums, Tree
-
-
-def _at_most(wanted: int, available: int) -> int:
-    """The number asked for, 0 for all, but at most what is available."""
-    return min(wanted or available, available)
-
-
-def num_measured(config: Config, finished: int) -> int:
-    """How many clients of a round's cohort are measured before they are averaged."""
-    is_due = finished % config.eval.every == 0 or finished == config.rounds
-    return _at_most(config.eval.num_clients, config.cohort_size) if is_due else 0
-
-
-def numbers_evaluated(config: Config) -> set[int]:
-    """How many clients an evaluation has: during the run, and after its last round."""
-    wanted = config.eval.num_clients
-    return {
-        _at_most(wanted, config.cohort_size),
-        _at_most(wanted, config.data.num_clients),
-    }
-
-
-def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
-    """The first clients of the cohort; after the last round, of the population."""
-    wanted = config.eval.num_clients
-    if finished < config.rounds:
-        count = _at_most(wanted, config.cohort_size)
-        return cohort.client_ids[by_id(cohort)[:count]]
-    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)
+from fedjax_prune.runs.recorder import Recorder
+from fedjax_prune.runs.saving import Saver, background_saves
+from fedjax_prune.runs.track import tracked
+from fedjax_prune.types import Cohort, RoundInputs, ServerState, Sums, Tree
 
 
 def draw_cohort(experiment: Experiment, placement: Placement, round: int) -> Cohort:
@@ -103,6 +81,7 @@ class Dispatched(NamedTuple):
       accuracies: of the evaluation, on the devices; {} if there is none.
       hashes: of the state after it, on the devices; {} if it is not hashed.
       compile_seconds: spent compiling for it.
+      recorded: what the recorder has measured, on the devices; {} if it is not due.
     """
 
     number: int
@@ -112,6 +91,7 @@ class Dispatched(NamedTuple):
     accuracies: dict[str, jax.Array]
     hashes: dict[str, jax.Array]
     compile_seconds: float
+    recorded: dict[str, Tree]
 
 
 class Journal(NamedTuple):
@@ -119,6 +99,8 @@ class Journal(NamedTuple):
 
     Attributes:
       experiment: of the run.
+      recorder: for the page.
+      saver: says how long the loop has waited for it.
       messages: what a client receives and sends, as shapes.
       log: metrics.jsonl and event files.
       bar: the progress that the user sees.
@@ -126,6 +108,8 @@ class Journal(NamedTuple):
     """
 
     experiment: Experiment
+    recorder: Recorder
+    saver: Saver
     messages: tuple[Tree, Tree]
     log: MetricsLog | NoLog
     bar: console.RoundProgress
@@ -145,8 +129,10 @@ class Journal(NamedTuple):
           TrainingError: if a client's loss or update became non-finite and is not
             dropped, if the server's step did, or if masks leave nothing of an array.
         """
-        sums, accuracies, hashes = read_devices(
-            (done.sums, done.accuracies, done.hashes)
+        jax.block_until_ready(done.sums)
+        trained = time.monotonic()
+        sums, accuracies, hashes, recorded = read_devices(
+            (done.sums, done.accuracies, done.hashes, done.recorded)
         )
         finished = time.monotonic()
         sums = of_clients(sums, done.cohort)
@@ -167,6 +153,11 @@ class Journal(NamedTuple):
             # What nobody has sent has no accuracy.
             after = after[arrived] if arrived.any() else np.full(1, np.nan)
             row |= metrics.statistics("after_local", after)
+            row["seconds/evaluate"] = finished - trained
+        if waited := self.saver.waited():
+            row["seconds/save"] = waited
+        measured = sums, recorded, accuracies
+        self.aside.do(lambda: self.recorder.write(done.number, done.cohort, *measured))
         if done.compile_seconds:
             row["seconds/compile"] = done.compile_seconds
         images_per_second = float(sums["count"].sum()) / (finished - began)
@@ -188,6 +179,7 @@ class Dispatcher(NamedTuple):
       rounds: compiled.
       evaluation: compiled by `compile`.
       hashes: of the state, compiled by `compile`.
+      recorder: for the page.
       key: of the run, on the devices.
       rows: of all clients; replaced round by round.
     """
@@ -197,6 +189,7 @@ class Dispatcher(NamedTuple):
     rounds: Rounds
     evaluation: Evaluation
     hashes: RoundHashes
+    recorder: Recorder
     key: jax.Array
     rows: Store
 
@@ -204,12 +197,14 @@ class Dispatcher(NamedTuple):
         """Compiles all programs except the rounds; returns the seconds."""
         config, began = self.experiment.config, time.monotonic()
         with console.working("compiling the evaluation"):
-            ids = draw_cohort(self.experiment, self.placement, 0).client_ids
+            cohort = draw_cohort(self.experiment, self.placement, 0)
+            ids = cohort.client_ids
             # Nobody has these ids, so no row changes; taking and putting are compiled.
             nobody = np.full_like(ids, config.data.num_clients)
             self.rows.put(nobody, self.rows.take(ids))
             self.evaluation.compile(state, self.rows, numbers_evaluated(config))
             self.hashes.compile(state)
+            self.recorder.begin(state, self.rows, ids[by_id(cohort)])
         return time.monotonic() - began
 
     def dispatch(
@@ -237,10 +232,14 @@ class Dispatcher(NamedTuple):
             accuracies={},
             hashes=gather_whole(self.placement, self.hashes(number, state)),
             compile_seconds=seconds,
+            recorded={},
         )
 
     def evaluate(self, state: ServerState, done: Dispatched) -> Dispatched:
-        """Starts the evaluation after a round, if one is due."""
+        """Starts what is measured after a round: an evaluation, a record, if due."""
+        ids = done.cohort.client_ids[by_id(done.cohort)]
+        recorded = self.recorder(done.number, state, self.rows, ids)
+        done = done._replace(recorded=recorded)
         if not done.num_measured:
             return done
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
@@ -290,18 +289,21 @@ def run_rounds(
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
+    recorder = Recorder(experiment, placement, folder)
     dispatcher = Dispatcher(
         experiment=experiment,
         placement=placement,
         rounds=make_rounds(experiment, placement),
         evaluation=Evaluation(experiment, placement),
         hashes=RoundHashes(config.hash_every),
+        recorder=recorder,
         key=put_whole(placement, jax.random.key(config.seed)),
         rows=rows,
     )
     compiling = dispatcher.compile(state)
     with (
-        open_metrics(folder, finished) as log,
+        open_metrics(folder, finished) as own_log,
+        tracked(own_log, config, folder, finished) as log,
         # Outside of the progress, whose last output may find that nobody reads it.
         stop_requested() as stop,
         console.progress(config.rounds, finished) as bar,
@@ -309,7 +311,15 @@ def run_rounds(
         jax.transfer_guard("disallow"),
     ):
         aside = processes.Aside(stop.set)
-        journal = Journal(experiment, messages, log, bar, aside)
+        journal = Journal(
+            experiment,
+            recorder,
+            saver,
+            messages=messages,
+            log=log,
+            bar=bar,
+            aside=aside,
+        )
         began = time.monotonic()
         running: Dispatched | None = None
         while finished < last and not stop.is_set():

@@ -76,7 +76,7 @@ def round_row(
                 continue
             selected = np.asarray(selected)[arrived]
             row[f"gates/{layer}/used"] = float((selected > 0).mean())
-            row[f"gates/{layer}/entropy"] = float(np.mean(_entropy(selected)))
+            row[f"gates/{layer}/entropy"] = float(np.mean(entropy(selected)))
     return row
 
 
@@ -213,7 +213,7 @@ def _ratio(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else math.nan
 
 
-def _entropy(selected: np.ndarray) -> np.ndarray:
+def entropy(selected: np.ndarray) -> np.ndarray:
     """How evenly each client selects channels, [cohort_size]: 1 = all equally often."""
     if selected.shape[1] == 1:
         return np.ones(len(selected))

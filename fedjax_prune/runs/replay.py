@@ -213,13 +213,14 @@ def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int
 
 
 def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Config:
-    """The configuration of a start, which saves only at its end, in its workdir."""
+    """The configuration of a start, which saves only at its end and logs nowhere."""
     known = {name: value for name, value in fields.items() if is_changeable(name)}
     changed = config.copy_and_resolve_references()
     with changed.ignore_type():
         changed.update_from_flattened_dict(known)
         changed.save_every, changed.keep, changed.keep_every = changed.rounds, 1, 0
         changed.rows_dir = ""
+        changed.report.every, changed.logger = 0, "none"
     return usable(workdir / environment.FILE, changed.to_dict())
 
 

@@ -1,5 +1,6 @@
 """The checkpoints of a run, written while the next rounds go on."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ class Saver:
         """See `background_saves`, which makes it."""
         self._experiment, self._workdir, self._pool = experiment, workdir, pool
         self._writing: Future[None] | None = None
+        self._waited = 0.0
 
     def save(self, finished: int, state: ServerState, rows: Store) -> None:
         """Begins the checkpoint of a round, after the one before has ended.
@@ -38,9 +40,16 @@ class Saver:
           CheckpointError: if this one or the one before cannot be written.
           WorkdirError: if this process does not hold the workdir any more.
         """
+        began = time.monotonic()
         self.wait()
         finish = _begin(self._experiment, self._workdir, finished, state, rows)
         self._writing = self._pool.submit(finish)
+        self._waited += time.monotonic() - began
+
+    def waited(self) -> float:
+        """Seconds that `save` has taken since this was asked the last time."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def check(self) -> None:
         """Tells the error of a checkpoint that has ended, and does not wait.

@@ -42,6 +42,9 @@ from fedjax_prune.models.needs import Dropout, Norm, Width
 from fedjax_prune.models.precision import PRECISIONS
 from fedjax_prune.models.task import LassoWeight
 
+LOGGERS = ("none", "wandb", "mlflow", "trackio")
+"""Where rows can be logged: the module that is imported, or none."""
+
 
 class TopLevel(NamedTuple):
     """The fields outside of all sections."""
@@ -96,6 +99,23 @@ class TopLevel(NamedTuple):
         at_least(0),
         "Rounds between hashes of the state in the metrics; 0 is none.",
     ] = 0
+
+    logger: Annotated[
+        str,
+        one_of(LOGGERS),
+        "Where rows are logged beside the workdir; needs the extra track.",
+    ] = "none"
+
+
+class Report(NamedTuple):
+    """The section `report`."""
+
+    every: Annotated[
+        int,
+        at_least(0),
+        "Rounds between records for the page, which is written at the end if the extra "
+        "report is installed; 0 is neither.",
+    ] = 10
 
 
 class Eval(NamedTuple):
@@ -202,6 +222,7 @@ _GATES = fields_of(GateSettings)
 SECTIONS: Mapping[str, Mapping[str, Field]] = {
     "": fields_of(TopLevel) | fields_of(make_policy),
     "eval": fields_of(Eval),
+    "report": fields_of(Report),
     "data": fields_of(partition) | fields_of(generate) | fields_of(Data),
     "model": fields_of(Model)
     | {

@@ -15,16 +15,20 @@ from fedjax_prune.runs import (
     environment,
     machine,
     metrics,
-    picture,
+    record,
     report,
+    track,
 )
 from fedjax_prune.runs.completed import completed
+from fedjax_prune.runs.evaluated import numbers_evaluated
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
-from fedjax_prune.runs.loop import numbers_evaluated, read_devices, run_rounds
+from fedjax_prune.runs.loop import read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
 from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.page.panel import PIP, is_installed
+from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import forget, prepare
 from fedjax_prune.runs.programs import Evaluation
@@ -59,8 +63,9 @@ def run(config: Config, workdir: str | Path) -> int:
 
     Returns:
       The exit code: 0 if the run is finished, INTERRUPTED if it was stopped. In both
-      cases the finished rounds, if there are any, are drawn into `rounds.png`. A
-      preparation that is asked to stop keeps the groups of clients that are done.
+      cases the finished rounds, if there are any, become a page in `report/`, unless
+      `report.every` is 0 or the extra `report` is not installed. A preparation that is
+      asked to stop keeps the groups of clients that are done.
 
     Raises:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
@@ -69,6 +74,7 @@ def run(config: Config, workdir: str | Path) -> int:
       TrainingError: if a client's loss or update becomes non-finite. The last
         checkpoint and the rows of the rounds before stay.
     """
+    track.require_installed(config.logger)
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):
         # A process that does not see the user's files must not leave the others alone.
         learning = make_learning(processes.together(lambda: completed(config)))
@@ -76,14 +82,27 @@ def run(config: Config, workdir: str | Path) -> int:
 
         def show() -> None:
             measured = read_metrics(folder)
-            picture.draw(measured, folder / "rounds.png")
+            page = _draw_page(config, folder, measured)
             # The run is done, so a signal, also that of a closed output, is too late.
             with stop_requested():
-                facts = report.summary(learning, measured, folder)
+                facts = report.summary(learning, measured, folder) | page
                 console.print_table("Result", facts)
 
         processes.on_first(show)
         return 0 if finished >= config.rounds else INTERRUPTED
+
+
+def _draw_page(
+    config: Config, folder: Path, rows: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Writes the page of a run; returns where it is, or how to get it, to print."""
+    if not config.report.every or not any(row["round"] > 0 for row in rows):
+        return {}
+    if not is_installed():
+        return {"page": f"not drawn; for pictures: {PIP}"}
+    with console.working("drawing the page"):
+        page = write_report([folder], folder / record.FOLDER, pictures=False)
+    return {"page": str(page)}
 
 
 def train(learning: Learning, folder: Path, last: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_prune.runs.settings import flatten
 from fedjax_prune.types import Tree
 
-TIMES = ("seconds", "seconds/compile")
+TIMES = ("seconds", "seconds/compile", "seconds/evaluate", "seconds/save")
 """Fields of a row that differ whenever a run is repeated."""
 _NOT_COMPARED = ("started", "finished", "fields")
 """Fields of an environment that say when and how far a start has trained."""

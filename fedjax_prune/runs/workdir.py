@@ -27,6 +27,8 @@ CHANGEABLE = (
     "lanes",
     "client_rows",
     "rows_dir",
+    "report.",
+    "logger",
 )
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
 

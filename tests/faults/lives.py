@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["fedjax_prune.runs.train", "orbax.checkpoint", "sklearn.datasets", "matplotlib"]
+    ["fedjax_prune.runs.train", "orbax.checkpoint", "sklearn.datasets"]
 )
 _MOST_SECONDS = 300
 

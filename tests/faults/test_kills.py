@@ -52,7 +52,7 @@ STOPS = {
     "SIGTERM within a round": Blow(DISPATCH, after=True, number=signal.SIGTERM),
     "SIGHUP within a round": Blow(DISPATCH, after=True, number=signal.SIGHUP),
 }
-AT_THE_END = {"before the picture": Blow("fedjax_prune.runs.picture:draw")}
+AT_THE_END = {"before the page": Blow("fedjax_prune.runs.train:_draw_page")}
 
 
 def assert_like_the_twin(config, workdir, twin, first=1):

@@ -11,15 +11,16 @@ import fedjax_prune
 ROOT = Path(__file__).parents[2]
 
 SLOW = {
+    "altair",
     "array_record",
     "grain",
-    "matplotlib",
     "orbax",
     "sklearn",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
     "tensorstore",
+    "vl_convert",
 }
 """Needed by runs alone, or by one data set."""
 

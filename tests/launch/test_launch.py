@@ -15,7 +15,7 @@ from fedjax_prune.runs.settings import describe
 from launch import config_file
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "evaluate", "export", "sweep", "verify", "compile")
+VERBS = ("train", "evaluate", "report", "export", "sweep", "verify", "compile")
 
 TINY = """
 from . import base
@@ -30,6 +30,7 @@ def get_config(text="1"):
         "model.name": "cnn", "model.norm": "none", "model.width": 0.25,
         "model.gated": False,
         "client.epochs": 1, "client.batch_size": 30, "eval.num_examples": 20,
+        "report.every": 0,
     })
     return config
 """
@@ -70,7 +71,7 @@ def test_the_verbs_and_the_version_are_printed(elsewhere):
     for command in ((), ("--help",)):
         out, err = run(elsewhere, "fedjax_prune", *command)
         assert (
-            "VERB is train, evaluate, export, sweep, verify or compile" in out
+            "VERB is train, evaluate, report, export, sweep, verify or compile" in out
             and err == ""
         )
     out, _ = run(elsewhere, "fedjax_prune", "--version")
@@ -89,7 +90,7 @@ def test_help_says_what_a_launcher_does_with_an_example(elsewhere, verb):
     assert err == ""
     assert f"    python -m fedjax_prune {verb} --" in out.partition("For example:")[2]
     named = re.findall(r"^  --(\w+): \S", out, re.MULTILINE)
-    assert ("topology" if verb == "compile" else "workdir") in named
+    assert {"compile": "topology", "report": "workdirs"}.get(verb, "workdir") in named
     fields = re.findall(r"^  ([\w.]+)=", out, re.MULTILINE)
     every = [field.name for field in describe(config_file.load("base"))]
     assert fields == (every if "config" in named else [])
@@ -124,12 +125,30 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     assert re.search(r"^\| 2 \| 2 \|", out, re.MULTILINE)
     workdir = elsewhere / "runs[1]" / "2"
     assert json.loads((workdir / "config.json").read_text())["rounds"] == 2
+    out, _ = launch("report", "--workdirs=~/runs[1]")
+    assert out == f"{elsewhere / 'report' / 'index.html'}\n"
+    assert (elsewhere / "report" / "accuracy.png").is_file()
+    out, _ = launch("report", f"--workdirs={workdir}", "--live")
+    assert out.splitlines()[-1].startswith("round 2/2  loss ")
     out, _ = launch("evaluate", f"--workdir={workdir}")
     assert re.search(r"round +2 ", out)
     out, _ = launch("verify", f"--workdir={workdir}")
     assert re.search(r"result +equal", out)
     launch("export", "--workdir=~/runs[1]/2", "--output=model")
     assert (elsewhere / "model").is_dir()
+
+
+def test_mistakes_in_the_flags_of_a_report_are_told_together(elsewhere):
+    flags = ("--workdirs=a,b", "--live", "--out=", "--workdir=c")
+    out, err = run(elsewhere, "fedjax_prune", "report", *flags, code=1)
+    assert (out, err.splitlines()) == (
+        "",
+        [
+            "error: --workdir=c is not an argument",
+            "error: --out must name a folder, got ''",
+            "error: --live follows one run, got 2 workdirs",
+        ],
+    )
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "compile"])
@@ -140,7 +159,8 @@ def test_object_storage_is_refused_before_anything_else(elsewhere, verb):
         "sweep": ["--config=tiny.py", "--settings=1"],
     }.get(verb, [])
     before = sorted(elsewhere.iterdir())
-    command = ("fedjax_prune", verb, "--workdir=gs://bucket/run", *flags)
+    workdir = "--workdirs" if verb == "report" else "--workdir"
+    command = ("fedjax_prune", verb, f"{workdir}=gs://bucket/run", *flags)
     out, err = run(elsewhere, *command, code=1, PYTHONDONTWRITEBYTECODE="1")
     assert (out, err) == (
         "",

@@ -1,0 +1,35 @@
+"""Which clients a run evaluates, and when."""
+
+import numpy as np
+
+from fedjax_prune.engine.outcome import by_id
+from fedjax_prune.types import Cohort, Config
+
+
+def _at_most(wanted: int, available: int) -> int:
+    """The number asked for, 0 for all, but at most what is available."""
+    return min(wanted or available, available)
+
+
+def num_measured(config: Config, finished: int) -> int:
+    """How many clients of a round's cohort are measured before they are averaged."""
+    is_due = finished % config.eval.every == 0 or finished == config.rounds
+    return _at_most(config.eval.num_clients, config.cohort_size) if is_due else 0
+
+
+def numbers_evaluated(config: Config) -> set[int]:
+    """How many clients an evaluation has: during the run, and after its last round."""
+    wanted = config.eval.num_clients
+    return {
+        _at_most(wanted, config.cohort_size),
+        _at_most(wanted, config.data.num_clients),
+    }
+
+
+def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
+    """The first clients of the cohort; after the last round, of the population."""
+    wanted = config.eval.num_clients
+    if finished < config.rounds:
+        count = _at_most(wanted, config.cohort_size)
+        return cohort.client_ids[by_id(cohort)[:count]]
+    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)

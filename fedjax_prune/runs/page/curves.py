@@ -1,0 +1,115 @@
+"""Accuracies and losses of runs against rounds, bytes and client compute."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.page.bands import (
+    Measure,
+    band_chart,
+    banded,
+    few,
+    field,
+    points,
+    with_costs,
+)
+from fedjax_prune.runs.page.panel import Panel, data_of, each, in_order
+from fedjax_prune.runs.page.read import Line
+
+KINDS = {
+    ACCURACY: "test set, without gates",
+    "eval/client_local/mean": "own validation, mean of clients",
+    "eval/client_local/min": "own validation, worst client",
+    "eval/after_local/mean": "test set, before averaging",
+    "train/accuracy": "training examples",
+}
+"""Field of a row -> what its accuracy is of, beside the headline."""
+
+
+def accuracy(lines: Sequence[Line]) -> Panel | None:
+    """The headline against rounds, MB sent and TFLOP of clients; None without any."""
+    import altair as alt
+
+    values = [
+        point
+        for line in lines
+        for point in with_costs(line, points(line, field(HEADLINE, 100)))
+    ]
+    if not values:
+        return None
+    data, marks = data_of("accuracy", "low", "high"), few(values)
+    axes = (
+        ("round", "round"),
+        ("sent", "MB sent so far, both directions"),
+        ("computed", "TFLOP of clients so far"),
+    )
+    parts = [
+        band_chart(data, lines, x, "accuracy (%)", marks=marks).properties(width=270)
+        for x in axes
+    ]
+    return Panel(
+        name="accuracy",
+        title="Accuracy against rounds, bytes and client compute",
+        words=f"{banded(lines)}The headline of each run: on the test set, without "
+        "gates of the shared model, with gates of each client's own (mean of clients). "
+        "Compute is local training on dense hardware, without what masks remove.",
+        chart=alt.hconcat(*parts),
+        values=values,
+    )
+
+
+def kinds(lines: Sequence[Line]) -> Panel | None:
+    """All accuracies that a row may have, a picture each; None without any."""
+    values: list[dict[str, Any]] = []
+    for name, kind in KINDS.items():
+        for line in lines:
+            # Without gates it is the headline.
+            if name != ACCURACY or line.runs[0].config.get("model.gated"):
+                found = points(line, _of_several(name))
+                values += [{**x, "kind": kind} for x in found]
+    if not values:
+        return None
+    chart = band_chart(
+        data_of("accuracies", "low", "high"), lines, ("round", "round"), "accuracy (%)"
+    ).properties(width=270, height=180)
+    return Panel(
+        name="accuracies",
+        title="Whose accuracy",
+        words=f"{banded(lines)}Own validation: each client's model on data with its "
+        "own class shares. Before averaging: each client's model after local training.",
+        chart=each(chart, "kind", in_order(values, "kind"), columns=3),
+        values=values,
+    )
+
+
+def loss(lines: Sequence[Line]) -> Panel | None:
+    """The training loss against rounds; None without any."""
+    values = [x for line in lines for x in points(line, field("train/loss"))]
+    if not values:
+        return None
+    chart = band_chart(
+        data_of("loss", "low", "high"),
+        lines,
+        ("round", "round"),
+        "training loss",
+        scale={"zero": True},
+        marks=few(values),
+    )
+    return Panel(
+        name="loss",
+        title="Training loss",
+        words=f"{banded(lines)}Mean over all examples of all local steps of a round.",
+        chart=chart.properties(width=560),
+        values=values,
+    )
+
+
+def _of_several(name: str) -> Measure:
+    """A field in percent; of one client it says nothing about the others."""
+    in_percent = field(name, 100)
+
+    def measure(row: Mapping[str, Any]) -> float | None:
+        of_clients = name.endswith(("/mean", "/min"))
+        return None if of_clients and row.get("eval/clients") == 1 else in_percent(row)
+
+    return measure

@@ -1,0 +1,180 @@
+"""What the workdirs of a page hold, and which of them are seeds of the same thing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_prune.runs import environment, record
+from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.record import Record
+from fedjax_prune.runs.settings import flatten, gained
+from fedjax_prune.runs.workdir import has_config, read_config
+
+UNCOMPARED = (
+    "seed",
+    "devices",
+    "lanes",
+    "client_rows",
+    "rows_dir",
+    "save_every",
+    "keep",
+    "keep_every",
+    "hash_every",
+    "logger",
+    "report.every",
+    "data.dir",
+)
+"""Fields that do not make another line of two runs."""
+_FIRST = ("algorithm.name", "model.name", "data.name")
+"""Fields that name a line before others do."""
+_MISSING = "-"
+
+
+class PageRun(NamedTuple):
+    """What a workdir holds.
+
+    Attributes:
+      folder: the workdir.
+      config: dotted name -> value, with the defaults of fields gained since.
+      rows: of metrics.jsonl, at least one with a round above 0.
+      records: what `report.every` has recorded, in the order of rounds.
+      partition: [clients, num_classes] int32, training examples; None if not recorded.
+      starts: entries of environment.json, the first start first.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    records: list[Record]
+    partition: np.ndarray | None
+    starts: list[dict[str, Any]]
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rows without that of the preparation."""
+        return [row for row in self.rows if row["round"] > 0]
+
+
+class Line(NamedTuple):
+    """Runs that differ in their seed alone: one line of a picture.
+
+    Attributes:
+      name: what tells it from the other lines.
+      runs: by seed.
+    """
+
+    name: str
+    runs: list[PageRun]
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folder itself if it is a workdir, else all workdirs below it, in order.
+
+    Raises:
+      WorkdirError: if there is none.
+    """
+    if has_config(folder):
+        return [folder]
+    found = sorted(file.parent for file in folder.rglob("config.json"))
+    if not found:
+        raise WorkdirError(f"{folder} has no run in it or below it.")
+    return found
+
+
+def read_runs(workdirs: Sequence[Path]) -> list[PageRun]:
+    """Reads workdirs; one without a finished round is refused.
+
+    Raises:
+      WorkdirError: naming each workdir that has no run or no finished round.
+    """
+    runs, found = [], []
+    for folder in dict.fromkeys(workdirs):
+        try:
+            run = _read(folder)
+        except WorkdirError as error:
+            found.append(str(error))
+            continue
+        if not run.rounds:
+            found.append(f"{folder} has no finished round.")
+        runs.append(run)
+    if found:
+        raise WorkdirError("\n".join(found))
+    return runs
+
+
+def _read(folder: Path) -> PageRun:
+    config = flatten(read_config(folder))
+    rows = read_metrics(folder)
+    last = rows[-1]["round"] if rows else 0
+    return PageRun(
+        folder=folder,
+        config=config | gained(config),
+        rows=rows,
+        records=record.read_records(folder, last),
+        partition=record.read_partition(folder),
+        starts=environment.read(folder),
+    )
+
+
+def as_lines(runs: Sequence[PageRun]) -> list[Line]:
+    """Puts runs together whose configurations differ in nothing but UNCOMPARED.
+
+    Args:
+      runs: at least one.
+
+    Returns:
+      The lines in the order of their first runs, named by the fewest differing fields
+      that tell them apart, or by method if there is only one.
+    """
+    groups: dict[str, list[PageRun]] = {}
+    for run in runs:
+        compared = {k: v for k, v in run.config.items() if k not in UNCOMPARED}
+        groups.setdefault(repr(sorted(compared.items())), []).append(run)
+    lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
+    names = _names([line[0].config for line in lines])
+    return [Line(name, line) for name, line in zip(names, lines, strict=True)]
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The fields, except UNCOMPARED, that are not the same in all configurations.
+
+    Args:
+      configs: dotted name -> value.
+
+    Returns:
+      Field -> its value in each configuration; `-` where it is not a field.
+    """
+    fields = dict.fromkeys(field for config in configs for field in config)
+    found = {}
+    for field in sorted(fields, key=lambda field: (field not in _FIRST, field)):
+        values = [config.get(field, _MISSING) for config in configs]
+        if field not in UNCOMPARED and any(v != values[0] for v in values):
+            found[field] = values
+    return found
+
+
+def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Takes differing fields until they tell all configurations apart."""
+    if len(configs) == 1:
+        gates = " with gates" if configs[0].get("model.gated") else ""
+        return [f"{configs[0]['algorithm.name']}{gates}"]
+    parts: list[list[str]] = [[] for _ in configs]
+    for field, values in differences(configs).items():
+        told = len({tuple(part) for part in parts})
+        if told == len(configs):
+            break
+        more = [_named(field, value) for value in values]
+        pairs = list(zip(parts, more, strict=True))
+        if len({(*part, new) for part, new in pairs}) > told:
+            parts = [part + [new] * (new != "") for part, new in pairs]
+    return [", ".join(part) for part in parts]
+
+
+def _named(field: str, value: Any) -> str:
+    """A field of a name; nothing where the configuration does not have the field."""
+    if value == _MISSING:
+        return ""
+    return str(value) if field in _FIRST else f"{field}={value}"

@@ -1,0 +1,138 @@
+"""Clients that diverged, were dropped or attacked: how often, and their losses."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_prune.runs.page.panel import Panel, data_of, each_line, round_axis
+from fedjax_prune.runs.page.read import Line, PageRun
+
+FLAGS = {
+    "clients/dropped": "loss or update not finite",
+    "clients/clipped": "message clipped",
+    "clients/absent": "did not report",
+    "clients/slow": "made fewer steps",
+    "clients/hostile": "attacked",
+}
+"""Field of a row with ids of clients -> what was wrong with them."""
+MOST_CLIENTS = 8
+"""Clients of a line who are named and followed: those with the most such rounds."""
+MOST_LINES = 6
+
+
+class Trouble(NamedTuple):
+    """A client with which something was wrong.
+
+    Attributes:
+      line: name of its line.
+      client: id.
+      words: what was wrong, and in how many rounds.
+      last: loss of its last recorded round; None if there is none.
+    """
+
+    line: str
+    client: int
+    words: str
+    last: float | None
+
+
+def troubled(lines: Sequence[Line]) -> list[Trouble]:
+    """The clients of each line's first seed with which something was wrong."""
+    found = []
+    for line in lines:
+        run = line.runs[0]
+        counts = _counts(run)
+        for client in _most(counts):
+            words = [f"{FLAGS[f]} in {n} rounds" for f, n in counts[client].items()]
+            losses = [loss for _, loss in _losses(run, client)]
+            last = losses[-1] if losses else None
+            found.append(Trouble(line.name, client, "; ".join(words), last))
+    return found
+
+
+def losses(lines: Sequence[Line]) -> Panel | None:
+    """Losses of these clients beside all others'; None without such clients."""
+    import altair as alt
+
+    values: list[dict[str, Any]] = []
+    for line in lines:
+        run = line.runs[0]
+        clients = _most(_counts(run))
+        if not clients or len({x["line"] for x in values}) == MOST_LINES:
+            continue
+        followed = [
+            {"line": line.name, "of": f"client {client}", "round": n, "loss": loss}
+            for client in clients
+            for n, loss in _losses(run, client)
+        ]
+        others = [
+            {"line": line.name, "of": "median client", "round": n, "loss": loss}
+            for n, loss in _medians(run)
+        ]
+        values += (followed + others) * bool(followed)
+    if not values:
+        return None
+    names = list(dict.fromkeys(x["of"] for x in values if x["of"] != "median client"))
+    names.sort(key=lambda name: int(name.split()[1]))
+    colours = alt.Color(
+        "of:N",
+        title=None,
+        sort=["median client", *names],
+        scale=alt.Scale(scheme="tableau10"),
+        legend=alt.Legend(columns=6),
+    )
+    chart = (
+        alt.Chart(data_of("troubled"))
+        .mark_line(point=alt.OverlayMarkDef(size=30))
+        .encode(
+            x=round_axis(),
+            y=alt.Y("loss:Q", title="training loss", scale=alt.Scale(type="symlog")),
+            color=colours,
+            tooltip=["of:N", "round:Q", alt.Tooltip("loss:Q", format=".4~g")],
+        )
+        .properties(width=400, height=200)
+    )
+    return Panel(
+        name="troubled",
+        title="Losses of clients that diverged, were dropped or attacked",
+        words="A dot is a recorded round in which the client took part and its loss "
+        "was finite. The scale is logarithmic above 1.",
+        chart=each_line(chart, values, lines, columns=2),
+        values=values,
+    )
+
+
+def _counts(run: PageRun) -> dict[int, Counter[str]]:
+    """Client -> field -> in how many rounds it was named there."""
+    found: dict[int, Counter[str]] = {}
+    for row in run.rounds:
+        for field in FLAGS:
+            for client in str(row.get(field, "")).split():
+                found.setdefault(int(client), Counter())[field] += 1
+    return found
+
+
+def _most(counts: dict[int, Counter[str]]) -> list[int]:
+    by_rounds = sorted(counts, key=lambda client: (-counts[client].total(), client))
+    return by_rounds[:MOST_CLIENTS]
+
+
+def _losses(run: PageRun, client: int) -> list[tuple[int, float]]:
+    """Recorded rounds of a client with its losses, without those not finite."""
+    found = []
+    for record in run.records:
+        places = np.flatnonzero(record.clients == client)
+        if places.size and np.isfinite(record.loss[places[0]]):
+            found.append((record.round, float(record.loss[places[0]])))
+    return found
+
+
+def _medians(run: PageRun) -> list[tuple[int, float]]:
+    found = []
+    for record in run.records:
+        finite = record.loss[np.isfinite(record.loss)]
+        if finite.size:
+            found.append((record.round, float(np.median(finite))))
+    return found

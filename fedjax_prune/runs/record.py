@@ -1,0 +1,220 @@
+"""What a run records for its page beside metrics.jsonl, a file each `report.every`.
+
+`report/` of the workdir holds `partition.npz`, who has which classes, and
+`round-N.npz`. A file that is damaged is left out with a warning: no run needs it.
+"""
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_prune.runs.files import unwritable
+from fedjax_prune.types import Population
+
+FOLDER = "report"
+"""Folder of records, pictures and the page in a workdir."""
+MOST_CLIENTS = 1000
+"""Clients of a partition that are recorded: the first ones."""
+_PARTITION = "partition.npz"
+_ROUND = re.compile(r"round-(\d+)\.npz")
+
+
+class Record(NamedTuple):
+    """What is known of one round. Shares are float16, of which 0 is exactly 0.
+
+    Attributes:
+      round: finished rounds.
+      clients: [cohort_size] int32, ids, ascending.
+      loss: [cohort_size] float32, mean over a client's local steps; may be NaN.
+      examples: [cohort_size] float32, training examples of all local steps.
+      arrived: [cohort_size] bool, whether the server has used what the client sent.
+      selected: layer -> [cohort_size, channels], share of a client's examples that
+        keep the channel; {} without gates.
+      classes: layer -> [num_classes, channels], the same of the test examples of a
+        class; NaN for a class without examples; {} if it is not recorded.
+      churn: array -> share of its mask's entries that differ from those of the record
+        before; {} without masks and in the first record of a start.
+      evaluated: [num_evaluated] int32, ids of the clients that were evaluated.
+      accuracies: `client_gated` and `client_local`, [num_evaluated] in [0, 1], as in
+        metrics.jsonl; {} if the round was not evaluated.
+    """
+
+    round: int
+    clients: np.ndarray
+    loss: np.ndarray
+    examples: np.ndarray
+    arrived: np.ndarray
+    selected: Mapping[str, np.ndarray]
+    classes: Mapping[str, np.ndarray]
+    churn: Mapping[str, np.ndarray]
+    evaluated: np.ndarray
+    accuracies: Mapping[str, np.ndarray]
+
+
+_GROUPS = ("selected", "classes", "churn", "accuracies")
+
+
+def make_record(
+    number: int,
+    ids: np.ndarray,
+    sums: Mapping[str, np.ndarray],
+    recorded: Mapping[str, Mapping[str, np.ndarray]],
+    evaluated: np.ndarray,
+    accuracies: Mapping[str, np.ndarray],
+) -> Record:
+    """Makes the record of a round.
+
+    Args:
+      number: finished rounds.
+      ids: [cohort_size] int32, of the cohort, ascending.
+      sums: of the round, on the host, leaves [cohort_size, ...] in this order.
+      recorded: `churn` and `classes`, on the host, as `Recorder` gives them.
+      evaluated: [num_evaluated] int32, ids.
+      accuracies: of the evaluation; {} if there was none.
+    """
+    count = np.asarray(sums["count"], np.float32)
+    each = np.maximum(count, 1)
+    selected = {
+        name.removeprefix("selected/"): (x / each[:, None]).astype(np.float16)
+        for name, x in sums.items()
+        if name.startswith("selected/")
+    }
+    return Record(
+        round=number,
+        clients=ids,
+        loss=(np.asarray(sums["loss"]) / each).astype(np.float32),
+        examples=count,
+        arrived=np.asarray(sums["arrived"]) > 0,
+        selected=selected,
+        classes=recorded.get("classes", {}),
+        churn=recorded.get("churn", {}),
+        evaluated=evaluated if accuracies else evaluated[:0],
+        accuracies={
+            name: np.asarray(x, np.float32)
+            for name, x in accuracies.items()
+            if name.startswith("client_")
+        },
+    )
+
+
+def write_record(workdir: Path, record: Record) -> None:
+    """Writes or replaces the record of a round.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    arrays: dict[str, Any] = {}
+    for field, value in record._asdict().items():
+        if field in _GROUPS:
+            arrays |= {f"{field}/{name}": x for name, x in value.items()}
+        else:
+            arrays[field] = value
+    _write(workdir, f"round-{record.round}.npz", arrays)
+
+
+def read_records(workdir: Path, last: int) -> list[Record]:
+    """The records of a run in the order of rounds.
+
+    Args:
+      workdir: of the run.
+      last: records of later rounds, which a killed run leaves, are not read.
+    """
+    found = []
+    for file in (workdir / FOLDER).glob("round-*.npz"):
+        matched = _ROUND.fullmatch(file.name)
+        if matched and int(matched[1]) <= last:
+            found.append((int(matched[1]), file))
+    records = [_record(_read(file)) for _, file in sorted(found)]
+    return [record for record in records if record is not None]
+
+
+def write_partition(workdir: Path, counts: np.ndarray) -> None:
+    """Writes who holds what.
+
+    Args:
+      workdir: of the run.
+      counts: [num_clients, num_classes] int, training examples.
+
+    Raises:
+      WorkdirError: if it cannot be written.
+    """
+    _write(workdir, _PARTITION, {"counts": counts})
+
+
+def read_partition(workdir: Path) -> np.ndarray | None:
+    """What `write_partition` has written; None if there is nothing."""
+    file = workdir / FOLDER / _PARTITION
+    arrays = _read(file) if file.exists() else {}
+    return arrays.get("counts")
+
+
+def class_counts(
+    labels: np.ndarray, population: Population, num_classes: int
+) -> np.ndarray:
+    """Counts the classes of the first MOST_CLIENTS clients.
+
+    Args:
+      labels: [num_examples] int.
+      population: who holds which of these examples.
+      num_classes: above every label.
+
+    Returns:
+      [clients, num_classes] int32.
+
+    Examples:
+      >>> population = fedjax_prune.Population(np.array([2, 0, 1]), np.array([0, 1, 3]))
+      >>> class_counts(np.array([0, 1, 1]), population, num_classes=2).tolist()
+      [[0, 1], [1, 1]]
+    """
+    offsets = np.asarray(population.offsets[: MOST_CLIENTS + 1])
+    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    counts = np.zeros((len(offsets) - 1, num_classes), np.int32)
+    held = labels[population.indices[: offsets[-1]]]
+    np.add.at(counts, (owners, held), 1)
+    return counts
+
+
+def _write(workdir: Path, name: str, arrays: Mapping[str, Any]) -> None:
+    stream = BytesIO()
+    np.savez_compressed(stream, **arrays)
+    data, file = stream.getvalue(), workdir / FOLDER / name
+    temporary = file.with_name(f".{name}.new")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        # A record may be lost with the machine, so the disk is not waited for.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as new:
+            new.write(data)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise unwritable(file, error, len(data)) from error
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; {} with a warning if it is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{file} cannot be read: {error}.", stacklevel=2)
+        return {}
+
+
+def _record(arrays: Mapping[str, np.ndarray]) -> Record | None:
+    fields: dict[str, Any] = {name: {} for name in _GROUPS}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        if rest and group in fields:
+            fields[group][rest] = array
+        else:
+            fields[name] = array
+    if set(fields) != set(Record._fields):
+        return None
+    return Record(**fields)._replace(round=int(fields["round"]))

@@ -1,0 +1,63 @@
+"""The page in a browser: every picture is drawn, nothing is loaded or complained of."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fedjax_prune.runs.page.write import write_report
+from tests.made_up_runs import config_of, with_masks, write_run
+
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
+"""The first is Debian's package of that name; CHROMIUM names another one."""
+
+
+@pytest.fixture
+def browser():
+    """The program of a browser; without one the test is skipped."""
+    names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
+    found = [program for name in names if (program := shutil.which(name))]
+    if not found:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    return found[0]
+
+
+@pytest.mark.long
+def test_a_browser_draws_every_picture_and_asks_nobody(tmp_path, browser):
+    config = config_of("autoflip", **{"model.gated": True})
+    fields = with_masks(config) | {"clients/hostile": lambda n: "0 1 2 3 4"}
+    folders = [
+        write_run(tmp_path / "masks", config, **fields),
+        write_run(tmp_path / "fedavg", config_of("fedavg")),
+        write_run(tmp_path / "fedavg1", config_of("fedavg", seed=1)),
+    ]
+    page = write_report(folders, tmp_path / "report")
+    net = tmp_path / "net.json"
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--log-net-log={net}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    pictures = re.findall(r'class="picture[^"]*" id="(\w+)"', done.stdout)
+    drawn = {file.stem for file in page.parent.glob("*.svg")}
+    assert set(pictures) == drawn and len(drawn) == 17
+    assert done.stdout.count('<svg xmlns="http://www.w3.org/2000/svg"') >= len(drawn)
+    assert [line for line in done.stderr.splitlines() if ":CONSOLE" in line] == []
+    assert set(re.findall(r'"url":"(https?://[^"]*)"', net.read_text())) == set()

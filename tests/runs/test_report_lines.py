@@ -1,0 +1,183 @@
+"""Which runs of a page are one line, how lines are named, and what they are made of."""
+
+import json
+
+import pytest
+
+from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.page import bands, clients, facts, speed, target, troubled
+from fedjax_prune.runs.page.panel import as_csv, thinned
+from fedjax_prune.runs.page.read import as_lines, differences, read_runs, runs_below
+from tests.made_up_runs import config_of, write_run
+
+
+def lines_of(tmp_path, *configs, **fields):
+    folders = [
+        write_run(tmp_path / str(n), config, **fields)
+        for n, config in enumerate(configs)
+    ]
+    return as_lines(read_runs(folders))
+
+
+def test_seeds_are_one_line_and_configurations_are_named_by_what_differs(tmp_path):
+    lines = lines_of(
+        tmp_path,
+        config_of("fedavg", seed=1, **{"client.lr": 0.1}),
+        config_of("fedavg", seed=0, devices=1, save_every=3, **{"client.lr": 0.1}),
+        config_of("fedavg", **{"client.lr": 0.03}),
+        config_of("fedprox", **{"client.lr": 0.03}),
+    )
+    assert [line.name for line in lines] == [
+        "fedavg, client.lr=0.1",
+        "fedavg, client.lr=0.03",
+        "fedprox, client.lr=0.03",
+    ]
+    assert [run.config["seed"] for run in lines[0].runs] == [0, 1]
+    found = differences([line.runs[0].config for line in lines])
+    assert found["algorithm.name"] == ["fedavg", "fedavg", "fedprox"]
+    assert found["client.lr"] == [0.1, 0.03, 0.03]
+    assert found["algorithm.mu"][:2] == ["-", "-"] and "save_every" not in found
+
+
+def test_fields_that_tell_nothing_more_are_not_in_a_name(tmp_path):
+    """All fields of an algorithm differ from those of another one."""
+    configs = config_of("fedavg"), config_of("autoflip")
+    lines = lines_of(tmp_path, *configs)
+    assert [line.name for line in lines] == ["fedavg", "autoflip"]
+    (alone,) = lines_of(tmp_path / "alone", config_of(**{"model.gated": True}))
+    assert alone.name == "scaffold with gates"
+
+
+def test_a_run_of_an_earlier_version_has_the_fields_gained_since(tmp_path):
+    write_run(tmp_path / "new", config_of())
+    write_run(tmp_path / "old", config_of(seed=1))
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    del config["report"], config["logger"], config["aggregator"]
+    file.write_text(json.dumps(config))
+    (line,) = as_lines(read_runs([tmp_path / "new", tmp_path / "old"]))
+    assert len(line.runs) == 2
+
+
+def test_workdirs_that_cannot_be_drawn_are_all_named(tmp_path):
+    write_run(tmp_path / "empty", config_of(rounds=1))
+    (tmp_path / "empty" / "metrics.jsonl").write_text("")
+    with pytest.raises(WorkdirError) as error:
+        read_runs([tmp_path / "empty", tmp_path / "none"])
+    empty, none = str(error.value).splitlines()
+    assert empty == f"{tmp_path / 'empty'} has no finished round."
+    assert none.endswith("no run was started here.")
+
+
+def test_a_folder_stands_for_the_runs_below_it(tmp_path):
+    for name in ("b/seed=1", "a"):
+        write_run(tmp_path / name, config_of(rounds=1))
+    assert runs_below(tmp_path / "a") == [tmp_path / "a"]
+    assert runs_below(tmp_path) == [tmp_path / "a", tmp_path / "b" / "seed=1"]
+    with pytest.raises(WorkdirError, match="has no run in it or below it"):
+        runs_below(tmp_path / "nothing")
+
+
+def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
+    """By hand: MB and TFLOP of the made-up rows are 3 and 2 a round."""
+    configs = [config_of(seed=seed, rounds=3) for seed in (0, 1)]
+    lines = lines_of(tmp_path, *configs, **{"x": lambda n: 2.0 * n})
+    run = lines[0].runs[1]
+    for row in run.rows:
+        row["x"] *= 3
+    run.rows[2]["x"] = None
+    found = bands.with_costs(lines[0], bands.points(lines[0], bands.field("x", 10)))
+    assert [(p["round"], p["mean"], p["low"], p["high"]) for p in found] == [
+        (1, 40, 20, 60),
+        (2, 80, 40, 120),
+        (3, 60, None, None),
+    ]
+    assert [(p["sent"], p["computed"]) for p in found] == [(3, 2), (6, 4), (9, 6)]
+
+
+def test_the_preparation_is_spent_before_the_first_round(tmp_path):
+    (line,) = lines_of(tmp_path, config_of(rounds=2))
+    run = line.runs[0]
+    before = {"round": 0, "bytes/down": 5e6, "bytes/up": 0, "flops/dense": 7e12}
+    run.rows.insert(0, before)
+    assert bands.spent(run)[1] == (8, 9)
+    run.rows[1]["flops/realisable"] = 1e12
+    assert bands.spent(run)[1] == (8, 8)
+
+
+def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
+    """By hand: with `best` 1 the made-up headline 1 - exp(-n / 6) is 0.57 at 5."""
+    good, bad = config_of("fedavg"), config_of("fedprox")
+    folders = [
+        write_run(tmp_path / "good", good, best=1.0),
+        write_run(tmp_path / "bad", bad, best=0.4),
+    ]
+    lines = as_lines(read_runs(folders))
+    panel = target.target(lines, 0.5)
+    assert panel is not None
+    values = {(v["line"], v["cost"]): v["value"] for v in panel.values}
+    assert values == {
+        ("fedavg", "rounds"): 5,
+        ("fedavg", "MB sent, both directions"): 15,
+        ("fedavg", "TFLOP of clients"): 10,
+    }
+    assert "fedprox: 0 of 1 runs reach it." in panel.words
+    # Nobody reaches 99 %, so the accuracy that both reach is taken.
+    panel = target.target(lines, 0.99)
+    assert panel is not None and "No run reaches 99%." in panel.words
+    assert {v["line"] for v in panel.values} == {"fedavg", "fedprox"}
+
+
+def test_the_worst_clients_are_named_with_their_data(tmp_path):
+    (line,) = lines_of(tmp_path, config_of(rounds=5))
+    run = line.runs[0]
+    own = run.records[-1].accuracies["client_local"]
+    own[:] = 1
+    own[[7, 3]] = 0.25, 0.125
+    run.partition[3] = [0, 0, 4, 0, 0, 9, 0, 0, 0, 0]
+    first, second, *_ = clients.worst([line])
+    assert (first.client, first.own, first.examples) == (3, 0.125, 13)
+    assert first.classes == "5: 9, 2: 4" and second.client == 7
+    table = facts.worst_clients([line])
+    assert table is not None and table.rows[0][1:3] == (3, "12.5%")
+
+
+def test_clients_that_diverged_are_counted_with_their_last_finite_loss(tmp_path):
+    def dropped(n):
+        return "4 11" if n % 2 else "4"
+
+    (line,) = lines_of(tmp_path, config_of(rounds=10), **{"clients/dropped": dropped})
+    run = line.runs[0]
+    for record, loss in zip(run.records, (2.5, float("nan")), strict=True):
+        record.clients[:] = range(4, 12)
+        record.loss[0] = loss
+    found = troubled.troubled([line])
+    assert [(x.client, x.words) for x in found] == [
+        (4, "loss or update not finite in 10 rounds"),
+        (11, "loss or update not finite in 5 rounds"),
+    ]
+    assert found[0].last == 2.5
+    panel = troubled.losses([line])
+    assert panel is not None
+    assert [v["round"] for v in panel.values if v["of"] == "client 4"] == [5]
+    assert troubled.losses(lines_of(tmp_path / "calm", config_of(rounds=5))) is None
+
+
+def test_the_time_of_a_run_is_split_without_rest(tmp_path):
+    (line,) = lines_of(
+        tmp_path, config_of(rounds=5), seconds=lambda n: 4.0, **{"eval/x": lambda n: 1}
+    )
+    rows = line.runs[0].rows
+    rows[3]["seconds/save"] = 1.5
+    assert speed.split(line.runs[0]) == {
+        "compile": 11,
+        "evaluate": 0.5,
+        "save": 1.5,
+        "train": 18,
+    }
+
+
+def test_numbers_that_are_not_finite_are_empty_in_the_data():
+    values = [{"a": 1.23456789, "b": float("nan")}, {"a": 12, "b": None}]
+    assert as_csv(values) == "a,b\n1.2346,\n12,\n"
+    assert thinned(list(range(100)), 10)[-1] == 99
