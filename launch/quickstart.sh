@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-EXTRAS=""
+EXTRAS="[report]"
 source launch/environment.sh
 exec python -m launch.train --config=configs/quickstart.py \
   --workdir="${1:-runs/quickstart}"

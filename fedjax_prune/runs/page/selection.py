@@ -32,6 +32,7 @@ _NEVER = (240, 190, 165)
 """Red, green and blue of a channel that is never selected."""
 _ALWAYS = (8, 48, 107)
 _LEVELS = 15
+_KEY = "dark: kept by every example; pale: by few; reddish: by none"
 
 
 def gated_records(lines: Sequence[Line]) -> dict[str, Record]:
@@ -248,7 +249,8 @@ def _grid(
         words=f"{words}; a column is a channel. The darker, the larger the share of "
         "examples that keep it; reddish channels are never kept. The first seed, at "
         f"most {MOST_LINES} runs, {MOST_LAYERS} layers and {MOST_ROWS} rows.",
-        chart=alt.vconcat(*grids),
+        # The PNG stands alone, without these words.
+        chart=alt.vconcat(*grids, title=alt.Title(_KEY, anchor="start")),
         values=values,
     )
 
