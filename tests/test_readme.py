@@ -18,12 +18,15 @@ from fedjax_prune.runs import settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LOOP, FEDDYN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ADDING = (ROOT / "fedjax_prune" / "algorithms" / "README.md").read_text()
+(LOOP,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(FEDDYN,) = re.findall(r"```python\n(.*?)```", ADDING, re.DOTALL)
 GUIDES = (
     "README.md",
     "configs/README.md",
     "launch/README.md",
     "launch/benchmark/README.md",
+    "fedjax_prune/algorithms/README.md",
 )
 
 TRIAL = """
@@ -84,13 +87,13 @@ def test_the_algorithm_is_the_tested_file():
     assert len([line for line in code.splitlines() if line.strip()]) <= 60
 
 
-def test_the_algorithm_is_added_as_readme_says(tmp_path):
+def test_the_algorithm_is_added_as_its_guide_says(tmp_path):
     """A file, an import and an entry are enough; the algorithm is found by its name."""
     library, ignored = tmp_path / "fedjax_prune", shutil.ignore_patterns("__pycache__")
     for package in ("fedjax_prune", "configs", "launch"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
     (library / "algorithms" / "feddyn.py").write_text(FEDDYN)
-    (entry,) = re.findall(r'`("feddyn": .*?)`', README)
+    (entry,) = re.findall(r'`("feddyn": .*?)`', ADDING)
     names = library / "algorithms" / "__init__.py"
     text = names.read_text()
     first, table = text.index("from fedjax_prune"), "ALGORITHMS = {\n"
@@ -121,7 +124,7 @@ def test_the_algorithm_is_added_as_readme_says(tmp_path):
     number, loss = round_one.split()
     assert number == "1"
     assert 0 < float(loss) < 2 * np.log(3)
-    (flags,) = re.findall(r"`(--config=.*?feddyn.*?)` trains", README)
+    (flags,) = re.findall(r"`(--config=.*?feddyn.*?)` trains", ADDING)
     short = ("rounds=1", "lanes=1", "devices=1", "model.gated=false", "cohort_size=2")
     short = (*(f"--config.{field}" for field in short), "--workdir=run")
     out = run("-m", "fedjax_prune", "train", *flags.split(), *short)

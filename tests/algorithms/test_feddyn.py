@@ -1,4 +1,4 @@
-"""The algorithm that README adds, against numpy, and on clients that disagree."""
+"""The algorithm of the guide to algorithms, against numpy, on clients that disagree."""
 
 import numpy as np
 

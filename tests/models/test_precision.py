@@ -19,6 +19,9 @@ from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.small_models import SMALL, draw
 
+DEEP = {"vgg11", "resnet9"}
+"""Compiled for ten steps only in the long suite; resnet32 stands for them."""
+
 
 @pytest.mark.parametrize("num_rows", [0, 1, 32, 33, 100])
 def test_gradient_of_a_kernel_is_not_rounded(num_rows):
@@ -88,7 +91,13 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
     )
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in DEEP else ())
+        for name in sorted(SMALL)
+    ],
+)
 @jax.numpy_dtype_promotion("standard")  # Flax's norms start in float32
 def test_lanes_agree_in_float64_after_ten_steps(name):
     """Every model gated, with batch norm and dropout, three unequal clients."""

@@ -38,6 +38,8 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
         "eval.num_clients": 2,
         "eval.num_examples": 60,
         "eval.target_accuracy": experiment.config.eval.target_accuracy,
+        "report.every": 0,
+        "logger": "none",
     }
     named = {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"}
     assert entry["versions"].keys() == named | {"fedjax_prune"}

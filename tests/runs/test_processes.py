@@ -92,6 +92,7 @@ def test_the_launchers_of_these_tests_end_with_the_tests(tmp_path):
 MANY = {"rounds": 40, "save_every": 5, "eval.every": 40}
 
 
+@pytest.mark.long
 def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
     """The first process is killed; the others notice it at once."""
     workdir = tmp_path / "run"
