@@ -2,7 +2,7 @@
 
 `python -m fedjax_prune VERB --help` says what a verb does, with its flags, the fields
 of its configuration and examples. In a checkout `python -m launch.benchmark` times
-rounds.
+rounds, and `python -m launch.docs` writes the API reference.
 """
 
 import ast
