@@ -292,7 +292,7 @@ def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 @functools.cache
 def _quantiles() -> np.ndarray:
     """Quantiles of the normal distribution, [2^16] float32."""
-    # Half as slow to import as JAX, and needed for generated data alone.
+    # A quarter as slow to import as JAX, and needed for generated data alone.
     from scipy.special import ndtri
 
     return ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
