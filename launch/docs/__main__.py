@@ -68,7 +68,7 @@ def write(folder: Path, *, source: bool) -> None:
     Raises:
       UserWarning: if pdoc warns of something.
     """
-    import pdoc
+    import pdoc  # pyright: ignore[reportMissingImports]
 
     pdoc.render.configure(
         docformat="google",
