@@ -229,9 +229,9 @@ print(f"largest difference of a parameter: {difference:.0e}")
 # ## 4. A pruning score: movement
 #
 # Magnitude pruning removes the weights that are small. Movement pruning (Sanh et al.,
-# NeurIPS 2020, [arXiv 2005.07683](https://arxiv.org/abs/2005.07683), equation 4)
-# removes those that shrink: its score adds up `- gradient * w` over training. In rounds
-# the mean delta stands for the gradient:
+# NeurIPS 2020, [arXiv 2005.07683](https://arxiv.org/abs/2005.07683)) removes those that
+# shrink: its score adds up `- gradient * w` over training. In rounds the mean delta
+# stands for the gradient:
 #
 #     S^{t+1} = S^t - delta^t * w^t
 #
