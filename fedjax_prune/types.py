@@ -176,6 +176,10 @@ class Task(NamedTuple):
     layers: tuple[Layer, ...] = ()
 
 
+class Unprepared(NamedTuple):
+    """Marks a state in its structure, so that a round sees it while it is traced."""
+
+
 class ServerState(NamedTuple):
     """What the server keeps between rounds.
 
@@ -195,11 +199,7 @@ class ServerState(NamedTuple):
     params: Tree
     model_state: Tree
     server: Tree
-    pending: "Unprepared | tuple[()]" = ()
-
-
-class Unprepared(NamedTuple):
-    """Marks a state in its structure, so that a round sees it while it is traced."""
+    pending: Unprepared | tuple[()] = ()
 
 
 class ClientState(NamedTuple):

@@ -12,6 +12,9 @@ all programs fit and no collective is in local training, and 1 if not. In a chec
 
     python -m fedjax_prune compile --config=feddp:feddp,vgg11,100 --topology=v5e:4x4 \\
         --config.precision=bfloat16 --config.lanes=4
+    python -m fedjax_prune compile --config=quickstart --topology=v6e:2x2
+    python -m fedjax_prune compile --config=synthetic --topology=v4:2x2x2 \\
+        --config.data.num_clients=100000 --config.client_rows=host
 """
 
 from absl import app, flags

@@ -7,6 +7,8 @@ clients: all of them, or the first `eval.num_clients` if the run's configuration
 them. In a checkout `python -m launch.evaluate` is the same. For example:
 
     python -m fedjax_prune evaluate --workdir=runs/quickstart
+    python -m fedjax_prune evaluate --workdir=runs/table/feddp,10/client.lr=0.1/seed=0
+    JAX_PLATFORMS=cpu python -m fedjax_prune evaluate --workdir=~/runs/feddp
 """
 
 from absl import app, flags

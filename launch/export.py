@@ -6,6 +6,8 @@ python -m fedjax_prune export --workdir=DIR --output=FOLDER [--nocompact]
 `python -m launch.export` is the same. For example:
 
     python -m fedjax_prune export --workdir=runs/quickstart --output=model
+    python -m fedjax_prune export --workdir=runs/autoflip --output=same --nocompact
+    python -m fedjax_prune export --workdir=runs/sweep/seed=0 --output=~/models/seed0
 """
 
 from absl import app, flags

@@ -6,6 +6,7 @@ every override is then parsed on its own.
 
 import re
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import config_file, usage
 from .errors import open_standard_streams
 
 _OVERRIDE = re.compile(r"--?(no)?config\.")
+_FLAG = re.compile(r"--?[A-Za-z]")
 _NAMES = re.compile(r"config\.(algorithm|model)\.name=")
 
 
@@ -36,18 +38,25 @@ def parse(argv: Sequence[str]) -> list[str]:
       as `--config.field=value`.
     """
     open_standard_streams()
-    asked = usage.HELP & set(argv)
+    asked = [a for a in map(usage.asked, argv) if a is not None]
     plain, overrides = [], []
-    waiting = (argument for argument in argv if argument not in asked)
-    for argument in waiting:
+    waiting = deque(argument for argument in argv if usage.asked(argument) is None)
+    while waiting:
+        argument = waiting.popleft()
         is_override = _OVERRIDE.match(argument)
-        if is_override and "=" not in argument and not _is_switch(argument):
-            argument += f"={next(waiting, '')}"
+        # Which fields are switches, depends on the algorithm and the model.
+        if (
+            is_override
+            and "=" not in argument
+            and waiting
+            and not _FLAG.match(waiting[0])
+        ):
+            argument += f"={waiting.popleft()}"
         (overrides if is_override else plain).append(argument)
     try:
         rest = flags.FLAGS(plain, known_only=True)
         if asked:
-            usage.show("--helpfull" in asked)
+            print(_help(asked[-1], overrides))
             sys.stdout.flush()
             sys.exit(0)
     except BrokenPipeError:  # such as `--help | head`
@@ -78,20 +87,14 @@ def load_config(
     Raises:
       SettingsError: with every mistake in the arguments and the configuration.
     """
+    found = list(found)
     try:
-        config = config_file.load(path)
+        config = _changed(config_file.load(path), arguments, found)
     except settings.SettingsError as error:
         raise settings.SettingsError([*found, *error.problems]) from error
-    found = list(found)
-    # First, because others may set fields of the new algorithm or model.
-    for argument in sorted(arguments, key=lambda a: not _NAMES.search(a)):
-        try:
-            config = _apply(config, argument)
-        except settings.SettingsError as error:
-            found += error.problems
     found += settings.problems(config)
     if found:
-        raise settings.SettingsError(found)
+        raise settings.SettingsError(list(dict.fromkeys(found)))
     return config.lock()
 
 
@@ -99,6 +102,28 @@ def overridden(arguments: Sequence[str]) -> set[str]:
     """The fields that arguments `--config.field=value` and `--noconfig.field` set."""
     given = filter(_OVERRIDE.match, arguments)
     return {_OVERRIDE.sub("", argument).partition("=")[0] for argument in given}
+
+
+def _help(section: str, overrides: Sequence[str]) -> str:
+    """What `--help=SECTION` prints, with the fields as the command line sets them."""
+    config, found = None, []
+    if "config" in flags.FLAGS:
+        path = flags.FLAGS["config"].value or "base"
+        config = _changed(config_file.load(path), overrides, found)
+    if found:
+        raise settings.SettingsError(found)
+    return usage.text(sys.modules["__main__"], config, section)
+
+
+def _changed(config: Any, arguments: Sequence[str], found: list[str]) -> Any:
+    """Applies overrides; `found` gets the mistakes in them."""
+    # First, because others may set fields of the new algorithm or model.
+    for argument in sorted(arguments, key=lambda a: not _NAMES.search(a)):
+        try:
+            config = _apply(config, argument)
+        except settings.SettingsError as error:
+            found += error.problems
+    return config
 
 
 def _apply(config: Any, argument: str) -> Any:
@@ -123,18 +148,14 @@ def _apply(config: Any, argument: str) -> Any:
         return config
     if field not in known:
         raise settings.SettingsError([settings.unknown(field, known, model)])
+    negated = argument.lstrip("-").startswith("no")
     if "=" not in argument:
-        text = "false" if argument.lstrip("-").startswith("no") else "true"
+        if settings.declared(known)[field].type is not bool:
+            raise settings.SettingsError(
+                [f"{field} needs a value: --config.{field}=VALUE"]
+            )
+        text = "false" if negated else "true"
+    elif negated:
+        raise settings.SettingsError([f"--noconfig.{field} has no value, got {text!r}"])
     config.update_from_flattened_dict({field: settings.read(config, field, text)})
     return config
-
-
-def _is_switch(argument: str) -> bool:
-    """Whether the field is true or false, so that its name alone sets it."""
-    field = _OVERRIDE.sub("", argument)
-    # Which algorithm is meant is known only after all arguments are read.
-    return any(
-        name == field and declared.type is bool
-        for algorithm in ALGORITHMS
-        for name, declared in settings.declared({"algorithm.name": algorithm}).items()
-    )

@@ -1,29 +1,26 @@
 """Trains a grid of configurations, some side by side, and prints one table.
 
-python -m fedjax_prune sweep --config=CONFIG --workdir=DIR \\
-    [--settings="STRING ..."] [--axis=FIELD=VALUE,VALUE,... ...] \\
-    [--jobs=2] [--shard=i/n] [--dry_run] [--config.FIELD=VALUE ...]
+python -m fedjax_prune sweep --config=CONFIG --workdir=DIR [--FLAG=VALUE ...]
 
 There is one run for each combination of a string of --settings, which CONFIG takes, and
 a value of each axis. Its folder in the workdir is made of them, such as
 `feddp,10/client.lr=0.1/seed=0`, and its output goes to the file of that name with
 `.log`. Semicolons separate values that have commas: `--axis="FIELD=a,b;c"`. Mistakes in
-any run are found before the first one starts. A run that fails does not keep the others
-from running. If a sweep is started again, finished runs are only reported and the
-others go on from their checkpoints; the same happens after Ctrl-C and SIGTERM, on which
-all runs save.
+any run are found before the first one starts. If a run fails, the others go on. After
+Ctrl-C and SIGTERM, on which all runs save, the same command goes on from there.
 
---dry_run prints the runs and what they will cost. --shard=i/n takes the i-th of n
-parts, i from 1 to n, such as one for each machine, for each accelerator
-(CUDA_VISIBLE_DEVICES=0) or for each task of a Slurm array. Shards may share a workdir:
-the same command without --shard then prints the whole table. Accuracies in it are means
-over the axis `seed` with 95 % intervals. The exit code is 0 if all runs are finished, 1
-if one failed, and 130 after a signal.
+Shards are parts for machines, for accelerators (CUDA_VISIBLE_DEVICES=0) or for tasks of
+a Slurm array. They may share a workdir: the same command without --shard then prints
+the whole table. Accuracies in it are means over the axis `seed` with 95 % intervals.
+The exit code is 0 if all runs are finished, 1 if one failed, and 130 after a signal. In
+a checkout `python -m launch.sweep` is the same. For example:
 
-In a checkout `python -m launch.sweep` is the same. For example:
-
-    python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table \\
+    python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --jobs=2 \\
+        --axis=cohort_size=5,10 --axis=seed=0,1,2
+    python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table --dry_run \\
         --settings="fedavg,10 feddp,10" --axis=client.lr=0.03,0.1 --axis=seed=0,1,2
+    python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --shard=2/8 \\
+        --axis=data.alpha=0.1,1 --axis=algorithm.name=fedavg,scaffold
 """
 
 import math

@@ -6,8 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 EXTRAS="[test]"
-# A round is compiled for a TPU slice, and rows are kept in an S3 of this machine.
-if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu,cloud,emulator]"; fi
+# A round is compiled for a TPU slice, rows are kept in an S3 of this machine, and the
+# API reference is made.
+if [ "${1:-}" = --long ]; then EXTRAS="[test,docs,tpu,cloud,emulator]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift

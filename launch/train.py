@@ -3,20 +3,17 @@
 python -m fedjax_prune train --config=CONFIG --workdir=DIR [--config.FIELD=VALUE ...]
 
 CONFIG is a Python file or the name of a bundled configuration; `CONFIG:STRING` gives it
-a string. In a checkout `python -m launch.train` is the same. For example:
+a string. On a TPU pod, under Slurm and on Kubernetes the same command is started on
+every host and JAX finds the others. Elsewhere each process is told its place, as in the
+third example; all of them use one workdir on a disk that they share. If one process is
+lost, the others say which within a minute and end with exit code 75. In a checkout
+`python -m launch.train` is the same. For example:
 
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
     python -m fedjax_prune train --config=cifar10_cpu:feddp,10 --workdir=runs/feddp \\
-        --config.rounds=30
-
-On a TPU pod, under Slurm and on Kubernetes the same command is started on every host
-and JAX finds the others. Elsewhere each process is told its place; all of them use one
-workdir on a disk that they share:
-
+        --config.rounds=30 --config.client.lr=0.05
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart \\
-        --coordinator_address=HOST:PORT --num_processes=2 --process_id=0
-
-If one process is lost, the others say which within a minute and end with exit code 75.
+        --coordinator_address=localhost:1234 --num_processes=2 --process_id=0
 """
 
 from collections.abc import Callable

@@ -10,7 +10,9 @@ flags. The workdir is not written to; TMPDIR names the place of the temporary fo
 With --against two workdirs are compared, and nothing is trained. In a checkout
 `python -m launch.verify` is the same. For example:
 
+    python -m fedjax_prune verify --workdir=runs/quickstart
     python -m fedjax_prune verify --workdir=runs/quickstart --rounds=2
+    python -m fedjax_prune verify --workdir=runs/quickstart --against=runs/again
 """
 
 from absl import app, flags

@@ -76,6 +76,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "arrays": DatasetInfo(0, (0, 0, 0), False, "", own=True),
     "image_folder": DatasetInfo(0, (0, 0, 0), False, "", own=True),
 }
+"""Name of a data set -> what is known of it before it is read."""
 
 SHAPE = Rule(
     lambda text: re.fullmatch(r"|[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", text) is not None,

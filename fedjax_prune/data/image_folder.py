@@ -81,11 +81,23 @@ def from_image_folder(
 
 
 def scan(
-    folder: str | Path, *, size: int = 0, classes: Sequence[str] | None = None
+    folder: str | Path,
+    *,
+    size: int = 0,
+    classes: Sequence[str] | None = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> Tree:
-    """Finds the pictures of a folder and reads their headers.
+    """Finds the pictures of a folder.
 
-    Arguments and errors are those of `from_image_folder`.
+    Args:
+      folder: as in `from_image_folder`.
+      size: as in `from_image_folder`.
+      classes: as in `from_image_folder`.
+      shape: of all pictures once they are decoded; None reads their headers. If it is
+        given, no picture is opened, and `decode` refuses those of other shapes.
+
+    Raises:
+      DataError, ValueError: as `from_image_folder`, except for what is not read.
     """
     if size < 0:
         raise ValueError(f"size must be at least 0, got {size}.")
@@ -113,7 +125,7 @@ def scan(
         np.array(sizes) if holders else None,
         classes=names,
         clients=tuple(holders),
-        shape=_shape(files, size),
+        shape=_shape(files, size) if shape is None else shape,
     )
 
 
@@ -125,7 +137,7 @@ def decode(tree: Tree, size: int = 0) -> OwnData:
       size: as in `from_image_folder`.
 
     Raises:
-      DataError: if a picture cannot be decoded.
+      DataError: if a picture cannot be decoded or is of another shape than the tree.
     """
     files = tree.files
     images = np.empty((len(files), *tree.shape), np.uint8)
@@ -133,6 +145,7 @@ def decode(tree: Tree, size: int = 0) -> OwnData:
     def fill(place: int) -> None:
         picture = _open(files[place])
         with picture, _telling_of(files[place]):
+            _require_shape(files[place], picture, tree.shape, size)
             images[place] = pixels.to_array(picture, tree.shape[-1], size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -244,21 +257,41 @@ def _shape(files: list[Path], size: int) -> tuple[int, int, int]:
     Raises:
       DataError: if a picture cannot be read, or is of another size than the first.
     """
-    channels, first = 1, None
-    for file in files:
+
+    def header(file: Path) -> tuple[int, tuple[int, int]]:
         with _open(file) as picture, _telling_of(file):
-            channels = max(channels, pixels.channels_of(picture))
-            own = pixels.size_of(picture)
-        first = first or own
+            return pixels.channels_of(picture), pixels.size_of(picture)
+
+    # Of some formats Pillow reads the whole file to know how a camera was held.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(header, files))
+    channels, first = max(channels for channels, _ in found), found[0][1]
+    for file, (_, own) in zip(files, found, strict=True):
         if not size and own != first:
             raise DataError(
                 f"{file} must be {first[0]}x{first[1]} pixels as {files[0]}, got "
                 f"{own[0]}x{own[1]}: take a size (of a run: data.size) that all are "
                 "scaled to."
             )
-    assert first is not None, "a class has at least one picture"
     height, width = (size, size) if size else first
     return height, width, channels
+
+
+def _require_shape(
+    file: Path, picture: Any, shape: tuple[int, int, int], size: int
+) -> None:
+    """Refuses a picture that would be squeezed, or lose its colours.
+
+    Raises:
+      DataError: if its sides or its colours do not fit.
+    """
+    sides = (size, size) if size else pixels.size_of(picture)
+    found = (*sides, pixels.channels_of(picture))
+    if found[:2] != shape[:2] or found[2] > shape[2]:
+        wanted, got = ("x".join(map(str, each)) for each in (shape, found))
+        raise DataError(
+            f"{file} must have the shape {wanted} of the training examples, got {got}."
+        )
 
 
 def _open(file: Path) -> Any:
@@ -276,5 +309,7 @@ def _telling_of(file: Path) -> Iterator[None]:
     """
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{file} cannot be read as a picture: {error}.") from error

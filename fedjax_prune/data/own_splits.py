@@ -62,6 +62,25 @@ def facts_of(name: str, folder: str, size: int) -> Facts:
     return Facts(tree.classes, "x".join(map(str, tree.shape)))
 
 
+def count_pictures(folder: str, facts: Facts, *, by_client: bool) -> tuple[int, int]:
+    """Counts training and test examples of `image_folder`; no picture is opened.
+
+    Args:
+      folder: of the data.
+      facts: of it, as `facts_of` has found them.
+      by_client: as in `load_own`; test examples that are held out from clients count as
+        training examples.
+
+    Raises:
+      DataError: as `facts_of`.
+    """
+    train, *test = _trees(data_folder(folder), facts)
+    if test or by_client:
+        return len(train.files), sum(len(tree.files) for tree in test)
+    held = int((np.bincount(train.labels) // 5).sum())
+    return len(train.files) - held, held
+
+
 def load_own(
     name: str,
     folder: str,
@@ -141,17 +160,19 @@ def _read_pictures(
     path: Path, facts: Facts, size: int
 ) -> tuple[OwnData, OwnData | None]:
     """Reads the folders train and test, or the folder itself."""
-    read = []
-    for part in _parts(path):
-        tree = image_folder.scan(part, size=size, classes=facts.classes)
-        *sides, channels = map(int, facts.shape.split("x"))
-        # Grey pictures are read as coloured ones if those are the others.
-        own = (*sides, max(channels, tree.shape[-1]))
-        if tree.shape[:2] == tuple(sides):
-            tree = tree._replace(shape=own)
-        _require(part, "shape", "x".join(map(str, tree.shape)), facts.shape)
-        read.append(image_folder.decode(tree, size))
+    trees = _trees(path, facts)
+    read = [image_folder.decode(tree, size) for tree in trees]
     return read[0], read[1] if len(read) > 1 else None
+
+
+def _trees(path: Path, facts: Facts) -> list[image_folder.Tree]:
+    """The pictures for training and, if they are apart, those for tests; none opened.
+
+    Grey ones are read as coloured ones if those are the others.
+    """
+    height, width, channels = map(int, facts.shape.split("x"))
+    known = {"classes": facts.classes, "shape": (height, width, channels)}
+    return [image_folder.scan(part, **known) for part in _parts(path)]
 
 
 def _parts(path: Path) -> list[Path]:

@@ -40,6 +40,7 @@ Choices: a tenth of each client's examples, at least one, is its validation set,
 FedProx's test set is. The test set has further examples of the first clients.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -47,7 +48,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
 
 from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.data.population import from_sizes
@@ -66,7 +66,6 @@ MOST_EXAMPLES = 2**31 - 1
 """Indices are int32."""
 
 _DIMENSION, _CLASSES, _SIDE = 60, 10, 8
-_QUANTILES = ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 # What a block draws for its sizes, for its clients, for their examples and for those of
 # the test set; the last one is for everyone.
 _SIZES, _CLIENTS, _TRAIN, _TEST, _EVERYONE = range(5)
@@ -286,8 +285,17 @@ def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """
     count = math.prod(shape)
     words = rng.bit_generator.random_raw(-(-count // 4))
-    drawn = np.take(_QUANTILES, words.view(np.uint16)[:count], mode="clip")
+    drawn = np.take(_quantiles(), words.view(np.uint16)[:count], mode="clip")
     return drawn.reshape(shape)
+
+
+@functools.cache
+def _quantiles() -> np.ndarray:
+    """Quantiles of the normal distribution, [2^16] float32."""
+    # A quarter as slow to import as JAX, and needed for generated data alone.
+    from scipy.special import ndtri
+
+    return ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 
 def _generator(seed: int, *numbers: int) -> np.random.Generator:

@@ -6,7 +6,6 @@ the arguments of `__init__`.
 """
 
 import functools
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -21,6 +20,7 @@ import flax.linen as nn
 from flax import nnx
 
 from fedjax_prune.fields import ANY, TYPES, Field, Rule
+from fedjax_prune.models.own_files import hash_files
 
 FACTS = ("num_classes", "image_shape", "dtype")
 """Attributes that are filled in, if the class has them."""
@@ -78,7 +78,7 @@ def is_own(name: Any) -> bool:
 
 
 def file_hash(name: str) -> str:
-    """Hashes the file of a class; files that it imports are not looked at.
+    """Hashes the file of a class and the modules beside it that it imports.
 
     Args:
       name: FILE.py:CLASS.
@@ -87,9 +87,13 @@ def file_hash(name: str) -> str:
       SHA-256 as hexadecimal digits.
 
     Raises:
-      ValueError: if the file cannot be read.
+      ValueError: if a file cannot be read.
     """
-    return hashlib.sha256(_content(_file(name))).hexdigest()
+    path = _file(name)
+    try:
+        return hash_files(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def load_class(name: str) -> OwnClass:
@@ -197,13 +201,6 @@ def _parts(name: str) -> tuple[str, str] | None:
 def _file(name: str) -> Path:
     file, _ = _parts(name) or ("", "")
     return Path(file).expanduser()
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 @functools.cache

@@ -16,7 +16,8 @@ from fedjax_prune.engine.local import LocalTraining
 from fedjax_prune.engine.row_index import ENTRY_BYTES
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.platforms import tracing_for
-from fedjax_prune.runs.experiment import Experiment, machine_bytes
+from fedjax_prune.runs.data_memory import machine_bytes
+from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, init_key, start
 from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.policy import placement_of

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.load import count_examples, is_at_hand
+from fedjax_prune.data.own_splits import Facts, count_pictures
 from fedjax_prune.data.synthetic import client_sizes
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import checkpoint
@@ -81,7 +82,9 @@ def _costs_of_a_round(fields: str) -> tuple[int, float]:
     messages = learning.algorithm.messages(state)
     sent = traffic(messages, config.cohort_size, {})
     macs = learning.macs.dense
-    images = _examples_a_client(config) * config.client.epochs * config.cohort_size
+    images = (
+        _examples_a_client(learning.config) * config.client.epochs * config.cohort_size
+    )
     return sent.down + sent.up, 3 * macs * images
 
 
@@ -95,8 +98,12 @@ def _examples_a_client(config: Config) -> float:
         sizes["client_size_sigma"] = data.client_size_sigma
         own = client_sizes(data.num_clients, **sizes)
         return float(np.mean(own - np.maximum(1, 0.1 * own)))
-    if not count and not (by_client or info.own) and is_at_hand(data.name, data.dir):
-        count, _ = count_examples(data.name, data.dir)
+    if not count and not by_client:
+        if data.name == "image_folder":
+            facts = Facts(tuple(data.classes), data.image_shape)
+            count, _ = count_pictures(data.dir, facts, by_client=False)
+        elif not info.own and is_at_hand(data.name, data.dir):
+            count, _ = count_examples(data.name, data.dir)
     share = 1.0
     if data.local_val == "holdout":
         share = 0.9 if by_client else 0.8

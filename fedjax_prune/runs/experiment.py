@@ -1,25 +1,26 @@
 """Builds the parts of a run from its configuration: data, and what it learns with."""
 
-import bisect
-import math
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from fedjax_prune.data.by_client import load_by_client
 from fedjax_prune.data.datasets import DATASETS, DataError, resolve_count
 from fedjax_prune.data.hashes import hash_arrays
-from fedjax_prune.data.load import count_examples, load, resize, resized_bytes
-from fedjax_prune.data.own_splits import Facts, load_own
+from fedjax_prune.data.load import count_examples, load, resize
+from fedjax_prune.data.own_splits import Facts, count_pictures, load_own
 from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.population import from_sizes, places, sizes_of
 from fedjax_prune.data.synthetic import client_sizes, generate
 from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
+from fedjax_prune.runs.data_memory import (
+    check_generated,
+    check_pictures,
+    check_size,
+)
 from fedjax_prune.runs.learning import Learning, data_info, make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
@@ -107,7 +108,7 @@ def load_data(config: Config) -> RunData:
     elif info.by_client:
         train, test, population, validation = _by_client(config)
         if config.data.size:
-            _check_size(config, len(train.labels) + len(test.labels))
+            check_size(config, len(train.labels) + len(test.labels))
         train, test = _resized(config, train, test)
     else:
         name, folder = config.data.name, config.data.dir
@@ -116,7 +117,7 @@ def load_data(config: Config) -> RunData:
             "num_test": config.eval.num_examples,
         }
         if config.data.size:
-            _check_size(config, sum(count_examples(name, folder, **counts)))
+            check_size(config, sum(count_examples(name, folder, **counts)))
         train, test = _resized(config, *load(name, folder, **counts))
         population, validation = _split(config, train, test)
     held_out = config.data.local_val == "holdout"
@@ -143,19 +144,8 @@ def _generated(config: Config) -> _Parts:
     sizes["client_size_sigma"] = data.client_size_sigma
     count = int(client_sizes(data.num_clients, **sizes).sum())
     if data.size:
-        _check_size(config, count)
-    info = DATASETS[data.name]
-    each = math.prod(info.image_shape) * (4 if info.kind == "vector" else 1)
-    # A device that is a CPU keeps its copy in the same memory.
-    needed = count * each * (2 if jax.local_devices()[0].platform == "cpu" else 1)
-    if needed > machine_bytes():
-        raise SettingsError(
-            [
-                f"data.client_size must be smaller: {count:,} examples of "
-                f"{data.num_clients:,} clients take {needed / 1e9:,.1f} GB, and this "
-                f"machine has {machine_bytes() / 1e9:,.1f} GB, got {data.client_size}"
-            ]
-        )
+        check_size(config, count)
+    check_generated(config, count)
     train, test, population, validation = generate(
         data.name,
         data.num_clients,
@@ -200,10 +190,13 @@ def _own(config: Config) -> _Parts:
     """
     data, by_client = config.data, config.data.partitioner == "by_client"
     pictures = data.name == "image_folder"
+    facts = Facts(tuple(data.classes), data.image_shape)
+    if pictures:
+        check_pictures(config, sum(count_pictures(data.dir, facts, by_client=True)))
     train, test, clients = load_own(
         data.name,
         data.dir,
-        Facts(tuple(data.classes), data.image_shape),
+        facts,
         by_client=by_client,
         size=data.size if pictures else 0,
         num_train=data.num_train,
@@ -216,7 +209,7 @@ def _own(config: Config) -> _Parts:
                 f"data.size must be 0 for arrays of {train.images.dtype}, because only "
                 f"images of uint8 can be scaled, got {data.size}."
             )
-        _check_size(config, len(train.labels) + (len(test.labels) if test else 0))
+        check_size(config, len(train.labels) + (len(test.labels) if test else 0))
         train = resize(train, data.size)
         test = test and resize(test, data.size)
     if clients is None:
@@ -241,42 +234,6 @@ def _resized(config: Config, train: Dataset, test: Dataset) -> tuple[Dataset, Da
     """Both data sets at `data.size` pixels a side."""
     size = config.data.size
     return (resize(train, size), resize(test, size)) if size else (train, test)
-
-
-def _check_size(config: Config, count: int) -> None:
-    """Refuses a `data.size` whose images do not fit the machine's memory.
-
-    Args:
-      config: of the run.
-      count: training and test examples.
-
-    Raises:
-      SettingsError: if they do not fit; it says which size does.
-    """
-    shape, size = data_info(config).image_shape, config.data.size
-    # A device that is a CPU keeps its copy of the images in the same memory.
-    copies = int(jax.local_devices()[0].platform == "cpu")
-
-    def needed(size: int) -> int:
-        each = math.prod(shape) + copies * size * size * shape[-1]
-        return count * each + resized_bytes(count, shape, size)
-
-    available = machine_bytes()
-    if needed(size) > available:
-        fitting = bisect.bisect_right(range(1, size), available, key=needed)
-        raise SettingsError(
-            [
-                f"data.size must be at most {fitting} for {count:,} images in the "
-                f"{available / 1e9:,.1f} GB of this machine, got {size}, which takes "
-                f"{needed(size) / 1e9:,.1f} GB: take a smaller data.size, "
-                "data.num_train or eval.num_examples"
-            ]
-        )
-
-
-def machine_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _split(

@@ -8,16 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_prune.engine import processes
 from fedjax_prune.runs.files import create, free_name, replace, unwritable
 from fedjax_prune.runs.lock import require_held
-
-if TYPE_CHECKING:
-    from tensorboardX.event_file_writer import EventsWriter
 
 _MOST_NAMED = 5
 """How many ranges of lines or rounds a warning names."""
@@ -35,7 +32,7 @@ class MetricsLog(NamedTuple):
 
     folder: Path
     descriptor: int
-    events: "EventsWriter"
+    events: Any
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row, at once.
@@ -265,7 +262,7 @@ def _events(folder: Path) -> Path:
     return folder / "tensorboard"
 
 
-def _write_event(events: "EventsWriter", step: int, **content: Any) -> None:
+def _write_event(events: Any, step: int, **content: Any) -> None:
     from tensorboardX.proto.event_pb2 import (
         Event,  # pyright: ignore[reportAttributeAccessIssue]
     )

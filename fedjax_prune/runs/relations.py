@@ -234,8 +234,8 @@ def _of_model(name: Any) -> list[Relation]:
         lambda digest: (
             not digest or (own.is_own(name) and digest == own.file_hash(name))
         ),
-        f"model.file_hash must be that of the file of {name}, which has changed, got "
-        "{0!r}"
+        f"model.file_hash must be that of the file of {name} and the modules beside "
+        "it, of which one has changed, got {0!r}"
         if own.is_own(name)
         else f"model.file_hash must be empty for {name}, got {{0!r}}",
     )

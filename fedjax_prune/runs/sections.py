@@ -192,7 +192,9 @@ class Model(NamedTuple):
         "Network.",
     ] = "vgg11"
     file_hash: Annotated[
-        str, "SHA-256 of the file of your own class; empty computes it."
+        str,
+        "SHA-256 of the file of your own class and of the modules beside it that it "
+        "imports; empty computes it.",
     ] = ""
     width: Width = 1.0
     norm: Norm = "none"

@@ -99,6 +99,9 @@ def describe(config: Any) -> list[Description]:
 
     Returns:
       A description of each field that exists, in the order of declaration.
+
+    Raises:
+      SettingsError: if a class of the user's own cannot be loaded.
     """
     values = flatten(config)
     return [
@@ -117,7 +120,8 @@ def read(config: Any, name: str, text: str) -> Any:
       text: what follows the equals sign.
 
     Raises:
-      SettingsError: if the text is not of the field's type, or there is no such field.
+      SettingsError: if the text is not of the field's type, there is no such field, or
+        a class of the user's own cannot be loaded.
     """
     fields = declared(flatten(config))
     if name not in fields:
@@ -153,8 +157,8 @@ def problems(config: Any) -> list[str]:
     values = flatten(config)
     try:
         fields = declared(values)
-    except ValueError as error:
-        return [f"model.name: {error}"]
+    except SettingsError as error:
+        return error.problems
     found = {
         name: unknown(name, fields, values.get("model.name"))
         for name in values.keys() - fields.keys()
@@ -188,14 +192,18 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
       dotted name -> Field.
 
     Raises:
-      ValueError: if that class cannot be loaded.
+      SettingsError: if that class cannot be loaded.
     """
     algorithm = algorithm_fields(values.get("algorithm.name", ALGORITHM.default))
+    try:
+        model = model_fields(values.get("model.name"))
+    except ValueError as error:
+        raise SettingsError([f"model.name: {error}"]) from error
     return {
         f"{section}.{name}".removeprefix("."): field
         for section, fields in {
             **SECTIONS,
-            "model": model_fields(values.get("model.name")),
+            "model": model,
             "algorithm": algorithm,
         }.items()
         for name, field in fields.items()
@@ -221,7 +229,7 @@ def gained(values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         fields = declared(values)
-    except ValueError:
+    except SettingsError:
         return {}
     missing = {name: fields[name].default for name in fields.keys() - values.keys()}
     return json.loads(json.dumps(missing))

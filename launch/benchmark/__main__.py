@@ -10,7 +10,11 @@ machine affects all alike. The table has medians without each worker's first rou
 ratio of steps run to steps with examples; `MB` is what a round takes on each device.
 
 Without --peers all installed peers run; --peers=NAMES installs those peers first;
---peers= leaves all peers out.
+--peers= leaves all peers out. For example:
+
+    python -m launch.benchmark --suite=w1,w3 --peers=torch_loop,pfl_sim
+    python -m launch.benchmark --suite=w2_one --peers= --rounds=9 --output=w2.json
+    python -m launch.benchmark --suite=w1 --peers= --threads=1 --compile
 """
 
 import json

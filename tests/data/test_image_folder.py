@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fedjax_prune import DataError, from_image_folder
+from fedjax_prune.data.image_folder import decode, scan
 
 
 def picture(file, value=0, size=(4, 6), mode="RGB", **options):
@@ -142,6 +143,17 @@ def test_parts_of_a_data_set_are_no_clients(tmp_path):
 def test_an_unknown_class_is_named(tmp_path):
     picture(tmp_path / "cat" / "1.png")
     refused(tmp_path, "folder cat, which is none of the classes ant", classes=["ant"])
+
+
+def test_a_known_shape_leaves_the_headers_to_the_decoder(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    (tmp_path / "cat" / "2.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"cat/2.png cannot be read as a picture"):
+        scan(tmp_path)
+    tree = scan(tmp_path, shape=(4, 6, 3))
+    assert (len(tree.files), tree.shape) == (2, (4, 6, 3))
+    with pytest.raises(DataError, match=r"cat/2.png cannot be read as a picture"):
+        decode(tree)
 
 
 def test_a_negative_size_is_refused(tmp_path):

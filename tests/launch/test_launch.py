@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 import fedjax_prune
+from fedjax_prune.__main__ import VERBS
 from fedjax_prune.runs import checkpoint
-from fedjax_prune.runs.settings import describe
-from launch import config_file
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "evaluate", "report", "export", "sweep", "verify", "compile")
 
 TINY = """
 from . import base
@@ -67,13 +65,7 @@ def run(folder, *command, code=0, **environment):
     return out, err
 
 
-def test_the_verbs_and_the_version_are_printed(elsewhere):
-    for command in ((), ("--help",)):
-        out, err = run(elsewhere, "fedjax_prune", *command)
-        assert (
-            "VERB is train, evaluate, report, export, sweep, verify or compile" in out
-            and err == ""
-        )
+def test_the_version_and_unknown_verbs(elsewhere):
     out, _ = run(elsewhere, "fedjax_prune", "--version")
     assert out == f"{fedjax_prune.__version__}\n"
     out, err = run(elsewhere, "fedjax_prune", "tran", code=1)
@@ -82,30 +74,6 @@ def test_the_verbs_and_the_version_are_printed(elsewhere):
         "",
         f"error: the verb must be one of {known}, got 'tran'\n",
     )
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_says_what_a_launcher_does_with_an_example(elsewhere, verb):
-    out, err = run(elsewhere, "fedjax_prune", verb, "--help")
-    assert err == ""
-    assert f"    python -m fedjax_prune {verb} --" in out.partition("For example:")[2]
-    named = re.findall(r"^  --(\w+): \S", out, re.MULTILINE)
-    assert {"compile": "topology", "report": "workdirs"}.get(verb, "workdir") in named
-    fields = re.findall(r"^  ([\w.]+)=", out, re.MULTILINE)
-    every = [field.name for field in describe(config_file.load("base"))]
-    assert fields == (every if "config" in named else [])
-
-
-def test_help_lists_the_fields_of_the_config_that_is_given(elsewhere):
-    out, _ = run(ROOT, "launch.train", "--config=quickstart", "--helpfull")
-    assert re.search(
-        r"^  rounds=60\n      .*\. It must be at least 1\.$", out, re.MULTILINE
-    )
-    assert "Flags of other libraries:" in out and "--verbosity" in out
-    out, err = run(
-        elsewhere, "fedjax_prune", "train", "--config=none", "--help", code=1
-    )
-    assert "error: --config must be a Python file, or one of" in err
 
 
 WITHOUT_AFFINITY = "import os; del os.sched_getaffinity, os.sched_setaffinity"

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from fedjax_prune.data import load as loading
+from fedjax_prune.data.datasets import DataError
 from fedjax_prune.data.load import resize, resized_bytes
-from fedjax_prune.runs import capacity, experiment, train
+from fedjax_prune.runs import capacity, data_memory, experiment, train
+from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import Experiment, RunData
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Dataset
-from tests.small_runs import tiny_config
+from tests.own_files import write_pictures
+from tests.small_runs import plain_config, tiny_config
 
 ALL_DIGITS = {"data.num_train": 0, "eval.num_examples": 0}
 
@@ -57,7 +60,7 @@ def test_a_chunk_takes_no_more_than_is_counted(shape, size):
 def test_images_beyond_the_memory_are_refused(
     monkeypatch, tmp_path, size, fitting, gigabytes
 ):
-    monkeypatch.setattr(experiment, "machine_bytes", lambda: 8 * 10**9)
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 8 * 10**9)
     with pytest.raises(SettingsError) as caught:
         train.run(tiny_config(**ALL_DIGITS, **{"data.size": size}), tmp_path / "run")
     assert caught.value.problems == [
@@ -70,11 +73,33 @@ def test_images_beyond_the_memory_are_refused(
 
 def test_the_size_that_is_named_fits_and_the_next_does_not(monkeypatch):
     """By hand: 720 * 213^2 + 360 * 64 + 2^26 is below 10^8, 720 * 214^2 not."""
-    monkeypatch.setattr(experiment, "machine_bytes", lambda: 10**8)
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 10**8)
     data = experiment.load_data(tiny_config(**{"data.size": 213}))
     assert data.train.images.shape == (300, 213, 213, 1)
     with pytest.raises(SettingsError, match="at most 213 for 360 images"):
         experiment.load_data(tiny_config(**{"data.size": 214}))
+
+
+@pytest.mark.parametrize(("size", "fitting", "needed"), [(0, 7, 7680), (32, 7, 122880)])
+def test_pictures_beyond_the_memory_are_refused_before_they_are_decoded(
+    monkeypatch, tmp_path, size, fitting, needed
+):
+    """By hand: 60 pictures twice, 2 * 60 * 8^2 or 2 * 60 * 32^2; 2 * 60 * 7^2 fits."""
+    folder = write_pictures(tmp_path)
+    changes = {"data.name": "image_folder", "data.dir": folder, "data.size": size}
+    config = completed(plain_config(**changes, **{"data.min_size": 1}))
+    (tmp_path / "ant" / "0.png").write_text("damaged")
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 7679)
+    with pytest.raises(SettingsError) as caught:
+        experiment.load_data(config)
+    side = size or 8
+    assert caught.value.problems == [
+        f"data.size must be in [1, {fitting}] for the 60 pictures of {folder} in the "
+        f"0.0 GB of this machine, got {size}: {side}x{side} pixels take 0.0 GB"
+    ]
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: needed)
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        experiment.load_data(config)
 
 
 def test_a_network_beyond_the_memory_is_refused():

@@ -1,7 +1,5 @@
 """What sweep and verify do with own data and an own class."""
 
-import math
-
 import pytest
 
 from fedjax_prune.runs import estimates, replay, tables, train
@@ -36,12 +34,13 @@ def test_a_sweep_trains_estimates_verifies_and_compares(tmp_path):
     runs = grid.make_grid("quickstart", [], axes, overrides(tmp_path))
     assert [run.config.model.hidden for run in runs] == [4, 5]
     workdirs = [tmp_path / run.folder for run in runs]
-    # A picture is multiplied by the kernel at 64 places, and by the dense layer.
-    assert math.isnan(estimates.estimate(runs[0].config, workdirs[0]).macs)
-    runs[0].config.data.num_train = 40
-    assert estimates.estimate(runs[0].config, workdirs[0]).macs == (
-        2 * 3 * (9 * 4 * 64 + 4 * 3) * 40 * runs[0].config.client.epochs
-    )
+    # A picture is multiplied by the kernel at 64 places, and by the dense layer. Of 20
+    # pictures of each of 3 classes, 4 are for tests.
+    for num_train, trained in ((0, 48), (40, 40)):
+        runs[0].config.data.num_train = num_train
+        assert estimates.estimate(runs[0].config, workdirs[0]).macs == (
+            2 * 3 * (9 * 4 * 64 + 4 * 3) * trained * runs[0].config.client.epochs
+        )
     runs[0].config.data.num_train = 0
     for run, workdir in zip(runs, workdirs, strict=True):
         assert train.run(run.config, workdir) == 0

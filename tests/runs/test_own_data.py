@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.runs import export, train
@@ -161,6 +162,31 @@ def test_changed_files_are_named(tmp_path):
         train.run(config, workdir)
     with pytest.raises(DataError, match="the folder dab, which is none of the classes"):
         train.evaluate_workdir(workdir)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "found"), [("L", (8, 9), "9x8x1"), ("RGB", (8, 8), "8x8x3")]
+)
+def test_a_picture_of_another_shape_is_named(tmp_path, mode, size, found):
+    config = own_config("image_folder", write_pictures(tmp_path))
+    config = completed(config)
+    Image.new(mode, size).save(tmp_path / "bee" / "1.png")
+    with pytest.raises(DataError) as caught:
+        load_data(config)
+    assert str(caught.value) == (
+        f"{tmp_path}/bee/1.png must have the shape 8x8x1 of the training examples, got "
+        f"{found}."
+    )
+
+
+def test_grey_test_pictures_are_read_as_coloured_ones(tmp_path):
+    write_pictures(tmp_path / "train", 30)
+    write_pictures(tmp_path / "test", 12)
+    for file in (tmp_path / "train").rglob("*.png"):
+        Image.open(file).convert("RGB").save(file)
+    data = read(own_config("image_folder", str(tmp_path)))
+    assert data.train.images.shape[1:] == data.test.images.shape[1:] == (8, 8, 3)
+    assert (data.test.images == data.test.images[..., :1]).all()
 
 
 @pytest.mark.parametrize(

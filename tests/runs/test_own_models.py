@@ -54,7 +54,7 @@ def test_a_changed_file_is_named(tmp_path):
     write_nets(tmp_path, NETS.replace("relu(self", "tanh(self"))
     with pytest.raises(SettingsError, match=r"model.file_hash is .* but the run in"):
         train.run(config, workdir)
-    message = r"model.file_hash must be that of the file of .*nets.py:Small, which has"
+    message = r"model.file_hash must be that of the file of .*nets.py:Small and the mod"
     for use in (
         lambda: train.evaluate_workdir(workdir),
         lambda: export.export_model(workdir, tmp_path / "model"),
@@ -63,6 +63,21 @@ def test_a_changed_file_is_named(tmp_path):
             use()
     write_nets(tmp_path)
     assert train.run(config, workdir) == 0
+
+
+def test_a_changed_module_beside_the_file_is_named(tmp_path, monkeypatch):
+    """`python -m` puts the current folder on the path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside_nets.py").write_text("WIDTH = 1\n")
+    path = write_nets(tmp_path, NETS + "\nfrom beside_nets import WIDTH\n")
+    config, workdir = own_config(path), tmp_path / "run"
+    assert train.run(config, workdir) == 0
+    config.rounds = 6
+    (tmp_path / "beside_nets.py").write_text("WIDTH = 2\n")
+    with pytest.raises(SettingsError, match=r"model.file_hash is .* but the run in"):
+        train.run(config, workdir)
+    with pytest.raises(WorkdirError, match="beside it, of which one has changed"):
+        train.evaluate_workdir(workdir)
 
 
 def test_an_exported_model_needs_its_file(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from configs import synthetic
 from fedjax_prune.data.synthetic import client_sizes
-from fedjax_prune.runs import estimates, experiment, train
+from fedjax_prune.runs import data_memory, estimates, train
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
@@ -33,7 +33,7 @@ def test_examples_that_do_not_fit_the_memory_are_refused(monkeypatch):
     config = small(
         "vectors", **{"data.client_size": 1000, "data.client_size_sigma": 0.0}
     )
-    monkeypatch.setattr(experiment, "machine_bytes", lambda: 2 * 50_000 * 240 - 1)
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 2 * 50_000 * 240 - 1)
     with pytest.raises(SettingsError) as error:
         load_data(config)
     assert error.value.problems == [
