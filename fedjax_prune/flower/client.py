@@ -1,0 +1,231 @@
+"""The ClientApp: one client of an algorithm on a node of its own.
+
+A node knows its client id from `partition-id` in its configuration. It may also have
+`data-dir`, in place of the run's `data.dir`, and `rows-dir`, see `kept`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from fedjax_prune.engine.evaluate import correct_examples
+from fedjax_prune.flower.examples import Examples, Load, load_share
+from fedjax_prune.flower.halves import (
+    Facts,
+    NodeStep,
+    make_cohort,
+    make_preparation_step,
+    make_training_step,
+    padded,
+    round_key,
+    shapes_of,
+)
+from fedjax_prune.flower.kept import read_rows, row_after, write_rows
+from fedjax_prune.flower.trees import from_record, to_record
+from fedjax_prune.models.precision import product_precision
+from fedjax_prune.runs.learning import Learning, make_learning, own_personal, start
+from fedjax_prune.runs.policy import policy_of
+from fedjax_prune.types import ClientState, Config, Variables
+
+PARTITION_ID, DATA_DIR = "partition-id", "data-dir"
+
+ReadConfig = Callable[[Mapping[str, Any]], Config]
+"""What `flwr run` has as the run's configuration -> a checked configuration."""
+
+
+class Programs(NamedTuple):
+    """What all clients of a process have in common, compiled when it is used.
+
+    Attributes:
+      learning: of the run.
+      state: shapes of the server's state.
+      train: half of a round.
+      prepare: half of the preparation, if the algorithm has one.
+      correct: (variables, dataset) -> [num_examples] bool.
+    """
+
+    learning: Learning
+    state: Any
+    train: NodeStep
+    prepare: NodeStep | None
+    correct: Callable[..., jax.Array]
+
+
+def make_programs(config: Config) -> Programs:
+    """Builds what a configuration describes."""
+    learning = make_learning(config)
+    prepares = learning.algorithm.prepare is not None
+    return Programs(
+        learning=learning,
+        state=shapes_of(learning)[0],
+        train=jax.jit(make_training_step(learning, policy_of(config))),
+        prepare=jax.jit(make_preparation_step(learning)) if prepares else None,
+        correct=jax.jit(functools.partial(correct_examples, learning.task)),
+    )
+
+
+class Node(NamedTuple):
+    """A node while it answers a message.
+
+    Attributes:
+      programs: of the run.
+      context: of the node.
+      client_id: of its client.
+      examples: of its client.
+    """
+
+    programs: Programs
+    context: Context
+    client_id: int
+    examples: Examples
+
+    def first_row(self) -> ClientState:
+        """Makes the row that the client has before anything is trained."""
+        learning = self.programs.learning
+        _, whole = start(learning)
+        personal, own = whole.personal, own_personal(learning)
+        if own is not None:
+            personal = own(jax.numpy.int32(self.client_id))
+        client = whole.client
+        # What a pruning method keeps of a client is at the server.
+        client = client.base if learning.algorithm.masked is not None else client
+        return jax.device_get(ClientState(personal, client))
+
+    def step(self, message: Message, step: NodeStep) -> tuple[Any, RecordDict]:
+        """Runs a step and keeps the row that it leaves.
+
+        Returns:
+          What is sent, and a reply that has the sums.
+        """
+        content = message.content
+        said = {name: int(str(value)) for name, value in content["facts"].items()}
+        arrived = said.pop("arrived")
+        facts, first = Facts(**said), self.first_row()
+        row = row_after(read_rows(self.context, first, self.client_id), arrived, first)
+        record = content["state"]
+        assert isinstance(record, ArrayRecord)
+        config, train = self.programs.learning.config, self.examples.train
+        size = np.array([len(train.labels)], np.int32)
+        sent, after, sums = jax.device_get(
+            step(
+                from_record(record, self.programs.state, fill=True),
+                row,
+                padded(train),
+                make_cohort(np.array([self.client_id]), size, facts),
+                round_key(config, facts.number),
+            )
+        )
+        rows = {arrived: row, facts.number: after}
+        write_rows(self.context, rows, self.client_id)
+        return sent, RecordDict({"sums": to_record(sums)})
+
+
+def make_client_app(read_config: ReadConfig, load: Load = load_share) -> ClientApp:
+    """Makes the ClientApp.
+
+    Args:
+      read_config: reads the configuration of the run.
+      load: gives a node the examples of its client. Write your own if a node has its
+        own data: (configuration, client id) -> Examples. The server never asks for
+        examples, only for their number.
+
+    Returns:
+      The app. It answers `query` (who are you?), `train.prepare`, `train` and
+      `evaluate`.
+    """
+    app = ClientApp()
+
+    @functools.lru_cache(maxsize=1)
+    def programs_of(fields: frozenset) -> Programs:
+        return make_programs(read_config(dict(fields)))
+
+    @functools.lru_cache(maxsize=256)
+    def examples_of(fields: frozenset, client_id: int) -> Examples:
+        return load(programs_of(fields).learning.config, client_id)
+
+    def at(context: Context) -> Node:
+        fields = dict(context.run_config)
+        if DATA_DIR in context.node_config:
+            fields["data.dir"] = context.node_config[DATA_DIR]
+        key = frozenset(fields.items())
+        programs = programs_of(key)
+        client_id = _client_id(context, programs.learning.config)
+        return Node(programs, context, client_id, examples_of(key, client_id))
+
+    def answer(content: RecordDict, message: Message) -> Message:
+        return Message(content, reply_to=message)
+
+    def with_precision(handle: Callable[[Message, Node], RecordDict]) -> Callable:
+        def handler(message: Message, context: Context) -> Message:
+            with product_precision(read_config(context.run_config).precision):
+                return answer(handle(message, at(context)), message)
+
+        return handler
+
+    app.query()(with_precision(_tell))
+    app.train()(with_precision(_train))
+    app.train("prepare")(with_precision(_prepare))
+    app.evaluate()(with_precision(_evaluate))
+    return app
+
+
+def _client_id(context: Context, config: Config) -> int:
+    given, count = context.node_config.get(PARTITION_ID), config.data.num_clients
+    if type(given) is not int or not 0 <= given < count:
+        raise ValueError(
+            f"{PARTITION_ID} must be the number of a client in [0, {count}), got "
+            f"{given!r}: start the SuperNode with --node-config '{PARTITION_ID}=0'."
+        )
+    return given
+
+
+def _tell(message: Message, node: Node) -> RecordDict:
+    del message
+    size = len(node.examples.train.labels)
+    return RecordDict(
+        {"client": ConfigRecord({"id": node.client_id, "num-examples": size})}
+    )
+
+
+def _train(message: Message, node: Node) -> RecordDict:
+    sent, reply = node.step(message, node.programs.train)
+    reply["message"] = to_record(sent)
+    return reply
+
+
+def _prepare(message: Message, node: Node) -> RecordDict:
+    step = node.programs.prepare
+    assert step is not None, "only an algorithm that prepares sends this"
+    sent, reply = node.step(message, step)
+    reply["message"] = to_record(sent)
+    return reply
+
+
+def _evaluate(message: Message, node: Node) -> RecordDict:
+    """Counts what the delivered model with the client's own gates gets right."""
+    programs, dataset = node.programs, node.examples.validation
+    if dataset is None:
+        return RecordDict({"counts": MetricRecord({"correct": 0, "count": 0})})
+    record, first = message.content["model"], node.first_row()
+    arrived = int(str(message.content["facts"]["arrived"]))
+    row = row_after(read_rows(node.context, first, node.client_id), arrived, first)
+    shapes = jax.eval_shape(programs.learning.algorithm.deliver, programs.state)
+    assert isinstance(record, ArrayRecord)
+    shared: Variables = from_record(record, shapes)
+    own = shared._replace(personal=row.personal)
+    right = np.asarray(programs.correct(own, padded(dataset)))
+    count = len(dataset.labels)
+    counts = {"correct": int(right[:count].sum()), "count": count}
+    return RecordDict({"counts": MetricRecord(counts)})
