@@ -3,6 +3,7 @@
 A node knows its client id from `partition-id` in its configuration. It may also have
 `data-dir`, in place of the run's `data.dir`, and `rows-dir`, see `kept`.
 """
+# pyright: reportMissingImports=false
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from flwr.app import (
     ConfigRecord,
     Context,
     Message,
-    MetricRecord,
     RecordDict,
 )
 from flwr.clientapp import ClientApp
@@ -217,7 +217,7 @@ def _evaluate(message: Message, node: Node) -> RecordDict:
     """Counts what the delivered model with the client's own gates gets right."""
     programs, dataset = node.programs, node.examples.validation
     if dataset is None:
-        return RecordDict({"counts": MetricRecord({"correct": 0, "count": 0})})
+        return RecordDict({"counts": ConfigRecord({"correct": 0, "count": 0})})
     record, first = message.content["model"], node.first_row()
     arrived = int(str(message.content["facts"]["arrived"]))
     row = row_after(read_rows(node.context, first, node.client_id), arrived, first)
@@ -227,5 +227,5 @@ def _evaluate(message: Message, node: Node) -> RecordDict:
     own = shared._replace(personal=row.personal)
     right = np.asarray(programs.correct(own, padded(dataset)))
     count = len(dataset.labels)
-    counts = {"correct": int(right[:count].sum()), "count": count}
-    return RecordDict({"counts": MetricRecord(counts)})
+    correct = int(right[:count].sum())
+    return RecordDict({"counts": ConfigRecord({"correct": correct, "count": count})})

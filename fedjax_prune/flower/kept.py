@@ -9,6 +9,7 @@ Flower keeps the state of a context in the memory of the SuperNode. If the node'
 configuration has `rows-dir`, both rows are also written to a file in that folder, from
 which a SuperNode that was started again goes on. There is a file for each run.
 """
+# pyright: reportMissingImports=false
 
 import io
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def write_rows(context: Context, rows: Rows, client_id: int) -> None:
     state[_ROUNDS] = ConfigRecord({"run": str(context.run_id), "rounds": numbers})
     file = _file(context, client_id)
     if file is not None and any(records.values()):
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{number} {name}": array.numpy()
             for number, record in records.items()
             for name, array in record.items()

@@ -1,4 +1,5 @@
 """The nodes of a run: which client each of them is, and letters to them and back."""
+# pyright: reportMissingImports=false
 
 import time
 from collections.abc import Iterable, Mapping
@@ -151,7 +152,7 @@ def _exchange(grid: Grid, letters: Mapping[int, Message], seconds: float) -> Ans
             waiting.discard(reply.metadata.reply_to_message_id)
             receiver = receivers.pop(reply.metadata.src_node_id)
             if reply.has_error():
-                answers.reasons[receiver] = reply.error.reason
+                answers.reasons[receiver] = str(reply.error.reason)
             else:
                 answers.contents[receiver] = reply.content
         if seconds and time.monotonic() - began > seconds:

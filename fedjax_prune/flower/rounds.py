@@ -4,6 +4,7 @@ It draws the cohorts that a simulation with this configuration draws, and holds 
 examples nor the rows of clients. A client whose node is not connected, fails or is lost
 is dropped from the round.
 """
+# pyright: reportMissingImports=false
 
 import time
 from functools import partial, reduce
@@ -222,7 +223,7 @@ class Rounds:
             require_finite(told.sums, number, cohort)
         sums = told.sums | facts
         if facts:  # Masks go down with the parameters, to every client.
-            sums["mask/sent"] = np.int32(len(cohort.client_ids))
+            sums["mask/sent"] = np.array(len(cohort.client_ids))
         metrics.require_alive(config, sums)
         row = metrics.round_row(number, time.monotonic() - began, sums)
         return row | metrics.named_clients(sums, cohort.client_ids), sums
@@ -235,9 +236,10 @@ class Rounds:
         answers = self._nodes.ask("evaluate", clients, letter, {"number": number})
         accuracies = []
         for content in answers.contents.values():
-            counts = content.metric_records["counts"]
-            if counts["count"]:
-                accuracies.append(counts["correct"] / counts["count"])
+            counts = content.config_records["counts"]
+            correct, count = int(str(counts["correct"])), int(str(counts["count"]))
+            if count:
+                accuracies.append(correct / count)
         if not accuracies:
             return {}
         row = metrics.statistics("client_local", np.array(accuracies))

@@ -1,9 +1,10 @@
 """The ServerApp: waits for the nodes, runs the rounds and writes what comes of them."""
+# pyright: reportMissingImports=false
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
-from typing import Annotated
+from typing import Annotated, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -49,7 +50,8 @@ def make_server_app(read_config: ReadConfig) -> ServerApp:
         config = read_config(given)
         with product_precision(config.precision):
             learning = make_learning(config)
-            serve(grid, learning, **{n: given[n] for n in options if n in given})
+            fields: dict[str, Any] = {n: given[n] for n in options if n in given}
+            serve(grid, learning, **fields)
 
     return app
 

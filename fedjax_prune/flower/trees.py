@@ -1,4 +1,5 @@
 """Trees of arrays as records of Flower, one array for each leaf."""
+# pyright: reportMissingImports=false
 
 from typing import Any
 

@@ -222,7 +222,12 @@ def masked(
         messages=messages,
         rules=rules,
         masked=MaskedRound(
-            remask, train, facts, delivered, sent, partial(restored, task)
+            remask=remask,
+            train=train,
+            facts=facts,
+            delivered=delivered,
+            sent=sent,
+            restored=partial(restored, task),
         ),
     )
 

@@ -57,9 +57,7 @@ def test_three_rounds_equal_the_simulation(make):
     expected = jax.device_get(expected)
     gap = max(
         float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max(initial=0))
-        for a, b in zip(
-            jax.tree.leaves(state), jax.tree.leaves(expected), strict=True
-        )
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True)
     )
     print(make.__name__, gap)
     assert gap < 1e-5
