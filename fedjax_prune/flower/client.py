@@ -63,8 +63,15 @@ class Programs(NamedTuple):
     correct: Callable[..., jax.Array]
 
 
-def make_programs(config: Config) -> Programs:
-    """Builds what a configuration describes."""
+Fields = frozenset[tuple[str, Any]]
+"""The configuration of a run as Flower has it, so that it can be looked up."""
+
+
+# A simulation sends the app to its processes with each message, as pickled functions.
+# So what they keep cannot be in the app.
+@functools.lru_cache(maxsize=4)
+def _programs(read_config: ReadConfig, fields: Fields) -> Programs:
+    config = read_config(dict(fields))
     learning = make_learning(config)
     prepares = learning.algorithm.prepare is not None
     return Programs(
@@ -74,6 +81,13 @@ def make_programs(config: Config) -> Programs:
         prepare=jax.jit(make_preparation_step(learning)) if prepares else None,
         correct=jax.jit(functools.partial(correct_examples, learning.task)),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _examples(
+    load: Load, read_config: ReadConfig, fields: Fields, client_id: int
+) -> Examples:
+    return load(_programs(read_config, fields).learning.config, client_id)
 
 
 class Node(NamedTuple):
@@ -147,37 +161,29 @@ def make_client_app(read_config: ReadConfig, load: Load = load_share) -> ClientA
     """
     app = ClientApp()
 
-    @functools.lru_cache(maxsize=1)
-    def programs_of(fields: frozenset) -> Programs:
-        return make_programs(read_config(dict(fields)))
-
-    @functools.lru_cache(maxsize=256)
-    def examples_of(fields: frozenset, client_id: int) -> Examples:
-        return load(programs_of(fields).learning.config, client_id)
-
-    def at(context: Context) -> Node:
-        fields = dict(context.run_config)
+    def node_at(context: Context) -> Node:
+        given = dict(context.run_config)
         if DATA_DIR in context.node_config:
-            fields["data.dir"] = context.node_config[DATA_DIR]
-        key = frozenset(fields.items())
-        programs = programs_of(key)
+            given["data.dir"] = context.node_config[DATA_DIR]
+        fields = frozenset(given.items())
+        programs = _programs(read_config, fields)
         client_id = _client_id(context, programs.learning.config)
-        return Node(programs, context, client_id, examples_of(key, client_id))
+        examples = _examples(load, read_config, fields, client_id)
+        return Node(programs, context, client_id, examples)
 
-    def answer(content: RecordDict, message: Message) -> Message:
-        return Message(content, reply_to=message)
-
-    def with_precision(handle: Callable[[Message, Node], RecordDict]) -> Callable:
-        def handler(message: Message, context: Context) -> Message:
+    def answering(
+        answer: Callable[[Message, Node], RecordDict],
+    ) -> Callable[[Message, Context], Message]:
+        def handle(message: Message, context: Context) -> Message:
             with product_precision(read_config(context.run_config).precision):
-                return answer(handle(message, at(context)), message)
+                return Message(answer(message, node_at(context)), reply_to=message)
 
-        return handler
+        return handle
 
-    app.query()(with_precision(_tell))
-    app.train()(with_precision(_train))
-    app.train("prepare")(with_precision(_prepare))
-    app.evaluate()(with_precision(_evaluate))
+    app.query()(answering(_tell))
+    app.train()(answering(_train))
+    app.train("prepare")(answering(_prepare))
+    app.evaluate()(answering(_evaluate))
     return app
 
 

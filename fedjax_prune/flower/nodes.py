@@ -19,6 +19,10 @@ _ASKING = 300.0
 """Seconds that a node has to say who it is. It starts Python and reads its data."""
 
 
+_TELLING = 10.0
+"""Seconds between two messages to the user that nodes are missing."""
+
+
 class MissingNodesError(RuntimeError):
     """Clients have no node; the message says which."""
 
@@ -65,19 +69,24 @@ class Nodes:
         Raises:
           MissingNodesError: if one has none after so many seconds.
         """
-        began = time.monotonic()
+        began = told = time.monotonic()
         while True:
             self._look()
             missing = np.flatnonzero(self.sizes == 0).tolist()
             if not missing:
                 return
+            count = f"{len(missing)} of {len(self.sizes)} clients have no node"
             if time.monotonic() - began > seconds:
                 raise MissingNodesError(
-                    f"{len(missing)} of {len(self.sizes)} clients have no node after "
-                    f"{seconds:g} seconds, the first of them {missing[:5]}: start a "
-                    "SuperNode for each with --node-config 'partition-id=CLIENT', or "
-                    f"take a smaller data.num_clients.{self._reason}"
+                    f"{count} after {seconds:g} seconds, the first of them "
+                    f"{missing[:5]}: start a SuperNode for each with --node-config "
+                    "'partition-id=CLIENT', or in a simulation --federation-config "
+                    f"'num-supernodes={len(self.sizes)}', or take a smaller "
+                    f"data.num_clients.{self._reason}"
                 )
+            if time.monotonic() - told > _TELLING:
+                _LOG.info("%s, the first of them %s; waiting", count, missing[:5])
+                told = time.monotonic()
             time.sleep(_PAUSE)
 
     def ask(
