@@ -3,11 +3,12 @@
 import itertools
 
 import jax
+import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedjax_prune.engine.dealing import sample_cohort
+from fedjax_prune.engine.dealing import draw_clients, make_cohort
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.preparation import prepare
 from fedjax_prune.engine.store import make_store
@@ -20,27 +21,27 @@ RUN = 7
 
 
 class MemoryGrid(Grid):
-    """Nodes that answer at once; a node fails where `fails` says so.
+    """Nodes that answer at once.
 
     Attributes:
       contexts: node id -> context, as Flower keeps it.
       sent: all letters and answers, in their order.
-      fails: (letter) -> a reason, or "".
+      loses: (letter) -> "letter" or "reply" if that is lost, else "".
     """
 
-    def __init__(self, client_app, num_clients, node_config=None, fails=None):
+    def __init__(self, client_app, num_clients, loses=lambda letter: "", **config):
         # Flower's processes know who they are, and messages say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, 1, 1
         self.contexts = {}
         self.sent = []
-        self.fails = fails or (lambda letter: "")
+        self.loses = loses
         self._app, self._numbers = client_app, itertools.count(1)
         self._replies = {}
         for client in range(num_clients):
-            self.connect(100 + client, {"partition-id": client} | (node_config or {}))
+            self.connect(100 + client, {"partition-id": client} | config)
 
     def connect(self, node, config):
-        self.contexts[node] = Context(RUN, node, config, RecordDict(), {"a": 1})
+        self.contexts[node] = Context(RUN, node, config, RecordDict(), {})
 
     def set_run(self, run):
         raise NotImplementedError
@@ -60,10 +61,14 @@ class MemoryGrid(Grid):
         for letter in messages:
             ids.append(str(next(self._numbers)))
             letter.metadata.__dict__["_message_id"] = ids[-1]
-            if reason := self.fails(letter):
-                reply = Message(Error(0, reason), reply_to=letter)
-            else:
-                reply = self._app(letter, self.contexts[letter.metadata.dst_node_id])
+            lost, node = self.loses(letter), letter.metadata.dst_node_id
+            reply = Message(Error(0, "the network is down"), reply_to=letter)
+            if lost != "letter":
+                try:
+                    answer = self._app(letter, self.contexts[node])
+                    reply = reply if lost else answer
+                except (RuntimeError, ValueError) as error:  # as Flower's processes do
+                    reply = Message(Error(0, str(error)), reply_to=letter)
             self.sent += [letter, reply]
             self._replies[ids[-1]] = reply
         return ids
@@ -75,8 +80,13 @@ class MemoryGrid(Grid):
         raise NotImplementedError
 
 
-def simulate(learning, rounds, on_round=lambda number, state: None):
-    """The state and the rows of all clients after some rounds without Flower."""
+def simulate(learning, dropped=lambda number, client: False):
+    """The state and the rows of all clients after a run without Flower.
+
+    Args:
+      learning: of the run.
+      dropped: (round, client) -> whether the client does not take part.
+    """
     config, algorithm = learning.config, learning.algorithm
     data = load_data(config)
     placement = Placement(reduction=config.reduction, policy=policy_of(config))
@@ -90,13 +100,14 @@ def simulate(learning, rounds, on_round=lambda number, state: None):
     ).state
     train_round = jax.jit(lambda inputs: algorithm.round(inputs, placement))
     key = jax.random.key(config.seed)
-    for number in range(rounds):
-        cohort = sample_cohort(
+    for number in range(config.rounds):
+        drawn = draw_clients(
+            population, config.cohort_size, seed=config.seed, round=number
+        )
+        cohort = make_cohort(
             population,
-            config.cohort_size,
+            [client for client in drawn if not dropped(number + 1, client)],
             num_lanes=1,
-            seed=config.seed,
-            round=number,
             epochs=config.client.epochs,
             batch_size=config.client.batch_size,
         )
@@ -109,5 +120,11 @@ def simulate(learning, rounds, on_round=lambda number, state: None):
         )
         state, taken, _ = train_round(inputs)
         rows.put(cohort.client_ids, taken)
-        on_round(number + 1, state)
-    return state, rows
+    return jax.device_get(state), rows
+
+
+def largest_gap(tree, other):
+    """The largest difference of two trees."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    gaps = [np.abs(np.asarray(a, float) - np.asarray(b, float)) for a, b in pairs]
+    return max((float(gap.max(initial=0)) for gap in gaps), default=0.0)
