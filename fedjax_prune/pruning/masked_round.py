@@ -222,12 +222,7 @@ def masked(
         messages=messages,
         rules=rules,
         masked=MaskedRound(
-            remask=remask,
-            train=train,
-            facts=facts,
-            delivered=delivered,
-            sent=sent,
-            restored=partial(restored, task),
+            remask, train, facts, delivered, sent, restored=partial(restored, task)
         ),
     )
 
