@@ -87,7 +87,10 @@ def _programs(read_config: ReadConfig, fields: Fields) -> Programs:
 def _examples(
     load: Load, read_config: ReadConfig, fields: Fields, client_id: int
 ) -> Examples:
-    return load(_programs(read_config, fields).learning.config, client_id)
+    config = _programs(read_config, fields).learning.config
+    examples = load(config, client_id)
+    examples.check(config)
+    return examples
 
 
 class Node(NamedTuple):

@@ -17,6 +17,7 @@ from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.start import restore_state
 from fedjax_prune.runs.workdir import WorkdirError
+from fedjax_prune.types import Dataset
 from tests.flower_grid import MemoryGrid, largest_gap, simulate
 from tests.small_runs import tiny_config
 
@@ -205,3 +206,24 @@ def test_a_client_that_diverges_ends_the_run():
     grid = MemoryGrid(make_client_app(read_config), 3)
     with pytest.raises(TrainingError, match="became non-finite in round 1"):
         serve(grid, make_learning(read_config()))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda d: Dataset(d.images[:, :5], d.labels), r"\[count, 60, 1, 1\]"),
+        (lambda d: Dataset(d.images[:0], d.labels[:0]), "at least one"),
+        (lambda d: Dataset(d.images, d.labels + 9), r"labels must be in \[0, 10\)"),
+        (lambda d: Dataset(d.images.astype(float), d.labels), "got float64"),
+    ],
+)
+def test_a_node_refuses_data_that_do_not_fit(change, told):
+    """The server hears of it before the first round."""
+    read_config = CONFIGS["fedavg"]
+
+    def load(config, client):
+        return Examples(change(load_share(config, client).train))
+
+    grid = MemoryGrid(make_client_app(read_config, load), 3)
+    with pytest.raises(MissingNodesError, match=told):
+        serve(grid, make_learning(read_config()), wait_seconds=0)
