@@ -69,6 +69,8 @@ class MemoryGrid(Grid):
                     reply = reply if lost else answer
                 except (RuntimeError, ValueError) as error:  # as Flower's processes do
                     reply = Message(Error(0, str(error)), reply_to=letter)
+            if lost:  # it is the SuperLink that tells of it
+                reply.metadata.__dict__["_src_node_id"] = 1
             self.sent += [letter, reply]
             self._replies[ids[-1]] = reply
         return ids

@@ -22,7 +22,8 @@ from flwr.clientapp import ClientApp
 
 from fedjax_prune.engine.evaluate import correct_examples
 from fedjax_prune.flower.examples import Examples, Load, load_share
-from fedjax_prune.flower.halves import (
+from fedjax_prune.flower.kept import read_rows, row_after, write_rows
+from fedjax_prune.flower.node_half import (
     Facts,
     NodeStep,
     make_cohort,
@@ -32,7 +33,6 @@ from fedjax_prune.flower.halves import (
     round_key,
     shapes_of,
 )
-from fedjax_prune.flower.kept import read_rows, row_after, write_rows
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.learning import Learning, make_learning, own_personal, start

@@ -154,19 +154,22 @@ def _exchange(grid: Grid, letters: Mapping[int, Message], seconds: float) -> Ans
       Answers by the keys of the letters.
     """
     began, answers = time.monotonic(), Answers({}, {})
-    receivers = {letter.metadata.dst_node_id: key for key, letter in letters.items()}
-    waiting = set(grid.push_messages(letters.values())) if letters else set()
-    while waiting:
-        for reply in grid.pull_messages(waiting):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            receiver = receivers.pop(reply.metadata.src_node_id)
+    # An id is None if the letter was not sent.
+    ids = grid.push_messages(list(letters.values())) if letters else []
+    receivers = dict(zip(ids, letters, strict=False))
+    receivers.pop(None, None)
+    while receivers:
+        for reply in grid.pull_messages(set(receivers)):
+            # The error of a lost node comes from the SuperLink.
+            receiver = receivers.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
                 answers.reasons[receiver] = str(reply.error.reason)
             else:
                 answers.contents[receiver] = reply.content
         if seconds and time.monotonic() - began > seconds:
             break
-        if waiting:
+        if receivers:
             time.sleep(_PAUSE)
-    late = dict.fromkeys(receivers.values(), "it has not answered in time")
-    return answers._replace(reasons=answers.reasons | late)
+    known = answers.contents.keys() | answers.reasons.keys()
+    silent = dict.fromkeys(letters.keys() - known, "it has not answered")
+    return answers._replace(reasons=answers.reasons | silent)

@@ -25,9 +25,8 @@ from fedjax_prune.engine.outcome import (
     require_finite_server,
 )
 from fedjax_prune.engine.preparation import PREPARATION
-from fedjax_prune.flower.halves import (
+from fedjax_prune.flower.node_half import (
     Facts,
-    ServerHalf,
     Step,
     make_cohort,
     make_preparation_step,
@@ -36,6 +35,7 @@ from fedjax_prune.flower.halves import (
     traced,
 )
 from fedjax_prune.flower.nodes import Nodes
+from fedjax_prune.flower.server_half import ServerHalf
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.runs import metrics
 from fedjax_prune.runs.evaluated import evaluated_clients

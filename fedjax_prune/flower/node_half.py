@@ -1,10 +1,8 @@
-"""A round in two halves: what a node does and what the server does.
+"""What a node does in a round, and what the server knows of it.
 
-Both are the functions that a simulated round is made of. A node trains as a lane of a
-cohort does, here of one client, so it also drops a result that is not finite and
-follows the policy of the run. The server gathers the messages by the reduction of the
-run and takes the algorithm's own step. What an algorithm sends is found by tracing:
-a node receives the arrays of the server's state that its program reads.
+A node trains as a lane of a cohort does, here of one client. So it also drops a result
+that is not finite and follows the policy of the run. What it is sent is found out by
+tracing: the arrays of the server's state that its step reads.
 """
 
 from collections.abc import Callable
@@ -17,11 +15,9 @@ from jax.extend.core import Var
 
 from fedjax_prune.engine.aggregate import Gathered, Reduction, keep, keep_nothing
 from fedjax_prune.engine.cohort_loop import train_cohort
-from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.policy import Policy
 from fedjax_prune.engine.preparation import PREPARATION
-from fedjax_prune.engine.robust import reduction_for
-from fedjax_prune.engine.server import conclude_round
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.learning import Learning, image_shape_of, init_key
 from fedjax_prune.types import (
@@ -143,7 +139,7 @@ def make_training_step(learning: Learning, policy: Policy) -> NodeStep:
                 task=learning.task,
                 solver=rules.solver,
                 program=rules.program(state, cohort),
-                inputs=RoundInputs(state, _as_lane(row), dataset, cohort, key),
+                inputs=RoundInputs(state, as_lane(row), dataset, cohort, key),
                 reduction=_AS_SENT,
                 policy=policy,
             )
@@ -166,17 +162,17 @@ def make_preparation_step(learning: Learning) -> NodeStep:
         cohort: Cohort,
         key: jax.Array,
     ) -> tuple[Preparing, ClientState, Sums]:
-        # A row under masks also has what only the server reads.
-        whole = first(init_key(learning.config)) if masked else row
-        if masked:
-            whole = ClientState(row.personal, whole.client._replace(base=row.client))
-        inputs = RoundInputs(state, _as_lane(whole), dataset, cohort, key)
+        whole = row
+        if masked:  # There a row also has what only the server reads.
+            client = first(init_key(learning.config)).client._replace(base=row.client)
+            whole = row._replace(client=client)
+        inputs = RoundInputs(state, as_lane(whole), dataset, cohort, key)
         gathered, rows, sums = steps.gather(steps.start(state), inputs, ONE_DEVICE)
         whole = _of_lane(rows)
         sums = {name: x[0] if x.ndim else x for name, x in sums.items()}
         if not masked:
             return Preparing(gathered, ()), whole, sums
-        row = ClientState(whole.personal, whole.client.base)
+        row = whole._replace(client=whole.client.base)
         return Preparing(gathered, whole.client.own), row, sums
 
     return step
@@ -220,87 +216,6 @@ def shapes_of(learning: Learning) -> tuple[Any, ...]:
     return state, row, dataset, cohort, jax.eval_shape(lambda: key)
 
 
-class ServerHalf:
-    """The server's half of the rounds, compiled."""
-
-    def __init__(self, learning: Learning, placement: Placement):
-        """Compiles nothing yet.
-
-        Args:
-          learning: of the run.
-          placement: says the order of sums and the policy; the server has one device.
-        """
-        algorithm = learning.algorithm
-        masked, policy = algorithm.masked, placement.policy
-        reduction = reduction_for(placement)
-
-        def remask(
-            state: ServerState, own: Tree, cohort: Cohort
-        ) -> tuple[ServerState, Sums]:
-            """Makes the masks of a round, of `own` [cohort_size, ...]."""
-            if masked is None:
-                return state, {}
-            row = algorithm.row(init_key(learning.config))
-            count = len(cohort.client_ids)
-            rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), row)
-            rows = rows._replace(client=rows.client._replace(own=own))
-            state = masked.remask(state, rows, cohort)
-            return state, masked.facts(state)
-
-        def add(kept: Tree, message: Message, place: jax.Array) -> Tree:
-            weighted = _as_lane(reduction.weigh(message))
-            return reduction.add(kept, weighted, jnp.ones(1, bool), place[None])
-
-        def conclude(
-            state: ServerState, kept: Tree, cohort: Cohort, key: jax.Array
-        ) -> tuple[ServerState, Sums]:
-            gathered: Gathered = reduction.total(kept, cohort, False)
-            sent = state if masked is None else masked.sent(state)
-            after, sums = conclude_round(
-                algorithm.rules.update,
-                sent,
-                gathered,
-                cohort_size=jnp.asarray(cohort.cohort_size),
-                key=key,
-                policy=policy,
-            )
-            if masked is not None:
-                after = masked.restored(state, after)
-            return after, sums
-
-        self._reduction = reduction
-        self.remask = jax.jit(remask)
-        self.sent = jax.jit(
-            lambda state: state if masked is None else masked.sent(state)
-        )
-        self._add = jax.jit(add, donate_argnums=0)
-        self._conclude = jax.jit(conclude)
-
-    def conclude(
-        self,
-        state: ServerState,
-        messages: dict[int, Message],
-        shapes: Message,
-        cohort: Cohort,
-        key: jax.Array,
-    ) -> tuple[ServerState, Sums]:
-        """Takes the server's step.
-
-        Args:
-          state: with the masks of the round.
-          messages: place of a client in the cohort -> what it has sent; those that are
-            missing have been dropped.
-          shapes: of a message.
-          cohort: of the round.
-          key: of the round.
-        """
-        weighted = jax.eval_shape(self._reduction.weigh, shapes)
-        kept = self._reduction.empty(weighted, len(cohort.client_ids))
-        for place in sorted(messages):
-            kept = self._add(kept, messages[place], np.int32(place))
-        return self._conclude(state, kept, cohort, key)
-
-
 def _never(*_: Any) -> Gathered:
     raise AssertionError("what a node sends is not added up there")
 
@@ -308,7 +223,8 @@ def _never(*_: Any) -> Gathered:
 _AS_SENT = Reduction(lambda message: message, keep_nothing, keep, _never)
 
 
-def _as_lane(tree: Tree) -> Tree:
+def as_lane(tree: Tree) -> Tree:
+    """Makes the lanes of a single client: a leading axis of 1."""
     return jax.tree.map(lambda x: x[None], tree)
 
 
