@@ -204,7 +204,9 @@ class Rounds:
             else:
                 told[ids.index(client)] = sums
         for client, reason in sorted(answers.reasons.items()):
-            _LOG.warning("Client %s is dropped from this round: %s", client, reason)
+            _LOG.warning(
+                "Client %s is dropped from round %s: %s", client, facts.number, reason
+            )
         sums = _stack(told, step.sums, len(ids))
         down = len(told) * _num_bytes(record)
         return Told(sent, sums, {"bytes/down": down, "bytes/up": up})

@@ -159,7 +159,7 @@ def test_a_node_that_has_lost_its_row_is_dropped(caplog):
 
     grid = MemoryGrid(make_client_app(everyone), 3, forget)
     state = serve(grid, learning)
-    assert "Client 0 is dropped from this round: what this client kept" in caplog.text
+    assert "Client 0 is dropped from round 3: what this client kept" in caplog.text
     assert "--node-config 'rows-dir" in caplog.text
     expected, _ = simulate(learning, lambda number, c: (number, c) == (3, 0))
     assert largest_gap(state, expected) < 1e-5
