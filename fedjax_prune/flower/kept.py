@@ -15,6 +15,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -139,10 +140,10 @@ def _load(file: Path | None) -> dict[int, ArrayRecord]:
         return {}
     found: dict[int, dict[str, Any]] = {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             for key, array in arrays.items():
                 number, _, name = key.partition(" ")
                 found.setdefault(int(number), {})[name] = Array(array)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
     return {number: ArrayRecord(arrays) for number, arrays in found.items()}
