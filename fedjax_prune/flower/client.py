@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flwr.app import (
-    ArrayRecord,
     ConfigRecord,
     Context,
     Message,
@@ -35,7 +34,12 @@ from fedjax_prune.flower.node_half import (
 )
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs.learning import Learning, make_learning, own_personal, start
+from fedjax_prune.runs.learning import (
+    Learning,
+    init_key,
+    make_learning,
+    own_personal,
+)
 from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.types import ClientState, Config, Variables
 
@@ -51,6 +55,7 @@ class Programs(NamedTuple):
     Attributes:
       learning: of the run.
       state: shapes of the server's state.
+      first: client id [] int32 -> the row before anything is trained.
       train: half of a round.
       prepare: half of the preparation, if the algorithm has one.
       correct: (variables, dataset) -> [num_examples] bool.
@@ -58,6 +63,7 @@ class Programs(NamedTuple):
 
     learning: Learning
     state: Any
+    first: Callable[[np.int32], ClientState]
     train: NodeStep
     prepare: NodeStep | None
     correct: Callable[..., jax.Array]
@@ -77,10 +83,17 @@ def _programs(read_config: ReadConfig, fields: Fields) -> Programs:
     return Programs(
         learning=learning,
         state=shapes_of(learning)[0],
+        first=jax.jit(functools.partial(_first_row, learning)),
         train=jax.jit(make_training_step(learning, policy_of(config))),
         prepare=jax.jit(make_preparation_step(learning)) if prepares else None,
         correct=jax.jit(functools.partial(correct_examples, learning.task)),
     )
+
+
+def _first_row(learning: Learning, client_id: jax.Array) -> ClientState:
+    row, own = learning.algorithm.rules.row, own_personal(learning)
+    first = row(init_key(learning.config))
+    return first if own is None else first._replace(personal=own(client_id))
 
 
 @functools.lru_cache(maxsize=64)
@@ -108,17 +121,14 @@ class Node(NamedTuple):
     client_id: int
     examples: Examples
 
-    def first_row(self) -> ClientState:
-        """Makes the row that the client has before anything is trained."""
-        learning = self.programs.learning
-        _, whole = start(learning)
-        personal, own = whole.personal, own_personal(learning)
-        if own is not None:
-            personal = own(jax.numpy.int32(self.client_id))
-        client = whole.client
-        # What a pruning method keeps of a client is at the server.
-        client = client.base if learning.algorithm.masked is not None else client
-        return jax.device_get(ClientState(personal, client))
+    def row(self, arrived: int) -> ClientState:
+        """Takes the row that the client goes on from.
+
+        Args:
+          arrived: the last round whose reply has arrived.
+        """
+        first = jax.device_get(self.programs.first(np.int32(self.client_id)))
+        return row_after(read_rows(self.context, first, self.client_id), arrived, first)
 
     def step(self, message: Message, step: NodeStep) -> tuple[Any, RecordDict]:
         """Runs a step and keeps the row that it leaves.
@@ -126,13 +136,10 @@ class Node(NamedTuple):
         Returns:
           What is sent, and a reply that has the sums.
         """
-        content = message.content
-        said = {name: int(str(value)) for name, value in content["facts"].items()}
+        said = _facts(message)
         arrived = said.pop("arrived")
-        facts, first = Facts(**said), self.first_row()
-        row = row_after(read_rows(self.context, first, self.client_id), arrived, first)
-        record = content["state"]
-        assert isinstance(record, ArrayRecord)
+        facts, row = Facts(**said), self.row(arrived)
+        record = message.content.array_records["state"]
         config, train = self.programs.learning.config, self.examples.train
         size = np.array([len(train.labels)], np.int32)
         sent, after, sums = jax.device_get(
@@ -200,6 +207,11 @@ def _client_id(context: Context, config: Config) -> int:
     return given
 
 
+def _facts(message: Message) -> dict[str, int]:
+    facts = message.content.config_records["facts"]
+    return {name: int(str(value)) for name, value in facts.items()}
+
+
 def _tell(message: Message, node: Node) -> RecordDict:
     del message
     size = len(node.examples.train.labels)
@@ -227,13 +239,9 @@ def _evaluate(message: Message, node: Node) -> RecordDict:
     programs, dataset = node.programs, node.examples.validation
     if dataset is None:
         return RecordDict({"counts": ConfigRecord({"correct": 0, "count": 0})})
-    record, first = message.content["model"], node.first_row()
-    arrived = int(str(message.content["facts"]["arrived"]))
-    row = row_after(read_rows(node.context, first, node.client_id), arrived, first)
     shapes = jax.eval_shape(programs.learning.algorithm.deliver, programs.state)
-    assert isinstance(record, ArrayRecord)
-    shared: Variables = from_record(record, shapes)
-    own = shared._replace(personal=row.personal)
+    shared: Variables = from_record(message.content.array_records["model"], shapes)
+    own = shared._replace(personal=node.row(_facts(message)["arrived"]).personal)
     right = np.asarray(programs.correct(own, padded(dataset)))
     count = len(dataset.labels)
     correct = int(right[:count].sum())

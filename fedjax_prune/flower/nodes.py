@@ -156,8 +156,7 @@ def _exchange(grid: Grid, letters: Mapping[int, Message], seconds: float) -> Ans
     began, answers = time.monotonic(), Answers({}, {})
     # An id is None if the letter was not sent.
     ids = grid.push_messages(list(letters.values())) if letters else []
-    receivers = dict(zip(ids, letters, strict=False))
-    receivers.pop(None, None)
+    receivers = {i: key for i, key in zip(ids, letters, strict=False) if i}
     while receivers:
         for reply in grid.pull_messages(set(receivers)):
             # The error of a lost node comes from the SuperLink.
