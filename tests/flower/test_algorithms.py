@@ -83,10 +83,8 @@ def test_policies(policy):
     assert_equals_simulation(plain("fedavg", **POLICIES[policy]))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "damped"])
-def test_what_only_the_server_reads_is_not_sent(optimizer):
-    """SCAFFOLD sends parameters, controls and batch statistics, and nothing else."""
-    config = plain("scaffold", **{"server.optimizer": optimizer, "model.norm": "bn"})
+def test_the_optimiser_of_the_server_is_not_sent():
+    config = plain("scaffold", **{"server.optimizer": "adam", "model.norm": "bn"})
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it.
         grid = assert_equals_simulation(config)
     names = {

@@ -51,6 +51,15 @@ CONFIGS = {
 }
 
 
+SENT = {
+    "fedavg": {".params"},
+    "scaffold": {".params", ".server.control"},
+    "feddp": {".params", ".server.control", ".model_state"},
+    "autoflip": {".params", ".server.masks"},
+}
+"""The parts of the server's state that a round sends to a client."""
+
+
 def everyone(given=None):
     """All clients take part in every round, so that who was lost comes back."""
     config = vectors("scaffold")
@@ -80,6 +89,9 @@ def test_three_rounds_equal_the_simulation(name):
     if learning.algorithm.masked is not None:
         assert not all(np.all(mask) for mask in jax.tree.leaves(state.server.masks))
         first = first._replace(client=first.client.base)
+    letters = [m for m in grid.sent if m.metadata.dst_node_id in grid.contexts]
+    sent = [m.content["state"] for m in letters if m.metadata.message_type == "train"]
+    assert {name.split("[")[0] for record in sent for name in record} == SENT[name]
     secrets = set()
     for client, context in enumerate(grid.contexts.values()):
         kept = read_rows(context, first, client)
