@@ -8,7 +8,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 ROOT = PROJECT / "fedjax_prune"
 
-ROOMS = ("data", "models", "engine", "pruning", "algorithms", "runs")
+ROOMS = ("data", "models", "engine", "pruning", "algorithms", "runs", "flower")
 """Each may import those to its left and the SHARED files; there are no others."""
 
 SHARED = {"types", "layers", "fields"}
@@ -27,6 +27,7 @@ ONLY_IN = {
     "ml_collections": {"runs"},
     "dp_accounting": {"runs"},
     "fsspec": {"engine"},
+    "flwr": {"flower"},
 }
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60

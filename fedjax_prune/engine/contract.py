@@ -130,12 +130,17 @@ class MaskedRound(NamedTuple):
         sums are without `facts`.
       facts: state -> scalars about its masks, which a whole round adds to its sums.
       delivered: state -> masks of the model that `FederatedAlgorithm.deliver` gives.
+      sent: state -> the state that clients start from: pruned parameters are 0.
+      restored: (state, after) -> what the server's step has made of `sent(state)`, with
+        all that the masks prune as it was in `state`.
     """
 
     remask: Callable[[ServerState, ClientState, Cohort], ServerState]
     train: Round
     facts: Callable[[ServerState], Sums]
     delivered: Callable[[ServerState], Tree]
+    sent: Callable[[ServerState], ServerState]
+    restored: Callable[[ServerState, ServerState], ServerState]
 
 
 class FederatedAlgorithm(NamedTuple):

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.aggregate import Gathered, receive
+from fedjax_prune.engine.aggregate import Gathered
 from fedjax_prune.engine.cohort_loop import train_cohort
 from fedjax_prune.engine.contract import (
     ClientProgram,
@@ -20,10 +20,10 @@ from fedjax_prune.engine.contract import (
 from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
 from fedjax_prune.engine.placing import input_specs
 from fedjax_prune.engine.robust import reduction_for
+from fedjax_prune.engine.server import conclude_round
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.types import (
-    Anchor,
     ClientState,
     Cohort,
     RoundInputs,
@@ -139,32 +139,19 @@ def make_round(
           ValueError, AssertionError: as `check_inputs`; with a private policy, also if
             clients keep something between rounds or send integers.
         """
-        state, privacy = inputs.state, placement.policy.privacy
-        if privacy is not None:
+        if placement.policy.privacy is not None:
             _require_nothing_kept(inputs.rows)
         gathered, rows, sums = train(inputs, placement)
-        if privacy is not None:
-            received = privacy.receive(
-                gathered.parts,
-                jnp.asarray(inputs.cohort.cohort_size),
-                inputs.key,
-                Anchor(state.params, state.model_state, state.round),
-            )
-            # Whether anything has arrived must not show.
-            return finish(state, update(state, received), rows, sums)
-        # In a branch of its own, its roundings do not depend on what comes after it.
-        after = jax.lax.cond(
-            gathered.num_clients > 0,
-            lambda: update(state, receive(gathered)),
-            lambda: state,
+        cohort_size = jnp.asarray(inputs.cohort.cohort_size)
+        after, facts = conclude_round(
+            update,
+            inputs.state,
+            gathered,
+            cohort_size=cohort_size,
+            key=inputs.key,
+            policy=placement.policy,
         )
-        return finish(state, after, rows, sums)
-
-    def finish(
-        state: ServerState, after: ServerState, rows: ClientState, sums: Sums
-    ) -> tuple[ServerState, ClientState, Sums]:
-        sums |= {"server_nonfinite": _count_nonfinite(after)}
-        return after._replace(round=state.round + 1), rows, sums
+        return after, rows, sums | facts
 
     return round
 
@@ -175,14 +162,6 @@ def _require_nothing_kept(rows: ClientState) -> None:
             "a private round must have clients that keep nothing between rounds: no "
             "gates and no control variates."
         )
-
-
-def _count_nonfinite(state: ServerState) -> jax.Array:
-    """Counts the arrays of a state that have an entry that is not finite."""
-    leaves = jax.tree.leaves(state)
-    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
-    broken = jnp.stack([~jnp.isfinite(x).all() for x in floats])
-    return broken.sum(dtype=jnp.int32)
 
 
 def make_training(

@@ -1,14 +1,18 @@
-"""The server's step: an optax optimiser on the pseudo-gradient."""
+"""The server's step, whose pseudo-gradient an optax optimiser applies."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_prune.engine.aggregate import Gathered, receive
+from fedjax_prune.engine.contract import Received
+from fedjax_prune.engine.policy import Policy
 from fedjax_prune.fields import DECAY, above, checked, one_of
 from fedjax_prune.models.precision import wide
-from fedjax_prune.types import Tree
+from fedjax_prune.types import Anchor, ServerState, Sums, Tree
 
 SERVER_OPTIMIZERS = {
     "sgd": lambda lr, momentum, b1, b2, eps: optax.sgd(lr),
@@ -108,3 +112,51 @@ def scale(tree: Tree, factor: jax.Array) -> Tree:
       factor: [] float, rounded to the dtype of each array.
     """
     return jax.tree.map(lambda x: jnp.asarray(factor, wide(x.dtype)) * x, tree)
+
+
+def conclude_round(
+    update: Callable[[ServerState, Received], ServerState],
+    state: ServerState,
+    gathered: Gathered,
+    cohort_size: jax.Array,
+    key: jax.Array,
+    policy: Policy,
+) -> tuple[ServerState, Sums]:
+    """Makes the server's half of a round, which needs no examples.
+
+    Args:
+      update: as in Rules.
+      state: before the round.
+      gathered: what the clients have sent.
+      cohort_size: [] int32, clients in the cohort, whether they have arrived or not.
+      key: of the round.
+      policy: of the round.
+
+    Returns:
+      The state after the round and `server_nonfinite`, as of a round.
+    """
+
+    def finish(after: ServerState) -> tuple[ServerState, Sums]:
+        sums = {"server_nonfinite": _count_nonfinite(after)}
+        return after._replace(round=state.round + 1), sums
+
+    if policy.privacy is not None:
+        anchor = Anchor(state.params, state.model_state, state.round)
+        received = policy.privacy.receive(gathered.parts, cohort_size, key, anchor)
+        # Whether anything has arrived must not show.
+        return finish(update(state, received))
+    # In a branch of its own, its roundings do not depend on what comes after it.
+    after = jax.lax.cond(
+        gathered.num_clients > 0,
+        lambda: update(state, receive(gathered)),
+        lambda: state,
+    )
+    return finish(after)
+
+
+def _count_nonfinite(state: ServerState) -> jax.Array:
+    """Counts the arrays of a state that have an entry that is not finite."""
+    leaves = jax.tree.leaves(state)
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    broken = jnp.stack([~jnp.isfinite(x).all() for x in floats])
+    return broken.sum(dtype=jnp.int32)

@@ -25,6 +25,7 @@ Choices:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import chex
@@ -220,7 +221,9 @@ def masked(
         deliver=deliver,
         messages=messages,
         rules=rules,
-        masked=MaskedRound(remask, train, facts, delivered),
+        masked=MaskedRound(
+            remask, train, facts, delivered, sent, restored=partial(restored, task)
+        ),
     )
 
 
@@ -272,26 +275,11 @@ def _training(task: Task, rules: Rules) -> Round:
         inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
         state, kept = inputs.state, inputs.rows.client
-        masks = state.server.masks
-        sent = state._replace(params=apply_masks(masks, state.params))
         inner_rows = inputs.rows._replace(client=kept.base)
         after, inner_rows, sums = train(
-            inputs._replace(state=sent, rows=inner_rows), placement
+            inputs._replace(state=sent(state), rows=inner_rows), placement
         )
-        old = state.params, state.server.base
-        params, server = keep_where(masks, (after.params, after.server.base), old)
-        # A removed channel keeps its statistics until it comes back.
-        model_state = jax.tree.map(
-            jnp.where,
-            alive_entries(task, masks, state.model_state),
-            after.model_state,
-            state.model_state,
-        )
-        after = after._replace(
-            params=params,
-            model_state=model_state,
-            server=after.server._replace(base=server),
-        )
+        after = restored(task, state, after)
         version = state.server.version
         outdated = (jnp.asarray(inputs.cohort.sizes) > 0) & (kept.version != version)
         # The server does not know which masks a dropped client has.
@@ -301,6 +289,30 @@ def _training(task: Task, rules: Rules) -> Round:
         return after, inner_rows._replace(client=client), sums
 
     return train_masked
+
+
+def sent(state: ServerState) -> ServerState:
+    """Sets what the masks prune to 0 in the parameters: `MaskedRound.sent`."""
+    return state._replace(params=apply_masks(state.server.masks, state.params))
+
+
+def restored(task: Task, state: ServerState, after: ServerState) -> ServerState:
+    """Keeps what the masks prune as it was: `MaskedRound.restored` of a task."""
+    masks = state.server.masks
+    old = state.params, state.server.base
+    params, server = keep_where(masks, (after.params, after.server.base), old)
+    # A removed channel keeps its statistics until it comes back.
+    model_state = jax.tree.map(
+        jnp.where,
+        alive_entries(task, masks, state.model_state),
+        after.model_state,
+        state.model_state,
+    )
+    return after._replace(
+        params=params,
+        model_state=model_state,
+        server=after.server._replace(base=server),
+    )
 
 
 def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerState:

@@ -1,0 +1,1 @@
+"""Real clients: the algorithms of the library as apps of Flower."""

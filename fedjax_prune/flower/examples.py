@@ -1,0 +1,79 @@
+"""The examples of a node: by the configuration, its client's share of the data set."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_prune.data.datasets import DataError
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.learning import data_info, image_shape_of
+from fedjax_prune.types import Config, Dataset
+
+
+class Examples(NamedTuple):
+    """What a node holds.
+
+    Attributes:
+      train: its training examples, at least one, as numpy arrays.
+      validation: its validation examples, at least one; None if it has none.
+    """
+
+    train: Dataset
+    validation: Dataset | None = None
+
+    def check(self, config: Config) -> None:
+        """Refuses examples that the network of a configuration cannot read.
+
+        Raises:
+          DataError: if there is none, or a shape, a dtype or a label is wrong.
+        """
+        shape, num_classes = image_shape_of(config), data_info(config).num_classes
+        parts = {"training": self.train, "validation": self.validation}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            images, labels = part
+            dtypes = [str(images.dtype), str(labels.dtype)]
+            if (
+                images.shape != (len(labels), *shape)
+                or not len(labels)
+                or dtypes not in (["uint8", "int32"], ["float32", "int32"])
+            ):
+                wanted = ", ".join(str(n) for n in shape)
+                raise DataError(
+                    f"{name} examples must be at least one, images [count, {wanted}] "
+                    f"uint8 or float32 and labels [count] int32, got {dtypes[0]}"
+                    f"{list(images.shape)} and {dtypes[1]}{list(labels.shape)}."
+                )
+            if labels.min() < 0 or labels.max() >= num_classes:
+                raise DataError(
+                    f"{name} labels must be in [0, {num_classes}), got "
+                    f"{labels.min()} to {labels.max()}."
+                )
+
+
+Load = Callable[[Config, int], Examples]
+"""(configuration, client id) -> the examples of that client."""
+
+
+def load_share(config: Config, client_id: int) -> Examples:
+    """Takes the examples that a simulation with this configuration deals to a client.
+
+    Args:
+      config: with what the user's own files hold.
+      client_id: in [0, data.num_clients).
+
+    Raises:
+      DataError: if the data set cannot be read.
+      SettingsError: if the examples cannot be split as asked.
+    """
+    data = load_data(config)
+    own = data.population.of(client_id)
+    table = data.validation(np.array([client_id], np.int32))
+    checked = table.indices[0, : table.sizes[0]]
+    held = data.train if data.held_out else data.test
+    return Examples(
+        Dataset(data.train.images[own], data.train.labels[own]),
+        Dataset(held.images[checked], held.labels[checked]),
+    )

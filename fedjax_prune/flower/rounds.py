@@ -1,0 +1,265 @@
+"""The rounds of a run with nodes, from the server's side.
+
+It draws the cohorts that a simulation with this configuration draws, and holds neither
+examples nor the rows of clients. A client whose node is not connected, fails or is lost
+is dropped from the round.
+"""
+# pyright: reportMissingImports=false
+
+import time
+from functools import partial, reduce
+from logging import getLogger
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from fedjax_prune.data.population import from_sizes
+from fedjax_prune.engine.aggregate import join
+from fedjax_prune.engine.dealing import draw_clients
+from fedjax_prune.engine.devices import Placement
+from fedjax_prune.engine.outcome import (
+    TrainingError,
+    require_finite,
+    require_finite_server,
+)
+from fedjax_prune.engine.preparation import PREPARATION
+from fedjax_prune.flower.node_half import (
+    Facts,
+    Step,
+    make_cohort,
+    make_preparation_step,
+    make_training_step,
+    round_key,
+    traced,
+)
+from fedjax_prune.flower.nodes import Nodes
+from fedjax_prune.flower.server_half import ServerHalf
+from fedjax_prune.flower.trees import from_record, to_record
+from fedjax_prune.runs import metrics
+from fedjax_prune.runs.evaluated import evaluated_clients
+from fedjax_prune.runs.learning import Learning, start
+from fedjax_prune.runs.policy import policy_of
+from fedjax_prune.types import Cohort, ServerState, Tree
+
+_LOG = getLogger("flwr")
+
+Row = dict[str, Any]
+"""Fields of metrics.jsonl."""
+
+
+class Told(NamedTuple):
+    """What the clients of a round have told.
+
+    Attributes:
+      sent: place in the cohort -> what was sent, of the clients that have arrived.
+      sums: of all clients, [cohort_size, ...], numpy; `absent` is 1 where a client has
+        told nothing, and all other sums are then 0.
+      bytes: of arrays, that were sent to the clients and that have arrived from them.
+    """
+
+    sent: dict[int, Tree]
+    sums: dict[str, np.ndarray]
+    bytes: dict[str, int]
+
+
+class Rounds:
+    """The rounds of a run, one after another."""
+
+    def __init__(self, nodes: Nodes, learning: Learning):
+        """Compiles nothing yet.
+
+        Args:
+          nodes: of all clients.
+          learning: of the run.
+        """
+        config = learning.config
+        placement = Placement(reduction=config.reduction, policy=policy_of(config))
+        self._nodes, self._learning = nodes, learning
+        self._half = ServerHalf(learning, placement)
+        self._training = traced(
+            make_training_step(learning, placement.policy), learning
+        )
+        self._own: dict[int, Tree] = {}
+        self._first_own: Tree = ()
+        self._deliver = jax.jit(learning.algorithm.deliver)
+
+    def begin(self) -> ServerState:
+        """Makes the state before anything is done."""
+        state, row = jax.jit(partial(start, self._learning))()
+        if self._learning.algorithm.masked is not None:
+            self._first_own = jax.device_get(row.client.own)
+        return state
+
+    def prepare(self, state: ServerState) -> tuple[ServerState, Row]:
+        """Runs the preparation of an algorithm that has one.
+
+        Returns:
+          The state before the first round, and a row of metrics.
+
+        Raises:
+          TrainingError: if nobody has arrived, or a client has diverged and is not to
+            be dropped.
+        """
+        began, learning = time.monotonic(), self._learning
+        steps = learning.algorithm.prepare
+        assert steps is not None
+        count = steps.num_clients(learning.config.data.num_clients)
+        cohort, facts = self._draw(0, PREPARATION, count)
+        step = traced(make_preparation_step(learning), learning)
+        state = state._replace(pending=())
+        told = self._ask("train.prepare", facts, cohort, state, step)
+        if not told.sent:
+            raise TrainingError("No client has arrived in the preparation.")
+        for place, preparing in told.sent.items():
+            self._own[int(cohort.client_ids[place])] = preparing.own
+        # In a preparation of a single client there is nothing to join.
+        parts = [told.sent[place].gathered for place in sorted(told.sent)]
+        gathered = reduce(jax.jit(join), parts)
+        key = round_key(learning.config, 0)
+        messages = steps.messages(state)
+        state, known = jax.jit(steps.finish)(state, gathered, key)
+        row, sums = self._row(0, began, cohort, told, jax.device_get(known))
+        row |= metrics.preparation_costs(learning, messages, sums) | told.bytes
+        return state, row
+
+    def run(self, state: ServerState, number: int) -> tuple[ServerState, Row]:
+        """Runs a round.
+
+        Args:
+          state: before it.
+          number: of the round, from 1.
+
+        Returns:
+          The state after it, and a row of metrics.
+
+        Raises:
+          TrainingError: as a simulated round.
+        """
+        began, learning = time.monotonic(), self._learning
+        config = learning.config
+        cohort, facts = self._draw(number, number - 1, config.cohort_size)
+        state, known = self._half.remask(state, self._own_of(cohort), cohort)
+        messages = learning.algorithm.messages(state)
+        told = self._ask("train", facts, cohort, self._half.sent(state), self._training)
+        key = round_key(config, number)
+        state, more = self._half.conclude(
+            state, told.sent, self._training.sent, cohort, key
+        )
+        known, more = jax.device_get((known, more))
+        require_finite_server(more, number)
+        row, sums = self._row(number, began, cohort, told, known)
+        row |= metrics.cost_row(learning, messages, sums) | told.bytes
+        if number % config.eval.every == 0 or number == config.rounds:
+            row |= self._evaluate(state, cohort, number)
+        return state, row
+
+    def _draw(self, number: int, draw: int, count: int) -> tuple[Cohort, Facts]:
+        """Draws the clients of a round.
+
+        Args:
+          number: of the round.
+          draw: what draws take for the round.
+          count: of clients.
+        """
+        sizes = self._nodes.sizes
+        everyone = from_sizes(np.zeros(0, np.int32), sizes)
+        seed = self._learning.config.seed
+        ids = draw_clients(everyone, count, seed=seed, round=draw)
+        facts = Facts(
+            number=number,
+            cohort_size=count,
+            cohort_examples=int(sizes[ids].sum()),
+            num_clients=len(sizes),
+            num_examples=int(sizes.sum()),
+        )
+        return make_cohort(ids, sizes[ids], facts), facts
+
+    def _own_of(self, cohort: Cohort) -> Tree:
+        """Stacks what the pruning method keeps of the clients of a round."""
+        first = self._first_own
+        own = [self._own.get(int(client), first) for client in cohort.client_ids]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *own)
+
+    def _ask(
+        self, kind: str, facts: Facts, cohort: Cohort, state: ServerState, step: Step
+    ) -> Told:
+        """Sends the clients of a round what they read, and reads what they send."""
+        record = to_record(state, step.reads)
+        letter = RecordDict({"state": record})
+        answers = self._nodes.ask(kind, cohort.client_ids, letter, facts._asdict())
+        ids = [int(client) for client in cohort.client_ids]
+        sent, told, up = {}, {}, 0
+        for client, content in answers.contents.items():
+            try:
+                sums = from_record(content.array_records["sums"], step.sums)
+                if sums["arrived"] > 0:
+                    arrays = content.array_records["message"]
+                    sent[ids.index(client)] = from_record(arrays, step.sent)
+                    self._nodes.arrived[client] = facts.number
+                    up += _num_bytes(arrays)
+            except (KeyError, ValueError) as error:
+                answers.reasons[client] = str(error)
+            else:
+                told[ids.index(client)] = sums
+        for client, reason in sorted(answers.reasons.items()):
+            _LOG.warning(
+                "Client %s is dropped from round %s: %s", client, facts.number, reason
+            )
+        sums = _stack(told, step.sums, len(ids))
+        down = len(told) * _num_bytes(record)
+        return Told(sent, sums, {"bytes/down": down, "bytes/up": up})
+
+    def _row(
+        self,
+        number: int,
+        began: float,
+        cohort: Cohort,
+        told: Told,
+        facts: dict[str, np.ndarray],
+    ) -> tuple[Row, dict[str, np.ndarray]]:
+        """Makes a row of metrics, without costs, and the sums that it is made of."""
+        config = self._learning.config
+        if config.on_bad_client == "abort":
+            require_finite(told.sums, number, cohort)
+        sums = told.sums | facts
+        if facts:  # Masks go down with the parameters, to every client.
+            sums["mask/sent"] = np.array(len(cohort.client_ids))
+        metrics.require_alive(config, sums)
+        row = metrics.round_row(number, time.monotonic() - began, sums)
+        return row | metrics.named_clients(sums, cohort.client_ids), sums
+
+    def _evaluate(self, state: ServerState, cohort: Cohort, number: int) -> Row:
+        """Asks clients how well the model with their gates does on their own data."""
+        config, model = self._learning.config, self._deliver(state)
+        clients = evaluated_clients(config, cohort, number)
+        letter = RecordDict({"model": to_record(model)})
+        answers = self._nodes.ask("evaluate", clients, letter, {"number": number})
+        accuracies = []
+        for content in answers.contents.values():
+            counts = content.config_records["counts"]
+            correct, count = int(str(counts["correct"])), int(str(counts["count"]))
+            if count:
+                accuracies.append(correct / count)
+        if not accuracies:
+            return {}
+        row = metrics.statistics("client_local", np.array(accuracies))
+        return row | {"eval/clients": len(accuracies)}
+
+
+def _stack(
+    told: dict[int, dict[str, np.ndarray]], shapes: dict[str, Any], count: int
+) -> dict[str, np.ndarray]:
+    """Joins the sums of clients by their places; 0 for those who told nothing."""
+    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
+    every = [told.get(place, zeros) for place in range(count)]
+    sums = {name: np.stack([each[name] for each in every]) for name in zeros}
+    lost = np.array([place not in told for place in range(count)], np.float32)
+    sums["absent"] = np.maximum(sums.get("absent", lost), lost)
+    sums["steps_executed"] = sums["steps"].sum()
+    return sums
+
+
+def _num_bytes(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())

@@ -1,0 +1,147 @@
+"""The ServerApp: waits for the nodes, runs the rounds and writes what comes of them."""
+# pyright: reportMissingImports=false
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import getLogger
+from typing import Annotated, Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedjax_prune.fields import at_least, checked, fields_of
+from fedjax_prune.flower.client import ReadConfig
+from fedjax_prune.flower.nodes import Nodes
+from fedjax_prune.flower.rounds import Rounds, Row
+from fedjax_prune.models.precision import product_precision
+from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs.learning import Learning, make_learning
+from fedjax_prune.runs.metrics_log import open_metrics
+from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.start import FOLDER
+from fedjax_prune.runs.workdir import (
+    WorkdirError,
+    has_config,
+    open_workdir,
+    write_config,
+)
+from fedjax_prune.types import ServerState
+
+_LOG = getLogger("flwr")
+
+Write = Callable[[int, ServerState, Row], None]
+"""(number of a round, the state after it, its row of metrics)."""
+
+
+def make_server_app(read_config: ReadConfig) -> ServerApp:
+    """Makes the ServerApp.
+
+    Args:
+      read_config: reads the configuration of the run, as the ClientApp's.
+
+    Returns:
+      The app. It reads the fields of `serve` from the run's configuration, too.
+    """
+    app, options = ServerApp(), fields_of(serve)
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        given = context.run_config
+        config = read_config(given)
+        with product_precision(config.precision):
+            learning = make_learning(config)
+            fields: dict[str, Any] = {n: given[n] for n in options if n in given}
+            serve(grid, learning, **fields)
+
+    return app
+
+
+@checked
+def serve(
+    grid: Grid,
+    learning: Learning,
+    *,
+    workdir: Annotated[str, "Folder for the results; empty writes none."] = "",
+    wait_seconds: Annotated[
+        int, at_least(0), "How long the first round waits for a node of each client."
+    ] = 600,
+    round_seconds: Annotated[
+        int, at_least(0), "How long a round waits for a client; 0 is until it is lost."
+    ] = 0,
+) -> ServerState:
+    """Trains with the nodes of a grid.
+
+    Args:
+      grid: of the run.
+      learning: of the run; the precision of its products is set.
+
+    The other fields are described where they are declared, in the signature.
+
+    Returns:
+      The state after the last round.
+
+    Raises:
+      MissingNodesError: if a client has no node when the first round should begin.
+      TrainingError: as a simulated run.
+      WorkdirError, CheckpointError: if the workdir has a run or cannot be written.
+    """
+    config = learning.config
+    with _results(workdir, learning) as write:
+        nodes = Nodes(grid, config.data.num_clients, round_seconds)
+        nodes.wait(wait_seconds)
+        rounds = Rounds(nodes, learning)
+        state = rounds.begin()
+        if learning.algorithm.prepare is not None:
+            state, row = rounds.prepare(state)
+            write(0, state, row)
+        for number in range(1, config.rounds + 1):
+            state, row = rounds.run(state, number)
+            write(number, state, row)
+        return state
+
+
+@contextmanager
+def _results(workdir: str, learning: Learning) -> Iterator[Write]:
+    """Opens the workdir of a run, in which there is none yet.
+
+    Yields:
+      What writes a round: its row, and a checkpoint without rows where one is due. With
+      an empty workdir it only logs.
+    """
+    if not workdir:
+        yield lambda number, state, row: _log(row)
+        return
+    config = learning.config
+    with open_workdir(workdir) as folder:
+        if has_config(folder):
+            raise WorkdirError(
+                f"{folder} has a run already, and a run on Flower does not go on: name "
+                "a new folder."
+            )
+        write_config(folder, config)
+        with open_metrics(folder, -1) as log:
+
+            def write(number: int, state: ServerState, row: Row) -> None:
+                _log(row)
+                log.write(row)
+                if number % config.save_every == 0 or number == config.rounds:
+                    checkpoint.save(
+                        folder / FOLDER,
+                        number,
+                        state,
+                        origin=origin_of(config),
+                        keep=config.keep,
+                        keep_every=config.keep_every,
+                    )
+
+            yield write
+
+
+def _log(row: Row) -> None:
+    words = (
+        f"Round {row['round']}: {row['clients/arrived']} of {row['clients']} clients, "
+        f"loss {row['train/loss']:.4f}"
+    )
+    if "eval/client_local/mean" in row:
+        words += f", own validation {row['eval/client_local/mean']:.4f}"
+    _LOG.info(words)
