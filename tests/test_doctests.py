@@ -29,8 +29,6 @@ def modules_with_examples():
 
 @pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_examples_give_what_they_show(name):
-    if name.startswith("fedjax_prune.flower."):
-        pytest.importorskip("flwr")
     module = importlib.import_module(name)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         result = doctest.testmod(module, extraglobs=NAMES)

@@ -3,7 +3,6 @@
 A node knows its client id from `partition-id` in its configuration. It may also have
 `data-dir`, in place of the run's `data.dir`, and `rows-dir`, see `kept`.
 """
-# pyright: reportMissingImports=false
 
 import functools
 from collections.abc import Callable, Mapping

@@ -9,7 +9,6 @@ Flower keeps the state of a context in the memory of the SuperNode. If the node'
 configuration has `rows-dir`, both rows are also written to a file in that folder, from
 which a SuperNode that was started again goes on. There is a file for each run.
 """
-# pyright: reportMissingImports=false
 
 import io
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
 """The nodes of a run: which client each of them is, and letters to them and back."""
-# pyright: reportMissingImports=false
 
 import time
 from collections.abc import Iterable, Mapping

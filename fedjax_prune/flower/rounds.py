@@ -4,7 +4,6 @@ It draws the cohorts that a simulation with this configuration draws, and holds 
 examples nor the rows of clients. A client whose node is not connected, fails or is lost
 is dropped from the round.
 """
-# pyright: reportMissingImports=false
 
 import time
 from functools import partial, reduce

@@ -1,5 +1,4 @@
 """The ServerApp: waits for the nodes, runs the rounds and writes what comes of them."""
-# pyright: reportMissingImports=false
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

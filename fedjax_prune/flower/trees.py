@@ -1,5 +1,4 @@
 """Trees of arrays as records of Flower, one array for each leaf."""
-# pyright: reportMissingImports=false
 
 from typing import Any
 

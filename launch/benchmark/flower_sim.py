@@ -70,10 +70,11 @@ def _actor(work: str, path: str) -> _Actor:
 def train(message: Message, context: Context) -> Message:
     """Trains the client that the message names."""
     del context
-    config = message.content["config"]
-    actor = _actor(config["work"], config["data"])
-    examples = torch.from_numpy(actor.data.examples(config["client"])).long()
-    actor.model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    config, arrays = message.content.config_records, message.content.array_records
+    named = {name: str(value) for name, value in config["config"].items()}
+    actor = _actor(named["work"], named["data"])
+    examples = torch.from_numpy(actor.data.examples(int(named["client"]))).long()
+    actor.model.load_state_dict(arrays["arrays"].to_torch_state_dict())
     torch_loop.train_client(
         model=actor.model,
         optimizer=actor.optimizer,

@@ -3,8 +3,6 @@
 import jax
 import pytest
 
-pytest.importorskip("flwr")
-
 from configs import base
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.flower.client import make_client_app

@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("flwr")
-
 from flwr.app import Context, RecordDict
 
 from fedjax_prune.flower.kept import (

@@ -13,8 +13,6 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr")
-
 from fedjax_prune.data.population import from_sizes
 from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.runs.learning import make_learning

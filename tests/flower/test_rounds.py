@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("flwr")
-
 from configs import base, synthetic
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.flower.client import make_client_app

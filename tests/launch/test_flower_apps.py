@@ -7,10 +7,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("flwr")
-
 from flwr.clientapp import ClientApp
 from flwr.common.config import flatten_dict, validate_config
 from flwr.serverapp import ServerApp
