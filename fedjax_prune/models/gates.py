@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.models.initializers import normal
-from fedjax_prune.models.platforms import traced_platform
+from fedjax_prune.models.platforms import ANY, traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
 from fedjax_prune.models.selection import mark_largest
 
@@ -133,6 +133,9 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     if platform == "tpu":
         return (_ranks(logits) < k).astype(logits.dtype)
     _, indices = jax.lax.top_k(logits, k)
+    if platform == ANY:
+        # A scatter would need a batch size that is known.
+        return jax.nn.one_hot(indices, logits.shape[-1], dtype=logits.dtype).sum(-2)
     zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
 
