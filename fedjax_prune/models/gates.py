@@ -270,9 +270,10 @@ class Gate(nn.Module):
 
     The weights are in the collection `gates` and are drawn from the random stream of
     that name, so a gate does not change what other modules draw or send. The gate sows
-    two sums over the real samples into `gate_sums`: `lasso` [], the sum of |logits|
-    (FedDP, equation 5), and `selected` [channels], the number of samples that kept each
-    channel. Weights, sums and masks have the input's dtype, but at least float32.
+    three sums over the real samples into `gate_sums`: `lasso` [], the sum of |logits|
+    (FedDP, equation 5), `selected` [channels], the number of samples that kept each
+    channel, and `multiplier` [channels], what it was multiplied by. Weights, sums and
+    masks have the input's dtype, but at least float32.
 
     Attributes:
       channels: output channels of the convolution.
@@ -314,8 +315,9 @@ class Gate(nn.Module):
         self._sow("lasso", jnp.where(real, jnp.abs(logits), 0.0).sum())
         self._sow("selected", jnp.where(real, mask, 0.0).sum(0))
         multiplier = straight_through(mask, nn.sigmoid(logits), self.settings.mode)
-        scale = rescaling(self.settings.rescale, k, self.channels_before)
-        return multiplier * scale, mask
+        multiplier *= rescaling(self.settings.rescale, k, self.channels_before)
+        self._sow("multiplier", jnp.where(real, multiplier, 0.0).sum(0))
+        return multiplier, mask
 
     def _weights(
         self, in_channels: int, dtype: jnp.dtype
