@@ -19,7 +19,7 @@ from fedjax_prune.pruning.smaller import (
     shrink,
     smaller_model,
 )
-from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.experiment import RunData, load_data
 from fedjax_prune.runs.learning import (
     Learning,
     data_info,
@@ -27,6 +27,7 @@ from fedjax_prune.runs.learning import (
     own_personal,
     start,
 )
+from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_state
 from fedjax_prune.runs.workdir import read_usable_config
@@ -94,8 +95,10 @@ def choose(
         raise SettingsError(problems)
     if client is None:
         return _shared(learning, restore_state(learning, Path(workdir)), kind)
+    data = load_data(learning.config) if kind == "compact" else None
+    origin = origin_of(learning.config, data and data.hashes)
     state, gates = of_newest(
-        Path(workdir), lambda: _read_client(learning, Path(workdir), client)
+        Path(workdir), lambda: _read_client(learning, Path(workdir), client, origin)
     )
     _check_trained(learning, client, gates, int(state.round))
     variables = learning.algorithm.deliver(state)._replace(personal=gates)
@@ -109,7 +112,7 @@ def choose(
         variables=variables,
         left={},
     )
-    return chosen if kind == "gated" else _compacted(chosen, state, macs)
+    return _compacted(chosen, state, data, macs) if data else chosen
 
 
 def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
@@ -146,11 +149,12 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
     )
 
 
-def _compacted(gated: Chosen, state: ServerState, macs: float | None) -> Chosen:
+def _compacted(
+    gated: Chosen, state: ServerState, data: RunData, macs: float | None
+) -> Chosen:
     """The plain network of the channels that a client's training examples select."""
     learning, client, config = gated.learning, gated.client, gated.learning.config
     assert client is not None
-    data = load_data(config)
     images = data.train.images[data.population.of(client)]
     model, variables, shape = gated.model, gated.variables, learning.image_shape
     if learning.algorithm.masked is not None:
@@ -259,9 +263,9 @@ def _has_gates(learning: Learning) -> bool:
 
 
 def _read_client(
-    learning: Learning, workdir: Path, client: int
+    learning: Learning, workdir: Path, client: int, origin: Origin
 ) -> tuple[ServerState, Tree]:
     """The state of the newest checkpoint, and a client's personal parameters."""
-    state, rows = restore(learning, workdir)
+    state, rows = restore(learning, workdir, origin=origin)
     personal = rows.personal(np.array([client], np.int32))
     return state, jax.tree.map(lambda leaf: leaf[0], personal)
