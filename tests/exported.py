@@ -56,11 +56,12 @@ for folder in sys.argv[1:]:
 '''
 
 
-def load_elsewhere(examples):
+def load_elsewhere(examples, python=sys.executable):
     """Loads exported networks by what their cards say, where nothing is unpickled.
 
     Args:
       examples: folder -> examples that the network is given.
+      python: the interpreter.
 
     Returns:
       Folder -> logits.
@@ -68,7 +69,7 @@ def load_elsewhere(examples):
     for folder, given in examples.items():
         np.save(folder / "examples.npy", given)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _LOADER, *map(str, examples)],
+        [python, "-W", "ignore", "-c", _LOADER, *map(str, examples)],
         capture_output=True,
         text=True,
         cwd="/",
