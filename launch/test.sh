@@ -5,6 +5,20 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# jax2onnx needs an older Orbax than all else, so it has an environment of its own, which
+# finds the rest in .venv.
+make_onnx_environment() {
+  local stamp=.venv/onnx/installed where='import sysconfig as s; print(s.get_path("purelib"))'
+  if [ "$stamp" -nt setup.cfg ]; then
+    return
+  fi
+  echo "Installing into $PWD/.venv/onnx (a minute the first time) ..."
+  python -m venv .venv/onnx
+  python -c "$where" >"$(.venv/onnx/bin/python -c "$where")/rest.pth"
+  .venv/onnx/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".[onnx]"
+  touch "$stamp"
+}
+
 EXTRAS="[test]"
 # A round is compiled for a TPU slice, and rows are kept in an S3 of this machine.
 if [ "${1:-}" = --long ]; then EXTRAS="[test,tpu,cloud,emulator]"; fi
@@ -20,6 +34,7 @@ if [ "${1:-}" = --quick ]; then
 fi
 if [ "${1:-}" = --long ]; then
   shift
+  make_onnx_environment
   # What is skipped is told with the reason.
   set -- -m long -rs "$@"
 fi
