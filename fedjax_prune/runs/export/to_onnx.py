@@ -10,12 +10,12 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from fedjax_prune.runs.export.arrays import by_name, load_model
 from fedjax_prune.runs.export.facts import INPUT, OUTPUT
@@ -30,6 +30,7 @@ PIP = "pip install 'fedjax_prune[onnx]'"
 TOLERANCE = 1e-4
 """By how much the file's logits may differ, relative to the largest one or to 1."""
 _EXAMPLES = 5
+_ERROR = "error: "
 
 
 def require_onnx(config: Config) -> None:
@@ -76,8 +77,12 @@ def convert(folder: Path) -> None:
         text=True,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it has said nothing"]
-        raise WorkdirError(f"The network cannot be written as ONNX: {lines[-1]}")
+        lines = done.stderr.strip().splitlines()
+        reason = next((x for x in reversed(lines) if x.startswith(_ERROR)), _ERROR)
+        raise WorkdirError(
+            "The network cannot be written as ONNX: "
+            f"{reason.removeprefix(_ERROR) or 'its process has ended'}."
+        )
 
 
 def main(folder: Path) -> None:
@@ -92,11 +97,10 @@ def main(folder: Path) -> None:
     spec = input_spec(tuple(read["shape"]), read["dtype"])
     serve = make_serve(config, exported.model, exported.variables)
     arrays = by_name(exported.variables)
-    # It is traced before jax2onnx has replaced anything.
-    traced = jax.make_jaxpr(lambda examples: serve(arrays, examples))(spec)
     examples = _examples(exported.facts)
+    # It is computed before jax2onnx has replaced anything.
     wanted = np.asarray(exported.predict(examples))
-    (folder / ONNX).write_bytes(_converted(traced, spec))
+    (folder / ONNX).write_bytes(_converted(lambda x: serve(arrays, x), spec))
     found = _run(folder / ONNX, examples)
     differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
     # A gate whose logits are nearly equal may choose another channel for an example.
@@ -104,14 +108,16 @@ def main(folder: Path) -> None:
         raise ValueError(f"onnxruntime gives logits that differ by {differences.max()}")
 
 
-def _converted(traced: Any, spec: jax.ShapeDtypeStruct) -> bytes:
-    """Gives the bytes of the ONNX file of a traced function."""
+def _converted(
+    function: Callable[[jax.Array], jax.Array], spec: jax.ShapeDtypeStruct
+) -> bytes:
+    """Gives the bytes of the ONNX file of a function."""
     import jax2onnx  # pyright: ignore[reportMissingImports]
 
     # It warns of values whose types it leaves to be inferred.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     model = jax2onnx.to_onnx(
-        lambda examples: jaxpr_as_fun(traced)(examples)[0],
+        function,
         [spec],
         input_names=[INPUT],
         output_names=[OUTPUT],
@@ -140,4 +146,10 @@ def _run(file: Path, examples: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    # Whatever jax2onnx raises is told in one line.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        print(f"{_ERROR}{type(error).__name__}: {reason}", file=sys.stderr)
+        sys.exit(1)
