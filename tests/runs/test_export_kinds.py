@@ -1,5 +1,7 @@
 """Which network of a run is exported, and its logits where this library is not."""
 
+import importlib.util
+
 import jax
 import numpy as np
 import pytest
@@ -144,3 +146,21 @@ def test_a_kind_that_a_run_cannot_give_is_one_line(
         export_model(workdir, tmp_path / "model", **arguments)
     assert len(error.value.problems) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, r"format onnx needs jax2onnx and onnxruntime: pip install 'fedjax_pr"),
+        ("installed", "format onnx needs a run with precision float32 or tf32"),
+    ],
+)
+def test_what_onnx_needs_is_told_before_anything_else(
+    found, words, tmp_path, monkeypatch
+):
+    config = plain_config(rounds=1, precision="bfloat16")
+    write_run(tmp_path / "run", config)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(SettingsError, match=words):
+        export_model(tmp_path / "run", tmp_path / "model", format="onnx")
+    assert [f.name for f in tmp_path.iterdir()] == ["run"]
