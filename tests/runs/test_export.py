@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,10 +103,10 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         export_model(tmp_path, tmp_path / "model")
-    for text in ({"format": "tf"}, {"input_dtype": "int8"}, {"batch_size": -1}):
-        (name,) = text
+    wrong: dict[str, Any] = {"format": "tf", "input_dtype": "int8", "batch_size": -1}
+    for name, value in wrong.items():
         with pytest.raises(SettingsError, match=f"{name} must be "):
-            export_model(workdir, tmp_path / "model", **text)
+            export_model(workdir, tmp_path / "model", **{name: value})
     assert {f.name for f in tmp_path.iterdir()} == {"file", "config.json"}
 
 

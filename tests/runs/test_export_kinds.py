@@ -11,9 +11,11 @@ from fedjax_prune.pruning.client_network import client_network, make_client_sele
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.export import export_model, load_model
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Variables
 from tests.exported import CLIENT, load_elsewhere, write_run
+from tests.own_files import write_nets
 from tests.small_runs import plain_config, tiny_config
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 1), np.uint8)
@@ -54,22 +56,24 @@ def test_each_network_gives_its_logits_in_a_process_without_the_library(both, tm
     shared = Variables(params, {}, state.model_state)
     alive = gate_flags(learning.task, state.server.masks)
     own = shared._replace(personal=personal, alive=alive)
-    dense = np.asarray(learning.dense_task.predict(shared, IMAGES))
+    dense = np.asarray(jax.jit(learning.dense_task.predict)(shared, IMAGES))
     wanted = {
         ("masked", None): dense,
         ("compact", None): dense,
-        ("gated", CLIENT): np.asarray(learning.task.predict(own, IMAGES)),
+        ("gated", CLIENT): np.asarray(jax.jit(learning.task.predict)(own, IMAGES)),
     }
     assert np.abs(wanted["gated", CLIENT] - dense).max() > 0.01
     examples, expected = {}, {}
-    for (kind, client), logits in wanted.items():
-        for format in ("safetensors", "stablehlo"):
-            folder = tmp_path / f"{kind}_{format}"
-            chosen = export_model(
-                workdir, folder, format=format, kind=kind, client=client
-            )
-            assert chosen.words.startswith(kind)
-            examples[folder], expected[folder] = IMAGES, logits
+    for kind, client, format in (
+        ("masked", None, "stablehlo"),
+        ("compact", None, "safetensors"),
+        ("gated", CLIENT, "stablehlo"),
+        ("gated", CLIENT, "safetensors"),
+    ):
+        folder = tmp_path / f"{kind}_{format}"
+        chosen = export_model(workdir, folder, format=format, kind=kind, client=client)
+        assert chosen.words.startswith(kind)
+        examples[folder], expected[folder] = IMAGES, wanted[kind, client]
     fixed = tmp_path / "fixed"
     export_model(
         workdir, fixed, format="stablehlo", batch_size=2, input_dtype="float32"
@@ -164,3 +168,30 @@ def test_what_onnx_needs_is_told_before_anything_else(
     with pytest.raises(SettingsError, match=words):
         export_model(tmp_path / "run", tmp_path / "model", format="onnx")
     assert [f.name for f in tmp_path.iterdir()] == ["run"]
+
+
+ASKS = """
+import flax.linen as nn
+
+
+class Asks(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1) if x.shape[0] > 3 else x.reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, name="fc")(x)
+"""
+
+
+def test_a_network_that_asks_for_the_batch_size_needs_one(tmp_path):
+    config = plain_config(rounds=1)
+    config.model = base.model(f"{write_nets(tmp_path, ASKS)}:Asks")
+    write_run(tmp_path / "run", config)
+    with pytest.raises(WorkdirError, match=r"for any batch size: .* --batch_size=1"):
+        export_model(tmp_path / "run", tmp_path / "model")
+    assert {f.name for f in tmp_path.iterdir()} == {"nets.py", "run"}
+    export_model(tmp_path / "run", tmp_path / "model", batch_size=2)
+    exported = load_model(tmp_path / "model")
+    assert exported.facts["input"]["shape"] == [2, 8, 8, 1]
+    assert exported.facts["architecture"]["class"] == "Asks"

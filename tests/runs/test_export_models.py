@@ -83,7 +83,7 @@ def expected(run, examples):
         shared = shared._replace(params=apply_masks(masks, state.params))
         alive = gate_flags(learning.task, masks)
     dense = np.asarray(jax.jit(learning.dense_task.predict)(shared, examples))
-    found = {("dense", None): dense}
+    found: dict[tuple[str, int | None], np.ndarray] = {("dense", None): dense}
     if learning.algorithm.masked is not None:
         found = {("masked", None): dense}
         if learning.task.groups:

@@ -20,7 +20,7 @@ from fedjax_prune.pruning.smaller import smaller_model
 from fedjax_prune.runs.export.facts import FACTS, Facts, read_facts
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_model, task_of
-from fedjax_prune.types import Tree, Variables
+from fedjax_prune.types import Task, Tree, Variables
 
 ARRAYS = "model.safetensors"
 COLLECTIONS = {
@@ -37,6 +37,7 @@ class Exported(NamedTuple):
 
     Attributes:
       model: the network; without gates unless those of a client were exported.
+      task: of the network.
       variables: of the network.
       predict: images [batch_size, height, width, channels] as they are stored, uint8 or
         floats in [0, 1], text as uint8 symbols, or vectors -> logits
@@ -45,6 +46,7 @@ class Exported(NamedTuple):
     """
 
     model: Any
+    task: Task
     variables: Variables
     predict: Callable[[jax.Array | np.ndarray], jax.Array]
     facts: Mapping[str, Any]
@@ -124,7 +126,7 @@ def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
         ):
             return task.predict(variables, images)
 
-    return Exported(model, variables, predict, facts.values)
+    return Exported(model, task, variables, predict, facts.values)
 
 
 def _name(field: str, path: tuple[Any, ...]) -> str:

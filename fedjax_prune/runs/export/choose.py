@@ -26,12 +26,13 @@ from fedjax_prune.runs.learning import (
     make_learning,
     own_personal,
     start,
+    task_of,
 )
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_state
 from fedjax_prune.runs.workdir import read_usable_config
-from fedjax_prune.types import ServerState, Tree, Variables
+from fedjax_prune.types import ServerState, Task, Tree, Variables
 
 KINDS = ("dense", "masked", "compact", "gated")
 
@@ -46,6 +47,7 @@ class Chosen(NamedTuple):
       client: whose gates it has; None if it is the shared network.
       words: what it is, in one line.
       model: the network.
+      task: of that network.
       variables: of the network.
       left: name of a group -> number of its channels that are left; {} if none was
         removed.
@@ -57,6 +59,7 @@ class Chosen(NamedTuple):
     client: int | None
     words: str
     model: Any
+    task: Task
     variables: Variables
     left: dict[str, int]
 
@@ -101,7 +104,7 @@ def choose(
         Path(workdir), lambda: _read_client(learning, Path(workdir), client, origin)
     )
     _check_trained(learning, client, gates, int(state.round))
-    variables = learning.algorithm.deliver(state)._replace(personal=gates)
+    variables = jax.jit(learning.algorithm.deliver)(state)._replace(personal=gates)
     chosen = Chosen(
         learning=learning,
         round=int(state.round),
@@ -109,6 +112,7 @@ def choose(
         client=client,
         words=f"gated: the shared parameters and the gates of client {client}",
         model=learning.model,
+        task=learning.task,
         variables=variables,
         left={},
     )
@@ -117,8 +121,8 @@ def choose(
 
 def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
     """The network that all clients share, without gates."""
-    variables = learning.algorithm.deliver(state)._replace(alive={})
-    model, left = without_gates(learning.model), {}
+    variables = jax.jit(learning.algorithm.deliver)(state)._replace(alive={})
+    model, task, left = without_gates(learning.model), learning.dense_task, {}
     words = f"{kind}: the shared parameters at full size"
     if kind == "masked":
         pruned = sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(variables[0]))
@@ -129,9 +133,11 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         assert masked is not None and groups, "a kind that was checked"
         masks = masked.delivered(state)
         kept = kept_channels(learning.model, masks, learning.image_shape)
-        variables = shrink(variables, groups, kept)
+        # This is one program; array by array, several would be compiled.
+        variables = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
         left = {name: len(indices) for name, indices in kept.items()}
         model = smaller_model(model, left)
+        task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
     if _has_gates(learning):
         words = f"{words}; without gates; --client=ID exports a client's gates"
@@ -144,6 +150,7 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         client=None,
         words=words,
         model=model,
+        task=task,
         variables=variables,
         left=left,
     )
@@ -182,6 +189,7 @@ def _compacted(
             f"examples of client {client} select, which were read for this"
         ),
         model=found.model,
+        task=task_of(config, found.model),
         variables=found.variables,
         left={name: len(indices) for name, indices in found.kept.items()},
     )

@@ -20,7 +20,7 @@ from fedjax_prune.models.modules import gates_of
 from fedjax_prune.runs import environment
 from fedjax_prune.runs.export.choose import KINDS, Chosen
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.learning import data_info, image_shape_of, task_of
+from fedjax_prune.runs.learning import data_info, image_shape_of
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import usable
@@ -119,7 +119,6 @@ def facts_of(
     learning, model = chosen.learning, chosen.model
     config = learning.config
     settings: GateSettings | None = gates_of(model)
-    layers = task_of(config, model).layers
     return {
         "format": format,
         "kind": chosen.kind,
@@ -135,7 +134,7 @@ def facts_of(
             "class": name_of(model),
             "gates": settings._asdict() if settings else None,
             "left": chosen.left,
-            "layers": [layer._asdict() for layer in layers],
+            "layers": [layer._asdict() for layer in chosen.task.layers],
         },
         "training": {
             "algorithm": config.algorithm.name,
@@ -230,14 +229,13 @@ def _size(chosen: Chosen) -> dict[str, Any]:
 
 def _macs(chosen: Chosen) -> dict[str, int]:
     """The multiply-accumulates for one example."""
-    learning = chosen.learning
-    own = costs.macs_of(task_of(learning.config, chosen.model).layers)
+    own = costs.macs_of(chosen.task.layers)
     return {
         # What this network computes: a mask after a convolution saves nothing.
         "computed": own.dense + own.gates,
         # Those of the channels that its gates keep.
         "kept": own.kept + own.gates,
-        "of_full_network": costs.macs_of(learning.dense_task.layers).dense,
+        "of_full_network": costs.macs_of(chosen.learning.dense_task.layers).dense,
     }
 
 

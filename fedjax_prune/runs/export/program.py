@@ -10,31 +10,29 @@ from fedjax_prune.models.platforms import ANY, tracing_for
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.export.arrays import by_name, to_variables
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.learning import task_of
-from fedjax_prune.types import Config, Variables
+from fedjax_prune.types import Task, Variables
 
 PROGRAM = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def make_serve(
-    config: Config, model: Any, variables: Variables
+    task: Task, variables: Variables, precision: str
 ) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
     """Makes what a program computes: stored examples -> logits, on any platform.
 
     Args:
-      config: of the run.
-      model: the network.
+      task: of the network.
       variables: of the network, or their shapes.
+      precision: of the run.
 
     Returns:
       (arrays by name, examples [batch_size, height, width, channels]) -> logits
       [batch_size, num_classes] float32. It scales and normalises as in training.
     """
-    task = task_of(config, model)
 
     def serve(arrays: dict[str, jax.Array], examples: jax.Array) -> jax.Array:
-        with product_precision(config.precision), tracing_for(ANY):
+        with product_precision(precision), tracing_for(ANY):
             return task.predict(to_variables(arrays, variables), examples)
 
     return serve

@@ -95,7 +95,7 @@ def main(folder: Path) -> None:
     read = exported.facts["input"]
     config = usable(folder, exported.facts["config"])
     spec = input_spec(tuple(read["shape"]), read["dtype"])
-    serve = make_serve(config, exported.model, exported.variables)
+    serve = make_serve(exported.task, exported.variables, config.precision)
     arrays = by_name(exported.variables)
     examples = _examples(exported.facts)
     # It is computed before jax2onnx has replaced anything.

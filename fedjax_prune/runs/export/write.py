@@ -83,7 +83,7 @@ def export_model(
             (unfinished / ARRAYS).unlink()
         else:
             spec = input_spec(tuple(read["shape"]), read["dtype"])
-            serve = make_serve(chosen.learning.config, chosen.model, chosen.variables)
+            serve = make_serve(chosen.task, chosen.variables, config.precision)
             program = serialise(
                 serve, chosen.variables, spec, has_arrays=format == "stablehlo"
             )
