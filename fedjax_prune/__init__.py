@@ -39,6 +39,10 @@ from fedjax_prune.models.convolution import convolve
 from fedjax_prune.models.costs import keep_ratio_for, macs
 from fedjax_prune.models.gates import GateSettings, straight_through, top_k_mask
 from fedjax_prune.models.task import make_task
+from fedjax_prune.pruning.client_network import (
+    client_network,
+    make_client_selection,
+)
 from fedjax_prune.pruning.smaller import gathered_predict
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.settings import SettingsError
@@ -102,6 +106,7 @@ __all__ = [
     "add_proximal",
     "as_dataset",
     "autoflip",
+    "client_network",
     "convolve",
     "correct_by_client",
     "correct_examples",
@@ -121,6 +126,7 @@ __all__ = [
     "magnitude",
     "make_algorithm",
     "make_augment",
+    "make_client_selection",
     "make_cohort",
     "make_placement",
     "make_policy",

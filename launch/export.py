@@ -1,20 +1,33 @@
-"""Writes the trained shared model of a run, without the channels that were pruned.
+"""Writes a trained network of a run for other programs, with its model card.
 
-python -m fedjax_prune export --workdir=DIR --output=FOLDER [--nocompact]
+python -m fedjax_prune export --workdir=DIR --output=FOLDER [--format=stablehlo]
+    [--kind=dense|masked|compact|gated] [--client=ID]
 
-`fedjax_prune.runs.export.load_model(FOLDER)` reads it. In a checkout
-`python -m launch.export` is the same. For example:
+Formats: safetensors has arrays, and a program of StableHLO that takes them; stablehlo
+is one program, which JAX runs on CPUs, GPUs and TPUs; onnx is one file for onnxruntime
+(`pip install 'fedjax_prune[onnx]'`). No format needs this library when it is loaded:
+README.md in FOLDER has the lines. Programs take examples as they are stored.
+
+Kinds: dense is the shared network at full size; masked is that under the final masks;
+compact has removed channels sliced out; gated is a client's, with its own gates. With
+--client, compact is a plain network of the channels that the client's data select, for
+which the data of the run are read. Without --kind it is compact for a run that prunes,
+dense for another one, and gated with --client. In a checkout `python -m launch.export`
+is the same. For example:
 
     python -m fedjax_prune export --workdir=runs/quickstart --output=model
-    python -m fedjax_prune export --workdir=runs/autoflip --output=same --nocompact
-    python -m fedjax_prune export --workdir=runs/sweep/seed=0 --output=~/models/seed0
+    python -m fedjax_prune export --workdir=runs/quickstart --output=m --format=onnx
+    python -m fedjax_prune export --workdir=runs/quickstart --output=m --client=3
 """
 
 from absl import app, flags
 
-from fedjax_prune.models import costs
+from fedjax_prune.models.checks import name_of
+from fedjax_prune.models.costs import num_entries
 from fedjax_prune.runs import console
 from fedjax_prune.runs.export import export_model
+from fedjax_prune.runs.export.choose import KINDS
+from fedjax_prune.runs.export.facts import DTYPES, FORMATS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import local_folder
 
@@ -23,8 +36,17 @@ from .errors import exit_code
 from .flags import parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
-_OUTPUT = flags.DEFINE_string("output", None, "new folder for the model")
-_COMPACT = flags.DEFINE_bool("compact", True, "slice removed channels out")
+_OUTPUT = flags.DEFINE_string("output", None, "new folder for the network")
+_FORMAT = flags.DEFINE_string("format", "safetensors", ", ".join(FORMATS))
+_KIND = flags.DEFINE_string("kind", None, ", ".join(KINDS))
+_CLIENT = flags.DEFINE_integer("client", None, "id of a client of a run with gates")
+_MACS = flags.DEFINE_float(
+    "macs", None, "most MACs of a client's compact network, as a share of the dense"
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "of the program; 0 is any")
+_INPUT_DTYPE = flags.DEFINE_string(
+    "input_dtype", None, f"{' or '.join(DTYPES)}; by default uint8, of vectors float32"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -41,15 +63,24 @@ def main(argv: list[str]) -> int:
             raise SettingsError(found)
         folder, target = local_folder(workdir), local_folder(output)
         runtime.configure()
-        exported = export_model(folder, target, compact=_COMPACT.value)
-        num_params = costs.num_entries(exported.variables.params)
-        left = getattr(exported.model, "left", {}).items()
-        console.print_table(
-            "Result",
-            {"model": type(exported.model).__name__, "parameters": f"{num_params:,}"}
-            | {f"{name} left": f"{count:,}" for name, count in left}
-            | {"files": output},
-        )
+        with console.working(f"writing {_FORMAT.value}"):
+            chosen = export_model(
+                folder,
+                target,
+                format=_FORMAT.value,
+                kind=_KIND.value,
+                client=_CLIENT.value,
+                macs=_MACS.value,
+                batch_size=_BATCH_SIZE.value,
+                input_dtype=_INPUT_DTYPE.value,
+            )
+        facts = {
+            "model": name_of(chosen.model),
+            "what": chosen.words,
+            "parameters": f"{num_entries(chosen.variables.params):,}",
+        }
+        facts |= {f"{name} left": f"{n:,}" for name, n in chosen.left.items()}
+        console.print_table("Result", facts | {"files": output})
         return 0
 
     return exit_code(run)

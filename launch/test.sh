@@ -5,10 +5,24 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# jax2onnx needs an older Orbax than all else, so it has an environment of its own, which
+# finds the rest in .venv.
+make_onnx_environment() {
+  local stamp=.venv/onnx/installed where='import sysconfig as s; print(s.get_path("purelib"))'
+  if [ "$stamp" -nt setup.cfg ]; then
+    return
+  fi
+  echo "Installing into $PWD/.venv/onnx (a minute the first time) ..."
+  python -m venv .venv/onnx
+  python -c "$where" >"$(.venv/onnx/bin/python -c "$where")/rest.pth"
+  .venv/onnx/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".[onnx]"
+  touch "$stamp"
+}
+
 EXTRAS="[test]"
 # A round is compiled for a TPU slice, rows are kept in an S3 of this machine, and the
 # API reference is made.
-if [ "${1:-}" = --long ]; then EXTRAS="[test,docs,tpu,cloud,emulator]"; fi
+if [ "${1:-}" = --long ]; then EXTRAS="[test,docs,flower,tpu,cloud,emulator]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift
@@ -21,6 +35,7 @@ if [ "${1:-}" = --quick ]; then
 fi
 if [ "${1:-}" = --long ]; then
   shift
+  make_onnx_environment
   # What is skipped is told with the reason.
   set -- -m long -rs "$@"
 fi

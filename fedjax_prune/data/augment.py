@@ -36,9 +36,17 @@ def to_float(images: jax.Array) -> jax.Array:
 
     Returns:
       The same shape, float32.
+
+    Raises:
+      ValueError: for other integers: nobody knows how they would have to be scaled.
     """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be uint8 or floats, got {images.dtype}: make pixels from 0 "
+            "to 255 uint8, as with images.astype(np.uint8)."
+        )
     return images.astype(jnp.float32)
 
 

@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 
-from fedjax_prune.models.platforms import traced_platform
-from fedjax_prune.models.precision import matmul
+from fedjax_prune.models.platforms import ANY, traced_platform
+from fedjax_prune.models.precision import matmul, wide
 from fedjax_prune.models.winograd import Pads, winograd
 
 FEW = 8
 """A layer with fewer input channels is treated as one that reads images."""
 WHOLE = 4
 """XLA is slow on CPUs if the number of input channels is not a multiple of this."""
+LAYOUTS = ("NHWC", "HWIO", "NHWC")
+"""Axes of the images, the kernel and the result, as `lax` names them."""
 BLOCK = 2**16
 """Numbers of a cotangent that are read at once for the gradient of a kernel. On a CPU
 this gradient took 1.5 to 3.6 times as long with all 50 images of a batch at once."""
@@ -69,6 +71,8 @@ def convolve(
             return direct(x, kernel, pads)
         case "winograd":
             return winograd(x, kernel, pads)
+        case "plain":
+            return plain(x, kernel, strides, pads)
         case _:
             return by_patches(x, kernel, strides, pads)
 
@@ -102,6 +106,29 @@ def by_patches(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> jax
     else:
         patches = [x[:, row, column] for row in rows for column in columns]
     return matmul(jnp.concatenate(patches, -1), kernel.reshape(-1, out_channels))
+
+
+def plain(x: jax.Array, kernel: jax.Array, strides: int, pads: Pads) -> jax.Array:
+    """Convolves by one operation of `lax`; it is not made to be mapped or trained.
+
+    Args:
+      x: as in `convolve`; its batch size may be a symbol.
+      kernel: as in `convolve`.
+      strides: step of both axes.
+      pads: zeros added (above, below), (left, right).
+
+    Returns:
+      The result of `convolve`.
+    """
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (strides, strides),
+        pads,
+        dimension_numbers=LAYOUTS,
+        preferred_element_type=wide(x.dtype),
+    )
+    return y.astype(x.dtype)
 
 
 def direct(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
@@ -162,17 +189,16 @@ def _join_rows(
 
 def _in_turn(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     """Convolves by `lax` with stride 1, client after client."""
-    # The gradients that autodiff makes have other layouts. In loops XLA keeps these
-    # layouts and runs them twenty times slower on CPUs.
-    layouts = ("NHWC", "HWIO", "NHWC")
     missing = -x.shape[-1] % WHOLE
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
     @sequential_vmap
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # The gradients that autodiff makes have other layouts. In loops XLA keeps these
+        # layouts and runs them twenty times slower on CPUs.
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, dimension_numbers=layouts
+            x, kernel, (1, 1), pads, dimension_numbers=LAYOUTS
         )
 
     return convolution(x, kernel)
@@ -193,18 +219,21 @@ def form_of(
     `direct` is faster up to 64 channels. But in rounds of `launch.benchmark` with 32 to
     127 channels (`w1`, `w2_one`) `winograd` took 0.83 and 0.84 of its time. It is
     slower if there are fewer pixels than twice the channels, because every kernel must
-    be transformed. Other platforms and other dtypes use `patches`.
+    be transformed. Other platforms and other dtypes use `patches`, and a program for
+    ANY platform uses `plain`.
 
     Args:
       x: as in `convolve`.
       kernel: as in `convolve`.
       strides: step of both axes.
       pads: zeros added (above, below), (left, right).
-      platform: platform of the program, as `jax.Device.platform` names it.
+      platform: platform of the program, as `jax.Device.platform` names it, or ANY.
 
     Returns:
-      `direct`, `winograd` or `patches`.
+      `direct`, `winograd`, `patches` or `plain`.
     """
+    if platform == ANY:
+        return "plain"
     batch_size, *size, channels = x.shape
     window = kernel.shape[:2]
     if platform != "cpu" or x.dtype != jnp.float32:

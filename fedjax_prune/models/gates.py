@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.models.initializers import normal
-from fedjax_prune.models.platforms import traced_platform
+from fedjax_prune.models.platforms import ANY, traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
 from fedjax_prune.models.selection import mark_largest
 
@@ -133,6 +133,9 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     if platform == "tpu":
         return (_ranks(logits) < k).astype(logits.dtype)
     _, indices = jax.lax.top_k(logits, k)
+    if platform == ANY:
+        # A scatter would need a batch size that is known.
+        return jax.nn.one_hot(indices, logits.shape[-1], dtype=logits.dtype).sum(-2)
     zeros = jnp.zeros_like(logits)
     return jnp.put_along_axis(zeros, indices, 1.0, axis=-1, inplace=False)
 
@@ -267,9 +270,10 @@ class Gate(nn.Module):
 
     The weights are in the collection `gates` and are drawn from the random stream of
     that name, so a gate does not change what other modules draw or send. The gate sows
-    two sums over the real samples into `gate_sums`: `lasso` [], the sum of |logits|
-    (FedDP, equation 5), and `selected` [channels], the number of samples that kept each
-    channel. Weights, sums and masks have the input's dtype, but at least float32.
+    three sums over the real samples into `gate_sums`: `lasso` [], the sum of |logits|
+    (FedDP, equation 5), `selected` [channels], the number of samples that kept each
+    channel, and `multiplier` [channels], what it was multiplied by. Weights, sums and
+    masks have the input's dtype, but at least float32.
 
     Attributes:
       channels: output channels of the convolution.
@@ -311,8 +315,9 @@ class Gate(nn.Module):
         self._sow("lasso", jnp.where(real, jnp.abs(logits), 0.0).sum())
         self._sow("selected", jnp.where(real, mask, 0.0).sum(0))
         multiplier = straight_through(mask, nn.sigmoid(logits), self.settings.mode)
-        scale = rescaling(self.settings.rescale, k, self.channels_before)
-        return multiplier * scale, mask
+        multiplier *= rescaling(self.settings.rescale, k, self.channels_before)
+        self._sow("multiplier", jnp.where(real, multiplier, 0.0).sum(0))
+        return multiplier, mask
 
     def _weights(
         self, in_channels: int, dtype: jnp.dtype

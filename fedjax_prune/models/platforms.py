@@ -11,6 +11,10 @@ import jax
 
 PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 """Platforms for which programs are lowered; `gpu` means cuda or rocm."""
+ANY = "any"
+"""What `tracing_for` is told for a program that is exported: its platform is not known.
+Convolutions and gates are then one operation of `jax.lax` each. Every platform and
+every converter knows these, and they can have a batch size that is not known either."""
 
 # This value is a part of JAX's key for what it has traced, so a function that was
 # traced for one platform is traced again for another.
@@ -23,7 +27,7 @@ def tracing_for(platform: str) -> AbstractContextManager[None]:
     Rounds and evaluations enter it for the platform of their placement.
 
     Args:
-      platform: a name as in `jax.Device.platform` and `jax.export.export`.
+      platform: a name as in `jax.Device.platform` and `jax.export.export`, or ANY.
 
     Examples:
       >>> with tracing_for("tpu"):

@@ -205,7 +205,9 @@ def _make_loss(
             jnp.zeros((), sums["loss"].dtype),
         )
         mean = (sums["loss"] + lasso_weight * lasso) / jnp.maximum(sums["count"], 1)
-        sums |= {f"selected/{layer}": x for layer, x in _selected(gates).items()}
+        sums |= {
+            f"selected/{layer}": x for layer, x in _by_layer(gates, "selected").items()
+        }
         return mean, (model_state, sums)
 
     return loss
@@ -241,28 +243,51 @@ def make_selection(
       (variables, images [batch_size, ...], example_mask [batch_size] bool) -> layer ->
       [channels] float, the number of real examples that keep each channel.
     """
+    sums = make_gate_sums(model, to_input=to_input, normalize=normalize)
+    return lambda *arguments: sums(*arguments)["selected"]
+
+
+def make_gate_sums(
+    model: nn.Module, *, to_input: ToInput = to_float, normalize: str = "none"
+) -> Callable[[Variables, jax.Array, jax.Array], dict[str, dict[str, jax.Array]]]:
+    """Makes a function that adds up what the gates do when they predict.
+
+    Args:
+      model: as in `make_selection`.
+      to_input: as in `make_task`.
+      normalize: as in `make_task`.
+
+    Returns:
+      (variables, images, example_mask), as in `make_selection`, -> two sums over the
+      real examples, each layer -> [channels] float: `selected`, the number that keep
+      each channel, and `multiplier`, what it is multiplied by, 0 where it is dropped.
+    """
     arguments = arguments_of(model)
 
-    def select(
+    def add_up(
         variables: Variables, images: jax.Array, example_mask: jax.Array
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, dict[str, jax.Array]]:
         _, mutated = model.apply(
             _collections(variables),
             normalise(to_input(images), normalize),
             **arguments(False, example_mask),
             mutable=["gate_sums"],
         )
-        return _selected(flax.traverse_util.flatten_dict(mutated["gate_sums"], sep="/"))
+        # Gates that keep all channels are left out.
+        sums: Any = flax.traverse_util.flatten_dict(
+            mutated.get("gate_sums", {}), sep="/"
+        )
+        return {name: _by_layer(sums, name) for name in ("selected", "multiplier")}
 
-    return select
+    return add_up
 
 
-def _selected(gate_sums: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Layer -> sum, of the sums that gates have sown as `.../LAYER/gate/selected`."""
+def _by_layer(gate_sums: Mapping[str, Any], name: str) -> dict[str, jax.Array]:
+    """Layer -> sum, of the sums that gates have sown as `.../LAYER/gate/NAME`."""
     return {
-        path.removesuffix("/selected").removesuffix("/gate"): value
+        path.removesuffix(f"/{name}").removesuffix("/gate"): value
         for path, value in gate_sums.items()
-        if path.endswith("/selected")
+        if path.endswith(f"/{name}")
     }
 
 

@@ -29,6 +29,9 @@ def test_to_float_scales_bytes_only():
     assert scaled.dtype == jnp.float32
     np.testing.assert_allclose(scaled, np.arange(256) / 255, rtol=1e-6)
     np.testing.assert_array_equal(to_float(IMAGES), IMAGES)
+    for dtype in (np.int16, np.int32, np.int64, np.uint16, bool):
+        with pytest.raises(ValueError, match=f"uint8 or floats, got {np.dtype(dtype)}"):
+            to_float(np.zeros((1, 4, 4, 1), dtype))
 
 
 def test_crops_are_windows_of_the_reflected_image():

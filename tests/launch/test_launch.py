@@ -102,8 +102,9 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     assert re.search(r"round +2 ", out)
     out, _ = launch("verify", f"--workdir={workdir}")
     assert re.search(r"result +equal", out)
-    launch("export", "--workdir=~/runs[1]/2", "--output=model")
-    assert (elsewhere / "model").is_dir()
+    out, _ = launch("export", "--workdir=~/runs[1]/2", "--output=model")
+    assert re.search(r"what +dense: the shared parameters at full size", out)
+    assert (elsewhere / "model" / "model.safetensors").is_file()
 
 
 def test_mistakes_in_the_flags_of_a_report_are_told_together(elsewhere):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedjax_prune.models import convolution
 from fedjax_prune.models.convolution import by_patches, convolve, form_of
+from fedjax_prune.models.platforms import ANY
 from fedjax_prune.models.winograd import winograd
 from tests.small_models import draw
 
@@ -146,6 +147,7 @@ def test_form_follows_the_table():
     assert form(window=(5, 5), channels=1) == "direct"
     assert form(strides=2) == form(window=(1, 1)) == form(channels=129) == "patches"
     assert form(platform="gpu") == form(platform="tpu") == "patches"
+    assert form(platform=ANY) == form(platform=ANY, strides=2) == "plain"
     assert form(dtype=jnp.bfloat16) == "patches"
 
 

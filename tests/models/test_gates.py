@@ -65,7 +65,7 @@ def test_largest_entries_are_marked_as_a_stable_sort_ranks_them():
             np.testing.assert_array_equal(marked, ranks < k)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu", "any"])
 def test_the_mask_marks_what_a_stable_sort_ranks_first(platform):
     """A CPU can run the forms for other platforms, too."""
     logits = np.random.default_rng(0).normal(size=(3, 20, 12)).round(1)

@@ -14,7 +14,12 @@ from fedjax_prune.engine.devices import ONE_DEVICE, make_placement, share_work
 from fedjax_prune.engine.evaluate import correct_by_client, holdout_accuracy
 from fedjax_prune.models.convolution import convolve
 from fedjax_prune.models.gates import top_k_mask
-from fedjax_prune.models.platforms import default_platform, traced_platform, tracing_for
+from fedjax_prune.models.platforms import (
+    ANY,
+    default_platform,
+    traced_platform,
+    tracing_for,
+)
 from fedjax_prune.types import RoundInputs
 from tests.seven_clients import SERVER_TX, SOLVER, dataset, draw_cohort, gated_task
 
@@ -171,6 +176,40 @@ def test_outside_of_a_placement_the_default_device_decides():
             assert ("stablehlo.convolution" in text) == form
             assert ("chlo.top_k" in text) != form
         assert "stablehlo.convolution" in layer.lower(*arguments).as_text()
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding", "channels", "dtype"),
+    [(1, "SAME", 8, "float32"), (2, 1, 48, "float32"), (1, 1, 3, "bfloat16")],
+)
+def test_a_program_for_any_platform_has_a_free_batch(strides, padding, channels, dtype):
+    """It has one convolution for each of its three platforms."""
+
+    def layer(x, kernel):
+        y = convolve(x, kernel, strides=strides, padding=padding)
+        return y, top_k_mask(y.astype(jnp.float32).mean((1, 2)), 2)
+
+    def for_any(x, kernel):
+        with tracing_for(ANY):
+            return layer(x, kernel)
+
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 8, 6, channels)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, channels, 4)), jnp.float32)
+    shapes = (
+        jax.ShapeDtypeStruct(
+            (*jax.export.symbolic_shape("batch"), *x.shape[1:]), dtype
+        ),
+        jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+    )
+    platforms = ["cpu", "cuda", "tpu"]
+    program = jax.export.export(jax.jit(for_any), platforms=platforms)(*shapes)
+    assert program.mlir_module().count("= stablehlo.convolution(") == len(platforms)
+    for found, wanted in zip(program.call(x, kernel), layer(x, kernel), strict=True):
+        assert found.dtype == wanted.dtype
+        found, wanted = (np.asarray(y, np.float32) for y in (found, wanted))
+        tolerance = 1e-5 if dtype == "float32" else 2**-5
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=tolerance)
 
 
 def test_a_placement_decides_whatever_is_around_it():

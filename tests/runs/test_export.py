@@ -2,19 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.models.costs import tree_bytes
+from fedjax_prune.models.costs import num_entries, tree_bytes
 from fedjax_prune.pruning.enforce import apply_masks
 from fedjax_prune.runs import train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.export import export_model, load_model
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.replay import compare_workdirs
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Variables
 from tests.small_runs import final_state, pruned_config
@@ -30,6 +34,14 @@ def finished(tmp_path_factory):
     return config, workdir, state
 
 
+@pytest.fixture(scope="module")
+def exported_facts(finished, tmp_path_factory):
+    _, workdir, _ = finished
+    folder = tmp_path_factory.mktemp("model")
+    export_model(workdir, folder)
+    return json.loads((folder / "model.json").read_text())
+
+
 def delivered(config, state, masks):
     """Logits of the whole model under some masks."""
     experiment = build(config)
@@ -39,20 +51,44 @@ def delivered(config, state, masks):
     return images, experiment.learning.task.predict(variables, images)
 
 
-@pytest.mark.parametrize("compact", [True, False])
-def test_the_final_masks_and_the_same_logits(finished, compact, tmp_path):
+@pytest.mark.parametrize("kind", ["compact", "masked"])
+def test_the_final_masks_and_the_same_logits(finished, kind, tmp_path):
     config, workdir, state = finished
     masks, now = state.server.guide, state.server.masks
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), masks, now)
     assert any(jax.tree.leaves(differs))
     images, wanted = delivered(config, state, masks)
-    exported = export_model(workdir, tmp_path, compact=compact)
+    chosen = export_model(workdir, tmp_path, kind=kind)
+    exported = load_model(tmp_path)
     np.testing.assert_allclose(exported.predict(images), wanted, rtol=1e-5, atol=1e-5)
     sizes = tree_bytes(exported.variables.params), tree_bytes(state.params)
-    assert sizes[0] < 0.6 * sizes[1] if compact else sizes[0] == sizes[1]
-    again = load_model(tmp_path)
-    assert again.model == exported.model
-    np.testing.assert_array_equal(again.predict(images), exported.predict(images))
+    assert sizes[0] < 0.6 * sizes[1] if kind == "compact" else sizes[0] == sizes[1]
+    assert exported.model == chosen.model and chosen.kind == kind
+    jax.tree.map(np.testing.assert_array_equal, exported.variables, chosen.variables)
+
+
+def test_a_card_says_what_was_written_and_what_it_costs(finished, tmp_path):
+    config, workdir, state = finished
+    export_model(workdir, tmp_path)
+    facts = json.loads((tmp_path / "model.json").read_text())
+    kept = sum(int(mask.sum()) for mask in jax.tree.leaves(state.server.guide))
+    full = num_entries(state.params)
+    assert facts["size"]["sparsity"] == pytest.approx(1 - kept / full)
+    assert facts["size"]["parameters_of_full_network"] == full
+    assert facts["size"]["parameters"] < full
+    assert facts["macs"]["computed"] < facts["macs"]["of_full_network"]
+    row = read_metrics(workdir)[-1]
+    assert facts["accuracy"]["round"] == row["round"] == 2
+    assert facts["accuracy"]["eval/headline"] == row["eval/headline"]
+    assert facts["output"]["labels"] == list("0123456789")
+    assert facts["config"]["model"]["width"] == config.model.width
+    assert facts["training"]["starts"][0]["versions"]["jax"] == jax.__version__
+    card = (tmp_path / "README.md").read_text()
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert f"model.safetensors: {size:,} bytes" in card
+    assert facts["what"] in card and "autoflip" in card
+    assert str(workdir) not in card
+    assert str(Path.cwd()).encode() not in (tmp_path / "model.stablehlo").read_bytes()
 
 
 def test_what_cannot_be_exported_or_read(finished, tmp_path):
@@ -64,33 +100,66 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
         load_model(tmp_path)
     with pytest.raises(WorkdirError, match="no run was started here"):
         export_model(tmp_path, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         export_model(tmp_path, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    wrong: dict[str, Any] = {"format": "tf", "input_dtype": "int8", "batch_size": -1}
+    for name, value in wrong.items():
+        with pytest.raises(SettingsError, match=f"{name} must be "):
+            export_model(workdir, tmp_path / "model", **{name: value})
+    assert {f.name for f in tmp_path.iterdir()} == {"file", "config.json"}
+
+
+def test_arrays_of_another_network_are_refused(finished, tmp_path):
+    _, workdir, _ = finished
+    export_model(workdir, tmp_path / "small")
+    export_model(workdir, tmp_path / "large", kind="masked")
+    arrays = tmp_path / "small" / "model.safetensors"
+    whole = arrays.read_bytes()
+    for data, words in (
+        ((tmp_path / "large" / "model.safetensors").read_bytes(), "another network"),
+        (whole[: len(whole) // 2], "cannot be read"),
+        (b"", "cannot be read"),
+    ):
+        arrays.write_bytes(data)
+        with pytest.raises(WorkdirError, match=f"model.safetensors .*{words}"):
+            load_model(tmp_path / "small")
+    arrays.unlink()
+    with pytest.raises(WorkdirError, match="must hold a model in the format safetens"):
+        load_model(tmp_path / "small")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("change", "words"),
     [
-        ("", "cannot be read"),
-        ("[]", "must hold `config` and `left`"),
-        ("{}", "must hold `config` and `left`"),
-        ('{"config": 3, "left": {}}', "must hold `config` and `left`"),
+        (lambda facts: [], "is not what an export writes"),
+        (lambda facts: {}, "is not what an export writes: KeyError 'config'"),
+        (lambda facts: facts | {"config": 3}, "is not what an export writes"),
         (
-            '{"config": {"seed": 0}, "left": {}}',
+            lambda facts: facts | {"config": {"seed": 0}},
             r"model.json is damaged or .*: \w.* is missing",
         ),
-        ('{"config": CONFIG, "left": 3}', "must hold `config` and `left`"),
-        ('{"config": CONFIG, "left": {"conv1": 0}}', "left must be counts"),
+        (lambda facts: facts | {"format": "tf"}, "format must be one of safetensors"),
+        (lambda facts: facts | {"kind": []}, "kind must be one of dense"),
+        (lambda facts: facts | {"architecture": {"left": 3}}, "is not what an export"),
+        (
+            lambda facts: facts | {"architecture": {"left": {"conv1": 0}}},
+            "left must be counts",
+        ),
+        (
+            lambda facts: facts | {"input": {"shape": [1], "dtype": "uint8"}},
+            "shape four numbers",
+        ),
     ],
 )
-def test_a_damaged_or_foreign_export_is_one_error(finished, text, words, tmp_path):
-    _, workdir, _ = finished
-    config = (workdir / "config.json").read_text()
-    (tmp_path / "model.json").write_text(text.replace("CONFIG", config))
+def test_a_damaged_or_foreign_export_is_one_error(
+    finished, exported_facts, change, words, tmp_path
+):
+    (tmp_path / "model.json").write_text(json.dumps(change(exported_facts)))
     with pytest.raises(WorkdirError, match=words):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("")
+    with pytest.raises(WorkdirError, match="cannot be read"):
         load_model(tmp_path)
 
 
@@ -151,7 +220,7 @@ def test_a_run_of_a_version_with_fewer_fields_is_evaluated_and_exported(
 def test_a_model_is_lowered_for_another_platform(finished, tmp_path):
     """The second convolution reads 8 channels, so a CPU convolves it by `lax`."""
     _, workdir, _ = finished
-    export_model(workdir, tmp_path, compact=False)
+    export_model(workdir, tmp_path, kind="masked")
     images = jnp.zeros((4, 8, 8, 1), jnp.uint8)
     for platform, words in ((None, True), ("cpu", True), ("tpu", False)):
         predict = jax.jit(load_model(tmp_path, platform=platform).predict)

@@ -139,7 +139,9 @@ def test_a_run_goes_from_the_files_to_the_model(tmp_path, name):
     config.rounds = 13
     assert train.run(config, workdir) == 0
     folder.rename(tmp_path / "elsewhere")
-    exported = export.export_model(workdir, tmp_path / "model")
+    export.export_model(workdir, tmp_path / "model")
+    exported = export.load_model(tmp_path / "model")
+    assert exported.facts["output"]["labels"] == list(names)
     images, labels = draw_images(30, 1)
     predicted = np.asarray(exported.predict(images)).argmax(-1)
     assert (predicted == labels).mean() > 0.6

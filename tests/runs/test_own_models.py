@@ -37,7 +37,8 @@ def test_a_run_goes_from_the_class_to_the_model(tmp_path, cls):
     config.rounds = 5
     assert train.run(config, workdir) == 0
     row = train.evaluate_workdir(workdir)
-    exported = export.export_model(workdir, tmp_path / "model")
+    export.export_model(workdir, tmp_path / "model")
+    exported = export.load_model(tmp_path / "model")
     assert exported.variables.params["conv"]["kernel"].shape == (3, 3, 1, 6)
     experiment = make_learning(config)
     logits = exported.predict(np.zeros((2, 8, 8, 1), np.uint8))

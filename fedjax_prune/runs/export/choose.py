@@ -1,0 +1,279 @@
+"""Which network of a run is exported: the shared one, or that of one client."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune.data.augment import TO_INPUT
+from fedjax_prune.models import costs
+from fedjax_prune.models.checks import name_of
+from fedjax_prune.models.modules import without_gates
+from fedjax_prune.models.precision import product_precision
+from fedjax_prune.pruning.client_network import client_network, make_client_selection
+from fedjax_prune.pruning.smaller import (
+    compact,
+    kept_channels,
+    shrink,
+    smaller_model,
+)
+from fedjax_prune.runs.experiment import RunData, load_data
+from fedjax_prune.runs.learning import (
+    Learning,
+    data_info,
+    make_learning,
+    own_personal,
+    start,
+    task_of,
+)
+from fedjax_prune.runs.origin import Origin, origin_of
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.start import of_newest, restore, restore_state
+from fedjax_prune.runs.workdir import read_usable_config
+from fedjax_prune.types import ServerState, Task, Tree, Variables
+
+KINDS = ("dense", "masked", "compact", "gated")
+
+
+class Chosen(NamedTuple):
+    """A network of a run.
+
+    Attributes:
+      learning: of the run.
+      round: finished rounds of the checkpoint.
+      kind: one of KINDS.
+      client: whose gates it has; None if it is the shared network.
+      words: what it is, in one line.
+      model: the network.
+      task: of that network.
+      variables: of the network.
+      left: name of a group -> number of its channels that are left; {} if none was
+        removed.
+    """
+
+    learning: Learning
+    round: int
+    kind: str
+    client: int | None
+    words: str
+    model: Any
+    task: Task
+    variables: Variables
+    left: dict[str, int]
+
+
+def choose(
+    workdir: str | Path,
+    kind: str | None = None,
+    client: int | None = None,
+    macs: float | None = None,
+) -> Chosen:
+    """Reads a network of the newest checkpoint of a run.
+
+    `dense` has the shared parameters at full size, and `masked` has those under the
+    final masks of a run that prunes (AutoFLIP, step 27). Of `compact` the removed
+    channels are sliced out. All three are without gates. `gated` is what a client
+    predicts with: the shared parameters, and its own gates. With a client `compact` is
+    its plain network of the channels that its data select (`client_network`); this
+    reads the data of the run.
+
+    Args:
+      workdir: of the run.
+      kind: one of KINDS. None is `gated` with a client; without one it is `compact`, or
+        `masked` if the network says nothing of its channels, of a run that prunes and
+        `dense` of another.
+      client: id of a client; only of a run with gates.
+      macs: budget of a client's compact network, as in `client_network`.
+
+    Raises:
+      SettingsError: if the run cannot give that; it names the argument.
+      WorkdirError, CheckpointError, RowsError: if there is nothing to read.
+      DataError: if the data that a client's compact network needs cannot be read.
+    """
+    learning = make_learning(read_usable_config(workdir))
+    kind = kind or _default(learning, client)
+    if problems := list(_problems(learning, kind, client, macs)):
+        raise SettingsError(problems)
+    if client is None:
+        return _shared(learning, restore_state(learning, Path(workdir)), kind)
+    data = load_data(learning.config) if kind == "compact" else None
+    origin = origin_of(learning.config, data and data.hashes)
+    state, gates = of_newest(
+        Path(workdir), lambda: _read_client(learning, Path(workdir), client, origin)
+    )
+    _check_trained(learning, client, gates, int(state.round))
+    variables = jax.jit(learning.algorithm.deliver)(state)._replace(personal=gates)
+    chosen = Chosen(
+        learning=learning,
+        round=int(state.round),
+        kind=kind,
+        client=client,
+        words=f"gated: the shared parameters and the gates of client {client}",
+        model=learning.model,
+        task=learning.task,
+        variables=variables,
+        left={},
+    )
+    return _compacted(chosen, state, data, macs) if data else chosen
+
+
+def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
+    """The network that all clients share, without gates."""
+    variables = jax.jit(learning.algorithm.deliver)(state)._replace(alive={})
+    model, task, left = without_gates(learning.model), learning.dense_task, {}
+    words = f"{kind}: the shared parameters at full size"
+    if kind == "masked":
+        pruned = sum(int((leaf == 0).sum()) for leaf in jax.tree.leaves(variables[0]))
+        total = costs.num_entries(variables.params)
+        words += f", of which {pruned:,} of {total:,} are 0"
+    if kind == "compact":
+        masked, groups = learning.algorithm.masked, learning.task.groups
+        assert masked is not None and groups, "a kind that was checked"
+        masks = masked.delivered(state)
+        kept = kept_channels(learning.model, masks, learning.image_shape)
+        # This is one program; array by array, several would be compiled.
+        variables = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
+        left = {name: len(indices) for name, indices in kept.items()}
+        model = smaller_model(model, left)
+        task = task_of(learning.config, model)
+        words = "compact: the shared parameters without the channels that were removed"
+    if _has_gates(learning):
+        words = f"{words}; without gates; --client=ID exports a client's gates"
+    if kind == "dense" and _has_gates(learning):
+        words = "dense: without gates; --client=ID exports a client's gates"
+    return Chosen(
+        learning=learning,
+        round=int(state.round),
+        kind=kind,
+        client=None,
+        words=words,
+        model=model,
+        task=task,
+        variables=variables,
+        left=left,
+    )
+
+
+def _compacted(
+    gated: Chosen, state: ServerState, data: RunData, macs: float | None
+) -> Chosen:
+    """The plain network of the channels that a client's training examples select."""
+    learning, client, config = gated.learning, gated.client, gated.learning.config
+    assert client is not None
+    images = data.train.images[data.population.of(client)]
+    model, variables, shape = gated.model, gated.variables, learning.image_shape
+    if learning.algorithm.masked is not None:
+        # Units that no gate looks at are removed by the masks.
+        masks = learning.algorithm.masked.delivered(state)
+        whole = costs.macs_of(learning.dense_task.layers).dense
+        model, variables, _ = compact(model, variables, masks, shape)
+        if macs is not None:
+            macs = min(1.0, macs * whole / costs.macs(model, shape).dense)
+    with product_precision(config.precision):
+        select = make_client_selection(
+            model,
+            to_input=TO_INPUT[data_info(config).kind],
+            normalize=config.data.normalize,
+        )
+        try:
+            selection = select(variables, images)
+            found = client_network(model, variables, selection, shape, macs=macs)
+        except ValueError as error:
+            raise SettingsError([str(error).rstrip(".")]) from error
+    return gated._replace(
+        kind="compact",
+        words=(
+            f"compact: a plain network of the channels that the {len(images)} training "
+            f"examples of client {client} select, which were read for this"
+        ),
+        model=found.model,
+        task=task_of(config, found.model),
+        variables=found.variables,
+        left={name: len(indices) for name, indices in found.kept.items()},
+    )
+
+
+def _check_trained(learning: Learning, client: int, gates: Tree, finished: int) -> None:
+    """Refuses a client whose gates are those from before the first round.
+
+    Raises:
+      SettingsError: if they are.
+    """
+    first = jax.jit(lambda: start(learning)[1].personal)()
+    if (draw := own_personal(learning)) is not None:
+        first = jax.jit(draw)(np.int32(client))
+    # Another processor may have rounded the first ones in another way.
+    if all(jax.tree.leaves(jax.tree.map(np.allclose, gates, first))):
+        raise SettingsError(
+            [
+                f"client must be one that was trained: in round {finished} the gates "
+                f"of client {client} are still the first ones"
+            ]
+        )
+
+
+def _default(learning: Learning, client: int | None) -> str:
+    if client is not None:
+        return "gated"
+    if learning.algorithm.masked is None:
+        return "dense"
+    return "compact" if learning.task.groups else "masked"
+
+
+def _problems(
+    learning: Learning, kind: str, client: int | None, macs: float | None
+) -> Iterator[str]:
+    """Says what of the arguments the run cannot give."""
+    name = learning.config.algorithm.name
+    if kind not in KINDS:
+        yield f"kind must be one of {', '.join(KINDS)}, got {kind!r}"
+        return
+    masked, gated = learning.algorithm.masked is not None, _has_gates(learning)
+    if client is not None and not gated:
+        yield f"client must be left out for a run without gates, got {client}"
+        return
+    if client is not None and kind in ("dense", "masked"):
+        yield f"client must be left out for kind {kind}, which is the same for all"
+    count = learning.config.data.num_clients
+    if client is not None and not 0 <= client < count:
+        yield f"client must be in [0, {count - 1}], got {client}"
+    if kind == "dense" and masked:
+        yield (
+            f"kind must be masked or compact for a run of {name}, whose shared "
+            "parameters are under masks, got 'dense'"
+        )
+    if kind == "masked" and not masked:
+        yield f"kind must not be masked for a run of {name}, which has no masks"
+    if kind == "compact" and client is None and not masked:
+        yield (
+            f"kind compact needs the masks of a run that prunes, which {name} has not, "
+            "or a client of a run with gates: --client=ID"
+        )
+    elif kind == "compact" and not learning.task.groups:
+        yield (
+            f"kind must not be compact for {name_of(learning.model)}, which names no "
+            "channels that could be removed"
+        )
+    if kind == "gated" and not gated:
+        yield "kind must not be gated for a run without gates (model.gated)"
+    elif kind == "gated" and client is None:
+        yield "kind gated needs a client, whose gates are exported: --client=ID"
+    if macs is not None and (kind != "compact" or client is None):
+        yield "macs must be left out except for kind compact with a client"
+
+
+def _has_gates(learning: Learning) -> bool:
+    """Whether the network has personal parameters; with keep ratio 1 it has none."""
+    shapes = jax.eval_shape(learning.task.init, jax.random.key(0))
+    return bool(jax.tree.leaves(shapes.personal))
+
+
+def _read_client(
+    learning: Learning, workdir: Path, client: int, origin: Origin
+) -> tuple[ServerState, Tree]:
+    """The state of the newest checkpoint, and a client's personal parameters."""
+    state, rows = restore(learning, workdir, origin=origin)
+    personal = rows.personal(np.array([client], np.int32))
+    return state, jax.tree.map(lambda leaf: leaf[0], personal)

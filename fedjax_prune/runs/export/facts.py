@@ -1,0 +1,245 @@
+"""`model.json`: what an exported network is, how it was trained, and what it costs."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_prune.data.augment import NORMALISATIONS
+from fedjax_prune.data.labels import labels_of
+from fedjax_prune.models import costs
+from fedjax_prune.models.checks import name_of
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.modules import gates_of
+from fedjax_prune.runs import environment
+from fedjax_prune.runs.export.choose import KINDS, Chosen
+from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.learning import data_info, image_shape_of
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import usable
+from fedjax_prune.types import Config
+
+FACTS = "model.json"
+FORMATS = ("safetensors", "stablehlo", "onnx")
+DTYPES = ("uint8", "float32")
+INPUT, OUTPUT = "input", "logits"
+"""Names of what a program takes and returns."""
+
+_OF_STARTS = ("started", "finished", "versions", "commit", "devices")
+"""What is told of the starts of a run; their flags could name folders of a user."""
+_PACKAGES = {
+    "safetensors": ("jax", "numpy", "safetensors"),
+    "stablehlo": ("jax", "numpy"),
+    "onnx": ("jax", "numpy", "jax2onnx", "onnx", "onnxruntime"),
+}
+
+
+class Facts(NamedTuple):
+    """The facts of an exported network that are needed to make it again.
+
+    Attributes:
+      config: of the run.
+      format: one of FORMATS.
+      kind: one of KINDS.
+      left: name of a group -> number of its channels that are left.
+      shape: [batch_size, height, width, channels] of the input; a batch size of 0
+        stands for any.
+      dtype: one of DTYPES.
+      values: all of `model.json`.
+    """
+
+    config: Config
+    format: str
+    kind: str
+    left: dict[str, int]
+    shape: tuple[int, ...]
+    dtype: str
+    values: Mapping[str, Any]
+
+
+def input_of(config: Config, dtype: str | None, batch_size: int) -> dict[str, Any]:
+    """Says what a program takes, and what it does with it before the network.
+
+    Args:
+      config: of the run.
+      dtype: one of DTYPES; None is uint8, for vectors float32.
+      batch_size: 0 is any.
+
+    Raises:
+      SettingsError: if the data cannot have that dtype, or the batch size is negative.
+    """
+    kind, found = data_info(config).kind, []
+    fitting = {"image": DTYPES, "text": DTYPES[:1], "vector": DTYPES[1:]}[kind]
+    dtype = dtype or fitting[0]
+    if dtype not in fitting:
+        found.append(
+            f"input_dtype must be {' or '.join(fitting)} for {kind}s, got {dtype!r}"
+        )
+    if batch_size < 0:
+        found.append(f"batch_size must be at least 0, got {batch_size}")
+    if found:
+        raise SettingsError(found)
+    mean, std = NORMALISATIONS[config.data.normalize]
+    words = {
+        "image": "pixels from 0 to 255" if dtype == "uint8" else "pixels from 0 to 1",
+        "text": "symbols: places in labels",
+        "vector": "numbers",
+    }
+    return {
+        "name": INPUT,
+        "dtype": dtype,
+        "shape": [batch_size, *image_shape_of(config)],
+        "axes": ["batch", "height", "width", "channels"],
+        "holds": words[kind],
+        # The program does this; whoever calls it gives what is stored.
+        "divided_by": 255 if kind == "image" and dtype == "uint8" else 1,
+        "mean_subtracted": list(mean),
+        "std_divided_by": list(std),
+    }
+
+
+def facts_of(
+    chosen: Chosen, workdir: Path, format: str, read: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gathers what `model.json` holds.
+
+    Args:
+      chosen: the network.
+      workdir: of its run.
+      format: one of FORMATS.
+      read: as `input_of` returns it.
+    """
+    learning, model = chosen.learning, chosen.model
+    config = learning.config
+    settings: GateSettings | None = gates_of(model)
+    return {
+        "format": format,
+        "kind": chosen.kind,
+        "client": chosen.client,
+        "what": chosen.words,
+        "input": dict(read),
+        "output": {
+            "name": OUTPUT,
+            "holds": "logits [batch, classes]; a softmax makes probabilities",
+            "labels": labels_of(config.data.name, config.data.classes),
+        },
+        "architecture": {
+            "class": name_of(model),
+            "gates": settings._asdict() if settings else None,
+            "left": chosen.left,
+            "layers": [layer._asdict() for layer in chosen.task.layers],
+        },
+        "training": {
+            "algorithm": config.algorithm.name,
+            "rounds": chosen.round,
+            "rounds_of_run": config.rounds,
+            "cohort_size": config.cohort_size,
+            "num_clients": config.data.num_clients,
+            "data": config.data.name,
+            "partitioner": config.data.partitioner,
+            "seed": config.seed,
+            "starts": [
+                {name: each.get(name) for name in _OF_STARTS}
+                for each in environment.read(workdir)
+            ],
+        },
+        "accuracy": _accuracy(workdir, chosen.round),
+        "size": _size(chosen),
+        "macs": _macs(chosen),
+        "versions": _versions(format),
+        "config": json.loads(config.to_json_best_effort()),
+    }
+
+
+def read_facts(file: Path) -> Facts:
+    """Reads `model.json`.
+
+    Raises:
+      WorkdirError: if the file is missing or not what `export_model` has written.
+    """
+    try:
+        found = json.loads(file.read_text())
+        facts = Facts(
+            config=usable(file, found["config"]),
+            format=found["format"],
+            kind=found["kind"],
+            left=found["architecture"]["left"],
+            shape=tuple(found["input"]["shape"]),
+            dtype=found["input"]["dtype"],
+            values=found,
+        )
+        counts = all(type(n) is int and 1 <= n < 2**31 for n in facts.left.values())
+        sizes = len(facts.shape) == 4 and all(type(n) is int for n in facts.shape)
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{file} cannot be read: {error}.") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{file} is not what an export writes: {type(error).__name__} {error}."
+        ) from error
+    for name, value, known in (
+        ("format", facts.format, FORMATS),
+        ("kind", facts.kind, KINDS),
+        ("dtype", facts.dtype, DTYPES),
+    ):
+        if value not in known:
+            raise WorkdirError(
+                f"{file} describes no model: {name} must be one of {', '.join(known)}, "
+                f"got {value!r}."
+            )
+    if not counts or not sizes:
+        raise WorkdirError(
+            f"{file} describes no model: left must be counts and the input's shape "
+            f"four numbers, got {facts.left} and {facts.shape}."
+        )
+    return facts
+
+
+def _accuracy(workdir: Path, round: int) -> dict[str, Any]:
+    """The last evaluation up to a round: fields of its row of metrics.jsonl."""
+    rows = [row for row in read_metrics(workdir) if row["round"] <= round]
+    for row in reversed(rows):
+        found = {n: v for n, v in row.items() if n.startswith("eval/") and v == v}
+        if found:
+            return {"round": row["round"]} | found
+    return {}
+
+
+def _size(chosen: Chosen) -> dict[str, Any]:
+    """Numbers of parameters, bytes, and the shares that are 0 and were removed."""
+    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0)).params
+    full, left = costs.num_entries(whole), costs.num_entries(chosen.variables.params)
+    leaves = jax.tree.leaves(chosen.variables.params)
+    used = sum(int(np.count_nonzero(leaf)) for leaf in leaves)
+    return {
+        "parameters": left,
+        "parameters_of_full_network": full,
+        "gate_parameters": costs.num_entries(chosen.variables.personal),
+        "sparsity": 1 - used / full,
+        "bytes": costs.tree_bytes(chosen.variables),
+        "bytes_of_full_network": costs.tree_bytes(whole),
+    }
+
+
+def _macs(chosen: Chosen) -> dict[str, int]:
+    """The multiply-accumulates for one example."""
+    own = costs.macs_of(chosen.task.layers)
+    return {
+        # What this network computes: a mask after a convolution saves nothing.
+        "computed": own.dense + own.gates,
+        # Those of the channels that its gates keep.
+        "kept": own.kept + own.gates,
+        "of_full_network": costs.macs_of(chosen.learning.dense_task.layers).dense,
+    }
+
+
+def _versions(format: str) -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES[format]}
+    own = sys.modules["fedjax_prune"].__version__
+    return {"python": platform.python_version(), "fedjax_prune": own} | versions

@@ -1,0 +1,155 @@
+"""A network as an ONNX file; it runs in a process of its own.
+
+python -m fedjax_prune.runs.export.to_onnx FOLDER reads what was exported as safetensors
+and writes `model.onnx` beside it. jax2onnx replaces functions of JAX and Flax in the
+process that it is called in, such as `jnp.cumsum` and `nn.Conv`.
+"""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_prune.runs.export.arrays import by_name, load_model
+from fedjax_prune.runs.export.facts import INPUT, OUTPUT
+from fedjax_prune.runs.export.program import input_spec, make_serve
+from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import usable
+from fedjax_prune.types import Config
+
+ONNX = "model.onnx"
+PIP = "pip install 'fedjax_prune[onnx]'"
+TOLERANCE = 1e-4
+"""By how much the file's logits may differ, relative to the largest one or to 1."""
+_EXAMPLES = 5
+_ERROR = "error: "
+
+
+def require_onnx(config: Config) -> None:
+    """Refuses what cannot become an ONNX file on this machine.
+
+    Raises:
+      SettingsError: without the packages, or for a run in bfloat16.
+    """
+    missing = [
+        n for n in ("jax2onnx", "onnxruntime") if not importlib.util.find_spec(n)
+    ]
+    if missing:
+        raise SettingsError(
+            [f"format onnx needs {' and '.join(missing)}: {PIP} brings it"]
+        )
+    if config.precision == "bfloat16":
+        raise SettingsError(
+            [
+                "format onnx needs a run with precision float32 or tf32, because "
+                "onnxruntime has no convolutions in bfloat16, got 'bfloat16'"
+            ]
+        )
+
+
+def convert(folder: Path) -> None:
+    """Writes `model.onnx` beside the arrays of a network, in another process.
+
+    Args:
+      folder: with what was exported as safetensors.
+
+    Raises:
+      WorkdirError: if jax2onnx cannot convert the network, or the file gives other
+        logits in onnxruntime.
+    """
+    package = Path(sys.modules["fedjax_prune"].__file__ or "").parents[1]
+    paths = [str(package), os.environ.get("PYTHONPATH", "")]
+    # Nothing is computed that needs an accelerator.
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, str(folder)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = next((x for x in reversed(lines) if x.startswith(_ERROR)), _ERROR)
+        raise WorkdirError(
+            "The network cannot be written as ONNX: "
+            f"{reason.removeprefix(_ERROR) or 'its process has ended'}."
+        )
+
+
+def main(folder: Path) -> None:
+    """Converts, and compares the file with the network.
+
+    Raises:
+      ValueError: if the file gives other logits.
+    """
+    exported = load_model(folder)
+    read = exported.facts["input"]
+    config = usable(folder, exported.facts["config"])
+    spec = input_spec(tuple(read["shape"]), read["dtype"])
+    serve = make_serve(exported.task, exported.variables, config.precision)
+    arrays = by_name(exported.variables)
+    examples = _examples(exported.facts)
+    # It is computed before jax2onnx has replaced anything.
+    wanted = np.asarray(exported.predict(examples))
+    (folder / ONNX).write_bytes(_converted(lambda x: serve(arrays, x), spec))
+    found = _run(folder / ONNX, examples)
+    differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
+    # A gate whose logits are nearly equal may choose another channel for an example.
+    if not np.median(differences) <= TOLERANCE:
+        raise ValueError(f"onnxruntime gives logits that differ by {differences.max()}")
+
+
+def _converted(
+    function: Callable[[jax.Array], jax.Array], spec: jax.ShapeDtypeStruct
+) -> bytes:
+    """Gives the bytes of the ONNX file of a function."""
+    import jax2onnx  # pyright: ignore[reportMissingImports]
+
+    # It warns of values whose types it leaves to be inferred.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    model = jax2onnx.to_onnx(
+        function,
+        [spec],
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+    )
+    assert not isinstance(model, str)
+    return model.SerializeToString()
+
+
+def _examples(facts: Any) -> np.ndarray:
+    """Draws examples that fit a network's input."""
+    size, *shape = facts["input"]["shape"]
+    rng, size = np.random.default_rng(0), size or _EXAMPLES
+    if facts["input"]["dtype"] == "float32":
+        return rng.random((size, *shape), np.float32)
+    high = 256 if facts["input"]["divided_by"] > 1 else len(facts["output"]["labels"])
+    return rng.integers(0, high, (size, *shape), np.uint8)
+
+
+def _run(file: Path, examples: np.ndarray) -> np.ndarray:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {INPUT: examples})
+    return np.asarray(logits)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    # Whatever jax2onnx raises is told in one line.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        print(f"{_ERROR}{type(error).__name__}: {reason}", file=sys.stderr)
+        sys.exit(1)
