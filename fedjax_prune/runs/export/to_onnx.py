@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     traced = jax.make_jaxpr(lambda examples: serve(arrays, examples))(spec)
     examples = _examples(exported.facts)
     wanted = np.asarray(exported.predict(examples))
-    (folder / ONNX).write_bytes(_converted(traced, spec))
+    (folder / ONNX).write_bytes(converted(traced, spec))
     found = _run(folder / ONNX, examples)
     differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
     # A gate whose logits are nearly equal may choose another channel for an example.
@@ -104,8 +104,13 @@ def main(folder: Path) -> None:
         raise ValueError(f"onnxruntime gives logits that differ by {differences.max()}")
 
 
-def _converted(traced: Any, spec: jax.ShapeDtypeStruct) -> bytes:
-    """Gives the bytes of the ONNX file of a traced function."""
+def converted(traced: Any, spec: jax.ShapeDtypeStruct) -> bytes:
+    """Gives the bytes of the ONNX file of a traced function.
+
+    Args:
+      traced: of a function of examples that returns logits.
+      spec: shape and dtype of the examples.
+    """
     import jax2onnx  # pyright: ignore[reportMissingImports]
 
     # It warns of values whose types it leaves to be inferred.
