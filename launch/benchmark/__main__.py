@@ -66,10 +66,11 @@ def _run(argv: list[str]) -> int:
     peers_dir = Path(_PEERS_DIR.value or runtime.cache_folder() / "peers").absolute()
     if found := _mistakes(argv):
         raise settings.SettingsError(found)
+    trains = any(name in SUITES for name in _SUITE.value)
     options = Options(
         rounds=_ROUNDS.value,
         threads=_THREADS.value or len(runtime.cores()),
-        peers=_available_peers(_PEERS.value, peers_dir),
+        peers=_available_peers(_PEERS.value, peers_dir) if trains else [],
         peers_dir=peers_dir,
         compile=_COMPILE.value,
     )

@@ -1,6 +1,6 @@
 """The forms of a network that the suite `inference` times.
 
-python -m launch.benchmark.forms --write=vgg11,dense --output=FILE.onnx
+python -m launch.benchmark.forms --write=vgg11,dense,0 --output=FILE.onnx
 
 writes a network as an ONNX file. jax2onnx needs a process of its own for this.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.data.augment import to_float
@@ -32,6 +31,8 @@ MODELS = {"vgg11": VGG11, "resnet32": ResNet32}
 IMAGE_SHAPE = (32, 32, 3)
 FLOPS_TARGET = 0.5
 """Share of the multiplications that gates and the compacted network keep."""
+FREE_BATCH = ("vgg11",)
+"""Networks that jax2onnx can convert for any batch size; it cannot pad shortcuts so."""
 CLIENT_IMAGES = 64
 """Images by which the compacted network is chosen."""
 
@@ -149,32 +150,48 @@ def _in_onnxruntime(setup: Setup, kind: str) -> Form:
     """A network as an ONNX file, which is written by another process."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    file = setup.folder / f"{setup.name}-{kind}.onnx"
-    command = [sys.executable, "-m", __name__, f"--write={setup.name},{kind}"]
-    subprocess.run([*command, f"--output={file}"], check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(runtime.cores())
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        file, options, providers=["CPUExecutionProvider"]
-    )
+    sessions = {}
+
+    def session_for(batch_size: int) -> Any:
+        size = 0 if setup.name in FREE_BATCH else batch_size
+        if size not in sessions:
+            file = setup.folder / f"{setup.name}-{kind}-{size}.onnx"
+            write = f"--write={setup.name},{kind},{size}"
+            command = [sys.executable, "-m", __name__, write, f"--output={file}"]
+            subprocess.run(command, check=True)
+            sessions[size] = onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"]
+            )
+        return sessions[size]
+
+    def call(images: np.ndarray) -> np.ndarray:
+        (logits,) = session_for(len(images)).run(None, {"input": images})
+        return np.asarray(logits)
+
     model = _network(setup)[0] if kind == "compacted" else setup.model
-    return Form(
-        lambda images: np.asarray(session.run(None, {"input": images})[0]),
-        costs.macs(model, IMAGE_SHAPE).dense,
-    )
+    return Form(call, costs.macs(model, IMAGE_SHAPE).dense)
 
 
-def write_onnx(setup: Setup, kind: str, file: Path) -> None:
-    """Writes the dense or the compacted network as an ONNX file for any batch size."""
+def write_onnx(setup: Setup, kind: str, batch_size: int, file: Path) -> None:
+    """Writes the dense or the compacted network as an ONNX file.
+
+    Args:
+      setup: the network.
+      kind: `dense` or `compacted`.
+      batch_size: images of a call; 0 for any number.
+      file: the file.
+    """
+    from fedjax_prune.runs.export.program import input_spec
     from fedjax_prune.runs.export.to_onnx import converted
 
     predict, variables = setup.dense.predict, setup.plain
     if kind == "compacted":
         model, variables = _network(setup)
         predict = make_task(model, IMAGE_SHAPE).predict
-    size = jax.export.symbolic_shape("batch")[0]
-    spec = jax.ShapeDtypeStruct((size, *IMAGE_SHAPE), jnp.uint8)
+    spec = input_spec((batch_size, *IMAGE_SHAPE), "uint8")
     with tracing_for(ANY):
         traced = jax.make_jaxpr(lambda images: predict(variables, images))(spec)
     file.write_bytes(converted(traced, spec))
@@ -205,12 +222,13 @@ def makers() -> dict[str, Callable[[Setup], Form]]:
 def main() -> None:
     """Writes an ONNX file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--write", required=True, help="MODEL,KIND")
+    parser.add_argument("--write", required=True, help="MODEL,KIND,BATCH_SIZE")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    name, kind = options.write.split(",")
+    name, kind, batch_size = options.write.split(",")
     runtime.hold_no_device()
-    write_onnx(set_up(name, options.output.parent), kind, options.output)
+    setup = set_up(name, options.output.parent)
+    write_onnx(setup, kind, int(batch_size), options.output)
 
 
 if __name__ == "__main__":

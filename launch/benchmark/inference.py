@@ -135,15 +135,9 @@ def print_rows(rows: Sequence[Row]) -> None:
         side = "left" if name in ("network", "form") else "right"
         table.add_column(name, justify=side, no_wrap=True)
     for row in rows:
-        table.add_row(
-            row.network,
-            str(row.batch_size),
-            row.form,
-            f"{row.macs:.2f}",
-            f"{row.median:.2f}",
-            f"{row.p95:.2f}",
-            f"{row.speed:.2f} x",
-        )
+        numbers = f"{row.median:.2f}", f"{row.p95:.2f}", f"{row.speed:.2f} x"
+        size, share = str(row.batch_size), f"{row.macs:.2f}"
+        table.add_row(row.network, size, row.form, share, *numbers)
     Console(highlight=False).print(table)
 
 
