@@ -33,6 +33,8 @@ FLOPS_TARGET = 0.5
 """Share of the multiplications that gates and the compacted network keep."""
 FREE_BATCH = ("vgg11",)
 """Networks that jax2onnx can convert for any batch size; it cannot pad shortcuts so."""
+MULTIPLE = 8
+"""Channels of the compacted network stay in blocks of so many."""
 CLIENT_IMAGES = 64
 """Images by which the compacted network is chosen."""
 
@@ -135,7 +137,12 @@ def _network(setup: Setup) -> tuple[Any, Variables]:
     images = rng.integers(0, 256, (CLIENT_IMAGES, *IMAGE_SHAPE), np.uint8)
     selection = make_client_selection(setup.model)(setup.variables, images)
     found = client_network(
-        setup.model, setup.variables, selection, IMAGE_SHAPE, macs=FLOPS_TARGET
+        setup.model,
+        setup.variables,
+        selection,
+        IMAGE_SHAPE,
+        macs=FLOPS_TARGET,
+        multiple=MULTIPLE,
     )
     return found.model, found.variables
 
