@@ -80,6 +80,12 @@ def main(argv: list[str]) -> int:
             "parameters": f"{num_entries(chosen.variables.params):,}",
         }
         facts |= {f"{name} left": f"{n:,}" for name, n in chosen.left.items()}
+        if own := chosen.own_validation:
+            facts["MACs"] = f"{own.macs:.1%} of the dense network"
+            facts["own validation"] = (
+                f"{own.compact:.1%} of {own.examples} examples; dense {own.dense:.1%}, "
+                f"with the client's gates {own.gated:.1%}"
+            )
         console.print_table("Result", facts | {"files": output})
         return 0
 

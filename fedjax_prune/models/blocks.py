@@ -197,17 +197,23 @@ class GatedConv(nn.Module):
         return y * multiplier[:, None, None].astype(y.dtype), mask
 
     def gathered(self, kept: KeptChannels) -> KeptChannels:
-        """Computes only the kept channels of one sample, in evaluation mode.
+        """Computes the kept channels of one sample, in evaluation mode.
 
-        The kernel is gathered on both axes (FedDP, equation 3).
+        The kernel is gathered on both axes (FedDP, equation 3) where `is_gathered` says
+        that this pays.
         """
         weights = self.variables["params"]
         kernel = weights["kernel"]
         indices, multiplier = self._select(kept, kernel.shape[2])
-        kernel = kernel[:, :, kept.indices][..., indices]
-        side = (self.padding, self.padding)
         x = kept.values.astype(kernel.dtype)
-        y = by_patches(x[None], kernel, self.strides, (side, side))[0]
+        if is_gathered(x.shape[:2], kernel.shape):
+            kernel = kernel[:, :, kept.indices][..., indices]
+            side = (self.padding, self.padding)
+            y = by_patches(x[None], kernel, self.strides, (side, side))[0]
+        else:
+            x = fill_dropped(KeptChannels(x, kept.indices), kernel.shape[2])[None]
+            y = convolve(x, kernel, strides=self.strides, padding=self.padding)
+            y = y[0][..., indices]
         if self.use_bias:
             y = y + weights["bias"][indices][None, None]
         if self.norm != "none":
@@ -244,3 +250,18 @@ class GatedConv(nn.Module):
         return (y - mean[None, None]) * scale[None, None] + affine["bias"][indices][
             None, None
         ]
+
+
+def is_gathered(size: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+    """Whether a convolution of one sample gathers its kernel.
+
+    Otherwise it computes all channels and throws the dropped ones away. Measured on one
+    CPU core with VGG-11 at half of its MACs, a weight takes 0.4 to 0.7 ns to gather,
+    because XLA copies entry by entry, and a multiplication 0.02 ns. So a kernel must be
+    small, or each of its weights used for many pixels.
+
+    Args:
+      size: (height, width) of the input.
+      kernel: shape of the whole kernel.
+    """
+    return math.prod(size) >= 64 and kernel[2] * kernel[3] <= 64 * 128

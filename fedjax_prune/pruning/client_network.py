@@ -100,6 +100,7 @@ def client_network(
     image_shape: tuple[int, int, int],
     *,
     macs: float | None = None,
+    multiple: int = 1,
 ) -> Compacted:
     """Makes one client's plain network of the channels that its data selects.
 
@@ -127,14 +128,16 @@ def client_network(
       image_shape: (height, width, channels).
       macs: budget, the most multiply-accumulates as a share of those of the whole
         network without gates, in (0, 1]; None for all channels that any image keeps.
+      multiple: channels of a group stay in blocks of so many, at least 1, ranked by
+        their mean; some processors are slow with other numbers of channels.
 
     Returns:
       The plain network, its Variables and the channels that stay.
 
     Raises:
       ValueError: if the model has no gates, if the selection is not of its layers, if
-        `macs` is out of range or below what the network has with one channel in each
-        group.
+        `macs` or `multiple` is out of range, or `macs` below what the network has with
+        one block in each group.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -149,6 +152,8 @@ def client_network(
     _check_gated(model)
     if macs is not None and not SHARE.holds(macs):
         raise ValueError(f"macs must be {SHARE.text} or None, got {macs}.")
+    if multiple < 1:
+        raise ValueError(f"multiple must be at least 1, got {multiple}.")
     plain = without_gates(model)
     groups = plain.channel_groups(image_shape)
     shares = {
@@ -157,7 +162,7 @@ def client_network(
         if any(_layer(slot) in selection.selected for slot in group.producers)
     }
     kept = {group.name: np.arange(group.size) for group in groups}
-    ranking = _ranking(shares)
+    ranking = _ranking(shares, multiple)
     number = len(ranking)
     if macs is not None:
         number = _fitting(macs, plain, image_shape, kept, ranking)
@@ -200,23 +205,33 @@ def _shares(group: ChannelGroup, selection: Selection) -> np.ndarray:
     return np.mean(shares, 0)
 
 
-def _ranking(shares: Mapping[str, np.ndarray]) -> list[tuple[str, int]]:
-    """The channels that any image keeps: one of each group, then by their shares."""
+def _ranking(
+    shares: Mapping[str, np.ndarray], multiple: int
+) -> list[tuple[str, np.ndarray]]:
+    """The channels that any image keeps: some of each group, then by their shares.
+
+    They are ranked in blocks of `multiple` channels of a group, by the mean of their
+    shares. A block is completed by channels that no image keeps.
+    """
     keys = []
     for number, (name, share) in enumerate(shares.items()):
-        for place, i in enumerate(np.argsort(-share, kind="stable")):
-            if place == 0 or share[i] > 0:
-                key = (place > 0, -share[i], place / len(share), number)
-                keys.append((*key, name, int(i)))
-    return [(name, i) for *_, name, i in sorted(keys)]
+        order = np.argsort(-share, kind="stable")
+        for place in range(0, len(share), multiple):
+            block = order[place : place + multiple]
+            if place == 0 or share[block].any():
+                key = (place > 0, -share[block].mean(), place / len(share), number)
+                keys.append((*key, name, block))
+    return [(name, block) for *_, name, block in sorted(keys, key=lambda k: k[:4])]
 
 
-def _first(ranking: Sequence[tuple[str, int]], number: int) -> dict[str, np.ndarray]:
-    """Name of a group -> its channels among the first of a ranking, ascending."""
-    found: dict[str, list[int]] = {}
-    for name, i in ranking[:number]:
-        found.setdefault(name, []).append(i)
-    return {name: np.sort(indices) for name, indices in found.items()}
+def _first(
+    ranking: Sequence[tuple[str, np.ndarray]], number: int
+) -> dict[str, np.ndarray]:
+    """Name of a group -> its channels in the first blocks of a ranking, ascending."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, block in ranking[:number]:
+        found.setdefault(name, []).append(block)
+    return {name: np.sort(np.concatenate(blocks)) for name, blocks in found.items()}
 
 
 def _fitting(
@@ -224,9 +239,9 @@ def _fitting(
     plain: Any,
     image_shape: tuple[int, int, int],
     kept: Mapping[str, np.ndarray],
-    ranking: Sequence[tuple[str, int]],
+    ranking: Sequence[tuple[str, np.ndarray]],
 ) -> int:
-    """Says how many channels of a ranking fit into a budget."""
+    """Says how many blocks of a ranking fit into a budget."""
     whole = costs.macs(plain, image_shape).dense
 
     def share_of(number: int) -> float:

@@ -9,6 +9,11 @@ machine affects all alike. The table has medians without each worker's first rou
 `time` is the time for an image, as a multiple of another worker's; `executed` is the
 ratio of steps run to steps with examples; `MB` is what a round takes on each device.
 
+The suite `inference` times networks that are trained, for a few images: one process
+calls all their forms in turn. Its table has the median and the 95th percentile of the
+latency, the MACs that a form computes as a share of the dense network's, and its speed
+as a multiple of the dense network's.
+
 Without --peers all installed peers run; --peers=NAMES installs those peers first;
 --peers= leaves all peers out. For example:
 
@@ -23,6 +28,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -31,11 +37,14 @@ from fedjax_prune.runs import console, settings
 from .. import runtime
 from ..errors import exit_code
 from ..flags import parse
+from .inference import NAME as INFERENCE
+from .inference import run_inference
 from .process import WorkerError, python_of
 from .suites import PEERS, SUITES
 from .turns import Options, run_suite
 
-_SUITE = flags.DEFINE_list("suite", [], f"what is run: {', '.join(SUITES)}")
+_NAMES = [*SUITES, INFERENCE]
+_SUITE = flags.DEFINE_list("suite", [], f"what is run: {', '.join(_NAMES)}")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds that count", 1)
 _PEERS = flags.DEFINE_list("peers", None, f"libraries to compare: {', '.join(PEERS)}")
 _PEERS_DIR = flags.DEFINE_string("peers_dir", None, "folder of their environments")
@@ -61,14 +70,15 @@ def _run(argv: list[str]) -> int:
     peers_dir = Path(_PEERS_DIR.value or runtime.cache_folder() / "peers").absolute()
     if found := _mistakes(argv):
         raise settings.SettingsError(found)
+    trains = any(name in SUITES for name in _SUITE.value)
     options = Options(
         rounds=_ROUNDS.value,
         threads=_THREADS.value or len(runtime.cores()),
-        peers=_available_peers(_PEERS.value, peers_dir),
+        peers=_available_peers(_PEERS.value, peers_dir) if trains else [],
         peers_dir=peers_dir,
         compile=_COMPILE.value,
     )
-    suites = {name: run_suite(SUITES[name], options) for name in _SUITE.value}
+    suites = {name: _run_one(name, options) for name in _SUITE.value}
     if _OUTPUT.value:
         results = {
             "machine": platform.machine(),
@@ -80,13 +90,19 @@ def _run(argv: list[str]) -> int:
     return int(any(result["failed"] for result in suites.values()))
 
 
+def _run_one(name: str, options: Options) -> dict[str, Any]:
+    if name == INFERENCE:
+        return run_inference(options.threads, options.rounds)
+    return run_suite(SUITES[name], options)
+
+
 def _mistakes(argv: list[str]) -> list[str]:
     """One line for each mistake in the command line."""
     found = [
         f"{argument.partition('=')[0]} is not an argument" for argument in argv[1:]
     ]
     for flag, names, known in (
-        ("suite", _SUITE.value or [""], SUITES),
+        ("suite", _SUITE.value or [""], _NAMES),
         ("peers", _PEERS.value or [], PEERS),
     ):
         found += [

@@ -182,6 +182,22 @@ def test_a_sum_is_ranked_by_all_that_is_added():
     assert logits.shape == (1, 4) and np.isfinite(logits).all()
 
 
+def test_channels_stay_in_blocks_by_their_mean():
+    model, shape, variables = gated("cnn", GateSettings(0.5))
+    # Blocks of four have 3 + 3 + 3 + 0 and 0; 4, 2.5, 1 and 0 of four images.
+    one = np.array([0, 3, 0, 3, 0, 3, 0, 0])
+    two = np.array([4, 4, 4, 4, 3, 3, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0])[::-1]
+    selection = Selection({"conv1": one, "conv2": two}, {}, 4)
+    found = client_network(model, variables, selection, shape, multiple=4)
+    assert found.kept["conv1"].tolist() == [0, 1, 3, 5]
+    assert found.kept["conv2"].tolist() == list(range(4, 16))
+    tight = client_network(model, variables, selection, shape, multiple=4, macs=0.4)
+    assert tight.kept["conv1"].tolist() == [0, 1, 3, 5]
+    assert tight.kept["conv2"].tolist() == list(range(8, 16))
+    with pytest.raises(ValueError, match="multiple must be at least 1, got 0"):
+        client_network(model, variables, selection, shape, multiple=0)
+
+
 def test_refuses_what_no_network_can_be_made_of():
     model, shape, variables = gated("cnn", GateSettings(0.5))
     counts = {"conv1": np.ones(8), "conv2": np.ones(16)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.models import CNN, VGG11, ResNet32, convolution
+from fedjax_prune.models import CNN, VGG11, ResNet32, blocks, convolution
 from fedjax_prune.models.costs import macs
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.pruning.smaller import gathered_predict
@@ -55,6 +55,21 @@ def test_gathered_equals_masked(name, norm, settings):
     scale = float(jnp.abs(expected).max())
     assert scale > 1e-3
     np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet32", "resnet9"])
+def test_layers_that_are_not_gathered_give_the_same(name, monkeypatch):
+    model, shape = SMALL[name]
+    model = model.clone(gates=GateSettings(0.5))
+    variables, image = draw_variables(model, shape), draw(shape)
+    found = []
+    for gathers in (True, False):
+        monkeypatch.setattr(blocks, "is_gathered", lambda *_, g=gathers: g)
+        found.append(
+            jax.jit(lambda v, x: gathered_predict(model, v, x))(variables, image)
+        )
+    scale = float(jnp.abs(found[0]).max())
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5 * scale)
 
 
 def test_gathered_reads_maps_of_several_pixels_and_odd_sizes():
@@ -118,6 +133,8 @@ def product_sizes(jaxpr):
 def test_products_are_as_small_as_the_table_says(model, monkeypatch):
     # The table counts by definition; Winograd's form multiplies less.
     monkeypatch.setattr(convolution, "form_of", lambda *_: "patches")
+    # Large kernels on small maps are not gathered, because copying takes longer.
+    monkeypatch.setattr(blocks, "is_gathered", lambda *_: True)
     shape = (32, 32, 3)
     variables = jax.eval_shape(lambda: start(model, shape))
     image = jax.ShapeDtypeStruct(shape, jnp.float32)

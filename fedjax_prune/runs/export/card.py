@@ -143,20 +143,27 @@ def _costs(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _accuracies(facts: Mapping[str, Any]) -> str:
-    """The accuracies of the run's last evaluation, which need not be this network's."""
-    found = dict(facts["accuracy"])
-    if not found:
-        return "The run had not been evaluated."
-    whose = "the shared parameters are `eval/global_dense`"
-    if facts["kind"] == "gated":
-        whose += ", all clients with their own gates `eval/client_gated`"
-    elif facts["client"] is not None:
-        whose += (
-            ", all clients with their own gates `eval/client_gated`; this network was "
-            "made after it and has not been evaluated"
+    """Accuracies of the last evaluation, and those of a client's compact network."""
+    parts = []
+    if found := dict(facts["accuracy"]):
+        whose = "the shared parameters are `eval/global_dense`"
+        if facts["client"] is not None:
+            whose += ", all clients with their own gates `eval/client_gated`"
+        rows = {name: f"{x:.4g}" for name, x in found.items() if name != "round"}
+        parts.append(f"After round {found['round']}, where {whose}:\n\n{_list(rows)}")
+    else:
+        parts.append("The run had not been evaluated.")
+    if own := facts["own_validation"]:
+        rows = {
+            "the shared network without gates": f"{own['dense']:.4g}",
+            "the same with the client's gates": f"{own['gated']:.4g}",
+            "this network": f"{own['compact']:.4g}",
+        }
+        parts.append(
+            f"On the {own['examples']} validation examples of client {own['client']}:"
+            f"\n\n{_list(rows)}"
         )
-    rows = {name: f"{x:.4g}" for name, x in found.items() if name != "round"}
-    return f"After round {found['round']}, where {whose}:\n\n{_list(rows)}"
+    return "\n\n".join(parts)
 
 
 def _list(rows: Mapping[str, str]) -> str:

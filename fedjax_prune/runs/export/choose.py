@@ -20,6 +20,7 @@ from fedjax_prune.pruning.smaller import (
     smaller_model,
 )
 from fedjax_prune.runs.experiment import RunData, load_data
+from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accuracy
 from fedjax_prune.runs.learning import (
     Learning,
     data_info,
@@ -51,6 +52,8 @@ class Chosen(NamedTuple):
       variables: of the network.
       left: name of a group -> number of its channels that are left; {} if none was
         removed.
+      own_validation: of a client's compact network: its accuracy on the client's
+        validation set, beside those of the dense and the gated network.
     """
 
     learning: Learning
@@ -62,6 +65,7 @@ class Chosen(NamedTuple):
     task: Task
     variables: Variables
     left: dict[str, int]
+    own_validation: ClientAccuracy | None = None
 
 
 def choose(
@@ -182,6 +186,13 @@ def _compacted(
             found = client_network(model, variables, selection, shape, macs=macs)
         except ValueError as error:
             raise SettingsError([str(error).rstrip(".")]) from error
+        accuracy = client_accuracy(
+            config,
+            data,
+            client,
+            gated=(gated.model, gated.variables),
+            compact=(found.model, found.variables),
+        )
     return gated._replace(
         kind="compact",
         words=(
@@ -192,6 +203,7 @@ def _compacted(
         task=task_of(config, found.model),
         variables=found.variables,
         left={name: len(indices) for name, indices in found.kept.items()},
+        own_validation=accuracy,
     )
 
 

@@ -151,6 +151,7 @@ def facts_of(
             ],
         },
         "accuracy": _accuracy(workdir, chosen.round),
+        "own_validation": own._asdict() if (own := chosen.own_validation) else None,
         "size": _size(chosen),
         "macs": _macs(chosen),
         "versions": _versions(format),

@@ -100,7 +100,7 @@ def main(folder: Path) -> None:
     examples = _examples(exported.facts)
     # It is computed before jax2onnx has replaced anything.
     wanted = np.asarray(exported.predict(examples))
-    (folder / ONNX).write_bytes(_converted(lambda x: serve(arrays, x), spec))
+    (folder / ONNX).write_bytes(converted(lambda x: serve(arrays, x), spec))
     found = _run(folder / ONNX, examples)
     differences = np.abs(found - wanted).max(1) / max(1.0, float(np.abs(wanted).max()))
     # A gate whose logits are nearly equal may choose another channel for an example.
@@ -108,10 +108,15 @@ def main(folder: Path) -> None:
         raise ValueError(f"onnxruntime gives logits that differ by {differences.max()}")
 
 
-def _converted(
+def converted(
     function: Callable[[jax.Array], jax.Array], spec: jax.ShapeDtypeStruct
 ) -> bytes:
-    """Gives the bytes of the ONNX file of a function."""
+    """Gives the bytes of the ONNX file of a function.
+
+    Args:
+      function: examples -> logits.
+      spec: shape and dtype of the examples.
+    """
     import jax2onnx  # pyright: ignore[reportMissingImports]
 
     # It warns of values whose types it leaves to be inferred.
