@@ -83,6 +83,7 @@ def test_a_grid_with_a_failure_in_shards_and_together(folder):
     assert f"| data.num_train=60 | 2 | 2 {cells}" in out
 
 
+@pytest.mark.long
 def test_other_fields_in_an_old_workdir_are_refused_before_anything(folder):
     sweep(folder, "--axis=client.lr=0.1")
     changed = "--config.client.momentum=0.5"

@@ -99,6 +99,7 @@ def test_rows_after_a_damaged_checkpoint(on_device, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_what_a_live_run_replaces_is_read_anew(tmp_path):
     """All clients take part, so the rows of each round replace those before."""
     fields = {"cohort_size": 5, "client_rows": "disk", "save_every": 1, "keep": 1}

@@ -187,6 +187,7 @@ def test_of_rows_on_disk_those_ever_written_are_compared(on_disk, original):
     assert found.equal and found.checkpoint == "of round 1, compared"
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_and_one_that_is_damaged(on_disk, monkeypatch, tmp_path):
     """Its rows are gone when the replay ends, with or without a newer checkpoint."""
 
@@ -209,6 +210,7 @@ def test_a_run_that_goes_on_and_one_that_is_damaged(on_disk, monkeypatch, tmp_pa
                 verify_workdir(workdir)
 
 
+@pytest.mark.long
 def test_a_replay_has_its_rows_in_its_own_folder(tmp_path):
     """The run began with rows on the host and has them in storage since."""
     url = f"gs://{tmp_path.name}"

@@ -63,6 +63,7 @@ def test_rows_move_between_folders_and_the_workdir(on_device, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_copy_of_a_workdir_has_rows_of_its_own(tmp_path):
     """Both go on, one after the other, and keep one checkpoint each."""
     fields = {"rows_dir": f"gs://{tmp_path.name}", "save_every": 1, "keep": 1}
@@ -135,6 +136,7 @@ def opened(workdir):
     return make_store("disk", first_row(), 3, folder=where)
 
 
+@pytest.mark.long
 def test_a_finished_run_writes_no_rows(tmp_path):
     """It is only reported: it is a copy, which has no rows of its own."""
     fields = {"rows_dir": str(tmp_path / "far"), "rounds": 1, **ON_DISK}
