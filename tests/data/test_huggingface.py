@@ -175,8 +175,6 @@ def test_a_size_must_be_a_whole_number():
         from_huggingface(split(), size=8.5)
 
 
-# dill, by which the library makes its fingerprints, does not know all of pyarrow.
-@pytest.mark.filterwarnings("ignore:Cannot locate reference to")
 @pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None,
