@@ -12,10 +12,17 @@ import numpy as np
 from fedjax_prune.data import pixels
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.data.own import OwnData, from_arrays
+from fedjax_prune.fields import checked
 
 
+@checked
 def from_huggingface(
-    dataset: Any, *, image: str = "", label: str = "", clients: str = "", size: int = 0
+    dataset: Any,
+    *,
+    image: str = "",
+    label: str = "",
+    clients: str = "",
+    size: pixels.Side = 0,
 ) -> OwnData:
     """Makes a data set of one of the library `datasets`.
 
@@ -34,8 +41,8 @@ def from_huggingface(
 
     Raises:
       DataError: naming the column and the row, if a column is missing or has wrong
-        values, or the columns cannot be found.
-      ValueError: if `size` is out of range.
+        values, or the columns cannot be found, or if there is no row.
+      ValueError: if `size` is no whole number or out of range.
 
     Examples:
       >>> import datasets  # doctest: +SKIP
@@ -50,8 +57,6 @@ def from_huggingface(
       ...
       fedjax_prune.data.datasets.DataError: dataset must be one split, got train, ...
     """
-    if size < 0:
-        raise ValueError(f"size must be at least 0, got {size}.")
     features = getattr(dataset, "features", None)
     if isinstance(dataset, Mapping):
         raise DataError(
@@ -63,6 +68,8 @@ def from_huggingface(
             "dataset must be a datasets.Dataset in memory or on disk, with features "
             f"and a length, got {type(dataset).__name__}."
         )
+    if not len(dataset):
+        raise DataError("dataset must have at least one row, got an empty split.")
     image = _column(features, "image", image, "Image")
     label = _column(features, "label", label, "ClassLabel")
     columns = [image, label]
@@ -72,15 +79,16 @@ def from_huggingface(
     # Row by row, because a whole column of pictures would be decoded twice in memory.
     for number, row in enumerate(dataset.select_columns(columns)):
         images.append(_image(row[image], f"column {image}, row {number}", size))
-        labels.append(row[label])
-        holders.append(row[clients] if clients else None)
+        labels.append(_name(row[label], f"column {label}, row {number}"))
+        if clients:
+            holders.append(_name(row[clients], f"column {clients}, row {number}"))
     names = getattr(features[label], "names", None)
     try:
         return from_arrays(
             _alike(images),
             labels,
             clients=holders if clients else None,
-            classes=None if isinstance(labels[0] if labels else "", str) else names,
+            classes=None if isinstance(labels[0], str) else names,
         )
     except DataError as error:
         shown = f"images are column {image}, labels column {label}"
@@ -108,6 +116,18 @@ def _column(features: Mapping[str, Any], field: str, name: str, kind: str) -> st
             f"them are of the feature {kind}."
         )
     return fitting[0]
+
+
+def _name(value: Any, where: str) -> Any:
+    """Gives a label or a client as it is.
+
+    Raises:
+      DataError: if it is no integer and no name, such as None.
+    """
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iuU":
+        raise DataError(f"{where} must be an integer or a name, got {value!r}.")
+    return value
 
 
 def _image(value: Any, where: str, size: int) -> np.ndarray:

@@ -13,10 +13,13 @@ from fedjax_prune.data import pixels
 from fedjax_prune.data.datasets import DataError, data_folder
 from fedjax_prune.data.own import OwnData, in_order
 from fedjax_prune.data.population import from_sizes
+from fedjax_prune.fields import checked
 from fedjax_prune.types import Dataset
 
 SPLITS = {"train", "test", "val", "valid", "validation"}
 """Folders of no other names are parts of a data set, not clients."""
+HIDDEN = {"thumbs.db", "desktop.ini"}
+"""Files that Windows hides in a folder of pictures."""
 
 
 class Tree(NamedTuple):
@@ -40,7 +43,7 @@ class Tree(NamedTuple):
 
 
 def from_image_folder(
-    folder: str | Path, *, size: int = 0, classes: Sequence[str] | None = None
+    folder: str | Path, *, size: pixels.Side = 0, classes: Sequence[str] | None = None
 ) -> OwnData:
     """Reads a folder of pictures in any format that Pillow knows.
 
@@ -48,7 +51,7 @@ def from_image_folder(
       folder: has a folder of pictures for each class, `FOLDER/cat/1.png`, or a folder
         for each client with a folder for each of its classes, `FOLDER/ann/cat/1.png`.
         Classes and clients are sorted by name, or by value if all names are numbers.
-        Hidden files are left out.
+        Hidden files are left out, also those of Windows.
       size: height and width in pixels that pictures are scaled to, with antialiasing,
         at least 0; 0 takes pictures that are all of one size as they are.
       classes: names of all classes in their order, of which this folder may lack some,
@@ -62,7 +65,7 @@ def from_image_folder(
       DataError: naming the folder or the file, if a folder is empty or unknown, folders
         are nested in another way, a picture cannot be read, has more than 8 bits a
         channel or, without `size`, is of another size than the first.
-      ValueError: if `size` is out of range.
+      ValueError: if `size` is no whole number or out of range.
 
     Examples:
       >>> import tempfile
@@ -80,10 +83,11 @@ def from_image_folder(
     return decode(scan(folder, size=size, classes=classes), size)
 
 
+@checked
 def scan(
     folder: str | Path,
     *,
-    size: int = 0,
+    size: pixels.Side = 0,
     classes: Sequence[str] | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> Tree:
@@ -99,8 +103,6 @@ def scan(
     Raises:
       DataError, ValueError: as `from_image_folder`, except for what is not read.
     """
-    if size < 0:
-        raise ValueError(f"size must be at least 0, got {size}.")
     path = data_folder(folder)
     holders = _clients(path)
     listed = [
@@ -188,11 +190,17 @@ def _in(folder: Path) -> list[Path]:
       DataError: if the folder cannot be read.
     """
     try:
-        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        entries = list(folder.iterdir())
     except OSError as error:
         raise DataError(
             f"{folder} cannot be read as a folder: {error.strerror}."
         ) from error
+    names = ((entry, entry.name.lower()) for entry in entries)
+    return [
+        entry
+        for entry, name in names
+        if not name.startswith(".") and name not in HIDDEN
+    ]
 
 
 def _folders(path: Path) -> dict[str, Path]:
@@ -312,4 +320,6 @@ def _telling_of(file: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{file} cannot be read as a picture: {error}.") from error
+        raise DataError(
+            f"{file} cannot be read as a picture: {error}. If it is none, remove it."
+        ) from error

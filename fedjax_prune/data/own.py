@@ -54,12 +54,13 @@ def from_arrays(
       clients: [num_examples] integers or names of who holds each example; None if
         nobody holds them yet, so that `partition` can deal them.
       classes: names of all classes, of which these examples may lack some. None takes
-        the names that occur, sorted; integers must then be 0 to n - 1, each at least
+        the names that occur, in order; integers must then be 0 to n - 1, each at least
         once.
 
     Returns:
-      The examples, uint8 or float32, and the clients, in sorted order. Vectors become
-      [num_examples, length, 1, 1].
+      The examples, uint8 or float32, and the clients, in order. Vectors become
+      [num_examples, length, 1, 1]. Classes and clients are sorted by name, or by value
+      if all names are numbers.
 
     Raises:
       DataError: if a shape, dtype or value is wrong, or a class has no example; it
@@ -117,7 +118,13 @@ def from_npz(file: str | Path, *, classes: Sequence[str] | None = None) -> OwnDa
     """
     path, allowed = data_folder(file), ("images", "labels", "clients", "classes")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError(
+                "it holds one array, as numpy.save writes it: name the arrays, as in "
+                "numpy.savez(FILE, images=..., labels=...)"
+            )
+        with stored:
             found = {name: stored[name] for name in stored.files}
     # A damaged zip raises errors of zipfile and zlib, which have no base of their own.
     except Exception as error:
@@ -161,24 +168,27 @@ def _array(field: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"{field} must be an array, got {error}.") from error
+        raise ValueError(f"{field} must be a full array: {error}") from error
 
 
 def _as_images(images: Any) -> np.ndarray:
     """Gives images [num_examples, height, width, channels] of what the user has.
 
     Raises:
-      ValueError: if images differ in their shapes; it names the first that does.
+      ValueError: if images differ in their shapes, or the rows of an image differ in
+        their lengths; it names the first image that does.
     """
     try:
-        pixels = np.asarray(images)
+        pixels = _array("images", images)
     except ValueError as error:
-        shapes = [np.shape(image) for image in images]
-        odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
-        raise ValueError(
-            f"images must have one shape, got {shapes[odd]} at index {odd} and "
-            f"{shapes[0]} at index 0."
-        ) from error
+        shapes = [_array(f"images[{i}]", image).shape for i, image in enumerate(images)]
+        for index, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"images must have one shape, got {shape} at index {index} and "
+                    f"{shapes[0]} at index 0."
+                ) from error
+        raise
     return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
@@ -199,7 +209,7 @@ def _as_labels(
         raise ValueError(f"classes must differ, got {', '.join(classes)}.")
     if labels.dtype.kind == "U":
         found, places = np.unique(labels, return_inverse=True)
-        names = tuple(map(str, found if classes is None else classes))
+        names = tuple(in_order(found.tolist()) if classes is None else classes)
         known = {name: place for place, name in enumerate(names)}
         for name in found.tolist():
             if name not in known:
@@ -227,23 +237,39 @@ def _as_labels(
 
 
 def _checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Dataset:
-    """Checks images or vectors and makes a Dataset of them."""
-    if images.ndim != 2 or images.dtype.kind != "f":
+    """Checks images or vectors and makes a Dataset of them.
+
+    Raises:
+      ValueError: if an array has a wrong shape, dtype or value.
+    """
+    if images.ndim != 2:
         return as_dataset(images, labels, num_classes=num_classes)
-    bad = np.argwhere(~np.isfinite(images))
+    if images.dtype.kind != "f":
+        raise ValueError(
+            "images of shape [num_examples, length] are vectors, and vectors must be "
+            f"floats, got {images.dtype}."
+        )
+    # A number beyond the range of float32 becomes infinite.
+    with np.errstate(over="ignore"):
+        vectors = images.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(vectors))
     if bad.size:
         index = tuple(map(int, bad[0]))
         raise ValueError(
-            f"images must be finite, got {images[index]} at index {index}."
+            f"images must be finite in float32, got {images[index]} at index {index}."
         )
     # The labels and the shapes are checked as those of black images.
     black = np.zeros((*images.shape, 1, 1), np.uint8)
     dataset = as_dataset(black, labels, num_classes=num_classes)
-    return dataset._replace(images=images.astype(np.float32)[..., None, None])
+    return dataset._replace(images=vectors[..., None, None])
 
 
 def _population(holders: np.ndarray) -> tuple[Population, tuple[str, ...]]:
     """Joins the examples of each client, in their order."""
-    found, places, sizes = np.unique(holders, return_inverse=True, return_counts=True)
-    order = np.argsort(places, kind="stable")
-    return from_sizes(order, sizes), tuple(map(str, found))
+    found, places = np.unique(holders, return_inverse=True)
+    held = found.tolist()
+    ordered = in_order(held) if holders.dtype.kind == "U" else held
+    client_ids = {name: client_id for client_id, name in enumerate(ordered)}
+    owners = np.array([client_ids[name] for name in held])[places]
+    order = np.argsort(owners, kind="stable")
+    return from_sizes(order, np.bincount(owners)), tuple(map(str, ordered))

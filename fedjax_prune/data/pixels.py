@@ -4,10 +4,13 @@ Pillow is imported when the first picture is opened, because most runs have none
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from fedjax_prune.fields import at_least
+
+Side = Annotated[int, at_least(0), "Pixels a side of scaled pictures; 0 is as stored."]
 GREY = ("1", "L")
 """Pillow's modes of pictures with one channel."""
 DEEP = ("I", "F")

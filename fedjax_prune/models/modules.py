@@ -1,8 +1,9 @@
 """Flax modules as a task uses them: linen or NNX, with the arguments that they take.
 
 A task has more to give than images: whether it trains, and which examples are real. A
-module gets those of the two that its `__call__` names. An NNX module is also switched
-by its `train()` and `eval()`, as such modules expect.
+module gets those of the two that its `__call__` names, the first one by any of the
+names that Flax has for it. An NNX module is also switched by its `train()` and
+`eval()`, as such modules expect.
 """
 
 import inspect
@@ -13,7 +14,14 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-GIVEN = ("train", "example_mask")
+IN_TRAINING = {
+    "train": True,
+    "training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+"""The keywords by which a module may be told whether it trains -> value if it does."""
+GIVEN = (*IN_TRAINING, "example_mask")
 """The keywords that a module may take beside its images."""
 
 Arguments = Callable[[bool, jax.Array], dict[str, Any]]
@@ -66,8 +74,11 @@ def arguments_of(model: nn.Module) -> Arguments:
     taken = _taken(type(instance))
 
     def given(train: bool, example_mask: jax.Array) -> dict[str, Any]:
-        both = {"train": train, "example_mask": example_mask}
-        return {name: both[name] for name in taken}
+        values = {name: value == train for name, value in IN_TRAINING.items()}
+        return {
+            name: example_mask if name == "example_mask" else values[name]
+            for name in taken
+        }
 
     def switched(train: bool, example_mask: jax.Array) -> dict[str, Any]:
         def call(module: Any, images: jax.Array) -> Any:
@@ -133,20 +144,27 @@ def _instance(model: nnx.bridge.ToLinen) -> nnx.Module:
 
 
 def _taken(cls: type) -> tuple[str, ...]:
-    """The names of GIVEN that the class's `__call__` takes."""
+    """The names of GIVEN that the class's `__call__` takes.
+
+    Raises:
+      ValueError: as `arguments_of`.
+    """
     parameters = list(inspect.signature(cls.__call__).parameters.values())
     # The first one is `self`.
     if len(parameters) < 2 or parameters[1].kind == inspect.Parameter.KEYWORD_ONLY:
         raise ValueError(f"{cls.__name__} must take images as its first argument.")
-    if any(p.kind == p.VAR_KEYWORD for p in parameters):
-        return GIVEN
     others = parameters[2:]
     for p in others:
-        needed = p.default is p.empty and p.kind != p.VAR_POSITIONAL
+        further = p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        needed = p.default is p.empty and not further
         if needed and p.name not in GIVEN:
             raise ValueError(
                 f"{cls.__name__} must take images and no more than "
-                f"{' and '.join(GIVEN)}, got a further argument without a default, "
-                f"{p.name}."
+                f"{', '.join(GIVEN[:-1])} and {GIVEN[-1]}, got a further argument "
+                f"without a default, {p.name}."
             )
-    return tuple(p.name for p in others if p.name in GIVEN)
+    named = {p.name for p in others}
+    if any(p.kind == p.VAR_KEYWORD for p in others):
+        # Other switches might reach a submodule that does not know them.
+        named |= {"train", "example_mask"}
+    return tuple(name for name in GIVEN if name in named)

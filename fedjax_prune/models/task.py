@@ -58,10 +58,11 @@ def make_task(
       model: a linen module, or a function of `rngs` that makes an NNX module: its class
         or, with arguments, `functools.partial(Class, 10)`. It is called with float32
         images [batch_size, height, width, channels] and returns float logits
-        [batch_size, num_classes]. If its `__call__` takes `train`, it is told whether
-        it trains; NNX modules are also switched by their `train()` and `eval()`. If it
-        takes `example_mask`, [batch_size] bool, it is told which examples are real; a
-        model with model state must, as padding may not count. Floats in the collection
+        [batch_size, num_classes]. If its `__call__` takes `train`, `training`,
+        `deterministic` or `use_running_average`, it is told by them whether it trains;
+        NNX modules are also switched by their `train()` and `eval()`. If it takes
+        `example_mask`, [batch_size] bool, it is told which examples are real; a model
+        with model state must, as padding may not count. Floats in the collection
         `params` are shared, and floats in `gates` are personal; `batch_stats` is model
         state, floats or integers such as counters. Values sown into
         `gate_sums/.../NAME/{lasso, selected}` are added up. The methods `layers` and

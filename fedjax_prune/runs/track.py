@@ -21,6 +21,11 @@ from fedjax_prune.types import Config
 PROJECT = "fedjax_prune"
 """The project or experiment that runs are logged to."""
 PIP = "pip install 'fedjax_prune[track]'"
+PARAM_LENGTH = 6000
+"""Characters of a parameter's value in MLflow 3, which refuses or warns of longer ones.
+
+The names of a thousand classes are longer.
+"""
 
 Values = Mapping[str, Any]
 
@@ -156,7 +161,7 @@ def _mlflow(folder: Path, fields: Mapping[str, Any]) -> Tracker:
     else:
         mlflow.start_run(run_name=folder.name, tags=tags)
         # A value can be set once, and a request has at most 100.
-        values = list(fields.items())
+        values = [(name, _short(value)) for name, value in fields.items()]
         for first in range(0, len(values), 100):
             mlflow.log_params(dict(values[first : first + 100]))
     return Tracker(
@@ -181,6 +186,12 @@ def _trackio(folder: Path, fields: Mapping[str, Any]) -> Tracker:
 
 _OPEN = {"wandb": _wandb, "mlflow": _mlflow, "trackio": _trackio}
 """Value of the field `logger` -> what opens it; `none` opens nothing."""
+
+
+def _short(value: Any) -> str:
+    """The text of a value, cut at PARAM_LENGTH characters."""
+    text = str(value)
+    return text if len(text) <= PARAM_LENGTH else f"{text[: PARAM_LENGTH - 3]}..."
 
 
 def _identity(folder: Path) -> str:

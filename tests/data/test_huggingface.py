@@ -1,7 +1,10 @@
 """Objects that look like `datasets.Dataset`, which is not a dependency.
 
-The stand-ins have what its documentation promises and nothing else.
+The stand-ins have what its documentation promises and nothing else. A long test reads
+the real ones where the library is installed.
 """
+
+import importlib.util
 
 import numpy as np
 import pytest
@@ -132,6 +135,27 @@ def test_pictures_are_scaled():
             "column image, row 1 cannot be read .* 8 bits a channel",
         ),
         (split(image=[[[300]]] * 3), {}, r"row 0 must .* whole numbers in \[0, 255\]"),
+        (
+            split(image=[grey(1), None, grey(2)]),
+            {},
+            "column image, row 1 must be a picture or an array .* got NoneType",
+        ),
+        (
+            split(label=[1, None, 0]),
+            {},
+            "column label, row 1 must be an integer or a name, got None",
+        ),
+        (
+            split(writer=["w1", "w2", None]),
+            {"clients": "writer"},
+            "column writer, row 2 must be an integer or a name, got None",
+        ),
+        (
+            split(label=[0, 1, 0.5]),
+            {},
+            "column label, row 2 must be an integer or a name, got 0.5",
+        ),
+        (split(image=[], label=[], writer=[]), {}, "one row, got an empty split"),
     ],
 )
 def test_what_does_not_fit_is_named(rows, options, message):
@@ -144,3 +168,57 @@ def test_columns_that_could_be_meant_are_listed():
     rows.features["writer"] = ClassLabel(["w1", "w2"])
     with pytest.raises(DataError, match=r"name one of the columns .* 2 of them are of"):
         from_huggingface(rows)
+
+
+def test_a_size_must_be_a_whole_number():
+    with pytest.raises(ValueError, match=r"size must be a whole number, got 8\.5"):
+        from_huggingface(split(), size=8.5)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None,
+    reason="datasets is not installed: pip install datasets",
+)
+def test_the_library_itself_gives_what_the_stand_ins_give(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    import datasets  # pyright: ignore[reportMissingImports]
+
+    names = ["cat", "dog"]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=names),
+            "writer": datasets.Value("string"),
+            "pixels": datasets.Array2D((2, 3), "uint8"),
+        }
+    )
+    columns = {
+        "image": [grey(10), grey(20), grey(30)],
+        "label": [1, 0, 1],
+        "writer": ["w10", "w1", "w10"],
+        "pixels": np.arange(18, dtype=np.uint8).reshape(3, 2, 3).tolist(),
+    }
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    for form in (rows, rows.with_format("numpy")):
+        data = from_huggingface(form, clients="writer")
+        assert data.dataset.images.shape == (3, 4, 6, 1)
+        assert data.dataset.images[:, 0, 0, 0].tolist() == [10, 20, 30]
+        assert data.dataset.labels.tolist() == [1, 0, 1]
+        assert (data.classes, data.clients) == (("cat", "dog"), ("w1", "w10"))
+        assert data.population.of(1).tolist() == [0, 2]
+        found = from_huggingface(form, image="pixels", label="writer")
+        assert found.dataset.images.ravel().tolist() == list(range(18))
+        assert found.classes == ("w1", "w10")
+    for changed, message in (
+        ({"label": [1, None, 0]}, "column label, row 1 must be an integer .* got None"),
+        ({"image": [grey(1), None, grey(2)]}, "column image, row 1 must be a picture"),
+        ({name: [] for name in columns}, "at least one row, got an empty split"),
+    ):
+        odd = datasets.Dataset.from_dict(columns | changed, features=features)
+        with pytest.raises(DataError, match=message):
+            from_huggingface(odd)
+    with pytest.raises(DataError, match="one split, got train: take"):
+        from_huggingface(datasets.DatasetDict({"train": rows}))
+    with pytest.raises(DataError, match="with features and a length, got Iterable"):
+        from_huggingface(rows.to_iterable_dataset())

@@ -23,6 +23,8 @@ def test_each_folder_is_a_class(tmp_path):
     picture(tmp_path / "cat" / "z.tiff", 30)
     picture(tmp_path / ".cache" / "x.png")
     (tmp_path / "dog" / ".DS_Store").write_text("hidden")
+    (tmp_path / "dog" / "Thumbs.db").write_text("hidden by Windows")
+    (tmp_path / "desktop.ini").write_text("hidden by Windows")
     (tmp_path / "README.md").write_text("beside the folders")
     dataset, population, classes, clients = from_image_folder(tmp_path)
     assert dataset.images.shape == (3, 4, 6, 3) and dataset.images.dtype == np.uint8
@@ -91,7 +93,7 @@ def test_another_size_is_named(tmp_path):
 def test_an_unreadable_picture_is_named(tmp_path):
     picture(tmp_path / "cat" / "1.png")
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
-    refused(tmp_path, r"cat/notes.txt cannot be read as a picture")
+    refused(tmp_path, r"cat/notes.txt cannot be read .* If it is none, remove it")
 
 
 def test_a_picture_that_ends_early_is_named(tmp_path):
@@ -156,6 +158,14 @@ def test_a_known_shape_leaves_the_headers_to_the_decoder(tmp_path):
         decode(tree)
 
 
-def test_a_negative_size_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=re.escape("size must be at least 0, got -1")):
-        from_image_folder(tmp_path, size=-1)
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (-1, "size must be at least 0, got -1"),
+        (8.5, "size must be a whole number, got 8.5"),
+        ("8", "size must be a whole number, got '8'"),
+    ],
+)
+def test_a_size_that_is_none_is_refused(tmp_path, size, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_image_folder(tmp_path, size=size)

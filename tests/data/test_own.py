@@ -43,6 +43,30 @@ def test_clients_hold_their_examples_in_order():
     ]
 
 
+def test_names_that_are_numbers_are_sorted_by_value():
+    data = from_arrays(
+        IMAGES, ["10", "9", "10", "100", "9", "9"], clients=list("b9ab9a")
+    )
+    assert data.classes == ("9", "10", "100")
+    assert data.dataset.labels.tolist() == [1, 0, 1, 2, 0, 0]
+    assert data.clients == ("9", "a", "b")
+    held = from_arrays(IMAGES, LABELS, clients=["10", "9", "10", "100", "9", "9"])
+    assert held.clients == ("9", "10", "100")
+    assert [held.population.of(k).tolist() for k in range(3)] == [
+        [1, 4, 5],
+        [0, 2],
+        [3],
+    ]
+
+
+def test_integers_that_are_clients_may_be_negative():
+    assert from_arrays(IMAGES, LABELS, clients=[-2, -10, 3] * 2).clients == (
+        "-10",
+        "-2",
+        "3",
+    )
+
+
 def test_names_are_labels():
     data = from_arrays(IMAGES, ["dog", "cat", "dog", "eel", "cat", "dog"])
     assert data.classes == ("cat", "dog", "eel")
@@ -72,7 +96,19 @@ def test_names_are_labels():
             {"images": [*IMAGES[:3], IMAGES[3, :2], *IMAGES[4:]]},
             r"images must have one shape, got \(2, 3, 3\) at index 3 and \(4, 3, 3\)",
         ),
-        ({"images": [[0.0, np.nan]] * 6}, r"must be finite, got nan at index \(0, 1\)"),
+        (
+            {"images": [*IMAGES[:5], [[[0, 0, 0]], [[0, 0]]]]},
+            r"images\[5\] must be a full array: .* inhomogeneous",
+        ),
+        (
+            {"images": [[0.0, np.nan]] * 6},
+            r"must be finite in float32, got nan at index \(0, 1\)",
+        ),
+        (
+            {"images": [[0.0, 1.0]] * 5 + [[1e300, 0.0]]},
+            r"must be finite in float32, got 1e\+300 at index \(5, 0\)",
+        ),
+        ({"images": [[0, 1]] * 6}, "vectors must be floats, got int64"),
         ({"clients": [0, 1]}, r"clients must be integers or names of shape \(6,\)"),
         ({"clients": [0.5] * 6}, r"clients must be integers or names .* got float64"),
     ],
@@ -126,6 +162,13 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
     file.write_bytes(content)
     with pytest.raises(DataError, match=re.escape(f"{file} cannot be read")):
         from_npz(file)
+
+
+def test_a_file_of_one_array_says_how_to_write_several(tmp_path):
+    np.save(tmp_path / "own.npy", IMAGES)
+    message = r"own.npy cannot be read as a file of numpy.savez: it holds one array, as"
+    with pytest.raises(DataError, match=message):
+        from_npz(tmp_path / "own.npy")
 
 
 def test_a_test_set_with_other_classes_is_refused(tmp_path):

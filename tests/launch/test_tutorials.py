@@ -54,8 +54,10 @@ def test_feddp_trains_draws_and_exports(tmp_path):
     assert len(selected) == 2
     for channels, *parts in selected:
         assert int(channels) == sum(map(int, parts))
-    exported = re.search(r"right about ([\d.]+)%", out)
-    assert exported is not None and exported[1] == learned["dense"]
+    [same] = re.findall(r"^Client 0 .* ([\d.]+)% of .* exported: ([\d.]+)%", out, re.M)
+    trained, exported = map(float, same)
+    # Of the 355 images, one may lie where the two programs round differently.
+    assert trained == pytest.approx(exported, abs=100 / 355 + 0.01) and trained > 70
     for name in ("index.html", "accuracy.png", "by_class.png"):
         assert (folder / "report" / name).stat().st_size > 1000
 

@@ -296,6 +296,12 @@ class Asking(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1)) / temperature
 
 
+class AskingForMore(nn.Module):
+    @nn.compact
+    def __call__(self, x, temperature, **further):
+        return nn.Dense(3)(x.reshape(x.shape[0], -1)) / temperature
+
+
 class Unmasked(nn.Module):
     @nn.compact
     def __call__(self, x, train):
@@ -313,6 +319,7 @@ class Deaf(nn.Module):
     ("model", "message"),
     [
         (Asking(), r"Asking must take .* a further argument without .*, temperature"),
+        (AskingForMore(), r"AskingForMore must take .* without .*, temperature"),
         (Unmasked(), r"Unmasked has the collection batch_stats, .* take example_mask"),
         (Deaf(), "Deaf must take images as its first argument"),
     ],

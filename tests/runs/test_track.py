@@ -1,4 +1,7 @@
-"""Loggers beside metrics.jsonl, each a fake module at the boundary."""
+"""Loggers beside metrics.jsonl, each a fake module at the boundary.
+
+`test_track_installed.py` logs to the real ones.
+"""
 
 import sys
 import types
@@ -43,9 +46,9 @@ def fake(monkeypatch, name, calls, **functions):
     return module
 
 
-def write(name, folder, finished=1):
+def write(name, folder, finished=1, **changes):
     inner = Inner()
-    config = tiny_config(logger=name)
+    config = tiny_config(logger=name, **changes)
     with track.tracked(inner, config, folder, finished) as log:
         for row in ROWS:
             log.write(row)
@@ -103,6 +106,24 @@ def test_mlflow_goes_on_in_the_run_of_the_same_folder(tmp_path, monkeypatch):
     assert ("start_run", (), {"run_id": "r7"}) in again
     assert not any(name == "log_params" for name, _, _ in again)
     assert again[-1][0] == "end_run"
+
+
+def test_long_fields_are_cut_for_mlflow(tmp_path, monkeypatch):
+    calls = []
+    functions = dict.fromkeys(
+        ("set_experiment", "start_run", "log_params", "log_metrics", "end_run")
+    )
+    fake(monkeypatch, "mlflow", calls, search_runs=[], **functions)
+    classes = tuple(f"class_{number}" for number in range(1000))
+    write("mlflow", tmp_path, **{"data.classes": classes})
+    values = {}
+    for name, args, _ in calls:
+        if name == "log_params":
+            values |= args[0]
+    assert values["data.name"] == "digits" and values["client.lr"] == "0.1"
+    shown = values["data.classes"]
+    assert len(shown) == 6000 and shown.startswith("['class_0', 'class_1', ")
+    assert shown.endswith("...") and shown[:-3] == str(list(classes))[:5997]
 
 
 def test_a_logger_that_fails_is_told_once_and_ends_no_run(tmp_path, monkeypatch):
