@@ -11,16 +11,22 @@ from fedjax_prune.runs.page.write import write_report
 from tests.made_up_runs import config_of, with_masks, write_run
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
-"""The first is Debian's package of that name; CHROMIUM names another one."""
+"""The first is Debian's package of that name."""
 
 
 @pytest.fixture
 def browser():
-    """The program of a browser; without one the test is skipped."""
-    names = [os.environ.get("CHROMIUM", ""), *BROWSERS]
-    found = [program for name in names if (program := shutil.which(name))]
+    """The program of a browser, which CHROMIUM may name; without any, a skip."""
+    if named := os.environ.get("CHROMIUM"):
+        program = shutil.which(named)
+        assert program, f"CHROMIUM names {named}, which is no program"
+        return program
+    found = [program for name in BROWSERS if (program := shutil.which(name))]
     if not found:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+        pytest.skip(
+            f"none of {', '.join(BROWSERS)} is installed: apt-get install "
+            "chromium-headless-shell, or set CHROMIUM"
+        )
     return found[0]
 
 
