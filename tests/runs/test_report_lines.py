@@ -116,7 +116,7 @@ def test_churn_of_a_resumed_run_says_with_which_round_it_compares(tmp_path):
     run.records[1] = run.records[1]._replace(churn_since=7)
     panel = masks.churn([line])
     assert panel is not None and [v["since"] for v in panel.values] == [0, 7, 10]
-    assert "where a run was resumed: round 10 with round 7;" in panel.words
+    assert "where it went on: round 10 with round 7." in panel.words
 
 
 def test_fields_that_tell_nothing_more_are_not_in_a_name(tmp_path):
@@ -243,6 +243,7 @@ def test_clients_that_diverged_are_counted_with_their_last_finite_loss(tmp_path)
     assert panel is not None
     of_client = [v for v in panel.values if v["of"] == "client 4"]
     assert [(v["round"], v["loss"]) for v in of_client] == [(5, 2.5), (10, None)]
+    assert [v["row"] for v in of_client] == [None, 0]
     medians = [v for v in panel.values if v["of"] == "median client"]
     assert all(np.isfinite(v["loss"]) for v in medians)
     assert troubled.losses(lines_of(tmp_path / "calm", config_of(rounds=5))) is None

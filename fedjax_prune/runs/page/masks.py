@@ -159,8 +159,8 @@ def churn(lines: Sequence[Line]) -> Panel | None:
         name="churn",
         title="Mask churn",
         words="Share of the mask entries of a kernel or an embedding that differ from "
-        f"those of the record before, mean of these arrays{_resumed(lines)}; the first "
-        "seed of each run.",
+        "those of the record before, mean of these arrays; the first seed of each run."
+        f"{_resumed(lines)}",
         chart=chart.properties(width=560),
         values=values,
     )
@@ -221,7 +221,7 @@ def _may_be_pruned(name: str) -> bool:
 
 
 def _resumed(lines: Sequence[Line]) -> str:
-    """Names the records that are compared with the round at which a run went on."""
+    """Names the records that a resumed run compares with where it went on."""
     found = [
         f"round {record.round} with round {record.churn_since}"
         + f" ({line.name})" * (len(lines) > 1)
@@ -231,7 +231,7 @@ def _resumed(lines: Sequence[Line]) -> str:
     ]
     if not found:
         return ""
-    return f", except where a run was resumed: {', '.join(found)}"
+    return f" A resumed run compares with where it went on: {', '.join(found)}."
 
 
 def _with_churn(line: Line) -> list[Record]:

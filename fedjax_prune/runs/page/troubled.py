@@ -12,6 +12,7 @@ from fedjax_prune.runs.page.panel import (
     Panel,
     data_of,
     each_line,
+    in_order,
     round_axis,
     thinned,
 )
@@ -29,6 +30,7 @@ FLAGS = {
 MOST_CLIENTS = 8
 """Clients of a line who are named and followed: those with the most such rounds."""
 MOST_LINES = 6
+_MEDIAN = "median client"
 
 
 class Trouble(NamedTuple):
@@ -64,36 +66,60 @@ def troubled(lines: Sequence[Line]) -> list[Trouble]:
 
 def losses(lines: Sequence[Line]) -> Panel | None:
     """Losses of these clients beside all others'; None without such clients."""
-    import altair as alt
-
     values: list[dict[str, Any]] = []
     for line in lines:
         run = line.runs[0]
         clients = _most(_counts(run))
         if not clients or len({x["line"] for x in values}) == MOST_LINES:
             continue
-        followed = [
-            {"line": line.name, "of": f"client {client}", "round": n, "loss": loss}
-            for client in clients
-            for n, loss in _drawn(run, client)
+        curves = {f"client {client}": _drawn(run, client) for client in clients}
+        if not any(curves.values()):
+            continue
+        curves[_MEDIAN] = thinned(_medians(run))
+        lost = [
+            of for of, points in curves.items() if any(x is None for _, x in points)
         ]
-        others = [
-            {"line": line.name, "of": "median client", "round": n, "loss": loss}
-            for n, loss in thinned(_medians(run))
+        values += [
+            {
+                "line": line.name,
+                "of": of,
+                "round": n,
+                "loss": loss,
+                "row": lost.index(of) if loss is None else None,
+            }
+            for of, points in curves.items()
+            for n, loss in points
         ]
-        values += (followed + others) * bool(followed)
     if not values:
         return None
-    names = list(dict.fromkeys(x["of"] for x in values if x["of"] != "median client"))
+    return Panel(
+        name="troubled",
+        title="Losses of clients that diverged, were dropped or attacked",
+        words="A dot is a recorded round in which the client took part; a cross above "
+        "the picture is one in which its loss was not finite. Rounds in which a client "
+        "diverged, was clipped or attacked are recorded beside those of report.every "
+        f"(the first {MOST_TROUBLED} of a run). Of more than {MOST_POINTS} rounds of a "
+        "client not all are drawn. The scale is logarithmic above 1.",
+        chart=each_line(_chart(values), values, lines, columns=2),
+        values=values,
+    )
+
+
+def _chart(values: Sequence[dict[str, Any]]) -> Any:
+    """Finite losses as lines, and a row of crosses above them for each client."""
+    import altair as alt
+
+    names = [of for of in in_order(values, "of") if of != _MEDIAN]
     names.sort(key=lambda name: int(name.split()[1]))
     colours = alt.Color(
         "of:N",
         title=None,
-        sort=["median client", *names],
+        sort=[_MEDIAN, *names],
         scale=alt.Scale(scheme="tableau10"),
         legend=alt.Legend(columns=6),
     )
-    base = alt.Chart(data_of("troubled", "loss")).encode(x=round_axis(), color=colours)
+    data = data_of("troubled", "loss", "row")
+    base = alt.Chart(data).encode(x=round_axis(), color=colours)
     finite = (
         base.transform_filter("isValid(datum.loss)")
         .mark_line(point=alt.OverlayMarkDef(size=30))
@@ -104,21 +130,19 @@ def losses(lines: Sequence[Line]) -> Panel | None:
     )
     lost = (
         base.transform_filter("!isValid(datum.loss)")
-        .mark_point(shape="cross", angle=45, size=70, filled=True)
-        .encode(y=alt.value(0), tooltip=["of:N", "round:Q"])
+        .mark_point(shape="cross", angle=45, size=50, filled=True, opacity=1)
+        .encode(
+            y=alt.Y(
+                "row:Q",
+                # Pixels above the upper edge.
+                scale=alt.Scale(domain=[0, 1], range=[-9, -18], zero=False),
+                axis=None,
+            ),
+            tooltip=["of:N", "round:Q"],
+        )
     )
-    chart = alt.layer(finite, lost).properties(width=400, height=200)
-    return Panel(
-        name="troubled",
-        title="Losses of clients that diverged, were dropped or attacked",
-        words="A dot is a recorded round in which the client took part; a cross at the "
-        "upper edge is one in which its loss was not finite. Rounds in which a client "
-        "diverged, was clipped or attacked are recorded beside those of report.every "
-        f"(the first {MOST_TROUBLED} of a run). Of more than {MOST_POINTS} rounds of a "
-        "client not all are drawn. The scale is logarithmic above 1.",
-        chart=each_line(chart, values, lines, columns=2),
-        values=values,
-    )
+    layers = alt.layer(finite, lost).resolve_scale(y="independent")
+    return layers.properties(width=400, height=200)
 
 
 def _counts(run: PageRun) -> dict[int, Counter[str]]:
