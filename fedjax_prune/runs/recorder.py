@@ -183,7 +183,15 @@ def losses_record(
 ) -> Record:
     """Makes the record of a round that is not due: its clients and their losses."""
     losses = {name: sums[name] for name in ("count", "loss", "arrived")}
-    return make_record(number, ids, losses, {}, ids[:0], {}, churn_since=0)
+    return make_record(
+        number,
+        ids,
+        losses,
+        recorded={},
+        evaluated=ids[:0],
+        accuracies={},
+        churn_since=0,
+    )
 
 
 def _is_troubled(sums: Mapping[str, np.ndarray]) -> bool:

@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from fedjax_prune.runs.page.write import write_report
+from fedjax_prune.runs.record import read_records, write_record
 from tests.made_up_runs import config_of, with_masks, write_run
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -33,12 +35,17 @@ def browser():
 @pytest.mark.long
 def test_a_browser_draws_every_picture_and_asks_nobody(tmp_path, browser):
     config = config_of("autoflip", **{"model.gated": True})
-    fields = with_masks(config) | {"clients/hostile": lambda n: "0 1 2 3 4"}
+    attacked = {"clients/hostile": lambda n: "0 1 2 3 4"}
+    fields = with_masks(config) | attacked
     folders = [
         write_run(tmp_path / "masks", config, **fields),
-        write_run(tmp_path / "fedavg", config_of("fedavg")),
+        write_run(tmp_path / "fedavg", config_of("fedavg"), **attacked),
         write_run(tmp_path / "fedavg1", config_of("fedavg", seed=1)),
     ]
+    # A line with a lost loss beside lines without, in the same picture.
+    record = read_records(folders[0], 20)[0]
+    record.loss[:] = np.nan
+    write_record(folders[0], record)
     page = write_report(folders, tmp_path / "report")
     net = tmp_path / "net.json"
     done = subprocess.run(

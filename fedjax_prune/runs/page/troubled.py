@@ -119,7 +119,9 @@ def _chart(values: Sequence[dict[str, Any]]) -> Any:
         legend=alt.Legend(columns=6),
     )
     data = data_of("troubled", "loss", "row")
-    base = alt.Chart(data).encode(x=round_axis(), color=colours)
+    # Vega complains of an axis for which it finds no rounds, as without crosses.
+    across = round_axis().scale(domain=[0, max(value["round"] for value in values)])
+    base = alt.Chart(data).encode(x=across, color=colours)
     finite = (
         base.transform_filter("isValid(datum.loss)")
         .mark_line(point=alt.OverlayMarkDef(size=30))
