@@ -128,6 +128,7 @@ def record_of(config, n, best, rng):
         selected={k: shares(size, c) for k, c in LAYERS.items()} if gated else {},
         classes={k: shares(NUM_CLASSES, c) for k, c in LAYERS.items()} if gated else {},
         churn={f"{k}/kernel": np.float32(1 / n) for k in LAYERS},
+        churn_since=n - 5,
         evaluated=np.arange(NUM_CLIENTS, dtype=np.int32),
         accuracies={
             name: rng.beta(8 * best, 8 * (1.1 - best), NUM_CLIENTS).astype(np.float32)

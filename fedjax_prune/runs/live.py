@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import flatten
@@ -31,12 +32,16 @@ def follow(folder: Path, pause: float = PAUSE) -> None:
     A terminal shows one table that changes; elsewhere each round is a line.
 
     Args:
-      folder: the workdir. If no run was started there, it waits for one.
+      folder: the workdir. If no run was started there, it says so and waits for one.
       pause: seconds between two looks.
 
     Raises:
-      WorkdirError: if the configuration cannot be read.
+      WorkdirError: if the configuration cannot be read, or if the folder holds the
+        workdirs of several runs.
     """
+    if not has_config(folder):
+        _require_no_runs_below(folder)
+        print(f"waiting for a run to start in {folder}", flush=True)
     console = Console()
     try:
         if not console.is_terminal:
@@ -122,6 +127,20 @@ def _table(folder: Path, config: Mapping[str, Any], rows: Rows) -> Table:
     for name, value in facts(config, rows).items():
         table.add_row(Text(name), Text(value))
     return table
+
+
+def _require_no_runs_below(folder: Path) -> None:
+    """Refuses a folder of a sweep, in which no run will start.
+
+    Raises:
+      WorkdirError: naming the first of the runs below it.
+    """
+    found = sorted(file.parent for file in folder.rglob("config.json"))
+    if found:
+        raise WorkdirError(
+            f"--live follows one run, but {folder} has {len(found)} below it, such as "
+            f"{found[0]}: name one of them."
+        )
 
 
 def _follow_in_lines(folder: Path, pause: float) -> None:

@@ -289,7 +289,7 @@ def run_rounds(
     """
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
-    recorder = Recorder(experiment, placement, folder)
+    recorder = Recorder(experiment, placement, folder, finished)
     dispatcher = Dispatcher(
         experiment=experiment,
         placement=placement,

@@ -1,7 +1,9 @@
 """What a run records for its page beside metrics.jsonl, a file each `report.every`.
 
 `report/` of the workdir holds `partition.npz`, who has which classes, and
-`round-N.npz`. A file that is damaged is left out with a warning: no run needs it.
+`round-N.npz`. Of other rounds in which a client diverged, was clipped or attacked there
+is a file, too, which holds the losses alone and about 1.5 kB. A file that is damaged is
+left out with a warning: no run needs it.
 """
 
 import os
@@ -20,6 +22,12 @@ from fedjax_prune.types import Population
 
 FOLDER = "report"
 """Folder of records, pictures and the page in a workdir."""
+CLASS_EXAMPLES = 8
+"""Test examples of each class whose channels are counted: the first ones."""
+CLASS_CLIENTS = 2
+"""Clients of the cohort with whose gates they are counted: the first ones."""
+MOST_TROUBLED = 500
+"""Rounds of a run whose losses alone are recorded: the first ones with troubles."""
 MOST_CLIENTS = 1000
 """Clients of a partition that are recorded: the first ones."""
 _PARTITION = "partition.npz"
@@ -39,8 +47,10 @@ class Record(NamedTuple):
         keep the channel; {} without gates.
       classes: layer -> [num_classes, channels], the same of the test examples of a
         class; NaN for a class without examples; {} if it is not recorded.
-      churn: array -> share of its mask's entries that differ from those of the record
-        before; {} without masks and in the first record of a start.
+      churn: array -> share of its mask's entries that differ from those after round
+        `churn_since`; {} without masks.
+      churn_since: round of the record before; in the first record of a start the round
+        after which the run has started, which a resumed run need not have recorded.
       evaluated: [num_evaluated] int32, ids of the clients that were evaluated.
       accuracies: `client_gated` and `client_local`, [num_evaluated] in [0, 1], as in
         metrics.jsonl; {} if the round was not evaluated.
@@ -54,6 +64,7 @@ class Record(NamedTuple):
     selected: Mapping[str, np.ndarray]
     classes: Mapping[str, np.ndarray]
     churn: Mapping[str, np.ndarray]
+    churn_since: int
     evaluated: np.ndarray
     accuracies: Mapping[str, np.ndarray]
 
@@ -68,6 +79,8 @@ def make_record(
     recorded: Mapping[str, Mapping[str, np.ndarray]],
     evaluated: np.ndarray,
     accuracies: Mapping[str, np.ndarray],
+    *,
+    churn_since: int,
 ) -> Record:
     """Makes the record of a round.
 
@@ -78,6 +91,7 @@ def make_record(
       recorded: `churn` and `classes`, on the host, as `Recorder` gives them.
       evaluated: [num_evaluated] int32, ids.
       accuracies: of the evaluation; {} if there was none.
+      churn_since: the round with which `churn` compares.
     """
     count = np.asarray(sums["count"], np.float32)
     each = np.maximum(count, 1)
@@ -95,6 +109,7 @@ def make_record(
         selected=selected,
         classes=recorded.get("classes", {}),
         churn=recorded.get("churn", {}),
+        churn_since=churn_since,
         evaluated=evaluated if accuracies else evaluated[:0],
         accuracies={
             name: np.asarray(x, np.float32)
@@ -116,7 +131,7 @@ def write_record(workdir: Path, record: Record) -> None:
             arrays |= {f"{field}/{name}": x for name, x in value.items()}
         else:
             arrays[field] = value
-    _write(workdir, f"round-{record.round}.npz", arrays)
+    _write(_file(workdir, record.round), arrays)
 
 
 def read_records(workdir: Path, last: int) -> list[Record]:
@@ -126,13 +141,19 @@ def read_records(workdir: Path, last: int) -> list[Record]:
       workdir: of the run.
       last: records of later rounds, which a killed run leaves, are not read.
     """
+    numbers = recorded_rounds(workdir, last)
+    records = [_record(_read(_file(workdir, number))) for number in numbers]
+    return [record for record in records if record is not None]
+
+
+def recorded_rounds(workdir: Path, last: int) -> list[int]:
+    """The rounds up to `last` that have a record, in order."""
     found = []
     for file in (workdir / FOLDER).glob("round-*.npz"):
         matched = _ROUND.fullmatch(file.name)
         if matched and int(matched[1]) <= last:
-            found.append((int(matched[1]), file))
-    records = [_record(_read(file)) for _, file in sorted(found)]
-    return [record for record in records if record is not None]
+            found.append(int(matched[1]))
+    return sorted(found)
 
 
 def write_partition(workdir: Path, counts: np.ndarray) -> None:
@@ -145,7 +166,7 @@ def write_partition(workdir: Path, counts: np.ndarray) -> None:
     Raises:
       WorkdirError: if it cannot be written.
     """
-    _write(workdir, _PARTITION, {"counts": counts})
+    _write(workdir / FOLDER / _PARTITION, {"counts": counts})
 
 
 def read_partition(workdir: Path) -> np.ndarray | None:
@@ -181,11 +202,14 @@ def class_counts(
     return counts
 
 
-def _write(workdir: Path, name: str, arrays: Mapping[str, Any]) -> None:
+def _file(workdir: Path, number: int) -> Path:
+    return workdir / FOLDER / f"round-{number}.npz"
+
+
+def _write(file: Path, arrays: Mapping[str, Any]) -> None:
     stream = BytesIO()
     np.savez_compressed(stream, **arrays)
-    data, file = stream.getvalue(), workdir / FOLDER / name
-    temporary = file.with_name(f".{name}.new")
+    data, temporary = stream.getvalue(), file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(exist_ok=True)
         # A record may be lost with the machine, so the disk is not waited for.
@@ -217,4 +241,6 @@ def _record(arrays: Mapping[str, np.ndarray]) -> Record | None:
             fields[name] = array
     if set(fields) != set(Record._fields):
         return None
-    return Record(**fields)._replace(round=int(fields["round"]))
+    for name in ("round", "churn_since"):
+        fields[name] = int(fields[name])
+    return Record(**fields)

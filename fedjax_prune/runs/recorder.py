@@ -20,31 +20,45 @@ from fedjax_prune.runs.evaluated import evaluated_clients
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, data_info
 from fedjax_prune.runs.record import (
+    CLASS_CLIENTS,
+    CLASS_EXAMPLES,
+    MOST_TROUBLED,
+    Record,
     class_counts,
     make_record,
+    recorded_rounds,
     write_partition,
     write_record,
 )
 from fedjax_prune.types import Cohort, Dataset, ServerState, Tree
 
-CLASS_EXAMPLES = 8
-"""Test examples of each class whose channels are counted: the first ones."""
-CLASS_CLIENTS = 2
-"""Clients of the cohort with whose gates they are counted: the first ones."""
+TROUBLES = ("nonfinite", "clipped", "hostile")
+"""Sums above 0 of a client whose loss is wanted in rounds that are not due, too."""
 
 
 class Recorder:
-    """Records the rounds whose number `report.every` divides, and the last one."""
+    """Records the rounds whose number `report.every` divides, and the last one.
 
-    def __init__(self, experiment: Experiment, placement: Placement, folder: Path):
+    Of other rounds with TROUBLES, at most MOST_TROUBLED, it records the losses.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        placement: Placement,
+        folder: Path,
+        finished: int,
+    ):
         """Sends to the devices what it needs there; `report.every` 0 needs nothing.
 
         Args:
           experiment: of the run.
           placement: where it runs.
           folder: its workdir.
+          finished: rounds done before.
         """
         config = experiment.config
+        self._since = finished
         self._every, self._last = config.report.every, config.rounds
         self._experiment, self._folder = experiment, folder
         self._placement = placement
@@ -53,6 +67,8 @@ class Recorder:
         self._examples: Tree = ()
         if not self._every:
             return
+        done = recorded_rounds(folder, finished)
+        self._left = MOST_TROUBLED - sum(not self.is_due(number) for number in done)
         learning = experiment.learning
         if learning.algorithm.masked is not None:
             self._churn = churn_program()
@@ -89,7 +105,7 @@ class Recorder:
         processes.on_first(write)
 
     def is_due(self, number: int) -> bool:
-        """Whether a round is recorded.
+        """Whether a round is recorded as a whole.
 
         Args:
           number: finished rounds.
@@ -111,7 +127,7 @@ class Recorder:
 
         Returns:
           `churn` and `classes` on the devices, as `Record` describes them; {} if the
-          round is not recorded.
+          round is not due.
         """
         if not self.is_due(number):
             return {}
@@ -131,7 +147,7 @@ class Recorder:
         recorded: Mapping[str, Mapping[str, np.ndarray]],
         accuracies: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes the record of a round, if it is due; for the first process alone.
+        """Writes the record of a round, if it has one; for the first process alone.
 
         Args:
           number: finished rounds.
@@ -143,17 +159,43 @@ class Recorder:
         Raises:
           WorkdirError: if it cannot be written.
         """
+        ids = cohort.client_ids[by_id(cohort)]
         if not self.is_due(number):
+            if self._every and self._left > 0 and _is_troubled(sums):
+                self._left -= 1
+                write_record(self._folder, losses_record(number, ids, sums))
             return
         record = make_record(
             number,
-            cohort.client_ids[by_id(cohort)],
+            ids,
             sums,
             recorded=recorded,
             evaluated=evaluated_clients(self._experiment.config, cohort, number),
             accuracies=accuracies,
+            churn_since=self._since,
         )
+        self._since = number
         write_record(self._folder, record)
+
+
+def losses_record(
+    number: int, ids: np.ndarray, sums: Mapping[str, np.ndarray]
+) -> Record:
+    """Makes the record of a round that is not due: its clients and their losses."""
+    losses = {name: sums[name] for name in ("count", "loss", "arrived")}
+    return make_record(
+        number,
+        ids,
+        losses,
+        recorded={},
+        evaluated=ids[:0],
+        accuracies={},
+        churn_since=0,
+    )
+
+
+def _is_troubled(sums: Mapping[str, np.ndarray]) -> bool:
+    return any(np.any(np.asarray(sums.get(name, 0)) > 0) for name in TROUBLES)
 
 
 def churn_program() -> Any:

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.page import bands, clients, facts, speed, target, troubled
+from fedjax_prune.runs.page import bands, clients, facts, masks, speed, target, troubled
 from fedjax_prune.runs.page.panel import as_csv, thinned
 from fedjax_prune.runs.page.read import as_lines, differences, read_runs, runs_below
 from tests.made_up_runs import config_of, write_run
@@ -37,6 +38,85 @@ def test_seeds_are_one_line_and_configurations_are_named_by_what_differs(tmp_pat
     assert found["algorithm.name"] == ["fedavg", "fedavg", "fedprox"]
     assert found["client.lr"] == [0.1, 0.03, 0.03]
     assert found["algorithm.mu"][:2] == ["-", "-"] and "save_every" not in found
+
+
+@pytest.mark.parametrize("name", ["arrays", "image_folder", "femnist", "shakespeare"])
+def test_folders_that_are_the_data_set_are_lines_of_their_own(tmp_path, name):
+    a, b = (
+        config_of(rounds=1, seed=seed, **{"data.name": name, "data.dir": folder})
+        for seed, folder in enumerate(("/data/hospital_a", "/data/hospital_b"))
+    )
+    lines = lines_of(tmp_path, a, b)
+    assert [line.name for line in lines] == [
+        "data.dir=/data/hospital_a",
+        "data.dir=/data/hospital_b",
+    ]
+    table = facts.configurations(lines)
+    assert table is not None and "data.dir" not in table.words
+    assert table.rows == [("data.dir", "/data/hospital_a", "/data/hospital_b")]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits", "synthetic"])
+def test_folders_that_hold_a_copy_of_a_set_are_not_compared(tmp_path, name):
+    a, b = (
+        config_of(rounds=1, seed=seed, **{"data.name": name, "data.dir": folder})
+        for seed, folder in enumerate(("/copy_a", "/copy_b"))
+    )
+    (line,) = lines_of(tmp_path, a, b)
+    assert len(line.runs) == 2
+
+
+def test_seeds_that_are_not_equally_far_are_compared_where_all_have_been(tmp_path):
+    """By hand: accuracies 0.5 and 0.7 at round 5 have the mean 0.6 +- 12.706 * 0.1."""
+    config = {"eval.every": 5}
+    lines = lines_of(
+        tmp_path,
+        config_of(rounds=20, seed=0, **config),
+        config_of(rounds=20, seed=1, **config),
+    )
+    (line,) = lines
+    del line.runs[1].rows[7:]
+    line.runs[0].rows[4]["eval/headline"] = 0.5
+    line.runs[1].rows[4]["eval/headline"] = 0.7
+    for run in line.runs:
+        for row in run.rows:
+            row["seconds"] = 2.0
+    (row,) = facts.results(lines).rows
+    found = dict(zip(facts.results(lines).columns, row, strict=True))
+    assert (found["rounds"], found["headline"]) == ("7-20", "60.0% ± 127.1%")
+    # 3 MB and 2 TFLOP a round.
+    spent = [found[name] for name in ("MB sent", "TFLOP", "seconds")]
+    assert spent == ["21.0", "14", "14"]
+    for row in line.runs[1].rows:
+        row.pop("eval/headline", None)
+    assert facts.results(lines).rows[0][3] == ""
+
+
+def test_churn_is_that_of_arrays_that_masks_prune(tmp_path):
+    """By hand: (10 % + 30 %) / 2; a bias and a norm are not pruned, so not counted."""
+    (line,) = lines_of(tmp_path, config_of(rounds=5))
+    run = line.runs[0]
+    run.records[0] = run.records[0]._replace(
+        churn={
+            "conv1/kernel": np.float32(0.1),
+            "conv1/bias": np.float32(0),
+            "embed/embedding": np.float32(0.3),
+            "norm/scale": np.float32(0),
+        }
+    )
+    panel = masks.churn([line])
+    assert panel is not None
+    (value,) = panel.values
+    assert value["churn"] == pytest.approx(20) and "resumed" not in panel.words
+
+
+def test_churn_of_a_resumed_run_says_with_which_round_it_compares(tmp_path):
+    (line,) = lines_of(tmp_path, config_of(rounds=15))
+    run = line.runs[0]
+    run.records[1] = run.records[1]._replace(churn_since=7)
+    panel = masks.churn([line])
+    assert panel is not None and [v["since"] for v in panel.values] == [0, 7, 10]
+    assert "where it went on: round 10 with round 7." in panel.words
 
 
 def test_fields_that_tell_nothing_more_are_not_in_a_name(tmp_path):
@@ -122,6 +202,8 @@ def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
         ("fedavg", "TFLOP of clients"): 10,
     }
     assert "fedprox: 0 of 1 runs reach it." in panel.words
+    panel = target.target(lines, 0.505)
+    assert panel is not None and panel.title == "What an accuracy of 50.5% costs"
     # Nobody reaches 99 %, so the accuracy that both reach is taken.
     panel = target.target(lines, 0.99)
     assert panel is not None and "No run reaches 99%." in panel.words
@@ -159,8 +241,18 @@ def test_clients_that_diverged_are_counted_with_their_last_finite_loss(tmp_path)
     assert found[0].last == 2.5
     panel = troubled.losses([line])
     assert panel is not None
-    assert [v["round"] for v in panel.values if v["of"] == "client 4"] == [5]
+    of_client = [v for v in panel.values if v["of"] == "client 4"]
+    assert [(v["round"], v["loss"]) for v in of_client] == [(5, 2.5), (10, None)]
+    assert [v["row"] for v in of_client] == [None, 0]
+    medians = [v for v in panel.values if v["of"] == "median client"]
+    assert all(np.isfinite(v["loss"]) for v in medians)
     assert troubled.losses(lines_of(tmp_path / "calm", config_of(rounds=5))) is None
+
+
+def test_one_round_is_not_called_rounds(tmp_path):
+    fields = {"clients/hostile": lambda n: "3" if n == 2 else ""}
+    (line,) = lines_of(tmp_path, config_of(rounds=5), **fields)
+    assert [x.words for x in troubled.troubled([line])] == ["attacked in 1 round"]
 
 
 def test_the_time_of_a_run_is_split_without_rest(tmp_path):

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import threading
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from fedjax_prune.runs import live, record
+from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.page import selection
 from fedjax_prune.runs.page.html import Facts, make_page
 from fedjax_prune.runs.page.panel import Panel
 from fedjax_prune.runs.page.read import as_lines, read_runs
@@ -124,6 +128,69 @@ def test_a_script_cannot_end_its_element():
     assert "y.replace(/</g, '')" in page
 
 
+@pytest.mark.parametrize(
+    "cell", ["-0.1", "1,234.5", "55.0% ± 63.5%", "2e-05", "5-20", "", "nan", 7]
+)
+def test_numbers_are_put_to_the_right(cell):
+    page = make_page("", "", [Facts("t", "w", ["a"], [[cell], ["12"]])], "")
+    assert page.count("class=number") == 3
+
+
+@pytest.mark.parametrize("cell", ["5: 9, 2: 4", "3 in", "0.10.2", "-", "1,2,3", "4 11"])
+def test_words_that_begin_with_a_digit_are_put_to_the_left(cell):
+    page = make_page("", "", [Facts("t", "w", ["a"], [[cell], ["12"]])], "")
+    assert "class=number" not in page
+
+
+def test_the_intro_says_what_all_runs_have_in_common(folders, tmp_path):
+    other = config_of(cohort_size=4, rounds=5, **{"data.name": "mnist"})
+    write_run(tmp_path / "other", other)
+    of_all = [*folders, tmp_path / "other"]
+    for given, words in (
+        (folders, "cnn, digits, 20 clients, 8 clients a round. Move"),
+        (of_all, "cnn, 20 clients. Move"),
+    ):
+        page = write_report(given, tmp_path / "page", pictures=False).read_text()
+        assert f'<p class="words">{words}' in page
+
+
+def test_rows_of_channels_are_labelled_by_client_and_class(tmp_path):
+    config = config_of(rounds=5, **{"model.gated": True, "data.num_clients": 200})
+    (line,) = as_lines(read_runs([write_run(tmp_path / "run", config)]))
+    record = line.runs[0].records[-1]
+    record.clients[:] = [3, 15, 16, 41, 99, 100, 101, 180]
+    record.examples[1] = 0
+    clients, classes = selection.of_clients([line]), selection.of_classes([line])
+    assert clients is not None and classes is not None
+    assert '["3", "16", "41", "99", "100", "101", "180"]' in labels_of(clients)
+    assert f"{json.dumps([str(n) for n in range(10)])}" in labels_of(classes)
+    assert "its first 8 test examples" in classes.words
+    assert "the first 2 clients" in classes.words
+    assert "grey" in json.dumps(classes.spec()["title"])
+    # The user's own classes have names.
+    line.runs[0].config["data.classes"] = tuple("abcdefghij")
+    classes = selection.of_classes([line])
+    assert classes is not None and '["a", "b", "c"' in labels_of(classes)
+
+
+def labels_of(panel):
+    """The expression that labels the rows of the first picture."""
+    picture = panel.spec()["vconcat"][0]["concat"][0]
+    return picture["encoding"]["y"]["axis"]["labelExpr"]
+
+
+@pytest.mark.long
+def test_a_page_of_many_runs_stays_small(tmp_path):
+    folders = []
+    for n in range(12):
+        changes = {"rounds": 200, "model.gated": True, "client.lr": 0.01 * (n + 1)}
+        config = config_of("autoflip", **changes)
+        fields = with_masks(config) | {"clients/hostile": lambda n: "0 1 2 3 4"}
+        folders.append(write_run(tmp_path / f"run{n}", config, **fields))
+    page = write_report(folders, tmp_path / "report", pictures=False)
+    assert page.stat().st_size <= 2_000_000
+
+
 def test_channels_are_drawn_by_share_and_never_apart_from_seldom():
     shares = np.array([[0.0, 1e-3, 1.0, np.nan]], np.float16)
     data = picture_of(shares).removeprefix("data:image/png;base64,")
@@ -132,7 +199,7 @@ def test_channels_are_drawn_by_share_and_never_apart_from_seldom():
         pixels = np.asarray(image.convert("RGB"))[0, :: image.width // 4]
     never, seldom, always, unknown = pixels.tolist()
     assert never == [240, 190, 165] and always == [8, 48, 107]
-    assert min(seldom) > 230 and unknown == [255, 255, 255]
+    assert min(seldom) > 230 and unknown == [190, 190, 190]
 
 
 def test_records_come_back_and_damaged_ones_are_left_out(tmp_path):
@@ -155,6 +222,24 @@ def test_a_run_is_followed_line_by_line_to_its_last_round(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0].startswith("round 1/5  loss 2.03")
     assert "test accuracy 5" in lines[4]
+
+
+def test_a_run_that_has_not_started_is_waited_for_aloud(tmp_path, capsys):
+    made = write_run(tmp_path / "elsewhere" / "run", config_of(rounds=2))
+    starting = threading.Timer(0.2, os.rename, [made, tmp_path / "run"])
+    starting.start()
+    live.follow(tmp_path / "run", pause=0.01)
+    starting.join()
+    first, *rounds = capsys.readouterr().out.splitlines()
+    assert first == f"waiting for a run to start in {tmp_path / 'run'}"
+    assert len(rounds) == 2
+
+
+def test_a_folder_of_several_runs_is_not_followed(tmp_path):
+    for name in ("b", "a"):
+        write_run(tmp_path / name, config_of(rounds=1))
+    with pytest.raises(WorkdirError, match=rf"has 2 below it, such as {tmp_path}/a:"):
+        live.follow(tmp_path, pause=0.0)
 
 
 def test_the_live_table_tells_how_far_a_run_is(tmp_path):

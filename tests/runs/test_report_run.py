@@ -12,8 +12,9 @@ from fedjax_prune.models.task import make_selection, make_task
 from fedjax_prune.runs import record, recorder, train, verify
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.workdir import open_shared_workdir
 from fedjax_prune.types import Batch, Dataset
-from tests.small_runs import final_state, pruned_config, tiny_config
+from tests.small_runs import final_state, plain_config, pruned_config, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +89,42 @@ def test_without_the_extra_the_summary_says_how_to_get_it(
     assert len(record.read_records(tmp_path, 2)) == 2
 
 
-def test_a_run_under_masks_records_how_many_entries_change(tmp_path):
-    config = pruned_config(rounds=2, **{"report.every": 1})
+def test_a_resumed_run_under_masks_records_how_many_entries_change(tmp_path):
+    """Resumed after round 1, which is not recorded, it compares round 2 with that."""
+    config = pruned_config(rounds=3, save_every=1, **{"report.every": 2})
+    with open_shared_workdir(tmp_path) as folder:
+        assert train.train(make_learning(config), folder, 1) == 1
+    assert record.recorded_rounds(tmp_path, 3) == []
     assert train.run(config, tmp_path) == 0
-    first, second = record.read_records(tmp_path, 2)
+    first, second = record.read_records(tmp_path, 3)
+    assert (first.round, first.churn_since) == (2, 1)
+    assert (second.round, second.churn_since) == (3, 2)
     state, _ = final_state(config, tmp_path)
     paths = jax.tree_util.tree_leaves_with_path(state.params)
     names = {"/".join(str(entry.key) for entry in path) for path, _ in paths}
     assert set(first.churn) == set(second.churn) == names
     assert all(0 <= x <= 1 for found in (first, second) for x in found.churn.values())
+
+
+def test_rounds_with_hostile_clients_are_recorded_with_their_losses(
+    tmp_path, monkeypatch
+):
+    """Every third round is due; one of five clients attacks, in each round."""
+    monkeypatch.setattr(recorder, "MOST_TROUBLED", 1)
+    hostile = {"hostile.fraction": 0.2, "hostile.attack": "sign_flip"}
+    config = plain_config(rounds=3, cohort_size=5, save_every=1, **hostile)
+    config.report.every = 3
+    assert train.run(config, tmp_path) == 0
+    rows = {row["round"]: row for row in read_metrics(tmp_path)}
+    assert all(row["clients/hostile"] for row in rows.values())
+    # One such record is enough here; the last round is due.
+    assert record.recorded_rounds(tmp_path, 3) == [1, 3]
+    first, last = record.read_records(tmp_path, 3)
+    mean = np.average(first.loss, weights=first.examples)
+    assert mean == pytest.approx(rows[1]["train/loss"], rel=1e-5)
+    assert not first.accuracies and not len(first.evaluated) and last.accuracies
+    size = (tmp_path / "report" / "round-1.npz").stat().st_size
+    assert size < 3000
 
 
 def test_churn_is_the_share_of_entries_that_differ():

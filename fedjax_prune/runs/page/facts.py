@@ -9,7 +9,7 @@ from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.page import clients, troubled
 from fedjax_prune.runs.page.bands import spent
 from fedjax_prune.runs.page.html import Facts
-from fedjax_prune.runs.page.read import UNCOMPARED, Line, PageRun, differences
+from fedjax_prune.runs.page.read import Line, PageRun, differences, uncompared
 from fedjax_prune.runs.tables import with_interval
 
 _LASTS = {
@@ -23,25 +23,27 @@ _LASTS = {
 
 
 def results(lines: Sequence[Line]) -> Facts:
-    """A row for each line: accuracies after its last round, and what it has spent."""
+    """A row for each line: its last accuracies, and what it has spent."""
     rows = []
     for line in lines:
-        cells: list[Any] = [line.name, len(line.runs), line.runs[0].rows[-1]["round"]]
-        for field in _LASTS.values():
-            found = [_last(run, field) for run in line.runs]
-            known = [value for value in found if value is not None]
-            cells.append(with_interval(known) if known else "")
-        costs = np.mean([list(spent(run).values())[-1] for run in line.runs], axis=0)
-        seconds = [sum(row["seconds"] or 0 for row in run.rows) for run in line.runs]
+        cells: list[Any] = [line.name, len(line.runs), _rounds(line)]
+        cells += [_last(line, field) for field in _LASTS.values()]
+        done = min(run.rows[-1]["round"] for run in line.runs)
+        costs = np.mean([spent(run)[done] for run in line.runs], axis=0)
+        seconds = [
+            sum(row["seconds"] or 0 for row in run.rows if row["round"] <= done)
+            for run in line.runs
+        ]
         cells += [f"{costs[0]:,.1f}", f"{costs[1]:,.3g}", f"{np.mean(seconds):,.0f}"]
         cells.append(", ".join(str(run.folder) for run in line.runs))
         rows.append(cells)
     columns = ["run", "seeds", "rounds", *_LASTS, "MB sent", "TFLOP", "seconds"]
     return Facts(
         title="Results",
-        words="Accuracies at the last evaluation; of several seeds the mean with its "
-        "95 % interval (Student's t). MB of both directions, TFLOP of local training "
-        "on dense hardware, seconds without compiling: means of seeds.",
+        words="Accuracies at the last evaluation that all seeds have; of several seeds "
+        "the mean with its 95 % interval (Student's t). MB of both directions, TFLOP "
+        "of local training on dense hardware, seconds without compiling: means of "
+        "seeds, up to the last round that all of them have finished.",
         columns=[*columns, "workdirs"],
         rows=rows,
     )
@@ -101,13 +103,18 @@ def troubled_clients(lines: Sequence[Line]) -> Facts | None:
 
 def configurations(lines: Sequence[Line]) -> Facts | None:
     """The fields in which lines differ; None for a single line."""
-    found = differences([line.runs[0].config for line in lines])
+    configs = [line.runs[0].config for line in lines]
+    found = differences(configs)
     if not found:
         return None
+    left_out = dict.fromkeys(
+        field for config in configs for field in uncompared(config)
+    )
+    not_compared = ", ".join(field for field in left_out if field not in found)
     return Facts(
         title="In which fields the runs differ",
-        words=f"All others are equal, except {', '.join(UNCOMPARED)}, which are not "
-        "compared. A dash: the run has no such field.",
+        words=f"All others are equal, except {not_compared}, which are not compared. "
+        "A dash: the run has no such field.",
         columns=["field", *(line.name for line in lines)],
         rows=[(field, *map(str, values)) for field, values in found.items()],
     )
@@ -163,6 +170,17 @@ def _count(folders: Sequence[str]) -> str:
     return folders[0] if len(folders) == 1 else f"{len(folders)} runs"
 
 
-def _last(run: PageRun, field: str) -> float | None:
-    values = [x for row in run.rounds if (x := row.get(field)) is not None]
-    return values[-1] if values else None
+def _rounds(line: Line) -> int | str:
+    """How many rounds the seeds have finished: `20`, or `5-20` if they differ."""
+    done = [run.rows[-1]["round"] for run in line.runs]
+    return done[0] if min(done) == max(done) else f"{min(done)}-{max(done)}"
+
+
+def _last(line: Line, field: str) -> str:
+    """A field in the last round in which all seeds have it; empty without one."""
+    found = [
+        {row["round"]: x for row in run.rounds if (x := row.get(field)) is not None}
+        for run in line.runs
+    ]
+    common = set(found[0]).intersection(*found[1:])
+    return with_interval([values[max(common)] for values in found]) if common else ""

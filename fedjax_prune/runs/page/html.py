@@ -14,6 +14,10 @@ _POLICY = (
 )
 """What the page may load: nothing. Vega makes functions from text."""
 
+_PART = r"[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?%?"
+_NUMBER = re.compile(rf"|nan|{_PART}( ± {_PART})?|\d+-\d+")
+"""`1,234.5`, `-0.1`, `2e-05`, `55.0% ± 1.2%`, or the rounds `5-20`."""
+
 _CSS = """
 body { font: 15px/1.5 "Liberation Sans", Arial, Helvetica, sans-serif; color: #222;
        max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -125,8 +129,8 @@ def _cells(tag: str, cells: Sequence[Any], right: Sequence[bool]) -> str:
 
 
 def _is_number(cell: Any) -> bool:
-    """Whether a text is a number, perhaps with a unit, or empty."""
-    return not str(cell) or str(cell)[0].isdigit()
+    """Whether a text is a number, perhaps in percent or with an interval, or empty."""
+    return _NUMBER.fullmatch(str(cell)) is not None
 
 
 def _anchor(part: Panel | Facts) -> str:

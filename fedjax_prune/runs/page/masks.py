@@ -1,10 +1,12 @@
 """What masks leave: density of layers, churn, channels; MACs and bytes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fedjax_prune.pruning.masks import KERNELS
 from fedjax_prune.runs.page.panel import (
     Panel,
     colour_of,
@@ -17,6 +19,7 @@ from fedjax_prune.runs.page.panel import (
     thinned,
 )
 from fedjax_prune.runs.page.read import Line
+from fedjax_prune.runs.record import Record
 
 MOST_POINTS = 25
 """Rounds of a layer that are drawn."""
@@ -50,7 +53,7 @@ def density(lines: Sequence[Line]) -> Panel | None:
             }
             for row in rows
             for name in row
-            if name.startswith(_SPARSITY) and name.endswith("/kernel")
+            if name.startswith(_SPARSITY) and _may_be_pruned(name)
         ]
     if not values:
         return None
@@ -117,18 +120,19 @@ def channels(lines: Sequence[Line]) -> Panel | None:
 
 
 def churn(lines: Sequence[Line]) -> Panel | None:
-    """Share of mask entries that changed since the record before; None without."""
+    """Share of mask entries that changed since an earlier round; None without."""
     import altair as alt
 
     values = [
         {
             "line": line.name,
             "round": record.round,
-            "churn": 100 * float(np.mean(list(record.churn.values()))),
+            "since": record.churn_since,
+            "churn": 100 * float(np.mean(shares)),
         }
         for line in lines
-        for record in line.runs[0].records
-        if record.churn
+        for record in _with_churn(line)
+        if (shares := [x for name, x in record.churn.items() if _may_be_pruned(name)])
     ]
     if not values:
         return None
@@ -143,14 +147,20 @@ def churn(lines: Sequence[Line]) -> Panel | None:
             y=alt.Y("churn:Q", title="changed mask entries (%)", scale=scale),
             color=colour_of(lines),
             strokeDash=dash_of(lines),
-            tooltip=["line:N", "round:Q", alt.Tooltip("churn:Q", format=".3~g")],
+            tooltip=[
+                alt.Tooltip("line:N", title="run"),
+                "round:Q",
+                alt.Tooltip("since:Q", title="compared with round"),
+                alt.Tooltip("churn:Q", title="changed (%)", format=".3~g"),
+            ],
         )
     )
     return Panel(
         name="churn",
         title="Mask churn",
-        words="Share of a layer's mask entries that differ from those of the record "
-        "before, mean of the layers; the first seed of each run.",
+        words="Share of the mask entries of a kernel or an embedding that differ from "
+        "those of the record before, mean of these arrays; the first seed of each run."
+        f"{_resumed(lines)}",
         chart=chart.properties(width=560),
         values=values,
     )
@@ -203,6 +213,29 @@ def savings(lines: Sequence[Line]) -> Panel | None:
         chart=each(chart, "what", list(_SAVINGS.values()), columns=3),
         values=values,
     )
+
+
+def _may_be_pruned(name: str) -> bool:
+    """Whether a path ends like those of arrays that masks prune in all methods."""
+    return name.rpartition("/")[2] in KERNELS
+
+
+def _resumed(lines: Sequence[Line]) -> str:
+    """Names the records that a resumed run compares with where it went on."""
+    found = [
+        f"round {record.round} with round {record.churn_since}"
+        + f" ({line.name})" * (len(lines) > 1)
+        for line in lines
+        for before, record in itertools.pairwise(_with_churn(line))
+        if record.churn_since != before.round
+    ]
+    if not found:
+        return ""
+    return f" A resumed run compares with where it went on: {', '.join(found)}."
+
+
+def _with_churn(line: Line) -> list[Record]:
+    return [record for record in line.runs[0].records if record.churn]
 
 
 def _by_depth(field: str, values: Sequence[dict[str, Any]]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.runs import environment, record
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.metrics_log import read_metrics
@@ -25,9 +26,8 @@ UNCOMPARED = (
     "hash_every",
     "logger",
     "report.every",
-    "data.dir",
 )
-"""Fields that do not make another line of two runs."""
+"""Fields that do not make another line of two runs; see `uncompared`."""
 _FIRST = ("algorithm.name", "model.name", "data.name")
 """Fields that name a line before others do."""
 _MISSING = "-"
@@ -120,7 +120,7 @@ def _read(folder: Path) -> PageRun:
 
 
 def as_lines(runs: Sequence[PageRun]) -> list[Line]:
-    """Puts runs together whose configurations differ in nothing but UNCOMPARED.
+    """Puts runs together that differ in nothing but `uncompared` fields.
 
     Args:
       runs: at least one.
@@ -131,15 +131,33 @@ def as_lines(runs: Sequence[PageRun]) -> list[Line]:
     """
     groups: dict[str, list[PageRun]] = {}
     for run in runs:
-        compared = {k: v for k, v in run.config.items() if k not in UNCOMPARED}
+        left_out = uncompared(run.config)
+        compared = {k: v for k, v in run.config.items() if k not in left_out}
         groups.setdefault(repr(sorted(compared.items())), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
     names = _names([line[0].config for line in lines])
     return [Line(name, line) for name, line in zip(names, lines, strict=True)]
 
 
+def uncompared(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a configuration that do not make another line of two runs.
+
+    `data.dir` is one of them unless it names the data: a folder of the user's own or
+    one whose examples come with their clients. Of other sets each folder holds a copy.
+
+    Args:
+      config: dotted name -> value.
+    """
+    info = DATASETS.get(config.get("data.name", ""))
+    if info is None or info.own or (info.by_client and not info.generated):
+        return UNCOMPARED
+    return (*UNCOMPARED, "data.dir")
+
+
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The fields, except UNCOMPARED, that are not the same in all configurations.
+    """The compared fields that are not the same in all configurations.
+
+    A field is compared unless it is `uncompared` in every configuration.
 
     Args:
       configs: dotted name -> value.
@@ -147,11 +165,16 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     Returns:
       Field -> its value in each configuration; `-` where it is not a field.
     """
-    fields = dict.fromkeys(field for config in configs for field in config)
+    fields = dict.fromkeys(
+        field
+        for config in configs
+        for field in config
+        if field not in uncompared(config)
+    )
     found = {}
     for field in sorted(fields, key=lambda field: (field not in _FIRST, field)):
         values = [config.get(field, _MISSING) for config in configs]
-        if field not in UNCOMPARED and any(v != values[0] for v in values):
+        if any(v != values[0] for v in values):
             found[field] = values
     return found
 

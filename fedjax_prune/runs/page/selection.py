@@ -1,9 +1,10 @@
 """Which channels gates select: by client and by class, how evenly, and never."""
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from fedjax_prune.runs.page.panel import (
     thinned,
 )
 from fedjax_prune.runs.page.read import Line
-from fedjax_prune.runs.record import Record
+from fedjax_prune.runs.record import CLASS_CLIENTS, CLASS_EXAMPLES, Record
 
 MOST_LINES = 3
 """Lines whose channels are drawn one by one."""
@@ -32,7 +33,24 @@ _NEVER = (240, 190, 165)
 """Red, green and blue of a channel that is never selected."""
 _ALWAYS = (8, 48, 107)
 _LEVELS = 15
+_UNKNOWN = (190, 190, 190)
+"""Of a class without examples."""
 _KEY = "dark: kept by every example; pale: by few; reddish: by none"
+_KEY_OF_CLASSES = f"{_KEY}; grey: a class without test examples"
+_LABEL = 11
+"""Height of a row's label, in pixels."""
+
+
+class Rows(NamedTuple):
+    """Shares of clients or classes, and what they are called.
+
+    Attributes:
+      names: of the rows.
+      shares: layer -> [rows, channels] in [0, 1].
+    """
+
+    names: Sequence[str]
+    shares: Mapping[str, np.ndarray]
 
 
 def gated_records(lines: Sequence[Line]) -> dict[str, Record]:
@@ -108,38 +126,40 @@ def evenness(lines: Sequence[Line]) -> Panel | None:
 
 def of_clients(lines: Sequence[Line]) -> Panel | None:
     """How often each client's data select each channel; None without gates."""
-    found = {
-        name: {
-            layer: shares[record.examples > 0]
-            for layer, shares in record.selected.items()
-        }
-        for name, record in gated_records(lines).items()
-    }
-    words = "A row is a client of the newest recorded cohort, in the order of ids"
+    found = {}
+    for name, record in gated_records(lines).items():
+        present = record.examples > 0
+        shares = {layer: x[present] for layer, x in record.selected.items()}
+        found[name] = Rows(list(map(str, record.clients[present])), shares)
     return _grid(
         "by_client",
         "Channels that clients select",
-        words,
+        "A row is a client of the newest recorded cohort, in the order of ids",
         found,
-        "clients",
+        title_of_rows="client",
+        key=_KEY,
         named=len(lines) > 1,
     )
 
 
 def of_classes(lines: Sequence[Line]) -> Panel | None:
     """How often the examples of each class select each channel; None if unknown."""
-    found = {
-        name: dict(record.classes)
-        for name, record in gated_records(lines).items()
-        if record.classes
-    }
-    words = "A row is a class of test examples, class 0 on top, mean of a few clients"
+    found = {}
+    for line in lines:
+        record = gated_records(lines).get(line.name)
+        if record is None or not record.classes:
+            continue
+        count = len(next(iter(record.classes.values())))
+        names = line.runs[0].config.get("data.classes") or range(count)
+        found[line.name] = Rows(list(map(str, names)), record.classes)
     return _grid(
         "by_class",
         "Channels that classes select",
-        words,
+        f"A row is a class: its first {CLASS_EXAMPLES} test examples with the gates of "
+        f"the first {CLASS_CLIENTS} clients of the newest recorded cohort (mean)",
         found,
-        "classes",
+        title_of_rows="class",
+        key=_KEY_OF_CLASSES,
         named=len(lines) > 1,
     )
 
@@ -188,7 +208,7 @@ def picture_of(shares: np.ndarray) -> str:
     """Shares as a PNG picture, in an address that loads nothing.
 
     Args:
-      shares: [rows, channels] in [0, 1]; NaN is white. 0 has a colour of its own.
+      shares: [rows, channels] in [0, 1]; NaN is grey. 0 has a colour of its own.
 
     Returns:
       `data:image/png;base64,...`, each share at least 2 pixels wide and 6 high.
@@ -197,7 +217,7 @@ def picture_of(shares: np.ndarray) -> str:
 
     ramp = np.linspace(1, 0, _LEVELS)[:, None]
     blues = 255 * ramp + np.array(_ALWAYS)[None] * (1 - ramp)
-    palette = np.concatenate([[_NEVER], blues, [(255, 255, 255)]]).astype(np.uint8)
+    palette = np.concatenate([[_NEVER], blues, [_UNKNOWN]]).astype(np.uint8)
     level = np.ceil(np.nan_to_num(shares.astype(np.float64)) * _LEVELS)
     level = np.where(np.isnan(shares), _LEVELS + 1, level).astype(np.uint8)
     wide = max(2, -(-2 * WIDTH // level.shape[1]))
@@ -212,9 +232,10 @@ def _grid(
     name: str,
     title: str,
     words: str,
-    found: Mapping[str, Mapping[str, np.ndarray]],
-    rows: str,
+    found: Mapping[str, Rows],
     *,
+    title_of_rows: str,
+    key: str,
     named: bool,
 ) -> Panel | None:
     """A picture for each layer of each line; None without lines.
@@ -223,20 +244,24 @@ def _grid(
       name: of the panel.
       title: of the panel.
       words: what a row is.
-      found: line -> layer -> [rows, channels], shares.
-      rows: title of the rows.
+      found: line -> its rows.
+      title_of_rows: what a row is, in a word.
+      key: what the colours mean.
       named: whether a line is named.
     """
     import altair as alt
 
     values, grids = [], []
-    for line, layers in list(found.items())[:MOST_LINES]:
+    for line, rows in list(found.items())[:MOST_LINES]:
         parts = []
-        for layer in thinned(list(layers), MOST_LAYERS - 1):
-            shares = layers[layer][:MOST_ROWS]
+        for layer in thinned(list(rows.shares), MOST_LAYERS - 1):
+            shares = rows.shares[layer][:MOST_ROWS]
             of = f"{line}/{layer}"
             values.append({"of": of, "x": 0, "y": 0, "url": picture_of(shares)})
-            parts.append(_image(name, of, layer, shares.shape, rows))
+            image = _image(name, of, shares.shape, rows.names, title_of_rows)
+            parts.append(
+                image.properties(title=alt.Title(layer, fontSize=11, anchor="start"))
+            )
         grid = alt.concat(*parts, columns=3, spacing=14)
         if named:
             grid = grid.properties(title=line)
@@ -250,18 +275,28 @@ def _grid(
         "examples that keep it; reddish channels are never kept. The first seed, at "
         f"most {MOST_LINES} runs, {MOST_LAYERS} layers and {MOST_ROWS} rows.",
         # The PNG stands alone, without these words.
-        chart=alt.vconcat(*grids, title=alt.Title(_KEY, anchor="start")),
+        chart=alt.vconcat(*grids, title=alt.Title(key, anchor="start")),
         values=values,
     )
 
 
-def _image(name: str, of: str, layer: str, shape: tuple[int, ...], rows: str) -> Any:
+def _image(
+    name: str, of: str, shape: tuple[int, ...], names: Sequence[str], title: str
+) -> Any:
     import altair as alt
 
-    height = max(60, min(200, 9 * shape[0]))
+    height = max(60, min(220, _LABEL * shape[0]))
     x, y = alt.Scale(domain=[0, shape[1]], nice=False), [shape[0], 0]
+    every = -(-_LABEL * shape[0] // height)
+    labels = alt.Axis(
+        grid=False,
+        ticks=False,
+        labelLimit=70,
+        values=[row + 0.5 for row in range(0, shape[0], every)],
+        labelExpr=f"{json.dumps(names[: shape[0]])}[floor(datum.value)]",
+    )
     return (
-        alt.Chart(data_of(name), title=alt.Title(layer, fontSize=11, anchor="start"))
+        alt.Chart(data_of(name))
         .transform_filter(alt.datum.of == of)
         .mark_image(
             width=WIDTH, height=height, align="left", baseline="top", aspect=False
@@ -270,9 +305,9 @@ def _image(name: str, of: str, layer: str, shape: tuple[int, ...], rows: str) ->
             x=alt.X("x:Q", title="channel", scale=x, axis=alt.Axis(grid=False)),
             y=alt.Y(
                 "y:Q",
-                title=rows,
+                title=title,
                 scale=alt.Scale(domain=y, nice=False),
-                axis=alt.Axis(grid=False, labels=False, ticks=False),
+                axis=labels,
             ),
             url="url:N",
         )

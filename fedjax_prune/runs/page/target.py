@@ -37,7 +37,7 @@ def target(lines: Sequence[Line], wanted: float = 0.0) -> Panel | None:
             values.append({"line": line.name, "cost": name, "value": each.mean()})
     return Panel(
         name="target",
-        title=f"What an accuracy of {wanted:.0%} costs",
+        title=f"What an accuracy of {100 * wanted:.4g}% costs",
         words=f"{note}Spent until the headline first reaches it, the preparation "
         "included; means of the seeds that reach it.",
         chart=_bars(lines, [x["line"] for x in values]),
@@ -51,7 +51,7 @@ def _chosen(lines: Sequence[Line], wanted: float) -> tuple[float, str]:
     wanted = wanted or lines[0].runs[0].config.get("eval.target_accuracy", 0.0)
     if wanted and wanted <= max(best):
         return wanted, ""
-    note = f"No run reaches {wanted:.0%}. " if wanted else ""
+    note = f"No run reaches {100 * wanted:.4g}%. " if wanted else ""
     return math.floor(100 * min(best)) / 100, note
 
 

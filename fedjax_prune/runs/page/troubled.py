@@ -1,13 +1,23 @@
 """Clients that diverged, were dropped or attacked: how often, and their losses."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.runs.page.panel import Panel, data_of, each_line, round_axis
+from fedjax_prune.runs.page.panel import (
+    MOST_POINTS,
+    Panel,
+    data_of,
+    each_line,
+    in_order,
+    round_axis,
+    thinned,
+)
 from fedjax_prune.runs.page.read import Line, PageRun
+from fedjax_prune.runs.record import MOST_TROUBLED
 
 FLAGS = {
     "clients/dropped": "loss or update not finite",
@@ -20,6 +30,7 @@ FLAGS = {
 MOST_CLIENTS = 8
 """Clients of a line who are named and followed: those with the most such rounds."""
 MOST_LINES = 6
+_MEDIAN = "median client"
 
 
 class Trouble(NamedTuple):
@@ -29,7 +40,8 @@ class Trouble(NamedTuple):
       line: name of its line.
       client: id.
       words: what was wrong, and in how many rounds.
-      last: loss of its last recorded round; None if there is none.
+      last: its loss in the last recorded round in which it was finite; None if there
+        is none.
     """
 
     line: str
@@ -45,63 +57,94 @@ def troubled(lines: Sequence[Line]) -> list[Trouble]:
         run = line.runs[0]
         counts = _counts(run)
         for client in _most(counts):
-            words = [f"{FLAGS[f]} in {n} rounds" for f, n in counts[client].items()]
-            losses = [loss for _, loss in _losses(run, client)]
-            last = losses[-1] if losses else None
+            words = [f"{FLAGS[f]} in {_rounds(n)}" for f, n in counts[client].items()]
+            finite = [x for _, x in _losses(run, client) if x is not None]
+            last = finite[-1] if finite else None
             found.append(Trouble(line.name, client, "; ".join(words), last))
     return found
 
 
 def losses(lines: Sequence[Line]) -> Panel | None:
     """Losses of these clients beside all others'; None without such clients."""
-    import altair as alt
-
     values: list[dict[str, Any]] = []
     for line in lines:
         run = line.runs[0]
         clients = _most(_counts(run))
         if not clients or len({x["line"] for x in values}) == MOST_LINES:
             continue
-        followed = [
-            {"line": line.name, "of": f"client {client}", "round": n, "loss": loss}
-            for client in clients
-            for n, loss in _losses(run, client)
+        curves = {f"client {client}": _drawn(run, client) for client in clients}
+        if not any(curves.values()):
+            continue
+        curves[_MEDIAN] = thinned(_medians(run))
+        lost = [
+            of for of, points in curves.items() if any(x is None for _, x in points)
         ]
-        others = [
-            {"line": line.name, "of": "median client", "round": n, "loss": loss}
-            for n, loss in _medians(run)
+        values += [
+            {
+                "line": line.name,
+                "of": of,
+                "round": n,
+                "loss": loss,
+                "row": lost.index(of) if loss is None else None,
+            }
+            for of, points in curves.items()
+            for n, loss in points
         ]
-        values += (followed + others) * bool(followed)
     if not values:
         return None
-    names = list(dict.fromkeys(x["of"] for x in values if x["of"] != "median client"))
+    return Panel(
+        name="troubled",
+        title="Losses of clients that diverged, were dropped or attacked",
+        words="A dot is a recorded round in which the client took part; a cross above "
+        "the picture is one in which its loss was not finite. Rounds in which a client "
+        "diverged, was clipped or attacked are recorded beside those of report.every "
+        f"(the first {MOST_TROUBLED} of a run). Of more than {MOST_POINTS} rounds of a "
+        "client not all are drawn. The scale is logarithmic above 1.",
+        chart=each_line(_chart(values), values, lines, columns=2),
+        values=values,
+    )
+
+
+def _chart(values: Sequence[dict[str, Any]]) -> Any:
+    """Finite losses as lines, and a row of crosses above them for each client."""
+    import altair as alt
+
+    names = [of for of in in_order(values, "of") if of != _MEDIAN]
     names.sort(key=lambda name: int(name.split()[1]))
     colours = alt.Color(
         "of:N",
         title=None,
-        sort=["median client", *names],
+        sort=[_MEDIAN, *names],
         scale=alt.Scale(scheme="tableau10"),
         legend=alt.Legend(columns=6),
     )
-    chart = (
-        alt.Chart(data_of("troubled"))
+    data = data_of("troubled", "loss", "row")
+    # Vega complains of an axis for which it finds no rounds, as without crosses.
+    across = round_axis().scale(domain=[0, max(value["round"] for value in values)])
+    base = alt.Chart(data).encode(x=across, color=colours)
+    finite = (
+        base.transform_filter("isValid(datum.loss)")
         .mark_line(point=alt.OverlayMarkDef(size=30))
         .encode(
-            x=round_axis(),
             y=alt.Y("loss:Q", title="training loss", scale=alt.Scale(type="symlog")),
-            color=colours,
             tooltip=["of:N", "round:Q", alt.Tooltip("loss:Q", format=".4~g")],
         )
-        .properties(width=400, height=200)
     )
-    return Panel(
-        name="troubled",
-        title="Losses of clients that diverged, were dropped or attacked",
-        words="A dot is a recorded round in which the client took part and its loss "
-        "was finite. The scale is logarithmic above 1.",
-        chart=each_line(chart, values, lines, columns=2),
-        values=values,
+    lost = (
+        base.transform_filter("!isValid(datum.loss)")
+        .mark_point(shape="cross", angle=45, size=50, filled=True, opacity=1)
+        .encode(
+            y=alt.Y(
+                "row:Q",
+                # Pixels above the upper edge.
+                scale=alt.Scale(domain=[0, 1], range=[-9, -18], zero=False),
+                axis=None,
+            ),
+            tooltip=["of:N", "round:Q"],
+        )
     )
+    layers = alt.layer(finite, lost).resolve_scale(y="independent")
+    return layers.properties(width=400, height=200)
 
 
 def _counts(run: PageRun) -> dict[int, Counter[str]]:
@@ -119,14 +162,25 @@ def _most(counts: dict[int, Counter[str]]) -> list[int]:
     return by_rounds[:MOST_CLIENTS]
 
 
-def _losses(run: PageRun, client: int) -> list[tuple[int, float]]:
-    """Recorded rounds of a client with its losses, without those not finite."""
+def _rounds(count: int) -> str:
+    return f"{count} round" if count == 1 else f"{count} rounds"
+
+
+def _losses(run: PageRun, client: int) -> list[tuple[int, float | None]]:
+    """Recorded rounds of a client with its losses; None for one that is not finite."""
     found = []
     for record in run.records:
-        places = np.flatnonzero(record.clients == client)
-        if places.size and np.isfinite(record.loss[places[0]]):
-            found.append((record.round, float(record.loss[places[0]])))
+        for loss in record.loss[record.clients == client].tolist():
+            found.append((record.round, loss if math.isfinite(loss) else None))
     return found
+
+
+def _drawn(run: PageRun, client: int) -> list[tuple[int, float | None]]:
+    """Not too many of `_losses`; the lost ones are thinned by themselves."""
+    found = _losses(run, client)
+    finite = [point for point in found if point[1] is not None]
+    lost = [point for point in found if point[1] is None]
+    return thinned(finite) + thinned(lost)
 
 
 def _medians(run: PageRun) -> list[tuple[int, float]]:

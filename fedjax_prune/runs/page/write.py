@@ -17,10 +17,18 @@ from fedjax_prune.runs.page import (
 )
 from fedjax_prune.runs.page.html import Facts, make_page
 from fedjax_prune.runs.page.panel import Panel, require_installed
-from fedjax_prune.runs.page.read import Line, as_lines, read_runs
+from fedjax_prune.runs.page.read import Line, as_lines, differences, read_runs
 
 PAGE = "index.html"
 """Name of the page in its folder."""
+_COMMON = {
+    "model.name": "{}",
+    "data.name": "{}",
+    "data.num_clients": "{} clients",
+    "cohort_size": "{} clients a round",
+}
+"""Field -> how the page names its value below the title, if all runs have the same."""
+_USE = "Move over a picture for its numbers; the button at its corner saves it."
 _SCALE = 2
 """Pixels of a PNG for each pixel of the page."""
 
@@ -112,9 +120,12 @@ def _title(lines: Sequence[Line]) -> str:
 
 
 def _intro(lines: Sequence[Line]) -> str:
-    config = lines[0].runs[0].config
-    words = ", ".join(f"{config[name]}" for name in ("model.name", "data.name"))
-    return (
-        f"{words}, {config['data.num_clients']} clients, {config['cohort_size']} a "
-        "round. Move over a picture for its numbers; the button at its corner saves it."
+    """What all lines have in common, and what a reader may do."""
+    configs = [line.runs[0].config for line in lines]
+    differing = differences(configs)
+    common = ", ".join(
+        words.format(configs[0][field])
+        for field, words in _COMMON.items()
+        if field not in differing
     )
+    return f"{common}. {_USE}" if common else _USE
