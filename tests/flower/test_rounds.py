@@ -15,6 +15,7 @@ from fedjax_prune.flower.nodes import MissingNodesError
 from fedjax_prune.flower.server import serve
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import restore_state
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Dataset
@@ -56,6 +57,17 @@ SENT = {
     "autoflip": {".params", ".server.masks"},
 }
 """The parts of the server's state that a round sends to a client."""
+
+
+SUMS = {
+    "['loss']",
+    "['correct']",
+    "['count']",
+    "['steps']",
+    "['arrived']",
+    "['nonfinite']",
+}
+"""What a node tells the server beside what its algorithm sends."""
 
 
 def everyone(given=None):
@@ -100,6 +112,13 @@ def test_three_rounds_equal_the_simulation(name):
         assert largest_gap(ours, theirs) < 1e-5
         secrets |= {x.tobytes() for x in jax.tree.leaves(ours) if x.any()}
     assert bool(secrets) == (name in ("scaffold", "feddp"))
+    told = {
+        name
+        for message in grid.sent
+        if "sums" in message.content
+        for name in message.content["sums"]
+    }
+    assert told == SUMS
     assert not secrets & {
         array.numpy().tobytes()
         for message in grid.sent
@@ -223,6 +242,37 @@ def test_a_client_that_diverges_ends_the_run():
     grid = MemoryGrid(make_client_app(read_config), 3)
     with pytest.raises(TrainingError, match="became non-finite in round 1"):
         serve(grid, make_learning(read_config()))
+
+
+def test_the_folder_of_a_node_wins_over_that_of_the_run():
+    """Whether the run has it among its fields or in what reads them."""
+    config, seen = vectors("fedavg"), []
+    config.data.dir = "of the run"
+
+    def load(config, client):
+        seen.append((client, config.data.dir))
+        return load_share(config, client)
+
+    app = make_client_app(lambda given: config, load)
+    grid = MemoryGrid(app, 3)
+    grid.contexts[101].node_config["data-dir"] = "of the node"
+    serve(grid, make_learning(config))
+    dirs = {0: "of the run", 1: "of the node", 2: "of the run"}
+    assert sorted(seen) == sorted(dirs.items())
+    assert config.data.dir == "of the run"
+
+
+def test_a_private_run_is_refused_before_it_begins(tmp_path):
+    """Its noise would come from the seed, and every node knows that."""
+    config = vectors("fedavg")
+    private = {"on_bad_client": "drop", "privacy.clip_norm": 0.5}
+    config.update_from_flattened_dict(private | {"privacy.noise_multiplier": 2.0})
+    grid = MemoryGrid(make_client_app(lambda given: config), 3)
+    workdir = tmp_path / "run"
+    with pytest.raises(SettingsError, match=r"clip_norm must be 0 .* got 0\.5") as told:
+        serve(grid, make_learning(config), workdir=str(workdir))
+    assert len(told.value.problems) == 1
+    assert not grid.sent and not workdir.exists()
 
 
 @pytest.mark.parametrize(
