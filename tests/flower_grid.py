@@ -25,11 +25,12 @@ class MemoryGrid(Grid):
 
     Attributes:
       contexts: node id -> context, as Flower keeps it.
-      sent: all letters and answers, in their order.
-      loses: (letter) -> "letter" or "reply" if that is lost, else "".
+      sent: all requests and answers, in their order.
+      loses: (request) -> "request" or "reply" if the SuperLink says that it is lost,
+        "both" if nobody ever says so, else "".
     """
 
-    def __init__(self, client_app, num_clients, loses=lambda letter: "", **config):
+    def __init__(self, client_app, num_clients, loses=lambda request: "", **config):
         # Flower's processes know who they are, and messages say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, 1, 1
         self.contexts = {}
@@ -58,20 +59,23 @@ class MemoryGrid(Grid):
 
     def push_messages(self, messages):
         ids = []
-        for letter in messages:
+        for request in messages:
             ids.append(str(next(self._numbers)))
-            letter.metadata.__dict__["_message_id"] = ids[-1]
-            lost, node = self.loses(letter), letter.metadata.dst_node_id
-            reply = Message(Error(0, "the network is down"), reply_to=letter)
-            if lost != "letter":
+            request.metadata.__dict__["_message_id"] = ids[-1]
+            lost, node = self.loses(request), request.metadata.dst_node_id
+            if lost == "both":
+                self.sent.append(request)
+                continue
+            reply = Message(Error(0, "the network is down"), reply_to=request)
+            if lost != "request":
                 try:
-                    answer = self._app(letter, self.contexts[node])
+                    answer = self._app(request, self.contexts[node])
                     reply = reply if lost else answer
                 except (RuntimeError, ValueError) as error:  # as Flower's processes do
-                    reply = Message(Error(0, str(error)), reply_to=letter)
+                    reply = Message(Error(0, str(error)), reply_to=request)
             if lost:  # it is the SuperLink that tells of it
                 reply.metadata.__dict__["_src_node_id"] = 1
-            self.sent += [letter, reply]
+            self.sent += [request, reply]
             self._replies[ids[-1]] = reply
         return ids
 

@@ -32,7 +32,6 @@ from fedjax_prune.types import (
     Tree,
 )
 
-
 REPORTED = (
     "loss",
     "correct",

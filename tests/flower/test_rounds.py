@@ -99,8 +99,8 @@ def test_three_rounds_equal_the_simulation(name):
     if learning.algorithm.masked is not None:
         assert not all(np.all(mask) for mask in jax.tree.leaves(state.server.masks))
         first = first._replace(client=first.client.base)
-    letters = [m for m in grid.sent if m.metadata.dst_node_id in grid.contexts]
-    sent = [m.content["state"] for m in letters if m.metadata.message_type == "train"]
+    requests = [m for m in grid.sent if m.metadata.dst_node_id in grid.contexts]
+    sent = [m.content["state"] for m in requests if m.metadata.message_type == "train"]
     assert {name.split("[")[0] for record in sent for name in record} == SENT[name]
     secrets = set()
     for client, context in enumerate(grid.contexts.values()):
@@ -127,9 +127,9 @@ def test_three_rounds_equal_the_simulation(name):
     }
 
 
-def is_training(letter, number, node):
-    """Whether a letter asks a node to train in a round."""
-    data = letter.metadata
+def is_training(request, number, node):
+    """Whether a request asks a node to train in a round."""
+    data = request.metadata
     return (data.message_type, data.group_id, data.dst_node_id) == (
         "train",
         str(number),
@@ -137,12 +137,12 @@ def is_training(letter, number, node):
     )
 
 
-@pytest.mark.parametrize("lost", ["letter", "reply"])
+@pytest.mark.parametrize("lost", ["request", "reply"])
 def test_a_client_that_is_lost_is_dropped_and_its_row_goes_back(lost, tmp_path):
     learning = make_learning(everyone())
     app = make_client_app(everyone)
     grid = MemoryGrid(
-        app, 3, loses=lambda letter: lost if is_training(letter, 2, 101) else ""
+        app, 3, loses=lambda request: lost if is_training(request, 2, 101) else ""
     )
     state = serve(grid, learning, workdir=str(tmp_path / "run"))
     expected, rows = simulate(
@@ -188,8 +188,8 @@ def test_a_node_that_was_killed_goes_on_from_its_folder(name, tmp_path):
 def test_a_node_that_has_lost_its_row_is_dropped(caplog):
     learning = make_learning(everyone())
 
-    def forget(letter):
-        if is_training(letter, 3, 100):
+    def forget(request):
+        if is_training(request, 3, 100):
             grid.contexts[100].state.clear()
         return ""
 
