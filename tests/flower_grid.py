@@ -8,6 +8,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from configs import base, synthetic
 from fedjax_prune.engine.dealing import draw_clients, make_cohort
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.preparation import prepare
@@ -18,6 +19,28 @@ from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.types import RoundInputs
 
 RUN = 7
+SMALL = {"rounds": 3, "cohort_size": 2, "lanes": 1, "data.num_clients": 3}
+
+
+def vectors(algorithm, fields=None):
+    """Logistic regression on the vectors of three clients."""
+    config = synthetic.get_config()
+    config.update_from_flattened_dict(
+        SMALL | {"data.client_size": 15, "client.epochs": 2}
+    )
+    config.algorithm = base.algorithm(algorithm)
+    config.algorithm.update(fields or {})
+    return config
+
+
+def is_training(request, number, node):
+    """Whether a request asks a node to train in a round."""
+    data = request.metadata
+    return (data.message_type, data.group_id, data.dst_node_id) == (
+        "train",
+        str(number),
+        node,
+    )
 
 
 class MemoryGrid(Grid):

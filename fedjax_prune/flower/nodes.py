@@ -21,6 +21,8 @@ _AGAIN = 30.0
 _TELLING = 10.0
 """Seconds between two messages to the user that nodes are missing."""
 
+_SILENT, _LOST = "it has not answered", "no node of this client is connected"
+
 
 class MissingNodesError(RuntimeError):
     """Clients have no node; the message says which."""
@@ -116,8 +118,9 @@ class Nodes:
     ) -> Answers:
         """Sends a request to clients and waits for their answers.
 
-        A client without a node is waited for while a new node has not yet said who it
-        is.
+        While a new node has not yet said who it is, it may be that of a client without
+        a node, or replace one that was killed. So clients are waited for until then,
+        and a request without an answer is also sent to the new node.
 
         Args:
           kind: of the request, a type of message.
@@ -126,35 +129,35 @@ class Nodes:
           facts: that it has beside them.
 
         Returns:
-          Answers by client. Clients without a node have not answered.
+          Answers by client.
         """
         began, answers = time.monotonic(), Answers({}, {})
-        unplaced, receivers = [int(client) for client in clients], {}
-        while unplaced or receivers:
-            if unplaced:
-                self._look()
-                requests = {
-                    client: self._request(kind, client, records, facts)
-                    for client in unplaced
-                    if client in self._nodes
-                }
-                unplaced = [client for client in unplaced if client not in requests]
-                sent = self._push(requests)
-                unsent = requests.keys() - set(sent.values())
-                answers.reasons.update(dict.fromkeys(unsent, "it cannot be reached"))
-                receivers |= sent
-            self._pull(receivers, answers)
-            if unplaced and not self._is_awaiting():
-                lost = "no node of this client is connected"
-                answers.reasons.update(dict.fromkeys(unplaced, lost))
-                unplaced = []
+        waiting = everyone = [int(client) for client in clients]
+        asked: set[tuple[int, int]] = set()
+        pending: dict[str, int] = {}
+        while waiting:
+            self._look()
+            placed = {c: self._nodes[c] for c in waiting if c in self._nodes}
+            new = dict(placed.items() - asked)
+            asked |= new.items()
+            pending |= self._push(
+                {c: self._request(kind, c, records, facts) for c in sorted(new)}
+            )
+            self._pull(pending, answers)
+            waiting = [c for c in waiting if c not in answers.contents]
+            if not self._is_awaiting():
+                waiting = [c for c in waiting if c in pending.values()]
             if self._patience and time.monotonic() - began > self._patience:
                 break
-            if unplaced or receivers:
+            if waiting:
                 time.sleep(_PAUSE)
-        silent = [*unplaced, *receivers.values()]
-        answers.reasons.update(dict.fromkeys(silent, "it has not answered"))
-        return answers
+        reached = {client for client, _ in asked}
+        reasons = {
+            client: answers.reasons.get(client, _SILENT if client in reached else _LOST)
+            for client in everyone
+            if client not in answers.contents
+        }
+        return answers._replace(reasons=reasons)
 
     def _request(
         self, kind: str, client: int, records: RecordDict, facts: Mapping[str, int]

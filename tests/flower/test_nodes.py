@@ -11,8 +11,13 @@ from fedjax_prune.flower.client import make_client_app
 from fedjax_prune.flower.server import serve
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
-from tests.flower.test_rounds import is_training, vectors
-from tests.flower_grid import MemoryGrid, largest_gap, simulate
+from tests.flower_grid import (
+    MemoryGrid,
+    is_training,
+    largest_gap,
+    simulate,
+    vectors,
+)
 
 
 def config_of(**changes):
@@ -81,6 +86,22 @@ def test_a_node_that_answers_late_gets_the_request_of_the_round():
     assert largest_gap(serve(grid, learning), simulate(learning)[0]) < 1e-5
     assert len(held) == 2
     assert receivers(grid, "train") == [100, 101, 102, 100, 102, 103, 100, 103, 102]
+
+
+def test_a_killed_node_that_still_counts_as_connected_is_replaced():
+    """The SuperLink takes a while to notice that a node is gone."""
+    config = config_of()
+
+    def loses(request):
+        if is_training(request, 2, 101):
+            grid.connect(103, grid.contexts[101].node_config)
+        is_dead = 103 in grid.contexts and request.metadata.dst_node_id == 101
+        return "both" if is_dead else ""
+
+    grid = grid_of(config, loses)
+    learning = make_learning(config)
+    assert largest_gap(serve(grid, learning), simulate(learning)[0]) < 1e-5
+    assert receivers(grid, "train")[3:] == [100, 101, 102, 103, 100, 103, 102]
 
 
 def test_two_nodes_of_a_client_are_named_and_replace_each_other(caplog):

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, synthetic
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.flower.client import make_client_app
 from fedjax_prune.flower.examples import Examples, load_share
@@ -19,21 +18,15 @@ from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import restore_state
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Dataset
-from tests.flower_grid import MemoryGrid, largest_gap, simulate
+from tests.flower_grid import (
+    SMALL,
+    MemoryGrid,
+    is_training,
+    largest_gap,
+    simulate,
+    vectors,
+)
 from tests.small_runs import tiny_config
-
-SMALL = {"rounds": 3, "cohort_size": 2, "lanes": 1, "data.num_clients": 3}
-
-
-def vectors(algorithm, fields=None):
-    """Logistic regression on the vectors of three clients."""
-    config = synthetic.get_config()
-    config.update_from_flattened_dict(
-        SMALL | {"data.client_size": 15, "client.epochs": 2}
-    )
-    config.algorithm = base.algorithm(algorithm)
-    config.algorithm.update(fields or {})
-    return config
 
 
 def feddp():
@@ -125,16 +118,6 @@ def test_three_rounds_equal_the_simulation(name):
         for record in message.content.array_records.values()
         for array in record.values()
     }
-
-
-def is_training(request, number, node):
-    """Whether a request asks a node to train in a round."""
-    data = request.metadata
-    return (data.message_type, data.group_id, data.dst_node_id) == (
-        "train",
-        str(number),
-        node,
-    )
 
 
 @pytest.mark.parametrize("lost", ["request", "reply"])
