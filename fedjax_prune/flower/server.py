@@ -13,7 +13,7 @@ from fedjax_prune.flower.client import ReadConfig
 from fedjax_prune.flower.nodes import Nodes
 from fedjax_prune.flower.rounds import Rounds, Row
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs import checkpoint, environment
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import origin_of
@@ -127,6 +127,7 @@ def _results(workdir: str, learning: Learning) -> Iterator[Write]:
                 "a new folder."
             )
         write_config(folder, config)
+        environment.record(folder, config, 0, {})
         with open_metrics(folder, -1) as log:
 
             def write(number: int, state: ServerState, row: Row) -> None:
