@@ -75,6 +75,7 @@ class Nodes:
         self._connected: set[int] = set()
         # By id of a node. The one that has answered last is the last.
         self._known: dict[int, _Client] = {}
+        # When it is asked at the earliest, and until when rounds wait for its answer.
         self._ask_at: dict[int, float] = {}
         self._awaited_until: dict[int, float] = {}
         # Id of a message -> the node that is asked who it is.
@@ -216,7 +217,7 @@ class Nodes:
         for node, content in sorted(answers.contents.items()):
             try:
                 self._known[node] = _read_client(content, len(self.sizes))
-            except (KeyError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 answers.reasons[node] = f"it is no client of this run: {error}"
         for node, reason in answers.reasons.items():
             self._awaited_until[node], self._ask_at[node] = now, now + _AGAIN
@@ -258,7 +259,8 @@ def _read_client(content: RecordDict, num_clients: int) -> _Client:
     """Reads who a node is.
 
     Raises:
-      KeyError, ValueError: if it is no client of the population, or has no examples.
+      KeyError, TypeError, ValueError: if it is no client of the population, or has no
+        examples.
     """
     told: Any = content.config_records["client"]
     client = _Client(int(told["id"]), int(told["num-examples"]))

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from flwr.app import Array
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.flower.client import make_client_app
@@ -121,6 +121,26 @@ def test_two_nodes_of_a_client_are_named_and_replace_each_other(caplog):
     assert caplog.text.count("Client 1 has two nodes, 101 and 103: 103, the newer") == 1
     trained = receivers(grid, "train")
     assert (trained.count(103), trained.count(101)) == (2, 1)
+
+
+@pytest.mark.parametrize("told", [{"id": 3}, {"id": [1]}, {"num-examples": 0}, None])
+def test_a_node_that_is_no_client_of_the_run_is_left_out(told, caplog):
+    config = config_of()
+    app = make_client_app(lambda given: config)
+
+    def answer(request, context):
+        reply = app(request, context)
+        if context.node_id == 103:
+            client = {"id": 1, "num-examples": 5} | (told or {})
+            records = {} if told is None else {"client": ConfigRecord(client)}
+            reply = Message(RecordDict(records), reply_to=request)
+        return reply
+
+    grid = MemoryGrid(answer, 3)
+    grid.connect(103, {"partition-id": 1})
+    serve(grid, make_learning(config))
+    assert "Node 103 does not say which client it is: it is no client" in caplog.text
+    assert receivers(grid, "train") == [100, 101, 102] * 3
 
 
 def wrong(content, ending, value):
