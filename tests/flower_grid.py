@@ -8,6 +8,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from configs import base, synthetic
 from fedjax_prune.engine.dealing import draw_clients, make_cohort
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.preparation import prepare
@@ -18,6 +19,28 @@ from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.types import RoundInputs
 
 RUN = 7
+SMALL = {"rounds": 3, "cohort_size": 2, "lanes": 1, "data.num_clients": 3}
+
+
+def vectors(algorithm, fields=None):
+    """Logistic regression on the vectors of three clients."""
+    config = synthetic.get_config()
+    config.update_from_flattened_dict(
+        SMALL | {"data.client_size": 15, "client.epochs": 2}
+    )
+    config.algorithm = base.algorithm(algorithm)
+    config.algorithm.update(fields or {})
+    return config
+
+
+def is_training(request, number, node):
+    """Whether a request asks a node to train in a round."""
+    data = request.metadata
+    return (data.message_type, data.group_id, data.dst_node_id) == (
+        "train",
+        str(number),
+        node,
+    )
 
 
 class MemoryGrid(Grid):
@@ -25,11 +48,12 @@ class MemoryGrid(Grid):
 
     Attributes:
       contexts: node id -> context, as Flower keeps it.
-      sent: all letters and answers, in their order.
-      loses: (letter) -> "letter" or "reply" if that is lost, else "".
+      sent: all requests and answers, in their order.
+      loses: (request) -> "request" or "reply" if the SuperLink says that it is lost,
+        "both" if nobody ever says so, else "".
     """
 
-    def __init__(self, client_app, num_clients, loses=lambda letter: "", **config):
+    def __init__(self, client_app, num_clients, loses=lambda request: "", **config):
         # Flower's processes know who they are, and messages say it.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, 1, 1
         self.contexts = {}
@@ -58,20 +82,23 @@ class MemoryGrid(Grid):
 
     def push_messages(self, messages):
         ids = []
-        for letter in messages:
+        for request in messages:
             ids.append(str(next(self._numbers)))
-            letter.metadata.__dict__["_message_id"] = ids[-1]
-            lost, node = self.loses(letter), letter.metadata.dst_node_id
-            reply = Message(Error(0, "the network is down"), reply_to=letter)
-            if lost != "letter":
+            request.metadata.__dict__["_message_id"] = ids[-1]
+            lost, node = self.loses(request), request.metadata.dst_node_id
+            if lost == "both":
+                self.sent.append(request)
+                continue
+            reply = Message(Error(0, "the network is down"), reply_to=request)
+            if lost != "request":
                 try:
-                    answer = self._app(letter, self.contexts[node])
+                    answer = self._app(request, self.contexts[node])
                     reply = reply if lost else answer
                 except (RuntimeError, ValueError) as error:  # as Flower's processes do
-                    reply = Message(Error(0, str(error)), reply_to=letter)
+                    reply = Message(Error(0, str(error)), reply_to=request)
             if lost:  # it is the SuperLink that tells of it
                 reply.metadata.__dict__["_src_node_id"] = 1
-            self.sent += [letter, reply]
+            self.sent += [request, reply]
             self._replies[ids[-1]] = reply
         return ids
 

@@ -4,6 +4,7 @@ A node knows its client id from `partition-id` in its configuration. It may also
 `data-dir`, in place of the run's `data.dir`, and `rows-dir`, see `kept`.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ from fedjax_prune.runs.learning import (
     own_personal,
 )
 from fedjax_prune.runs.policy import policy_of
+from fedjax_prune.runs.settings import check
 from fedjax_prune.types import ClientState, Config, Variables
 
 PARTITION_ID, DATA_DIR = "partition-id", "data-dir"
@@ -68,15 +70,40 @@ class Programs(NamedTuple):
     correct: Callable[..., jax.Array]
 
 
-Fields = frozenset[tuple[str, Any]]
-"""The configuration of a run as Flower has it, so that it can be looked up."""
+class Given(NamedTuple):
+    """What the configuration of a node is made of, so that it can be looked up.
+
+    Attributes:
+      read_config: reads the configuration of the run.
+      fields: of the run, as Flower has them.
+      data_dir: of the node, in place of `data.dir`; None if it has none.
+    """
+
+    read_config: ReadConfig
+    fields: frozenset[tuple[str, Any]]
+    data_dir: str | None
+
+    def config(self) -> Config:
+        """Reads the configuration; the node's folder is its last change.
+
+        Raises:
+          SettingsError: if the run's data set cannot come from a folder.
+        """
+        config = self.read_config(dict(self.fields))
+        if self.data_dir is None:
+            return config
+        config = copy.deepcopy(config)
+        with config.unlocked():
+            config.data.dir = self.data_dir
+        check(config)
+        return config
 
 
 # A simulation sends the app to its processes with each message, as pickled functions.
 # So what they keep cannot be in the app.
 @functools.lru_cache(maxsize=4)
-def _programs(read_config: ReadConfig, fields: Fields) -> Programs:
-    config = read_config(dict(fields))
+def _programs(given: Given) -> Programs:
+    config = given.config()
     learning = make_learning(config)
     prepares = learning.algorithm.prepare is not None
     return Programs(
@@ -96,10 +123,8 @@ def _first_row(learning: Learning, client_id: jax.Array) -> ClientState:
 
 
 @functools.lru_cache(maxsize=64)
-def _examples(
-    load: Load, read_config: ReadConfig, fields: Fields, client_id: int
-) -> Examples:
-    config = _programs(read_config, fields).learning.config
+def _examples(load: Load, given: Given, client_id: int) -> Examples:
+    config = _programs(given).learning.config
     examples = load(config, client_id)
     examples.check(config)
     return examples
@@ -129,12 +154,13 @@ class Node(NamedTuple):
         first = jax.device_get(self.programs.first(np.int32(self.client_id)))
         return row_after(read_rows(self.context, first, self.client_id), arrived, first)
 
-    def step(self, message: Message, step: NodeStep) -> tuple[Any, RecordDict]:
+    def step(self, message: Message, step: NodeStep | None) -> RecordDict:
         """Runs a step and keeps the row that it leaves.
 
         Returns:
-          What is sent, and a reply that has the sums.
+          `message`, what the step sends, and `sums`.
         """
+        assert step is not None, "only an algorithm that prepares sends this"
         said = _facts(message)
         arrived = said.pop("arrived")
         facts, row = Facts(**said), self.row(arrived)
@@ -152,7 +178,7 @@ class Node(NamedTuple):
         )
         rows = {arrived: row, facts.number: after}
         write_rows(self.context, rows, self.client_id)
-        return sent, RecordDict({"sums": to_record(sums)})
+        return RecordDict({"message": to_record(sent), "sums": to_record(sums)})
 
 
 def make_client_app(read_config: ReadConfig, load: Load = load_share) -> ClientApp:
@@ -171,27 +197,30 @@ def make_client_app(read_config: ReadConfig, load: Load = load_share) -> ClientA
     app = ClientApp()
 
     def node_at(context: Context) -> Node:
-        given = dict(context.run_config)
-        if DATA_DIR in context.node_config:
-            given["data.dir"] = context.node_config[DATA_DIR]
-        fields = frozenset(given.items())
-        programs = _programs(read_config, fields)
+        folder = context.node_config.get(DATA_DIR)
+        given = Given(
+            read_config,
+            frozenset(context.run_config.items()),
+            None if folder is None else str(folder),
+        )
+        programs = _programs(given)
         client_id = _client_id(context, programs.learning.config)
-        examples = _examples(load, read_config, fields, client_id)
+        examples = _examples(load, given, client_id)
         return Node(programs, context, client_id, examples)
 
     def answering(
         answer: Callable[[Message, Node], RecordDict],
     ) -> Callable[[Message, Context], Message]:
         def handle(message: Message, context: Context) -> Message:
-            with product_precision(read_config(context.run_config).precision):
-                return Message(answer(message, node_at(context)), reply_to=message)
+            node = node_at(context)
+            with product_precision(node.programs.learning.config.precision):
+                return Message(answer(message, node), reply_to=message)
 
         return handle
 
     app.query()(answering(_tell))
-    app.train()(answering(_train))
-    app.train("prepare")(answering(_prepare))
+    app.train()(answering(lambda m, node: node.step(m, node.programs.train)))
+    app.train("prepare")(answering(lambda m, node: node.step(m, node.programs.prepare)))
     app.evaluate()(answering(_evaluate))
     return app
 
@@ -217,20 +246,6 @@ def _tell(message: Message, node: Node) -> RecordDict:
     return RecordDict(
         {"client": ConfigRecord({"id": node.client_id, "num-examples": size})}
     )
-
-
-def _train(message: Message, node: Node) -> RecordDict:
-    sent, reply = node.step(message, node.programs.train)
-    reply["message"] = to_record(sent)
-    return reply
-
-
-def _prepare(message: Message, node: Node) -> RecordDict:
-    step = node.programs.prepare
-    assert step is not None, "only an algorithm that prepares sends this"
-    sent, reply = node.step(message, step)
-    reply["message"] = to_record(sent)
-    return reply
 
 
 def _evaluate(message: Message, node: Node) -> RecordDict:

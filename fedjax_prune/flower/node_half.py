@@ -32,6 +32,20 @@ from fedjax_prune.types import (
     Tree,
 )
 
+REPORTED = (
+    "loss",
+    "correct",
+    "count",
+    "steps",
+    "arrived",
+    "nonfinite",
+    "absent",
+    "slow",
+    "clipped",
+    "hostile",
+)
+"""The sums that the server is sent. What the gates select stays on the node."""
+
 
 class Facts(NamedTuple):
     """What a node is told of the clients of its round.
@@ -144,7 +158,7 @@ def make_training_step(learning: Learning, policy: Policy) -> NodeStep:
                 policy=policy,
             )
         messages, _ = result.messages
-        return _of_lane((messages, result.rows, result.sums))
+        return _of_lane((messages, result.rows, _reported(result.sums)))
 
     return step
 
@@ -169,7 +183,7 @@ def make_preparation_step(learning: Learning) -> NodeStep:
         inputs = RoundInputs(state, as_lane(whole), dataset, cohort, key)
         gathered, rows, sums = steps.gather(steps.start(state), inputs, ONE_DEVICE)
         whole = _of_lane(rows)
-        sums = {name: x[0] if x.ndim else x for name, x in sums.items()}
+        sums = _of_lane(_reported(sums))
         if not masked:
             return Preparing(gathered, ()), whole, sums
         row = whole._replace(client=whole.client.base)
@@ -214,6 +228,10 @@ def shapes_of(learning: Learning) -> tuple[Any, ...]:
     cohort = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, cohort))
     row = jax.eval_shape(algorithm.rules.row, key)
     return state, row, dataset, cohort, jax.eval_shape(lambda: key)
+
+
+def _reported(sums: Sums) -> Sums:
+    return {name: x for name, x in sums.items() if name in REPORTED}
 
 
 def _never(*_: Any) -> Gathered:

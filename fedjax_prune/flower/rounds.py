@@ -40,7 +40,7 @@ from fedjax_prune.runs import metrics
 from fedjax_prune.runs.evaluated import evaluated_clients
 from fedjax_prune.runs.learning import Learning, start
 from fedjax_prune.runs.policy import policy_of
-from fedjax_prune.types import Cohort, ServerState, Tree
+from fedjax_prune.types import Cohort, Mean, ServerState, Tree
 
 _LOG = getLogger("flwr")
 
@@ -48,13 +48,13 @@ Row = dict[str, Any]
 """Fields of metrics.jsonl."""
 
 
-class Told(NamedTuple):
-    """What the clients of a round have told.
+class Replies(NamedTuple):
+    """What the clients of a round have sent.
 
     Attributes:
       sent: place in the cohort -> what was sent, of the clients that have arrived.
       sums: of all clients, [cohort_size, ...], numpy; `absent` is 1 where a client has
-        told nothing, and all other sums are then 0.
+        not replied, and all other sums are then 0.
       bytes: of arrays, that were sent to the clients and that have arrived from them.
     """
 
@@ -108,19 +108,19 @@ class Rounds:
         cohort, facts = self._draw(0, PREPARATION, count)
         step = traced(make_preparation_step(learning), learning)
         state = state._replace(pending=())
-        told = self._ask("train.prepare", facts, cohort, state, step)
-        if not told.sent:
+        replies = self._ask("train.prepare", facts, cohort, state, step)
+        if not replies.sent:
             raise TrainingError("No client has arrived in the preparation.")
-        for place, preparing in told.sent.items():
+        for place, preparing in replies.sent.items():
             self._own[int(cohort.client_ids[place])] = preparing.own
         # In a preparation of a single client there is nothing to join.
-        parts = [told.sent[place].gathered for place in sorted(told.sent)]
+        parts = [replies.sent[place].gathered for place in sorted(replies.sent)]
         gathered = reduce(jax.jit(join), parts)
         key = round_key(learning.config, 0)
         messages = steps.messages(state)
         state, known = jax.jit(steps.finish)(state, gathered, key)
-        row, sums = self._row(0, began, cohort, told, jax.device_get(known))
-        row |= metrics.preparation_costs(learning, messages, sums) | told.bytes
+        row, sums = self._row(0, began, cohort, replies, jax.device_get(known))
+        row |= metrics.preparation_costs(learning, messages, sums) | replies.bytes
         return state, row
 
     def run(self, state: ServerState, number: int) -> tuple[ServerState, Row]:
@@ -141,15 +141,16 @@ class Rounds:
         cohort, facts = self._draw(number, number - 1, config.cohort_size)
         state, known = self._half.remask(state, self._own_of(cohort), cohort)
         messages = learning.algorithm.messages(state)
-        told = self._ask("train", facts, cohort, self._half.sent(state), self._training)
+        sent = self._half.sent(state)
+        replies = self._ask("train", facts, cohort, sent, self._training)
         key = round_key(config, number)
         state, more = self._half.conclude(
-            state, told.sent, self._training.sent, cohort, key
+            state, replies.sent, self._training.sent, cohort, key
         )
         known, more = jax.device_get((known, more))
         require_finite_server(more, number)
-        row, sums = self._row(number, began, cohort, told, known)
-        row |= metrics.cost_row(learning, messages, sums) | told.bytes
+        row, sums = self._row(number, began, cohort, replies, known)
+        row |= metrics.cost_row(learning, messages, sums) | replies.bytes
         if number % config.eval.every == 0 or number == config.rounds:
             row |= self._evaluate(state, cohort, number)
         return state, row
@@ -183,46 +184,49 @@ class Rounds:
 
     def _ask(
         self, kind: str, facts: Facts, cohort: Cohort, state: ServerState, step: Step
-    ) -> Told:
-        """Sends the clients of a round what they read, and reads what they send."""
+    ) -> Replies:
+        """Sends the clients of a round what they read, and reads what they send.
+
+        A client that sends what is not finite counts as one that has diverged.
+        """
         record = to_record(state, step.reads)
-        letter = RecordDict({"state": record})
-        answers = self._nodes.ask(kind, cohort.client_ids, letter, facts._asdict())
-        ids = [int(client) for client in cohort.client_ids]
-        sent, told, up = {}, {}, 0
+        request = RecordDict({"state": record})
+        answers = self._nodes.ask(kind, cohort.client_ids, request, facts._asdict())
+        places = {int(client): n for n, client in enumerate(cohort.client_ids)}
+        sent, sums, up = {}, {}, 0
         for client, content in answers.contents.items():
+            place = places[client]
             try:
-                sums = from_record(content.array_records["sums"], step.sums)
-                if sums["arrived"] > 0:
-                    arrays = content.array_records["message"]
-                    sent[ids.index(client)] = from_record(arrays, step.sent)
-                    self._nodes.arrived[client] = facts.number
-                    up += _num_bytes(arrays)
+                told, tree = _read(content, step)
             except (KeyError, ValueError) as error:
                 answers.reasons[client] = str(error)
-            else:
-                told[ids.index(client)] = sums
+                continue
+            sums[place] = told
+            if told["arrived"] > 0:
+                sent[place] = tree
+                self._nodes.arrived[client] = facts.number
+                up += _num_bytes(content.array_records["message"])
         for client, reason in sorted(answers.reasons.items()):
             _LOG.warning(
                 "Client %s is dropped from round %s: %s", client, facts.number, reason
             )
-        sums = _stack(told, step.sums, len(ids))
-        down = len(told) * _num_bytes(record)
-        return Told(sent, sums, {"bytes/down": down, "bytes/up": up})
+        down = len(sums) * _num_bytes(record)
+        stacked = _stack(sums, step.sums, len(places))
+        return Replies(sent, stacked, {"bytes/down": down, "bytes/up": up})
 
     def _row(
         self,
         number: int,
         began: float,
         cohort: Cohort,
-        told: Told,
+        replies: Replies,
         facts: dict[str, np.ndarray],
     ) -> tuple[Row, dict[str, np.ndarray]]:
         """Makes a row of metrics, without costs, and the sums that it is made of."""
         config = self._learning.config
         if config.on_bad_client == "abort":
-            require_finite(told.sums, number, cohort)
-        sums = told.sums | facts
+            require_finite(replies.sums, number, cohort)
+        sums = replies.sums | facts
         if facts:  # Masks go down with the parameters, to every client.
             sums["mask/sent"] = np.array(len(cohort.client_ids))
         metrics.require_alive(config, sums)
@@ -233,8 +237,8 @@ class Rounds:
         """Asks clients how well the model with their gates does on their own data."""
         config, model = self._learning.config, self._deliver(state)
         clients = evaluated_clients(config, cohort, number)
-        letter = RecordDict({"model": to_record(model)})
-        answers = self._nodes.ask("evaluate", clients, letter, {"number": number})
+        request = RecordDict({"model": to_record(model)})
+        answers = self._nodes.ask("evaluate", clients, request, {"number": number})
         accuracies = []
         for content in answers.contents.values():
             counts = content.config_records["counts"]
@@ -247,10 +251,40 @@ class Rounds:
         return row | {"eval/clients": len(accuracies)}
 
 
+def _read(content: RecordDict, step: Step) -> tuple[dict[str, np.ndarray], Tree]:
+    """Reads the reply of a client.
+
+    Returns:
+      Sums, and what the client has sent; () if it has not arrived.
+
+    Raises:
+      KeyError, ValueError: if arrays are missing, or do not fit.
+    """
+    sums, sent = from_record(content.array_records["sums"], step.sums), ()
+    # Of a client that has diverged the loss need not be finite.
+    checked = sums | {"loss": np.zeros(())}
+    if sums["arrived"] > 0:
+        sent = from_record(content.array_records["message"], step.sent)
+        checked = (sums, sent)
+    if _is_usable(checked):
+        return sums, sent
+    bad = {name: np.zeros_like(x) for name, x in sums.items()}
+    return bad | {"nonfinite": np.ones_like(sums["nonfinite"])}, ()
+
+
+def _is_usable(tree: Tree) -> bool:
+    """Whether all numbers are finite, and the weights of means are not negative."""
+    parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Mean))
+    weights = [part.weight for part in parts if isinstance(part, Mean)]
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree)) and all(
+        np.all(weight >= 0) for weight in weights
+    )
+
+
 def _stack(
     told: dict[int, dict[str, np.ndarray]], shapes: dict[str, Any], count: int
 ) -> dict[str, np.ndarray]:
-    """Joins the sums of clients by their places; 0 for those who told nothing."""
+    """Joins the sums of clients by their places; 0 for those who have not replied."""
     zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
     every = [told.get(place, zeros) for place in range(count)]
     sums = {name: np.stack([each[name] for each in every]) for name in zeros}

@@ -13,10 +13,11 @@ from fedjax_prune.flower.client import ReadConfig
 from fedjax_prune.flower.nodes import Nodes
 from fedjax_prune.flower.rounds import Rounds, Row
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs import checkpoint, environment
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import FOLDER
 from fedjax_prune.runs.workdir import (
     WorkdirError,
@@ -80,11 +81,19 @@ def serve(
       The state after the last round.
 
     Raises:
+      SettingsError: if the run is to be private.
       MissingNodesError: if a client has no node when the first round should begin.
       TrainingError: as a simulated run.
       WorkdirError, CheckpointError: if the workdir has a run or cannot be written.
     """
     config = learning.config
+    if clip_norm := config.privacy.clip_norm:
+        raise SettingsError(
+            [
+                f"privacy.clip_norm must be 0 for a run on Flower, got {clip_norm}: "
+                "the noise is drawn from the seed, which every node is told"
+            ]
+        )
     with _results(workdir, learning) as write:
         nodes = Nodes(grid, config.data.num_clients, round_seconds)
         nodes.wait(wait_seconds)
@@ -118,6 +127,7 @@ def _results(workdir: str, learning: Learning) -> Iterator[Write]:
                 "a new folder."
             )
         write_config(folder, config)
+        environment.record(folder, config, 0, {})
         with open_metrics(folder, -1) as log:
 
             def write(number: int, state: ServerState, row: Row) -> None:

@@ -33,10 +33,13 @@ from fedjax_prune.runs.files import free_name, remove
 from fedjax_prune.runs.manifest import (
     CheckpointError,
     Damage,
+    check_origin,
+    check_rows,
+    check_tree,
     intact_manifest,
     write_manifest,
 )
-from fedjax_prune.runs.origin import Origin, differences
+from fedjax_prune.runs.origin import Origin
 from fedjax_prune.runs.state_files import copy_leaves
 from fedjax_prune.types import Tree
 
@@ -217,10 +220,10 @@ def restore(
     )
     folder = directory / str(number)
     if origin is not None:
-        _check_origin(folder, manifest, origin)
-    _check_tree(folder, manifest["state"], _signature(template))
+        check_origin(folder, manifest, origin)
+    check_tree(folder, manifest["state"], _signature(template))
     if rows is not None:
-        _check_tree(folder, manifest.get("rows", {}), _signature(rows.shapes))
+        check_rows(folder, manifest.get("rows", {}), _signature(rows.shapes))
         rows.restore(folder / "rows")
     return processes.together(lambda: state_files.read(folder / "state", template))
 
@@ -325,26 +328,3 @@ def _signature(tree: Tree) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:
-    saved = Origin(manifest.get("config", {}), manifest.get("data", {}))
-    if found := differences(saved, origin):
-        raise CheckpointError(
-            f"The checkpoint {folder} is of another run: {'; '.join(found)}. Use the "
-            "old values and data to continue, or another workdir to start anew."
-        )
-
-
-def _check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    differing = [
-        f"{name}: saved {saved.get(name, 'nothing')}, needed {wanted.get(name, 'none')}"
-        for name in {**wanted, **saved}
-        if saved.get(name) != wanted.get(name)
-    ]
-    if differing:
-        shown = differing[:5] + ["..."] * (len(differing) > 5)
-        raise CheckpointError(
-            f"The checkpoint {folder} holds another model or algorithm: "
-            f"{'; '.join(shown)}. Use another workdir."
-        )

@@ -12,16 +12,17 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from fedjax_prune.engine import processes
-from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.files import WorkdirError, free_name, replace
 from fedjax_prune.runs.settings import flatten
 from fedjax_prune.runs.workdir import is_changeable
+from fedjax_prune.types import Config
 
 FILE = "environment.json"
 
@@ -32,13 +33,16 @@ _PATIENCE = 10
 """Seconds that git may take."""
 
 
-def record(workdir: Path, experiment: Experiment, finished: int) -> None:
+def record(
+    workdir: Path, config: Config, finished: int, hashes: Mapping[str, str]
+) -> None:
     """Appends an entry for a start of a run; a damaged file is put aside.
 
     Args:
       workdir: of the run.
-      experiment: with `devices` and `lanes` as numbers.
+      config: of the run, with `devices` and `lanes` as numbers where they are known.
       finished: rounds done before.
+      hashes: of its data, as `RunData` has them; {} if the data are elsewhere.
     """
     try:
         before = read(workdir)
@@ -47,7 +51,7 @@ def record(workdir: Path, experiment: Experiment, finished: int) -> None:
         (workdir / FILE).replace(aside)
         warnings.warn(f"{error} It is kept as {aside}.", stacklevel=2)
         before = []
-    text = json.dumps([*before, describe(experiment, finished)], indent=2)
+    text = json.dumps([*before, describe(config, finished, hashes)], indent=2)
     replace(workdir / FILE, f"{text}\n".encode())
 
 
@@ -69,12 +73,15 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
+def describe(
+    config: Config, finished: int, hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """The entry of a start.
 
     Args:
-      experiment: of the run.
+      config: of the run.
       finished: rounds done before.
+      hashes: of its data.
 
     Returns:
       `started`, the time in UTC; `finished`; `fields`, those of the configuration that
@@ -85,7 +92,7 @@ def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     versions |= {name: _version(name) for name in _PACKAGES}
     package = sys.modules["fedjax_prune"]
-    fields = flatten(experiment.config)
+    fields = flatten(config)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "finished": finished,
@@ -96,7 +103,7 @@ def describe(experiment: Experiment, finished: int) -> dict[str, Any]:
         "processes": processes.count(),
         "devices": dict(Counter(device.device_kind for device in jax.devices())),
         "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_FLAGS)},
-        "data": dict(experiment.data.hashes),
+        "data": dict(hashes),
     }
 
 

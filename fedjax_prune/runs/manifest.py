@@ -1,4 +1,7 @@
-"""The manifest of a checkpoint: are its files those that were saved?"""
+"""The manifest of a checkpoint: are its files those that were saved?
+
+And is it of the run that asks for it?
+"""
 
 import json
 import zlib
@@ -7,6 +10,7 @@ from typing import Any
 
 from fedjax_prune.engine import row_log
 from fedjax_prune.runs.files import create
+from fedjax_prune.runs.origin import Origin, differences
 
 _MANIFEST = "manifest.json"
 _FORMAT = 2
@@ -96,6 +100,59 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     if checksum is not None and checksum != _checksum_of(manifest):
         raise Damage(f"{_MANIFEST} is not what was saved")
     return manifest
+
+
+def check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:
+    """Refuses the checkpoint in a folder if it is of another run.
+
+    Raises:
+      CheckpointError: with the differences.
+    """
+    saved = Origin(manifest.get("config", {}), manifest.get("data", {}))
+    if found := differences(saved, origin):
+        raise CheckpointError(
+            f"The checkpoint {folder} is of another run: {'; '.join(found)}. Use the "
+            "old values and data to continue, or another workdir to start anew."
+        )
+
+
+def check_rows(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Refuses the checkpoint in a folder if it has other rows, or none.
+
+    Args:
+      folder: of the checkpoint.
+      saved: path of an array -> dtype and shape; {} if it was saved without rows.
+      wanted: the same of the rows that are asked for.
+
+    Raises:
+      CheckpointError: if they differ.
+    """
+    if wanted and not saved:
+        raise CheckpointError(
+            f"The checkpoint {folder} was saved without the rows of clients. After a "
+            "run on Flower the gates, and whatever else a client keeps, are on the "
+            "nodes."
+        )
+    check_tree(folder, saved, wanted)
+
+
+def check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Refuses the checkpoint in a folder if it has other arrays; see `check_rows`.
+
+    Raises:
+      CheckpointError: if they differ.
+    """
+    differing = [
+        f"{name}: saved {saved.get(name, 'nothing')}, needed {wanted.get(name, 'none')}"
+        for name in {**wanted, **saved}
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differing:
+        shown = differing[:5] + ["..."] * (len(differing) > 5)
+        raise CheckpointError(
+            f"The checkpoint {folder} holds another model or algorithm: "
+            f"{'; '.join(shown)}. Use another workdir."
+        )
 
 
 def _checksums(folder: Path) -> dict[str, list[int]]:

@@ -151,8 +151,10 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     if finished is not None:
         processes.on_first(lambda: forget(folder))
     if finished is None or finished < last:
-        done_before = finished or 0
-        processes.on_first(lambda: environment.record(folder, experiment, done_before))
+        done_before, hashes = finished or 0, experiment.data.hashes
+        processes.on_first(
+            lambda: environment.record(folder, config, done_before, hashes)
+        )
     if finished is None:
         finished = 0
         with stop_requested() as stop:

@@ -34,11 +34,6 @@ POLICIES = {
     "clipped": {"on_bad_client": "clip", "clip_norm": 0.05},
     "absent": {"client_dropout": 0.3, "stragglers": 0.7},
     "hostile": {"hostile.fraction": 0.5},
-    "private": {
-        "on_bad_client": "drop",
-        "privacy.clip_norm": 0.5,
-        "privacy.noise_multiplier": 2.0,
-    },
 }
 
 

@@ -137,7 +137,22 @@ def seed_with(*draws):
     )
 
 
-def test_two_nodes_equal_the_simulation_though_one_is_killed(tmp_path):
+def test_two_nodes_in_every_round_equal_the_simulation(tmp_path):
+    """FedDP; both send in each of three rounds, and the server adds them up."""
+    workdir = tmp_path / "out"
+    with Flower(tmp_path) as flower:
+        for client in range(2):
+            flower.start_node(f"node{client}", client)
+        run = flower.run(f'overrides="{FIELDS}" cohort_size=2 workdir="{workdir}"')
+        assert run.wait(PATIENCE) == 0
+        assert "Round 3: 2 of 2 clients" in flower.said("run")
+    assert [row["clients/arrived"] for row in read_metrics(workdir)] == [2, 2, 2]
+    learning = make_learning(read_usable_config(workdir))
+    expected, _ = simulate(learning)
+    assert largest_gap(restore_state(learning, workdir), expected) < 1e-5
+
+
+def test_one_node_a_round_equals_the_simulation_though_one_is_killed(tmp_path):
     """FedDP; the killed node has trained in round 1 and does again in round 3."""
     workdir, seed = tmp_path / "out", seed_with(0, 1, 0)
     with Flower(tmp_path) as flower:

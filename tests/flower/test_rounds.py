@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, synthetic
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.flower.client import make_client_app
 from fedjax_prune.flower.examples import Examples, load_share
@@ -15,24 +14,19 @@ from fedjax_prune.flower.nodes import MissingNodesError
 from fedjax_prune.flower.server import serve
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import restore_state
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Dataset
-from tests.flower_grid import MemoryGrid, largest_gap, simulate
+from tests.flower_grid import (
+    SMALL,
+    MemoryGrid,
+    is_training,
+    largest_gap,
+    simulate,
+    vectors,
+)
 from tests.small_runs import tiny_config
-
-SMALL = {"rounds": 3, "cohort_size": 2, "lanes": 1, "data.num_clients": 3}
-
-
-def vectors(algorithm, fields=None):
-    """Logistic regression on the vectors of three clients."""
-    config = synthetic.get_config()
-    config.update_from_flattened_dict(
-        SMALL | {"data.client_size": 15, "client.epochs": 2}
-    )
-    config.algorithm = base.algorithm(algorithm)
-    config.algorithm.update(fields or {})
-    return config
 
 
 def feddp():
@@ -56,6 +50,17 @@ SENT = {
     "autoflip": {".params", ".server.masks"},
 }
 """The parts of the server's state that a round sends to a client."""
+
+
+SUMS = {
+    "['loss']",
+    "['correct']",
+    "['count']",
+    "['steps']",
+    "['arrived']",
+    "['nonfinite']",
+}
+"""What a node tells the server beside what its algorithm sends."""
 
 
 def everyone(given=None):
@@ -87,8 +92,8 @@ def test_three_rounds_equal_the_simulation(name):
     if learning.algorithm.masked is not None:
         assert not all(np.all(mask) for mask in jax.tree.leaves(state.server.masks))
         first = first._replace(client=first.client.base)
-    letters = [m for m in grid.sent if m.metadata.dst_node_id in grid.contexts]
-    sent = [m.content["state"] for m in letters if m.metadata.message_type == "train"]
+    requests = [m for m in grid.sent if m.metadata.dst_node_id in grid.contexts]
+    sent = [m.content["state"] for m in requests if m.metadata.message_type == "train"]
     assert {name.split("[")[0] for record in sent for name in record} == SENT[name]
     secrets = set()
     for client, context in enumerate(grid.contexts.values()):
@@ -100,6 +105,13 @@ def test_three_rounds_equal_the_simulation(name):
         assert largest_gap(ours, theirs) < 1e-5
         secrets |= {x.tobytes() for x in jax.tree.leaves(ours) if x.any()}
     assert bool(secrets) == (name in ("scaffold", "feddp"))
+    told = {
+        name
+        for message in grid.sent
+        if "sums" in message.content
+        for name in message.content["sums"]
+    }
+    assert told == SUMS
     assert not secrets & {
         array.numpy().tobytes()
         for message in grid.sent
@@ -108,22 +120,12 @@ def test_three_rounds_equal_the_simulation(name):
     }
 
 
-def is_training(letter, number, node):
-    """Whether a letter asks a node to train in a round."""
-    data = letter.metadata
-    return (data.message_type, data.group_id, data.dst_node_id) == (
-        "train",
-        str(number),
-        node,
-    )
-
-
-@pytest.mark.parametrize("lost", ["letter", "reply"])
+@pytest.mark.parametrize("lost", ["request", "reply"])
 def test_a_client_that_is_lost_is_dropped_and_its_row_goes_back(lost, tmp_path):
     learning = make_learning(everyone())
     app = make_client_app(everyone)
     grid = MemoryGrid(
-        app, 3, loses=lambda letter: lost if is_training(letter, 2, 101) else ""
+        app, 3, loses=lambda request: lost if is_training(request, 2, 101) else ""
     )
     state = serve(grid, learning, workdir=str(tmp_path / "run"))
     expected, rows = simulate(
@@ -169,8 +171,8 @@ def test_a_node_that_was_killed_goes_on_from_its_folder(name, tmp_path):
 def test_a_node_that_has_lost_its_row_is_dropped(caplog):
     learning = make_learning(everyone())
 
-    def forget(letter):
-        if is_training(letter, 3, 100):
+    def forget(request):
+        if is_training(request, 3, 100):
             grid.contexts[100].state.clear()
         return ""
 
@@ -223,6 +225,37 @@ def test_a_client_that_diverges_ends_the_run():
     grid = MemoryGrid(make_client_app(read_config), 3)
     with pytest.raises(TrainingError, match="became non-finite in round 1"):
         serve(grid, make_learning(read_config()))
+
+
+def test_the_folder_of_a_node_wins_over_that_of_the_run():
+    """Whether the run has it among its fields or in what reads them."""
+    config, seen = vectors("fedavg"), []
+    config.data.dir = "of the run"
+
+    def load(config, client):
+        seen.append((client, config.data.dir))
+        return load_share(config, client)
+
+    app = make_client_app(lambda given: config, load)
+    grid = MemoryGrid(app, 3)
+    grid.contexts[101].node_config["data-dir"] = "of the node"
+    serve(grid, make_learning(config))
+    dirs = {0: "of the run", 1: "of the node", 2: "of the run"}
+    assert sorted(seen) == sorted(dirs.items())
+    assert config.data.dir == "of the run"
+
+
+def test_a_private_run_is_refused_before_it_begins(tmp_path):
+    """Its noise would come from the seed, and every node knows that."""
+    config = vectors("fedavg")
+    private = {"on_bad_client": "drop", "privacy.clip_norm": 0.5}
+    config.update_from_flattened_dict(private | {"privacy.noise_multiplier": 2.0})
+    grid = MemoryGrid(make_client_app(lambda given: config), 3)
+    workdir = tmp_path / "run"
+    with pytest.raises(SettingsError, match=r"clip_norm must be 0 .* got 0\.5") as told:
+        serve(grid, make_learning(config), workdir=str(workdir))
+    assert len(told.value.problems) == 1
+    assert not grid.sent and not workdir.exists()
 
 
 @pytest.mark.parametrize(

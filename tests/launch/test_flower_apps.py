@@ -30,6 +30,10 @@ try:
     apps.read_config(given | {"overrides": "client.lr=-1 cohort_sise=3", "rounds": 0})
 except SettingsError as error:
     print(json.dumps(error.problems))
+try:
+    apps.read_config({"overrides": "data.dir='no end"})
+except SettingsError as error:
+    print(json.dumps(error.problems))
 """
 
 
@@ -41,7 +45,7 @@ def test_the_fields_of_the_app_are_read():
     given = flatten_dict(APP["tool"]["flwr"]["app"]["config"])
     fields = fields_of(serve)
     assert {n: given[n] for n in fields} == {n: f.default for n, f in fields.items()}
-    given["overrides"] = "client.lr=0.05 model.gated=false"
+    given["overrides"] = "client.lr=0.05 model.gated=false data.dir='my digits'"
     done = subprocess.run(
         [sys.executable, "-c", READ, json.dumps(given)],
         cwd=ROOT,
@@ -50,11 +54,13 @@ def test_the_fields_of_the_app_are_read():
         text=True,
         check=True,
     )
-    kinds, config, problems = map(json.loads, done.stdout.splitlines())
+    kinds, config, problems, unclosed = map(json.loads, done.stdout.splitlines())
     assert kinds == [ServerApp.__name__, ClientApp.__name__]
     assert (config["rounds"], config["cohort_size"]) == (3, 2)
     assert (config["data"]["num_clients"], config["data"]["name"]) == (2, "digits")
     assert (config["client"]["lr"], config["model"]["gated"]) == (0.05, False)
+    assert config["data"]["dir"] == "my digits"
+    assert len(unclosed) == 1 and "No closing quotation" in unclosed[0]
     told = " ".join(problems)
     assert len(problems) == 3
     assert all(name in told for name in ("client.lr", "cohort_sise", "rounds"))

@@ -21,7 +21,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
     monkeypatch.setenv("JAX_SOMETHING", "1")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.setenv("SECRET", "x")
-    entry = environment.describe(experiment, 3)
+    entry = environment.describe(experiment.config, 3, experiment.data.hashes)
     assert json.loads(json.dumps(entry)) == entry
     assert entry["finished"] == 3
     assert entry["fields"] == {
@@ -57,7 +57,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
 def test_each_start_has_an_entry(experiment, tmp_path):
     assert environment.read(tmp_path) == []
     for finished in (0, 2):
-        environment.record(tmp_path, experiment, finished)
+        environment.record(tmp_path, experiment.config, finished, {})
     assert [entry["finished"] for entry in environment.read(tmp_path)] == [0, 2]
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_named(tmp_path, text):
 def test_a_damaged_file_is_put_aside(experiment, tmp_path):
     (tmp_path / environment.FILE).write_text("[1]")
     with pytest.warns(UserWarning, match=r"is kept as .*environment.json.damaged"):
-        environment.record(tmp_path, experiment, 2)
+        environment.record(tmp_path, experiment.config, 2, {})
     assert len(environment.read(tmp_path)) == 1
     assert (tmp_path / "environment.json.damaged").read_text() == "[1]"
 
