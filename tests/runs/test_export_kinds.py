@@ -192,6 +192,6 @@ def test_a_network_that_asks_for_the_batch_size_needs_one(tmp_path):
         export_model(tmp_path / "run", tmp_path / "model")
     assert {f.name for f in tmp_path.iterdir()} == {"nets.py", "run"}
     export_model(tmp_path / "run", tmp_path / "model", batch_size=2)
-    exported = load_model(tmp_path / "model")
+    exported = load_model(tmp_path / "model", own=config.model.name)
     assert exported.facts["input"]["shape"] == [2, 8, 8, 1]
     assert exported.facts["architecture"]["class"] == "Asks"

@@ -1,8 +1,8 @@
 """A network as an ONNX file; it runs in a process of its own.
 
-python -m fedjax_prune.runs.export.to_onnx FOLDER reads what was exported as safetensors
-and writes `model.onnx` beside it. jax2onnx replaces functions of JAX and Flax in the
-process that it is called in, such as `jnp.cumsum` and `nn.Conv`.
+python -m fedjax_prune.runs.export.to_onnx FOLDER [FILE.py:CLASS] reads what was
+exported as safetensors and writes `model.onnx` beside it. jax2onnx replaces functions
+of JAX and Flax in the process that it is called in, such as `jnp.cumsum` and `nn.Conv`.
 """
 
 import importlib.util
@@ -22,7 +22,6 @@ from fedjax_prune.runs.export.facts import INPUT, OUTPUT
 from fedjax_prune.runs.export.program import input_spec, make_serve
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import usable
 from fedjax_prune.types import Config
 
 ONNX = "model.onnx"
@@ -55,11 +54,12 @@ def require_onnx(config: Config) -> None:
         )
 
 
-def convert(folder: Path) -> None:
+def convert(folder: Path, own: str | None) -> None:
     """Writes `model.onnx` beside the arrays of a network, in another process.
 
     Args:
       folder: with what was exported as safetensors.
+      own: as in `load_model`.
 
     Raises:
       WorkdirError: if jax2onnx cannot convert the network, or the file gives other
@@ -70,8 +70,9 @@ def convert(folder: Path) -> None:
     # Nothing is computed that needs an accelerator.
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment["JAX_PLATFORMS"] = "cpu"
+    arguments = [str(folder)] if own is None else [str(folder), own]
     done = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder)],
+        [sys.executable, "-m", __name__, *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -85,17 +86,17 @@ def convert(folder: Path) -> None:
         )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, own: str | None = None) -> None:
     """Converts, and compares the file with the network.
 
     Raises:
       ValueError: if the file gives other logits.
     """
-    exported = load_model(folder)
+    exported = load_model(folder, own=own)
     read = exported.facts["input"]
-    config = usable(folder, exported.facts["config"])
+    precision = exported.facts["config"]["precision"]
     spec = input_spec(tuple(read["shape"]), read["dtype"])
-    serve = make_serve(exported.task, exported.variables, config.precision)
+    serve = make_serve(exported.task, exported.variables, precision)
     arrays = by_name(exported.variables)
     examples = _examples(exported.facts)
     # It is computed before jax2onnx has replaced anything.
@@ -152,7 +153,7 @@ def _run(file: Path, examples: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), *sys.argv[2:])
     # Whatever jax2onnx raises is told in one line.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedjax_prune.models.own import is_own
 from fedjax_prune.runs.export.arrays import ARRAYS, to_bytes
 from fedjax_prune.runs.export.card import CARD, card
 from fedjax_prune.runs.export.choose import Chosen, choose
@@ -79,7 +80,8 @@ def export_model(
         if format != "stablehlo":
             (unfinished / ARRAYS).write_bytes(to_bytes(chosen.variables))
         if format == "onnx":
-            convert(unfinished)
+            name = config.model.name
+            convert(unfinished, name if is_own(name) else None)
             (unfinished / ARRAYS).unlink()
         else:
             spec = input_spec(tuple(read["shape"]), read["dtype"])
