@@ -1,12 +1,14 @@
 """Which network of a run is exported, and its logits where this library is not."""
 
 import importlib.util
+import json
 
 import jax
 import numpy as np
 import pytest
 
 from configs import base
+from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.pruning.client_network import client_network, make_client_selection
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
 from fedjax_prune.runs.experiment import load_data
@@ -98,6 +100,16 @@ def test_what_is_written_if_no_kind_is_named(gated, both, plain, tmp_path):
         folder = tmp_path / f"{run[0].parent.name}_{kind}"
         chosen = export_model(run[0], folder, client=client)
         assert (chosen.kind, chosen.client) == (kind, client)
+        size = json.loads((folder / "model.json").read_text())["size"]
+        gates = chosen.variables[1], chosen.variables.alive
+        assert (
+            size["bytes_of_gates"]
+            == tree_bytes(gates)
+            == (kind == "gated") * (tree_bytes((run[3], gates[1])))
+        )
+        # Both count the batch statistics.
+        whole = size["bytes"] == size["bytes_of_full_network"]
+        assert whole == (kind != "compact")
         assert (
             words in chosen.words and chosen.words in (folder / "README.md").read_text()
         )
@@ -188,7 +200,9 @@ def test_a_network_that_asks_for_the_batch_size_needs_one(tmp_path):
     config = plain_config(rounds=1)
     config.model = base.model(f"{write_nets(tmp_path, ASKS)}:Asks")
     write_run(tmp_path / "run", config)
-    with pytest.raises(WorkdirError, match=r"for any batch size: .* --batch_size=1"):
+    with pytest.raises(
+        WorkdirError, match=r"size that is left open: .* --batch_size=1"
+    ):
         export_model(tmp_path / "run", tmp_path / "model")
     assert {f.name for f in tmp_path.iterdir()} == {"nets.py", "run"}
     export_model(tmp_path / "run", tmp_path / "model", batch_size=2)

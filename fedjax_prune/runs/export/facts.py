@@ -157,17 +157,19 @@ def _accuracy(workdir: Path, round: int) -> dict[str, Any]:
 
 def _size(chosen: Chosen) -> dict[str, Any]:
     """Numbers of parameters, bytes, and the shares that are 0 and were removed."""
-    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0)).params
-    full, left = costs.num_entries(whole), costs.num_entries(chosen.variables.params)
-    leaves = jax.tree.leaves(chosen.variables.params)
-    used = sum(int(np.count_nonzero(leaf)) for leaf in leaves)
+    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0))
+    params, gates, model_state, alive = chosen.variables
+    full, left = costs.num_entries(whole.params), costs.num_entries(params)
+    used = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
     return {
         "parameters": left,
         "parameters_of_full_network": full,
-        "gate_parameters": costs.num_entries(chosen.variables.personal),
+        "gate_parameters": costs.num_entries(gates),
         "sparsity": 1 - used / full,
-        "bytes": costs.tree_bytes(chosen.variables),
-        "bytes_of_full_network": costs.tree_bytes(whole),
+        # Both have the batch statistics, and neither has gates.
+        "bytes": costs.tree_bytes((params, model_state)),
+        "bytes_of_full_network": costs.tree_bytes((whole.params, whole.model_state)),
+        "bytes_of_gates": costs.tree_bytes((gates, alive)),
     }
 
 
@@ -184,6 +186,15 @@ def _macs(chosen: Chosen) -> dict[str, int]:
 
 
 def _versions(format: str) -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES[format]}
+    versions = {name: version_of(name) for name in _PACKAGES[format]}
     library = sys.modules["fedjax_prune"].__version__
     return {"python": platform.python_version(), "fedjax_prune": library} | versions
+
+
+def version_of(module: str) -> str:
+    """The version of the distribution that has a module.
+
+    Several have the same one: `onnxruntime` is of onnxruntime or onnxruntime-gpu.
+    """
+    distributions = importlib.metadata.packages_distributions().get(module, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"
