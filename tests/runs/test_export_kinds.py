@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import math
+import re
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from configs import base
+from fedjax_prune import sample_cohort, to_population
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.pruning.client_network import client_network, make_client_selection
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
@@ -148,9 +152,12 @@ def test_the_compact_network_of_a_client_is_of_its_data(gated, macs, tmp_path):
         ("gated", {"kind": "dense", "client": 1}, "client must be left out for kind d"),
         ("gated", {"client": -1}, r"client must be in \[0, 4\], got -1"),
         ("gated", {"client": 5}, r"client must be in \[0, 4\], got 5"),
-        ("gated", {"client": 0}, "client 0 are still the first ones"),
+        ("gated", {"client": 0}, "no cohort of the 1 rounds had client 0"),
         ("gated", {"client": 1, "macs": 0.5}, "macs must be left out except for kind"),
-        ("gated", {"kind": "compact", "client": 1, "macs": 2.0}, r"macs must be in"),
+        ("gated", {"kind": "compact", "client": 1, "macs": 2.0}, r"\(0, 1\], got 2.0"),
+        ("both", {"kind": "compact", "client": 1, "macs": 2.0}, r"\(0, 1\], got 2.0"),
+        ("both", {"kind": "compact", "client": 1, "macs": math.nan}, r"\], got nan"),
+        ("both", {"kind": "compact", "client": 2, "macs": 1e-9}, r"got 1e-09"),
         ("both", {"kind": "dense"}, "kind must be masked or compact for a run of magn"),
     ],
 )
@@ -162,6 +169,55 @@ def test_a_kind_that_a_run_cannot_give_is_one_line(
         export_model(workdir, tmp_path / "model", **arguments)
     assert len(error.value.problems) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_least_budget_that_is_told_is_enough(both, tmp_path):
+    """It is a share of the whole network, also if masks have removed channels."""
+    fields: dict[str, Any] = {"kind": "compact", "client": CLIENT}
+    with pytest.raises(SettingsError, match=r"macs must be at least") as error:
+        export_model(both[0], tmp_path, macs=1e-6, **fields)
+    told = float(re.search(r"at least (0\.\d{4}) for", str(error.value))[1])
+    chosen = export_model(both[0], tmp_path, macs=told, **fields)
+    own = chosen.own_validation
+    assert told - 2e-4 < own.macs <= told
+
+
+def test_all_that_is_wrong_is_told_at_once(gated, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError) as error:
+        export_model(
+            gated[0],
+            tmp_path,
+            format="tflite",
+            kind="x",
+            client=7,
+            macs=3.0,
+            batch_size=-1,
+            input_dtype="int8",
+        )
+    words = [problem.partition(" ")[0] for problem in error.value.problems]
+    names = ["client", "kind", "macs", "format", "input_dtype", "batch_size"]
+    assert words == [*names, str(tmp_path)]
+
+
+def test_a_client_of_a_cohort_may_have_its_first_gates(gated, tmp_path):
+    """A client may have been dropped, and its gates may have moved by little."""
+    ids = draw_cohort(gated[1].config)
+    assert ids == [2, 3, 4]
+    words = "these gates are still those from before the first round"
+    for client, kind in ((2, "gated"), (3, "gated"), (3, "compact")):
+        folder = tmp_path / f"{client}_{kind}"
+        export_model(gated[0], folder, kind=kind, client=client)
+        assert (words in (folder / "README.md").read_text()) == (client == 3)
+
+
+def draw_cohort(config):
+    """The clients of the first round, as a run draws them."""
+    population = to_population([[n] for n in range(5)], num_examples=5)
+    cohort = sample_cohort(
+        population, 3, 1, seed=config.seed, round=0, epochs=1, batch_size=1
+    )
+    return cohort.client_ids.tolist()
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ from fedjax_prune.runs import environment
 from fedjax_prune.runs.export.choose import Chosen
 from fedjax_prune.runs.learning import data_info, image_shape_of
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config
 
 FACTS = "model.json"
 FORMATS = ("safetensors", "stablehlo", "onnx")
 DTYPES = ("uint8", "float32")
+_FITTING = {"image": DTYPES, "text": DTYPES[:1], "vector": DTYPES[1:]}
+"""Kind of data -> dtypes of the input, the default one first."""
 INPUT, OUTPUT = "input", "logits"
 """Names of what a program takes and returns."""
 
@@ -39,28 +40,27 @@ _PACKAGES = {
 }
 
 
+def input_problems(config: Config, dtype: str | None, batch_size: int) -> list[str]:
+    """Says what of the arguments of `input_of` is wrong."""
+    kind, found = data_info(config).kind, []
+    if dtype not in (None, *_FITTING[kind]):
+        fitting = " or ".join(_FITTING[kind])
+        found.append(f"input_dtype must be {fitting} for {kind}s, got {dtype!r}")
+    if batch_size < 0:
+        found.append(f"batch_size must be at least 0, got {batch_size}")
+    return found
+
+
 def input_of(config: Config, dtype: str | None, batch_size: int) -> dict[str, Any]:
     """Says what a program takes, and what it does with it before the network.
 
     Args:
       config: of the run.
-      dtype: one of DTYPES; None is uint8, for vectors float32.
-      batch_size: 0 is any.
-
-    Raises:
-      SettingsError: if the data cannot have that dtype, or the batch size is negative.
+      dtype: one of DTYPES that fits the data; None is uint8, for vectors float32.
+      batch_size: at least 0, which is any.
     """
-    kind, found = data_info(config).kind, []
-    fitting = {"image": DTYPES, "text": DTYPES[:1], "vector": DTYPES[1:]}[kind]
-    dtype = dtype or fitting[0]
-    if dtype not in fitting:
-        found.append(
-            f"input_dtype must be {' or '.join(fitting)} for {kind}s, got {dtype!r}"
-        )
-    if batch_size < 0:
-        found.append(f"batch_size must be at least 0, got {batch_size}")
-    if found:
-        raise SettingsError(found)
+    kind = data_info(config).kind
+    dtype = dtype or _FITTING[kind][0]
     mean, std = NORMALISATIONS[config.data.normalize]
     words = {
         "image": "pixels from 0 to 255" if dtype == "uint8" else "pixels from 0 to 1",

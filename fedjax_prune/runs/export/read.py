@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_prune.models import own
-from fedjax_prune.runs.export.choose import KINDS
+from fedjax_prune.runs.export.ask import KINDS
 from fedjax_prune.runs.export.facts import DTYPES, FORMATS
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.workdir import usable

@@ -21,7 +21,6 @@ from fedjax_prune.runs.export.arrays import by_name, load_model
 from fedjax_prune.runs.export.facts import INPUT, OUTPUT
 from fedjax_prune.runs.export.program import input_spec, make_serve
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config
 
 ONNX = "model.onnx"
@@ -33,26 +32,23 @@ _EXAMPLES = 16
 _ERROR = "error: "
 
 
-def require_onnx(config: Config) -> None:
-    """Refuses what cannot become an ONNX file on this machine.
+def onnx_problems(config: Config) -> list[str]:
+    """Says why a run cannot become an ONNX file on this machine.
 
-    Raises:
-      SettingsError: without the packages, or for a run in bfloat16.
+    Packages may be missing, and a run may be in bfloat16.
     """
+    found = []
     missing = [
         n for n in ("jax2onnx", "onnxruntime") if not importlib.util.find_spec(n)
     ]
     if missing:
-        raise SettingsError(
-            [f"format onnx needs {' and '.join(missing)}: {PIP} brings it"]
-        )
+        found.append(f"format onnx needs {' and '.join(missing)}: {PIP} brings it")
     if config.precision == "bfloat16":
-        raise SettingsError(
-            [
-                "format onnx needs a run with precision float32 or tf32, because "
-                "onnxruntime has no convolutions in bfloat16, got 'bfloat16'"
-            ]
+        found.append(
+            "format onnx needs a run with precision float32 or tf32, because "
+            "onnxruntime has no convolutions in bfloat16, got 'bfloat16'"
         )
+    return found
 
 
 def convert(folder: Path, own: str | None) -> None:
