@@ -112,7 +112,8 @@ def card(facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
                 "exported with": _pairs(facts["versions"]),
             }
         ),
-        "`model.json` holds all fields of the configuration and each start of the run.",
+        "`model.json` holds the configuration, except names of folders, and each start "
+        "of the run.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -89,7 +89,7 @@ def choose(
       kind: one of KINDS. None is `gated` with a client; without one it is `compact`, or
         `masked` if the network says nothing of its channels, of a run that prunes and
         `dense` of another.
-      client: id of a client; only of a run with gates.
+      client: id of a client that was in a cohort; only of a run with gates.
       macs: budget of a client's compact network, as in `client_network`.
 
     Raises:
