@@ -1,5 +1,6 @@
 """Runs of Flax classes that a configuration names as FILE.py:CLASS."""
 
+import json
 import re
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_the_file_of_an_exported_class_runs_only_if_it_is_named(tmp_path, monkey
     with pytest.raises(WorkdirError, match=r"model.safetensors cannot be read"):
         export.load_model(tmp_path / "model", own="nets.py:Small")
     arrays.write_bytes(whole)
+    # The fields of a configuration are also known by their dotted names.
+    described = json.loads(facts.read_text())
+    for first in ({}, {"name": "vgg11", "file_hash": ""}):
+        config = described["config"]
+        model = config["model"] | first
+        twice = config | {"model": model, "model.name": "nets.py:Small"}
+        facts.write_text(json.dumps(described | {"config": twice}))
+        with pytest.raises(WorkdirError, match=r"must have no dots, got 'model.name'"):
+            export.load_model(tmp_path / "model")
+    facts.write_text(json.dumps(described))
     assert not (tmp_path / "was-run").exists()
     export.load_model(tmp_path / "model", own="nets.py:Small")
     assert (tmp_path / "was-run").exists()

@@ -65,6 +65,12 @@ def read_facts(file: Path) -> Facts:
         raise WorkdirError(
             f"{file} is not what an export writes: {type(error).__name__} {error}."
         ) from error
+    if dotted := [name for name in facts.config if "." in name]:
+        # A second model.name would be used after the first one was checked.
+        raise WorkdirError(
+            f"{file} is not what an export writes: names of fields must have no dots, "
+            f"got {dotted[0]!r}."
+        )
     for name, value, known in (
         ("format", facts.format, FORMATS),
         ("kind", facts.kind, KINDS),
