@@ -30,7 +30,11 @@ from tests.small_runs import tiny_config
 pytestmark = pytest.mark.long
 
 BY_CLIENT = {"data.partitioner": "by_client", "data.local_val": "holdout"}
-OWN = {"data.name": "arrays", "data.classes": ("0", "1", "2")}
+OWN = {
+    "data.name": "arrays",
+    "data.classes": ("0", "1", "2"),
+    "data.partitioner": "iid",
+}
 COLOUR = OWN | {"data.image_shape": "32x32x3", "data.normalize": "cifar10"}
 SMALL = OWN | {"data.image_shape": "24x24x3", "model.norm": "none"}
 NO_DATA = OWN | {"data.image_shape": "24x24x3", "data.dir": "not-there"}
