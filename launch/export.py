@@ -25,9 +25,9 @@ from absl import app, flags
 from fedjax_prune.models.checks import name_of
 from fedjax_prune.models.costs import num_entries
 from fedjax_prune.runs import console
-from fedjax_prune.runs.export import export_model
-from fedjax_prune.runs.export.choose import KINDS
+from fedjax_prune.runs.export.ask import KINDS
 from fedjax_prune.runs.export.facts import DTYPES, FORMATS
+from fedjax_prune.runs.export.write import plan_export, write_export
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import local_folder
 
@@ -36,7 +36,7 @@ from .errors import exit_code
 from .flags import parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
-_OUTPUT = flags.DEFINE_string("output", None, "new folder for the network")
+_OUTPUT = flags.DEFINE_string("output", None, "new or empty folder for the network")
 _FORMAT = flags.DEFINE_string("format", "safetensors", ", ".join(FORMATS))
 _KIND = flags.DEFINE_string("kind", None, ", ".join(KINDS))
 _CLIENT = flags.DEFINE_integer("client", None, "id of a client of a run with gates")
@@ -58,22 +58,23 @@ def main(argv: list[str]) -> int:
         if not workdir:
             found.append("--workdir must name the folder of a run, got ''")
         if not output:
-            found.append("--output must name a new folder, got ''")
+            found.append("--output must name a new or an empty folder, got ''")
         if found:
             raise SettingsError(found)
         folder, target = local_folder(workdir), local_folder(output)
         runtime.configure()
+        plan = plan_export(
+            folder,
+            target,
+            format=_FORMAT.value,
+            kind=_KIND.value,
+            client=_CLIENT.value,
+            macs=_MACS.value,
+            batch_size=_BATCH_SIZE.value,
+            input_dtype=_INPUT_DTYPE.value,
+        )
         with console.working(f"writing {_FORMAT.value}"):
-            chosen = export_model(
-                folder,
-                target,
-                format=_FORMAT.value,
-                kind=_KIND.value,
-                client=_CLIENT.value,
-                macs=_MACS.value,
-                batch_size=_BATCH_SIZE.value,
-                input_dtype=_INPUT_DTYPE.value,
-            )
+            chosen = write_export(plan)
         facts = {
             "model": name_of(chosen.model),
             "what": chosen.words,

@@ -17,8 +17,8 @@ from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.workdir import write_config
 
-CLIENT = 1
-"""The client whose row is not the first one."""
+CLIENT = 2
+"""The client whose row is not the first one; it is in the cohort of the first round."""
 
 _LOADER = '''
 """Runs the code of each folder's card on examples, in a process without the library."""

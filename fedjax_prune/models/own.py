@@ -77,6 +77,16 @@ def is_own(name: Any) -> bool:
     return isinstance(name, str) and _parts(name) is not None
 
 
+def without_folder(name: str) -> str:
+    """Shortens the path of a class to the name of its file.
+
+    Examples:
+      >>> without_folder("work/nets.py:Small")
+      'nets.py:Small'
+    """
+    return Path(name).name
+
+
 def file_hash(name: str) -> str:
     """Hashes the file of a class and the modules beside it that it imports.
 

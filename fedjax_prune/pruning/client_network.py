@@ -5,6 +5,7 @@ channels are chosen for hardly any of them. Without these channels and without t
 a client has a smaller network that runs at the speed of its size.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -93,6 +94,22 @@ def make_client_selection(
     return select
 
 
+class BudgetError(ValueError):
+    """A budget that is below what the network has with one block in each group.
+
+    Attributes:
+      least: smallest budget that is not, as a share.
+    """
+
+    def __init__(self, least: float, budget: float):
+        # The number that is told must fit, so it is rounded up.
+        told = math.ceil(least * 1e4) / 1e4
+        super().__init__(
+            f"macs must be at least {told:.4f} for this model, got {budget}."
+        )
+        self.least = least
+
+
 def client_network(
     model: Any,
     variables: Variables,
@@ -136,8 +153,8 @@ def client_network(
 
     Raises:
       ValueError: if the model has no gates, if the selection is not of its layers, if
-        `macs` or `multiple` is out of range, or `macs` below what the network has with
-        one block in each group.
+        `macs` or `multiple` is out of range. If `macs` is below what the network has
+        with one block in each group, it is a BudgetError.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -251,9 +268,7 @@ def _fitting(
 
     low, high = len({name for name, _ in ranking}), len(ranking)
     if share_of(low) > budget:
-        raise ValueError(
-            f"macs must be at least {share_of(low):.4f} for this model, got {budget}."
-        )
+        raise BudgetError(share_of(low), budget)
     while low < high:
         middle = (low + high + 1) // 2
         if share_of(middle) <= budget:

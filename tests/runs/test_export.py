@@ -35,11 +35,11 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported_facts(finished, tmp_path_factory):
+def exported(finished, tmp_path_factory):
     _, workdir, _ = finished
     folder = tmp_path_factory.mktemp("model")
     export_model(workdir, folder)
-    return json.loads((folder / "model.json").read_text())
+    return folder
 
 
 def delivered(config, state, masks):
@@ -152,13 +152,13 @@ def test_arrays_of_another_network_are_refused(finished, tmp_path):
         ),
     ],
 )
-def test_a_damaged_or_foreign_export_is_one_error(
-    finished, exported_facts, change, words, tmp_path
-):
-    (tmp_path / "model.json").write_text(json.dumps(change(exported_facts)))
+def test_a_damaged_or_foreign_export_is_one_error(exported, change, words, tmp_path):
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(WorkdirError, match=words):
         load_model(tmp_path)
-    (tmp_path / "model.json").write_text("")
+    file.write_text("")
     with pytest.raises(WorkdirError, match="cannot be read"):
         load_model(tmp_path)
 

@@ -1,12 +1,18 @@
 """Which network of a run is exported, and its logits where this library is not."""
 
 import importlib.util
+import json
+import math
+import re
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from configs import base
+from fedjax_prune import sample_cohort, to_population
+from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.pruning.client_network import client_network, make_client_selection
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
 from fedjax_prune.runs.experiment import load_data
@@ -98,6 +104,16 @@ def test_what_is_written_if_no_kind_is_named(gated, both, plain, tmp_path):
         folder = tmp_path / f"{run[0].parent.name}_{kind}"
         chosen = export_model(run[0], folder, client=client)
         assert (chosen.kind, chosen.client) == (kind, client)
+        size = json.loads((folder / "model.json").read_text())["size"]
+        gates = chosen.variables[1], chosen.variables.alive
+        assert (
+            size["bytes_of_gates"]
+            == tree_bytes(gates)
+            == (kind == "gated") * (tree_bytes((run[3], gates[1])))
+        )
+        # Both count the batch statistics.
+        whole = size["bytes"] == size["bytes_of_full_network"]
+        assert whole == (kind != "compact")
         assert (
             words in chosen.words and chosen.words in (folder / "README.md").read_text()
         )
@@ -136,9 +152,12 @@ def test_the_compact_network_of_a_client_is_of_its_data(gated, macs, tmp_path):
         ("gated", {"kind": "dense", "client": 1}, "client must be left out for kind d"),
         ("gated", {"client": -1}, r"client must be in \[0, 4\], got -1"),
         ("gated", {"client": 5}, r"client must be in \[0, 4\], got 5"),
-        ("gated", {"client": 0}, "client 0 are still the first ones"),
+        ("gated", {"client": 0}, "no cohort of the 1 rounds had client 0"),
         ("gated", {"client": 1, "macs": 0.5}, "macs must be left out except for kind"),
-        ("gated", {"kind": "compact", "client": 1, "macs": 2.0}, r"macs must be in"),
+        ("gated", {"kind": "compact", "client": 1, "macs": 2.0}, r"\(0, 1\], got 2.0"),
+        ("both", {"kind": "compact", "client": 1, "macs": 2.0}, r"\(0, 1\], got 2.0"),
+        ("both", {"kind": "compact", "client": 1, "macs": math.nan}, r"\], got nan"),
+        ("both", {"kind": "compact", "client": 2, "macs": 1e-9}, r"got 1e-09"),
         ("both", {"kind": "dense"}, "kind must be masked or compact for a run of magn"),
     ],
 )
@@ -150,6 +169,55 @@ def test_a_kind_that_a_run_cannot_give_is_one_line(
         export_model(workdir, tmp_path / "model", **arguments)
     assert len(error.value.problems) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_least_budget_that_is_told_is_enough(both, tmp_path):
+    """It is a share of the whole network, also if masks have removed channels."""
+    fields: dict[str, Any] = {"kind": "compact", "client": CLIENT}
+    with pytest.raises(SettingsError, match=r"macs must be at least") as error:
+        export_model(both[0], tmp_path, macs=1e-6, **fields)
+    told = float(re.search(r"at least (0\.\d{4}) for", str(error.value))[1])
+    chosen = export_model(both[0], tmp_path, macs=told, **fields)
+    own = chosen.own_validation
+    assert told - 2e-4 < own.macs <= told
+
+
+def test_all_that_is_wrong_is_told_at_once(gated, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError) as error:
+        export_model(
+            gated[0],
+            tmp_path,
+            format="tflite",
+            kind="x",
+            client=7,
+            macs=3.0,
+            batch_size=-1,
+            input_dtype="int8",
+        )
+    words = [problem.partition(" ")[0] for problem in error.value.problems]
+    names = ["client", "kind", "macs", "format", "input_dtype", "batch_size"]
+    assert words == [*names, str(tmp_path)]
+
+
+def test_a_client_of_a_cohort_may_have_its_first_gates(gated, tmp_path):
+    """A client may have been dropped, and its gates may have moved by little."""
+    ids = draw_cohort(gated[1].config)
+    assert ids == [2, 3, 4]
+    words = "these gates are still those from before the first round"
+    for client, kind in ((2, "gated"), (3, "gated"), (3, "compact")):
+        folder = tmp_path / f"{client}_{kind}"
+        export_model(gated[0], folder, kind=kind, client=client)
+        assert (words in (folder / "README.md").read_text()) == (client == 3)
+
+
+def draw_cohort(config):
+    """The clients of the first round, as a run draws them."""
+    population = to_population([[n] for n in range(5)], num_examples=5)
+    cohort = sample_cohort(
+        population, 3, 1, seed=config.seed, round=0, epochs=1, batch_size=1
+    )
+    return cohort.client_ids.tolist()
 
 
 @pytest.mark.parametrize(
@@ -188,10 +256,12 @@ def test_a_network_that_asks_for_the_batch_size_needs_one(tmp_path):
     config = plain_config(rounds=1)
     config.model = base.model(f"{write_nets(tmp_path, ASKS)}:Asks")
     write_run(tmp_path / "run", config)
-    with pytest.raises(WorkdirError, match=r"for any batch size: .* --batch_size=1"):
+    with pytest.raises(
+        WorkdirError, match=r"size that is left open: .* --batch_size=1"
+    ):
         export_model(tmp_path / "run", tmp_path / "model")
     assert {f.name for f in tmp_path.iterdir()} == {"nets.py", "run"}
     export_model(tmp_path / "run", tmp_path / "model", batch_size=2)
-    exported = load_model(tmp_path / "model")
+    exported = load_model(tmp_path / "model", own=config.model.name)
     assert exported.facts["input"]["shape"] == [2, 8, 8, 1]
     assert exported.facts["architecture"]["class"] == "Asks"

@@ -16,8 +16,12 @@ import pytest
 
 from configs import base
 from fedjax_prune.models import MODELS
+from fedjax_prune.pruning.client_network import client_network, make_client_selection
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
+from fedjax_prune.pruning.smaller import compact
+from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.export import export_model
+from fedjax_prune.runs.learning import task_of
 from fedjax_prune.types import Variables
 from tests.exported import CLIENT, load_elsewhere, write_run
 from tests.own_files import write_nets
@@ -25,28 +29,32 @@ from tests.small_runs import tiny_config
 
 pytestmark = pytest.mark.long
 
-CIFAR = {"data.name": "cifar10", "data.normalize": "cifar10"}
 BY_CLIENT = {"data.partitioner": "by_client", "data.local_val": "holdout"}
 OWN = {
     "data.name": "arrays",
-    "data.dir": "not-there",
-    "data.classes": ("a", "b", "c"),
-    "data.image_shape": "24x24x3",
+    "data.classes": ("0", "1", "2"),
+    "data.partitioner": "iid",
 }
+COLOUR = OWN | {"data.image_shape": "32x32x3", "data.normalize": "cifar10"}
+SMALL = OWN | {"data.image_shape": "24x24x3", "model.norm": "none"}
+NO_DATA = OWN | {"data.image_shape": "24x24x3", "data.dir": "not-there"}
 DATA = {
-    "vgg11": CIFAR | {"model.norm": "gn"},
-    "resnet32": CIFAR | {"model.norm": "bn"},
-    "resnet9": CIFAR | {"model.norm": "bn"},
+    "vgg11": COLOUR | {"model.norm": "gn"},
+    "resnet32": COLOUR | {"model.norm": "bn"},
+    "resnet9": COLOUR | {"model.norm": "bn"},
     "cnn": {"data.name": "digits", "model.norm": "bn"},
-    "dropout_cnn": CIFAR | {"model.norm": "none"},
-    "two_cnn": OWN | {"model.norm": "none"},
-    "femnist_cnn": BY_CLIENT | {"data.name": "femnist", "model.norm": "bn"},
+    "dropout_cnn": COLOUR | {"model.norm": "none"},
+    "two_cnn": SMALL,
+    "femnist_cnn": OWN | {"data.image_shape": "28x28x1", "model.norm": "bn"},
     "next_char_lstm": BY_CLIENT | {"data.name": "shakespeare", "model.norm": "none"},
     "logistic_regression": BY_CLIENT | {"data.name": "synthetic", "model.norm": "none"},
-    "nets.py:Small": OWN,
-    "nets.py:Same": OWN,
+    "nets.py:Small": NO_DATA,
+    "nets.py:Same": NO_DATA,
 }
-"""Name of a network -> fields of its run."""
+"""Name of a network -> fields of its run.
+
+The data of runs with gates are read, for the compact network of a client.
+"""
 PLAIN = ("next_char_lstm", "logistic_regression", "nets.py:Small", "nets.py:Same")
 """Networks without gates and channels that can be removed."""
 
@@ -68,10 +76,22 @@ def write(folder, name, algorithm):
     if gated:
         changes |= {"model.keep_ratio": 0.4}
     config.update_from_flattened_dict(changes)
+    if gated and config.data.name == "arrays":
+        config.data.dir = write_images(folder / "data", config.data.image_shape)
     config.algorithm = base.algorithm(algorithm)
     if not gated and algorithm != "fedavg":
         config.algorithm.structured_rule = "off"
     return folder / "run", *write_run(folder / "run", config)
+
+
+def write_images(folder, shape):
+    """Writes random images of three classes; returns their folder."""
+    rng, sides = np.random.default_rng(3), tuple(map(int, shape.split("x")))
+    folder.mkdir()
+    for part in ("train", "test"):
+        images = rng.integers(0, 256, (60, *sides), np.uint8)
+        np.savez(folder / f"{part}.npz", images=images, labels=np.arange(60) % 3)
+    return str(folder)
 
 
 def expected(run, examples):
@@ -93,7 +113,21 @@ def expected(run, examples):
         logits = np.asarray(jax.jit(learning.task.predict)(own, examples))
         assert np.abs(logits - dense).max() > 1e-3 * np.abs(dense).max()
         found["gated", CLIENT] = logits
+        found["compact", CLIENT] = of_client(learning, state, own, examples)
     return found
+
+
+def of_client(learning, state, own, examples):
+    """Logits of the plain network of the channels that the client's data select."""
+    config, model, shape = learning.config, learning.model, learning.image_shape
+    data = load_data(config)
+    images = data.train.images[data.population.of(CLIENT)]
+    if learning.algorithm.masked is not None:
+        model, own, _ = compact(model, own, state.server.masks, shape)
+    select = make_client_selection(model, normalize=config.data.normalize)
+    wanted = client_network(model, own, select(own, images), shape)
+    task = task_of(config, wanted.model)
+    return np.asarray(jax.jit(task.predict)(wanted.variables, examples))
 
 
 def draw_examples(run):
@@ -107,16 +141,16 @@ def draw_examples(run):
 def jobs_of(run, folder, formats):
     """Arguments of each export -> its examples and the logits that it must give.
 
-    The batch size is free, and for one network of each run it is also fixed.
+    The batch size is free. For one network of each run, and for all of the model cnn,
+    it is also fixed.
     """
     examples, jobs = draw_examples(run), []
-    networks = expected(run, examples).items()
+    networks = expected(run, examples)
+    fixed = networks if run[1].config.model.name == "cnn" else [*networks][-1:]
     for format in formats:
-        for (kind, client), logits in networks:
-            for size in (
-                (0, 2) if (kind, client) == next(reversed(networks))[0] else (0,)
-            ):
-                place = folder / f"{format}_{kind}_{size}"
+        for (kind, client), logits in networks.items():
+            for size in (0, 2) if (kind, client) in fixed else (0,):
+                place = folder / f"{format}_{kind}_{client}_{size}"
                 fields = {"format": format, "kind": kind, "client": client}
                 fields |= {"batch_size": size}
                 count = size or len(examples)
@@ -163,7 +197,10 @@ def test_files_of_onnx(name, algorithm, tmp_path, onnx_python):
     jobs = jobs_of(run, tmp_path, ("onnx",))
     code = """
 import json, sys
+from fedjax_prune.pruning.smaller import compact
+from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.export import export_model
+from fedjax_prune.runs.learning import task_of
 for folder, fields in json.loads(sys.argv[2]):
     export_model(sys.argv[1], folder, **fields)
 """

@@ -1,5 +1,6 @@
 """Runs of Flax classes that a configuration names as FILE.py:CLASS."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedjax_prune.runs.savings import totals
 from fedjax_prune.runs.settings import SettingsError, describe, problems
 from fedjax_prune.runs.workdir import WorkdirError, read_config
 from launch.flags import load_config
+from tests.exported import write_run
 from tests.own_files import NETS, write_nets
 from tests.small_runs import plain_config, pruned_config
 
@@ -38,7 +40,7 @@ def test_a_run_goes_from_the_class_to_the_model(tmp_path, cls):
     assert train.run(config, workdir) == 0
     row = train.evaluate_workdir(workdir)
     export.export_model(workdir, tmp_path / "model")
-    exported = export.load_model(tmp_path / "model")
+    exported = export.load_model(tmp_path / "model", own=config.model.name)
     assert exported.variables.params["conv"]["kernel"].shape == (3, 3, 1, 6)
     experiment = make_learning(config)
     logits = exported.predict(np.zeros((2, 8, 8, 1), np.uint8))
@@ -81,13 +83,73 @@ def test_a_changed_module_beside_the_file_is_named(tmp_path, monkeypatch):
         train.evaluate_workdir(workdir)
 
 
-def test_an_exported_model_needs_its_file(tmp_path):
-    path = write_nets(tmp_path)
-    assert train.run(own_config(path), tmp_path / "run") == 0
+RUNS = """
+from pathlib import Path
+
+Path(__file__).with_name("was-run").touch()
+"""
+
+
+def test_the_file_of_an_exported_class_runs_only_if_it_is_named(tmp_path, monkeypatch):
+    path = write_nets(tmp_path, NETS + RUNS)
+    write_run(tmp_path / "run", own_config(path))
     export.export_model(tmp_path / "run", tmp_path / "model")
-    (tmp_path / "nets.py").unlink()
-    with pytest.raises(WorkdirError, match=r"model.name: .*nets.py cannot be read"):
-        export.load_model(tmp_path / "model")
+    # The folder names a file that is in the current one.
+    monkeypatch.chdir(tmp_path)
+    facts = tmp_path / "model" / "model.json"
+    assert str(tmp_path) not in facts.read_text()
+    (tmp_path / "was-run").unlink()
+    # A file is run once in a process.
+    own._run.cache_clear()
+    write_nets(tmp_path, NETS + RUNS + "CHANGED = True\n")
+    refused = [
+        (
+            None,
+            ValueError,
+            r"own must be FILE.py:Small.*own='nets.py:Small'\); got None",
+        ),
+        ("Small", ValueError, r"own must be FILE.py:Small.*; got 'Small'"),
+        (f"{path}:Same", ValueError, r"own must be FILE.py:Small.*; got .*Same'"),
+        ("not-there.py:Small", ValueError, r"not-there.py cannot be read"),
+        (f"{path}:Small", WorkdirError, r"model.json is of another file than that of"),
+    ]
+    for name, kind, words in refused:
+        with pytest.raises(kind, match=words):
+            export.load_model(tmp_path / "model", own=name)
+    write_nets(tmp_path, NETS + RUNS)
+    arrays = tmp_path / "model" / "model.safetensors"
+    whole = arrays.read_bytes()
+    arrays.write_bytes(whole[:100])
+    with pytest.raises(WorkdirError, match=r"model.safetensors cannot be read"):
+        export.load_model(tmp_path / "model", own="nets.py:Small")
+    arrays.write_bytes(whole)
+    # The fields of a configuration are also known by their dotted names.
+    described = json.loads(facts.read_text())
+    for first in ({}, {"name": "vgg11", "file_hash": ""}):
+        config = described["config"]
+        model = config["model"] | first
+        twice = config | {"model": model, "model.name": "nets.py:Small"}
+        facts.write_text(json.dumps(described | {"config": twice}))
+        with pytest.raises(WorkdirError, match=r"must have no dots, got 'model.name'"):
+            export.load_model(tmp_path / "model")
+    facts.write_text(json.dumps(described))
+    assert not (tmp_path / "was-run").exists()
+    export.load_model(tmp_path / "model", own="nets.py:Small")
+    assert (tmp_path / "was-run").exists()
+    facts.write_text(facts.read_text().replace("nets.py:Small", "vgg11"))
+    with pytest.raises(ValueError, match=r"own must be None for 'vgg11', got 'nets.py"):
+        export.load_model(tmp_path / "model", own="nets.py:Small")
+
+
+def test_an_export_names_no_folder_of_the_user(tmp_path):
+    changes = {"data.dir": str(tmp_path / "data"), "rows_dir": str(tmp_path / "rows")}
+    config = own_config(write_nets(tmp_path), client_rows="disk", **changes)
+    write_run(tmp_path / "run", config)
+    export.export_model(tmp_path / "run", tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    loaded = export.load_model(tmp_path / "model", own=config.model.name)
+    assert loaded.facts["config"]["data"]["dir"] == ""
 
 
 @pytest.mark.parametrize("cls", ["Small", "Same"])

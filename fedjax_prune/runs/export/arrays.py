@@ -17,7 +17,8 @@ from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.pruning.smaller import smaller_model
-from fedjax_prune.runs.export.facts import FACTS, Facts, read_facts
+from fedjax_prune.runs.export.facts import FACTS
+from fedjax_prune.runs.export.read import Facts, check_own, config_of, read_facts
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_model, task_of
 from fedjax_prune.types import Task, Tree, Variables
@@ -94,30 +95,41 @@ def to_variables(arrays: Mapping[str, Any], template: Variables) -> Variables:
     return variables._replace(alive=alive)
 
 
-def load_model(folder: str | Path, *, platform: str | None = None) -> Exported:
-    """Reads a network that was exported as safetensors. Nothing is unpickled.
+def load_model(
+    folder: str | Path, *, own: str | None = None, platform: str | None = None
+) -> Exported:
+    """Reads a network that was exported as safetensors.
+
+    Nothing is unpickled, and no code is run that the folder names.
 
     Args:
-      folder: as `export_model` has written it. A class of the user's own is read from
-        its file.
+      folder: as `export_model` has written it.
+      own: FILE.py:CLASS of a network that is a class of the user's own; None for all
+        others. The file is run if it and the modules beside it that it imports are
+        those of the export, and the arrays can be read.
       platform: one of `platforms.PLATFORMS`; lets `predict` be lowered for a platform
         other than the default device's.
 
     Raises:
-      WorkdirError: if there is none, it is damaged or in another format.
-      ValueError: if the platform is unknown.
+      WorkdirError: if there is none, it is damaged or in another format, or the file
+        of the class has changed.
+      ValueError: if the platform is unknown, or `own` does not name the class.
     """
     if platform is not None:
         check_platform(platform)
     folder = Path(folder)
     facts = read_facts(folder / FACTS)
-    config, model = facts.config, make_model(facts.config)
+    check_own(facts, own)
+    arrays = _read(folder, facts)
+    config = config_of(facts, own)
+    model = make_model(config)
     if facts.kind != "gated":
         model = without_gates(model)
     model = smaller_model(model, facts.left)
     task = task_of(config, model)
     template = jax.eval_shape(task.init, jax.random.key(0))
-    variables = to_variables(_read(folder, facts, template), template)
+    _compare(folder / ARRAYS, arrays, template)
+    variables = to_variables(jax.tree.map(jax.numpy.asarray, arrays), template)
 
     def predict(images: Any) -> jax.Array:
         with (
@@ -134,11 +146,11 @@ def _name(field: str, path: tuple[Any, ...]) -> str:
     return f"{COLLECTIONS[field]}/{inside}"
 
 
-def _read(folder: Path, facts: Facts, template: Variables) -> dict[str, jax.Array]:
-    """Reads the arrays and compares them with those that the network has.
+def _read(folder: Path, facts: Facts) -> dict[str, np.ndarray]:
+    """Reads the arrays by name.
 
     Raises:
-      WorkdirError: if the file cannot be read or holds other arrays.
+      WorkdirError: if there is no such file or it cannot be read.
     """
     file = folder / ARRAYS
     if not file.exists():
@@ -147,9 +159,17 @@ def _read(folder: Path, facts: Facts, template: Variables) -> dict[str, jax.Arra
             f"{facts.format}: its README.md says how that is loaded."
         )
     try:
-        arrays = load_file(file)
+        return load_file(file)
     except (OSError, SafetensorError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
+
+
+def _compare(file: Path, arrays: Mapping[str, Any], template: Variables) -> None:
+    """Compares arrays with those that a network has.
+
+    Raises:
+      WorkdirError: if they are others.
+    """
     wanted = {name: _kind(leaf) for name, leaf in by_name(template).items()}
     found = {
         name: _kind(leaf)
@@ -163,7 +183,6 @@ def _read(folder: Path, facts: Facts, template: Variables) -> dict[str, jax.Arra
     ]:
         shown = unlike[:3] + ["..."] * (len(unlike) > 3)
         raise WorkdirError(f"{file} holds another network: {'; '.join(shown)}.")
-    return jax.tree.map(jax.numpy.asarray, arrays)
 
 
 def _kind(leaf: Any) -> str:

@@ -50,6 +50,12 @@ _NEEDS = {
     "onnx": "`pip install onnxruntime`.",
 }
 
+_WHOSE = {
+    "eval/global_dense": "the shared parameters are",
+    "eval/client_gated": "all clients with their own gates are",
+}
+"""Fields of metrics that an evaluation may have -> whose accuracy they are."""
+
 
 def card(facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """Writes the card.
@@ -106,7 +112,8 @@ def card(facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
                 "exported with": _pairs(facts["versions"]),
             }
         ),
-        "`model.json` holds all fields of the configuration and each start of the run.",
+        "`model.json` holds the configuration, except names of folders, and each start "
+        "of the run.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -131,13 +138,15 @@ def _costs(facts: Mapping[str, Any]) -> dict[str, str]:
         "MACs of an example": (
             f"{macs['computed']:,} of {macs['of_full_network']:,} of the full network"
         ),
-        "arrays": (
+        "arrays without gates": (
             f"{size['bytes']:,} of {size['bytes_of_full_network']:,} bytes of the full "
             "network"
         ),
     }
     if size["gate_parameters"]:
-        found["parameters of gates"] = f"{size['gate_parameters']:,}"
+        found["gates"] = (
+            f"{size['gate_parameters']:,} parameters, {size['bytes_of_gates']:,} bytes"
+        )
         found["MACs of channels that gates keep"] = f"{macs['kept']:,}"
     return found
 
@@ -146,11 +155,14 @@ def _accuracies(facts: Mapping[str, Any]) -> str:
     """Accuracies of the last evaluation, and those of a client's compact network."""
     parts = []
     if found := dict(facts["accuracy"]):
-        whose = "the shared parameters are `eval/global_dense`"
-        if facts["client"] is not None:
-            whose += ", all clients with their own gates `eval/client_gated`"
         rows = {name: f"{x:.4g}" for name, x in found.items() if name != "round"}
-        parts.append(f"After round {found['round']}, where {whose}:\n\n{_list(rows)}")
+        whose = [
+            f"{words} `{field}`"
+            for field, words in _WHOSE.items()
+            if any(name.startswith(f"{field}/") for name in rows)
+        ]
+        where = f", where {', '.join(whose)}" if whose else ""
+        parts.append(f"After round {found['round']}{where}:\n\n{_list(rows)}")
     else:
         parts.append("The run had not been evaluated.")
     if own := facts["own_validation"]:

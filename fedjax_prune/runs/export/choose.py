@@ -1,6 +1,5 @@
 """Which network of a run is exported: the shared one, or that of one client."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +7,16 @@ import jax
 import numpy as np
 
 from fedjax_prune.data.augment import TO_INPUT
+from fedjax_prune.data.population import from_sizes
+from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.models import costs
-from fedjax_prune.models.checks import name_of
 from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.pruning.client_network import client_network, make_client_selection
+from fedjax_prune.pruning.client_network import (
+    BudgetError,
+    client_network,
+    make_client_selection,
+)
 from fedjax_prune.pruning.smaller import (
     compact,
     kept_channels,
@@ -20,11 +24,11 @@ from fedjax_prune.pruning.smaller import (
     smaller_model,
 )
 from fedjax_prune.runs.experiment import RunData, load_data
+from fedjax_prune.runs.export.ask import Asked, ask, has_gates, problems
 from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accuracy
 from fedjax_prune.runs.learning import (
     Learning,
     data_info,
-    make_learning,
     own_personal,
     start,
     task_of,
@@ -32,10 +36,7 @@ from fedjax_prune.runs.learning import (
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_state
-from fedjax_prune.runs.workdir import read_usable_config
-from fedjax_prune.types import ServerState, Task, Tree, Variables
-
-KINDS = ("dense", "masked", "compact", "gated")
+from fedjax_prune.types import Config, ServerState, Task, Tree, Variables
 
 
 class Chosen(NamedTuple):
@@ -88,7 +89,7 @@ def choose(
       kind: one of KINDS. None is `gated` with a client; without one it is `compact`, or
         `masked` if the network says nothing of its channels, of a run that prunes and
         `dense` of another.
-      client: id of a client; only of a run with gates.
+      client: id of a client that was in a cohort; only of a run with gates.
       macs: budget of a client's compact network, as in `client_network`.
 
     Raises:
@@ -96,23 +97,35 @@ def choose(
       WorkdirError, CheckpointError, RowsError: if there is nothing to read.
       DataError: if the data that a client's compact network needs cannot be read.
     """
-    learning = make_learning(read_usable_config(workdir))
-    kind = kind or _default(learning, client)
-    if problems := list(_problems(learning, kind, client, macs)):
-        raise SettingsError(problems)
+    asked = ask(workdir, kind, client, macs)
+    if found := problems(asked):
+        raise SettingsError(found)
+    return read(asked)
+
+
+def read(asked: Asked) -> Chosen:
+    """Reads a network that is asked for as `choose` does.
+
+    Args:
+      asked: without `problems`.
+
+    Raises:
+      SettingsError, WorkdirError, CheckpointError, RowsError, DataError: as `choose`.
+    """
+    learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        return _shared(learning, restore_state(learning, Path(workdir)), kind)
-    data = load_data(learning.config) if kind == "compact" else None
+        return _shared(learning, restore_state(learning, workdir), asked.kind)
+    data = load_data(learning.config) if asked.kind == "compact" else None
     origin = origin_of(learning.config, data and data.hashes)
     state, gates = of_newest(
-        Path(workdir), lambda: _read_client(learning, Path(workdir), client, origin)
+        workdir, lambda: _read_client(learning, workdir, client, origin)
     )
-    _check_trained(learning, client, gates, int(state.round))
+    _require_drawn(learning.config, client, int(state.round))
     variables = jax.jit(learning.algorithm.deliver)(state)._replace(personal=gates)
     chosen = Chosen(
         learning=learning,
         round=int(state.round),
-        kind=kind,
+        kind=asked.kind,
         client=client,
         words=f"gated: the shared parameters and the gates of client {client}",
         model=learning.model,
@@ -120,7 +133,12 @@ def choose(
         variables=variables,
         left={},
     )
-    return _compacted(chosen, state, data, macs) if data else chosen
+    if data:
+        chosen = _compacted(chosen, state, data, asked.macs)
+    if _are_first(learning, client, gates):
+        note = "; these gates are still those from before the first round"
+        chosen = chosen._replace(words=chosen.words + note)
+    return chosen
 
 
 def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
@@ -143,9 +161,9 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         model = smaller_model(model, left)
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
-    if _has_gates(learning):
+    if has_gates(learning):
         words = f"{words}; without gates; --client=ID exports a client's gates"
-    if kind == "dense" and _has_gates(learning):
+    if kind == "dense" and has_gates(learning):
         words = "dense: without gates; --client=ID exports a client's gates"
     return Chosen(
         learning=learning,
@@ -168,13 +186,14 @@ def _compacted(
     assert client is not None
     images = data.train.images[data.population.of(client)]
     model, variables, shape = gated.model, gated.variables, learning.image_shape
+    share = 1.0
     if learning.algorithm.masked is not None:
         # Units that no gate looks at are removed by the masks.
         masks = learning.algorithm.masked.delivered(state)
         whole = costs.macs_of(learning.dense_task.layers).dense
         model, variables, _ = compact(model, variables, masks, shape)
-        if macs is not None:
-            macs = min(1.0, macs * whole / costs.macs(model, shape).dense)
+        share = costs.macs(model, shape).dense / whole
+    budget = None if macs is None else min(1.0, macs / share)
     with product_precision(config.precision):
         select = make_client_selection(
             model,
@@ -183,7 +202,12 @@ def _compacted(
         )
         try:
             selection = select(variables, images)
-            found = client_network(model, variables, selection, shape, macs=macs)
+            found = client_network(model, variables, selection, shape, macs=budget)
+        except BudgetError as error:
+            assert macs is not None, "there was a budget"
+            # Its shares are of what the masks have left.
+            least = BudgetError(error.least * share, macs)
+            raise SettingsError([str(least).rstrip(".")]) from error
         except ValueError as error:
             raise SettingsError([str(error).rstrip(".")]) from error
         accuracy = client_accuracy(
@@ -207,79 +231,38 @@ def _compacted(
     )
 
 
-def _check_trained(learning: Learning, client: int, gates: Tree, finished: int) -> None:
-    """Refuses a client whose gates are those from before the first round.
+def _require_drawn(config: Config, client: int, finished: int) -> None:
+    """Refuses a client that was in no cohort of the finished rounds.
 
     Raises:
-      SettingsError: if they are.
+      SettingsError: if it was in none.
     """
-    first = jax.jit(lambda: start(learning)[1].personal)()
-    if (draw := own_personal(learning)) is not None:
-        first = jax.jit(draw)(np.int32(client))
-    # Another processor may have rounded the first ones in another way.
-    if all(jax.tree.leaves(jax.tree.map(np.allclose, gates, first))):
+    if not was_drawn(config, client, finished):
         raise SettingsError(
             [
-                f"client must be one that was trained: in round {finished} the gates "
-                f"of client {client} are still the first ones"
+                "client must be one that was trained: no cohort of the "
+                f"{finished} rounds had client {client}"
             ]
         )
 
 
-def _default(learning: Learning, client: int | None) -> str:
-    if client is not None:
-        return "gated"
-    if learning.algorithm.masked is None:
-        return "dense"
-    return "compact" if learning.task.groups else "masked"
+def was_drawn(config: Config, client: int, finished: int) -> bool:
+    """Whether a client was in the cohort of one of the finished rounds."""
+    sizes = np.zeros(config.data.num_clients, np.int64)
+    everyone = from_sizes(np.zeros(0, np.int32), sizes)
+    size, seed = config.cohort_size, config.seed
+    return any(
+        client in draw_clients(everyone, size, seed=seed, round=round)
+        for round in range(finished)
+    )
 
 
-def _problems(
-    learning: Learning, kind: str, client: int | None, macs: float | None
-) -> Iterator[str]:
-    """Says what of the arguments the run cannot give."""
-    name = learning.config.algorithm.name
-    if kind not in KINDS:
-        yield f"kind must be one of {', '.join(KINDS)}, got {kind!r}"
-        return
-    masked, gated = learning.algorithm.masked is not None, _has_gates(learning)
-    if client is not None and not gated:
-        yield f"client must be left out for a run without gates, got {client}"
-        return
-    if client is not None and kind in ("dense", "masked"):
-        yield f"client must be left out for kind {kind}, which is the same for all"
-    count = learning.config.data.num_clients
-    if client is not None and not 0 <= client < count:
-        yield f"client must be in [0, {count - 1}], got {client}"
-    if kind == "dense" and masked:
-        yield (
-            f"kind must be masked or compact for a run of {name}, whose shared "
-            "parameters are under masks, got 'dense'"
-        )
-    if kind == "masked" and not masked:
-        yield f"kind must not be masked for a run of {name}, which has no masks"
-    if kind == "compact" and client is None and not masked:
-        yield (
-            f"kind compact needs the masks of a run that prunes, which {name} has not, "
-            "or a client of a run with gates: --client=ID"
-        )
-    elif kind == "compact" and not learning.task.groups:
-        yield (
-            f"kind must not be compact for {name_of(learning.model)}, which names no "
-            "channels that could be removed"
-        )
-    if kind == "gated" and not gated:
-        yield "kind must not be gated for a run without gates (model.gated)"
-    elif kind == "gated" and client is None:
-        yield "kind gated needs a client, whose gates are exported: --client=ID"
-    if macs is not None and (kind != "compact" or client is None):
-        yield "macs must be left out except for kind compact with a client"
-
-
-def _has_gates(learning: Learning) -> bool:
-    """Whether the network has personal parameters; with keep ratio 1 it has none."""
-    shapes = jax.eval_shape(learning.task.init, jax.random.key(0))
-    return bool(jax.tree.leaves(shapes.personal))
+def _are_first(learning: Learning, client: int, gates: Tree) -> bool:
+    """Whether gates are those from before the first round, as of a dropped client."""
+    first = jax.jit(lambda: start(learning)[1].personal)()
+    if (draw := own_personal(learning)) is not None:
+        first = jax.jit(draw)(np.int32(client))
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, gates, first)))
 
 
 def _read_client(

@@ -6,29 +6,28 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_prune.data.augment import NORMALISATIONS
 from fedjax_prune.data.labels import labels_of
-from fedjax_prune.models import costs
+from fedjax_prune.models import costs, own
 from fedjax_prune.models.checks import name_of
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.modules import gates_of
 from fedjax_prune.runs import environment
-from fedjax_prune.runs.export.choose import KINDS, Chosen
-from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.export.choose import Chosen
 from fedjax_prune.runs.learning import data_info, image_shape_of
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import usable
 from fedjax_prune.types import Config
 
 FACTS = "model.json"
 FORMATS = ("safetensors", "stablehlo", "onnx")
 DTYPES = ("uint8", "float32")
+_FITTING = {"image": DTYPES, "text": DTYPES[:1], "vector": DTYPES[1:]}
+"""Kind of data -> dtypes of the input, the default one first."""
 INPUT, OUTPUT = "input", "logits"
 """Names of what a program takes and returns."""
 
@@ -41,27 +40,15 @@ _PACKAGES = {
 }
 
 
-class Facts(NamedTuple):
-    """The facts of an exported network that are needed to make it again.
-
-    Attributes:
-      config: of the run.
-      format: one of FORMATS.
-      kind: one of KINDS.
-      left: name of a group -> number of its channels that are left.
-      shape: [batch_size, height, width, channels] of the input; a batch size of 0
-        stands for any.
-      dtype: one of DTYPES.
-      values: all of `model.json`.
-    """
-
-    config: Config
-    format: str
-    kind: str
-    left: dict[str, int]
-    shape: tuple[int, ...]
-    dtype: str
-    values: Mapping[str, Any]
+def input_problems(config: Config, dtype: str | None, batch_size: int) -> list[str]:
+    """Says what of the arguments of `input_of` is wrong."""
+    kind, found = data_info(config).kind, []
+    if dtype not in (None, *_FITTING[kind]):
+        fitting = " or ".join(_FITTING[kind])
+        found.append(f"input_dtype must be {fitting} for {kind}s, got {dtype!r}")
+    if batch_size < 0:
+        found.append(f"batch_size must be at least 0, got {batch_size}")
+    return found
 
 
 def input_of(config: Config, dtype: str | None, batch_size: int) -> dict[str, Any]:
@@ -69,23 +56,11 @@ def input_of(config: Config, dtype: str | None, batch_size: int) -> dict[str, An
 
     Args:
       config: of the run.
-      dtype: one of DTYPES; None is uint8, for vectors float32.
-      batch_size: 0 is any.
-
-    Raises:
-      SettingsError: if the data cannot have that dtype, or the batch size is negative.
+      dtype: one of DTYPES that fits the data; None is uint8, for vectors float32.
+      batch_size: at least 0, which is any.
     """
-    kind, found = data_info(config).kind, []
-    fitting = {"image": DTYPES, "text": DTYPES[:1], "vector": DTYPES[1:]}[kind]
-    dtype = dtype or fitting[0]
-    if dtype not in fitting:
-        found.append(
-            f"input_dtype must be {' or '.join(fitting)} for {kind}s, got {dtype!r}"
-        )
-    if batch_size < 0:
-        found.append(f"batch_size must be at least 0, got {batch_size}")
-    if found:
-        raise SettingsError(found)
+    kind = data_info(config).kind
+    dtype = dtype or _FITTING[kind][0]
     mean, std = NORMALISATIONS[config.data.normalize]
     words = {
         "image": "pixels from 0 to 255" if dtype == "uint8" else "pixels from 0 to 1",
@@ -151,55 +126,23 @@ def facts_of(
             ],
         },
         "accuracy": _accuracy(workdir, chosen.round),
-        "own_validation": own._asdict() if (own := chosen.own_validation) else None,
+        "own_validation": measured._asdict()
+        if (measured := chosen.own_validation)
+        else None,
         "size": _size(chosen),
         "macs": _macs(chosen),
         "versions": _versions(format),
-        "config": json.loads(config.to_json_best_effort()),
+        "config": _without_folders(config),
     }
 
 
-def read_facts(file: Path) -> Facts:
-    """Reads `model.json`.
-
-    Raises:
-      WorkdirError: if the file is missing or not what `export_model` has written.
-    """
-    try:
-        found = json.loads(file.read_text())
-        facts = Facts(
-            config=usable(file, found["config"]),
-            format=found["format"],
-            kind=found["kind"],
-            left=found["architecture"]["left"],
-            shape=tuple(found["input"]["shape"]),
-            dtype=found["input"]["dtype"],
-            values=found,
-        )
-        counts = all(type(n) is int and 1 <= n < 2**31 for n in facts.left.values())
-        sizes = len(facts.shape) == 4 and all(type(n) is int for n in facts.shape)
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{file} cannot be read: {error}.") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise WorkdirError(
-            f"{file} is not what an export writes: {type(error).__name__} {error}."
-        ) from error
-    for name, value, known in (
-        ("format", facts.format, FORMATS),
-        ("kind", facts.kind, KINDS),
-        ("dtype", facts.dtype, DTYPES),
-    ):
-        if value not in known:
-            raise WorkdirError(
-                f"{file} describes no model: {name} must be one of {', '.join(known)}, "
-                f"got {value!r}."
-            )
-    if not counts or not sizes:
-        raise WorkdirError(
-            f"{file} describes no model: left must be counts and the input's shape "
-            f"four numbers, got {facts.left} and {facts.shape}."
-        )
-    return facts
+def _without_folders(config: Config) -> dict[str, Any]:
+    """A configuration that names no folder of the user, for readers elsewhere."""
+    values = json.loads(config.to_json_best_effort())
+    values["rows_dir"] = values["data"]["dir"] = ""
+    if own.is_own(values["model"]["name"]):
+        values["model"]["name"] = own.without_folder(values["model"]["name"])
+    return values
 
 
 def _accuracy(workdir: Path, round: int) -> dict[str, Any]:
@@ -214,33 +157,44 @@ def _accuracy(workdir: Path, round: int) -> dict[str, Any]:
 
 def _size(chosen: Chosen) -> dict[str, Any]:
     """Numbers of parameters, bytes, and the shares that are 0 and were removed."""
-    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0)).params
-    full, left = costs.num_entries(whole), costs.num_entries(chosen.variables.params)
-    leaves = jax.tree.leaves(chosen.variables.params)
-    used = sum(int(np.count_nonzero(leaf)) for leaf in leaves)
+    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0))
+    params, gates, model_state, alive = chosen.variables
+    full, left = costs.num_entries(whole.params), costs.num_entries(params)
+    used = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
     return {
         "parameters": left,
         "parameters_of_full_network": full,
-        "gate_parameters": costs.num_entries(chosen.variables.personal),
+        "gate_parameters": costs.num_entries(gates),
         "sparsity": 1 - used / full,
-        "bytes": costs.tree_bytes(chosen.variables),
-        "bytes_of_full_network": costs.tree_bytes(whole),
+        # Both have the batch statistics, and neither has gates.
+        "bytes": costs.tree_bytes((params, model_state)),
+        "bytes_of_full_network": costs.tree_bytes((whole.params, whole.model_state)),
+        "bytes_of_gates": costs.tree_bytes((gates, alive)),
     }
 
 
 def _macs(chosen: Chosen) -> dict[str, int]:
     """The multiply-accumulates for one example."""
-    own = costs.macs_of(chosen.task.layers)
+    macs = costs.macs_of(chosen.task.layers)
     return {
         # What this network computes: a mask after a convolution saves nothing.
-        "computed": own.dense + own.gates,
+        "computed": macs.dense + macs.gates,
         # Those of the channels that its gates keep.
-        "kept": own.kept + own.gates,
+        "kept": macs.kept + macs.gates,
         "of_full_network": costs.macs_of(chosen.learning.dense_task.layers).dense,
     }
 
 
 def _versions(format: str) -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES[format]}
-    own = sys.modules["fedjax_prune"].__version__
-    return {"python": platform.python_version(), "fedjax_prune": own} | versions
+    versions = {name: version_of(name) for name in _PACKAGES[format]}
+    library = sys.modules["fedjax_prune"].__version__
+    return {"python": platform.python_version(), "fedjax_prune": library} | versions
+
+
+def version_of(module: str) -> str:
+    """The version of the distribution that has a module.
+
+    Several have the same one: `onnxruntime` is of onnxruntime or onnxruntime-gpu.
+    """
+    distributions = importlib.metadata.packages_distributions().get(module, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"

@@ -76,7 +76,7 @@ def serialise(
             raise
         reason = str(error).strip().partition("\n")[0]
         raise WorkdirError(
-            "The network cannot be exported for any batch size: "
+            "The network cannot be exported for a batch size that is left open: "
             f"{type(error).__name__}: {reason} Give it one, as with --batch_size=1."
         ) from error
     return bytes(program.serialize())

@@ -1,25 +1,47 @@
 """Writes a folder with a network, what it is, and how it is loaded."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from fedjax_prune.models.own import is_own
 from fedjax_prune.runs.export.arrays import ARRAYS, to_bytes
+from fedjax_prune.runs.export.ask import Asked, ask, problems
 from fedjax_prune.runs.export.card import CARD, card
-from fedjax_prune.runs.export.choose import Chosen, choose
-from fedjax_prune.runs.export.facts import FACTS, FORMATS, facts_of, input_of
+from fedjax_prune.runs.export.choose import Chosen, read
+from fedjax_prune.runs.export.facts import (
+    FACTS,
+    FORMATS,
+    facts_of,
+    input_of,
+    input_problems,
+)
+from fedjax_prune.runs.export.folder import folder_problems, whole_folder
 from fedjax_prune.runs.export.program import (
     PROGRAM,
     input_spec,
     make_serve,
     serialise,
 )
-from fedjax_prune.runs.export.to_onnx import convert, require_onnx
-from fedjax_prune.runs.files import WorkdirError, remove
+from fedjax_prune.runs.export.to_onnx import convert, onnx_problems
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import read_usable_config
+
+
+class Plan(NamedTuple):
+    """An export whose arguments are right.
+
+    Attributes:
+      asked: the network.
+      folder: for the network.
+      format: one of FORMATS.
+      input: as `input_of` returns it.
+    """
+
+    asked: Asked
+    folder: Path
+    format: str
+    input: dict[str, Any]
 
 
 def export_model(
@@ -56,33 +78,78 @@ def export_model(
       What was written.
 
     Raises:
-      SettingsError: if the run cannot give that, or packages are missing.
+      SettingsError: with everything that the run cannot give, or the packages that are
+        missing.
       WorkdirError, CheckpointError, RowsError, DataError: as `choose`, or if the folder
         is not empty, or the network cannot be converted. Nothing is left then.
     """
-    folder, workdir = Path(folder), Path(workdir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WorkdirError(f"{folder} must be a new or an empty folder.")
+    plan = plan_export(
+        workdir,
+        folder,
+        format=format,
+        kind=kind,
+        client=client,
+        macs=macs,
+        batch_size=batch_size,
+        input_dtype=input_dtype,
+    )
+    return write_export(plan)
+
+
+def plan_export(
+    workdir: str | Path,
+    folder: str | Path,
+    *,
+    format: str = "safetensors",
+    kind: str | None = None,
+    client: int | None = None,
+    macs: float | None = None,
+    batch_size: int = 0,
+    input_dtype: str | None = None,
+) -> Plan:
+    """Checks all arguments of `export_model` before a checkpoint is read.
+
+    Raises:
+      SettingsError: with everything that is wrong.
+      WorkdirError: if there is no run, or only the folder is wrong.
+    """
+    asked = ask(workdir, kind, client, macs)
+    config, found = asked.learning.config, problems(asked)
     if format not in FORMATS:
-        raise SettingsError(
-            [f"format must be one of {', '.join(FORMATS)}, got {format!r}"]
-        )
-    config = read_usable_config(workdir)
+        found.append(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "onnx":
-        require_onnx(config)
-    chosen = choose(workdir, kind, client, macs)
-    # What the user's own files hold is known only now.
-    read = input_of(chosen.learning.config, input_dtype, batch_size)
-    facts = facts_of(chosen, workdir, format, read)
-    with _whole(folder) as unfinished:
+        found += onnx_problems(config)
+    found += input_problems(config, input_dtype, batch_size)
+    taken = folder_problems(Path(folder))
+    if found:
+        raise SettingsError(found + taken)
+    if taken:
+        raise WorkdirError(f"{taken[0]}.")
+    given = input_of(config, input_dtype, batch_size)
+    return Plan(asked, Path(folder), format, given)
+
+
+def write_export(plan: Plan) -> Chosen:
+    """Writes what was planned; see `export_model`.
+
+    Raises:
+      SettingsError, WorkdirError, CheckpointError, RowsError, DataError: as
+        `export_model`.
+    """
+    format, given = plan.format, plan.input
+    chosen = read(plan.asked)
+    config = chosen.learning.config
+    facts = facts_of(chosen, plan.asked.workdir, format, given)
+    with whole_folder(plan.folder) as unfinished:
         (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         if format != "stablehlo":
             (unfinished / ARRAYS).write_bytes(to_bytes(chosen.variables))
         if format == "onnx":
-            convert(unfinished)
+            name = config.model.name
+            convert(unfinished, name if is_own(name) else None)
             (unfinished / ARRAYS).unlink()
         else:
-            spec = input_spec(tuple(read["shape"]), read["dtype"])
+            spec = input_spec(tuple(given["shape"]), given["dtype"])
             serve = make_serve(chosen.task, chosen.variables, config.precision)
             program = serialise(
                 serve, chosen.variables, spec, has_arrays=format == "stablehlo"
@@ -91,23 +158,3 @@ def export_model(
         sizes = {f.name: f.stat().st_size for f in sorted(unfinished.iterdir())}
         (unfinished / CARD).write_text(card(facts, sizes))
     return chosen
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Makes a hidden folder that gets its name when all is in it.
-
-    Raises:
-      WorkdirError: if it cannot be written.
-    """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
-        remove(unfinished)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        os.replace(unfinished, folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise WorkdirError(f"{folder} cannot be written: {reason}.") from error
-    finally:
-        remove(unfinished)
