@@ -105,6 +105,8 @@ def serve(
         for number in range(1, config.rounds + 1):
             state, row = rounds.run(state, number)
             write(number, state, row)
+        place = f"the model is in {workdir}" if workdir else "no workdir, nothing saved"
+        _LOG.info("Finished %d rounds; %s", config.rounds, place)
         return state
 
 

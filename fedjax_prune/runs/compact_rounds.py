@@ -23,8 +23,9 @@ from fedjax_prune.pruning.smaller import (
     shrink,
     smaller_model,
 )
-from fedjax_prune.runs.learning import Learning
-from fedjax_prune.runs.programs import WholeRounds
+from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.learning import Learning, make_learning
+from fedjax_prune.runs.programs import Rounds, WholeRounds
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -40,6 +41,16 @@ SPARE = 1.1
 """A compiled round is reused if it costs at most this many times the MACs."""
 
 Widths = Mapping[str, int]
+
+
+def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
+    """The rounds that a configuration asks for, on the whole or on smaller models."""
+    learning, config = experiment.learning, experiment.config
+    if config.compact_training:
+        return CompactRounds(
+            learning, placement, lambda model: make_learning(config, model)
+        )
+    return WholeRounds(learning.task, learning.algorithm.round, placement)
 
 
 class CompactRounds:

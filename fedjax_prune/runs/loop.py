@@ -6,6 +6,7 @@ host, and compacted rounds, which ask which channels are left.
 """
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from fedjax_prune.engine.placing import gather_whole, put_cohort, put_split, put
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console, metrics
 from fedjax_prune.runs.accounting import privacy_row
-from fedjax_prune.runs.compact_rounds import CompactRounds
+from fedjax_prune.runs.compact_rounds import make_rounds
 from fedjax_prune.runs.evaluated import (
     evaluated_clients,
     num_measured,
@@ -35,9 +36,8 @@ from fedjax_prune.runs.evaluated import (
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import stop_requested
-from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import MetricsLog, NoLog, open_metrics
-from fedjax_prune.runs.programs import Evaluation, Rounds, WholeRounds
+from fedjax_prune.runs.programs import Evaluation, Rounds
 from fedjax_prune.runs.recorder import Recorder
 from fedjax_prune.runs.saving import Saver, background_saves
 from fedjax_prune.runs.track import tracked
@@ -82,6 +82,8 @@ class Dispatched(NamedTuple):
       hashes: of the state after it, on the devices; {} if it is not hashed.
       compile_seconds: spent compiling for it.
       recorded: what the recorder has measured, on the devices; {} if it is not due.
+      trained: when its sums were there, in seconds of the monotonic clock.
+      measured: the same of the accuracies and of what is recorded.
     """
 
     number: int
@@ -92,6 +94,8 @@ class Dispatched(NamedTuple):
     hashes: dict[str, jax.Array]
     compile_seconds: float
     recorded: dict[str, Tree]
+    trained: Future[float]
+    measured: Future[float]
 
 
 class Journal(NamedTuple):
@@ -129,12 +133,10 @@ class Journal(NamedTuple):
           TrainingError: if a client's loss or update became non-finite and is not
             dropped, if the server's step did, or if masks leave nothing of an array.
         """
-        jax.block_until_ready(done.sums)
-        trained = time.monotonic()
         sums, accuracies, hashes, recorded = read_devices(
             (done.sums, done.accuracies, done.hashes, done.recorded)
         )
-        finished = time.monotonic()
+        trained, finished = done.trained.result(), done.measured.result()
         sums = of_clients(sums, done.cohort)
         if self.experiment.config.on_bad_client == "abort":
             require_finite(sums, done.number, done.cohort)
@@ -182,6 +184,7 @@ class Dispatcher(NamedTuple):
       recorder: for the page.
       key: of the run, on the devices.
       rows: of all clients; replaced round by round.
+      clock: its thread notes when numbers are there, also while this one is busy.
     """
 
     experiment: Experiment
@@ -192,6 +195,7 @@ class Dispatcher(NamedTuple):
     recorder: Recorder
     key: jax.Array
     rows: Store
+    clock: ThreadPoolExecutor
 
     def compile(self, state: ServerState) -> float:
         """Compiles all programs except the rounds; returns the seconds."""
@@ -223,7 +227,7 @@ class Dispatcher(NamedTuple):
         wanted = put_split(self.placement, first_by_id(cohort, measured))
         state, taken, sums = self.rounds(inputs, self.evaluation.test, wanted)
         self.rows.put(cohort.client_ids, taken)
-        seconds = self.rounds.seconds
+        seconds, trained = self.rounds.seconds, self.clock.submit(_when_ready, sums)
         return state, Dispatched(
             number=number,
             cohort=cohort,
@@ -233,6 +237,8 @@ class Dispatcher(NamedTuple):
             hashes=gather_whole(self.placement, self.hashes(number, state)),
             compile_seconds=seconds,
             recorded={},
+            trained=trained,
+            measured=trained,
         )
 
     def evaluate(self, state: ServerState, done: Dispatched) -> Dispatched:
@@ -244,17 +250,15 @@ class Dispatcher(NamedTuple):
             return done
         ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
         accuracies = self.evaluation(state, self.rows, ids)
-        return done._replace(accuracies=gather_whole(self.placement, accuracies))
+        accuracies = gather_whole(self.placement, accuracies)
+        measured = self.clock.submit(_when_ready, (accuracies, recorded))
+        return done._replace(accuracies=accuracies, measured=measured)
 
 
-def make_rounds(experiment: Experiment, placement: Placement) -> Rounds:
-    """The rounds that a configuration asks for, on the whole or on smaller models."""
-    learning, config = experiment.learning, experiment.config
-    if config.compact_training:
-        return CompactRounds(
-            learning, placement, lambda model: make_learning(config, model)
-        )
-    return WholeRounds(learning.task, learning.algorithm.round, placement)
+def _when_ready(values: Any) -> float:
+    """The time when the devices have computed values."""
+    jax.block_until_ready(values)
+    return time.monotonic()
 
 
 def run_rounds(
@@ -290,6 +294,7 @@ def run_rounds(
     config, algorithm = experiment.config, experiment.learning.algorithm
     messages = algorithm.messages(jax.eval_shape(lambda: state))
     recorder = Recorder(experiment, placement, folder, finished)
+    clock = ThreadPoolExecutor(1, "clock")
     dispatcher = Dispatcher(
         experiment=experiment,
         placement=placement,
@@ -299,9 +304,11 @@ def run_rounds(
         recorder=recorder,
         key=put_whole(placement, jax.random.key(config.seed)),
         rows=rows,
+        clock=clock,
     )
     compiling = dispatcher.compile(state)
     with (
+        clock,
         open_metrics(folder, finished) as own_log,
         tracked(own_log, config, folder, finished) as log,
         # Outside of the progress, whose last output may find that nobody reads it.
@@ -312,13 +319,7 @@ def run_rounds(
     ):
         aside = processes.Aside(stop.set)
         journal = Journal(
-            experiment,
-            recorder,
-            saver,
-            messages=messages,
-            log=log,
-            bar=bar,
-            aside=aside,
+            experiment, recorder, saver, messages, log=log, bar=bar, aside=aside
         )
         began = time.monotonic()
         running: Dispatched | None = None

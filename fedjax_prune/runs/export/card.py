@@ -136,7 +136,8 @@ def _costs(facts: Mapping[str, Any]) -> dict[str, str]:
         ),
         "sparsity": f"{size['sparsity']:.1%} of all parameters are 0 or removed",
         "MACs of an example": (
-            f"{macs['computed']:,} of {macs['of_full_network']:,} of the full network"
+            f"{macs['computed']:,} computed; the full network without gates has "
+            f"{macs['of_full_network']:,}"
         ),
         "arrays without gates": (
             f"{size['bytes']:,} of {size['bytes_of_full_network']:,} bytes of the full "

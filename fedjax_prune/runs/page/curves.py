@@ -69,8 +69,14 @@ def kinds(lines: Sequence[Line]) -> Panel | None:
                 values += [{**x, "kind": kind} for x in found]
     if not values:
         return None
+    # Accuracies of training have more points, and no need of marks.
+    evaluated = [x for x in values if x["kind"] != KINDS["train/accuracy"]]
     chart = band_chart(
-        data_of("accuracies", "low", "high"), lines, ("round", "round"), "accuracy (%)"
+        data_of("accuracies", "low", "high"),
+        lines,
+        ("round", "round"),
+        "accuracy (%)",
+        marks=few(evaluated),
     ).properties(width=270, height=180)
     return Panel(
         name="accuracies",
