@@ -40,6 +40,7 @@ def receivers(grid, kind):
     ]
 
 
+@pytest.mark.long
 def test_a_silent_node_is_asked_once_and_holds_up_nobody(tmp_path):
     config = config_of()
 

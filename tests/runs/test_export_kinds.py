@@ -200,6 +200,7 @@ def test_all_that_is_wrong_is_told_at_once(gated, tmp_path):
     assert words == [*names, str(tmp_path)]
 
 
+@pytest.mark.long
 def test_a_client_of_a_cohort_may_have_its_first_gates(gated, tmp_path):
     """A client may have been dropped, and its gates may have moved by little."""
     ids = draw_cohort(gated[1].config)

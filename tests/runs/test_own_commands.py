@@ -29,6 +29,7 @@ def overrides(tmp_path):
     return [f"--config.{name}={value}" for name, value in changes.items()]
 
 
+@pytest.mark.long
 def test_a_sweep_trains_estimates_verifies_and_compares(tmp_path):
     axes = ["model.hidden=4,5"]
     runs = grid.make_grid("quickstart", [], axes, overrides(tmp_path))

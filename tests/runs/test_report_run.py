@@ -89,6 +89,7 @@ def test_without_the_extra_the_summary_says_how_to_get_it(
     assert len(record.read_records(tmp_path, 2)) == 2
 
 
+@pytest.mark.long
 def test_a_resumed_run_under_masks_records_how_many_entries_change(tmp_path):
     """Resumed after round 1, which is not recorded, it compares round 2 with that."""
     config = pruned_config(rounds=3, save_every=1, **{"report.every": 2})
