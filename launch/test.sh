@@ -20,9 +20,9 @@ make_onnx_environment() {
 }
 
 EXTRAS="[test]"
-# A round is compiled for a TPU slice, rows are kept in an S3 of this machine, and the
-# API reference is made.
-if [ "${1:-}" = --long ]; then EXTRAS="[test,docs,flower,tpu,cloud,emulator]"; fi
+# A round is compiled for a TPU slice, rows are kept in an S3 of this machine, Flower
+# simulates nodes, Hugging Face's library makes a data set, and the API reference is made.
+if [ "${1:-}" = --long ]; then EXTRAS="[test,docs,flower,huggingface,tpu,cloud,emulator]"; fi
 source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift

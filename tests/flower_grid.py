@@ -131,7 +131,10 @@ def simulate(learning, dropped=lambda number, client: False):
     key = jax.random.key(config.seed)
     for number in range(config.rounds):
         drawn = draw_clients(
-            population, config.cohort_size, seed=config.seed, round=number
+            config.data.num_clients,
+            config.cohort_size,
+            seed=config.seed,
+            round=number,
         )
         cohort = make_cohort(
             population,

@@ -152,7 +152,11 @@ def _read_arrays(path: Path, facts: Facts, size: int) -> tuple[OwnData, OwnData 
     if not files[0].exists():
         raise DataError(f"{path} must have the file train.npz.")
     for file, data in zip(files, read, strict=False):
-        _require(file, "shape", _written(data.dataset), facts.shape)
+        if (found := _written(data.dataset)) != facts.shape:
+            raise DataError(
+                f"{file} must have examples of the shape {facts.shape}, as the "
+                f"training examples had at the start, got {found}."
+            )
     return read[0], read[1] if len(read) > 1 else None
 
 
@@ -178,14 +182,6 @@ def _trees(path: Path, facts: Facts) -> list[image_folder.Tree]:
 def _parts(path: Path) -> list[Path]:
     parts = [path / "train", path / "test"]
     return parts if all(part.is_dir() for part in parts) else [path]
-
-
-def _require(where: Path, what: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise DataError(
-            f"{where} must have examples of the {what} {wanted}, as the training "
-            f"examples had at the start, got {found}."
-        )
 
 
 def _written(dataset: Dataset) -> str:

@@ -86,7 +86,7 @@ def matched_test(
     if client_ids is None:
         _checked_labels("labels", train_labels, num_classes)
         client_ids = np.arange(len(population.sizes))
-    counts = _counts_of(train_labels, population, client_ids, num_classes)
+    counts = counts_of(train_labels, population, client_ids, num_classes)
     for client_id, own in zip(client_ids.tolist(), counts, strict=True):
         wanted = _matched_counts(own, available, size)
         if wanted is None:
@@ -127,7 +127,7 @@ def require_matched(
         return
     for start in range(0, len(population.sizes), 10_000):
         client_ids = np.arange(start, min(start + 10_000, len(population.sizes)))
-        counts = _counts_of(train_labels, population, client_ids, num_classes)
+        counts = counts_of(train_labels, population, client_ids, num_classes)
         unmatched = np.flatnonzero(available[counts.argmax(axis=1)] == 0)
         if unmatched.size:
             raise _unmatched(start + unmatched[0], counts[unmatched[0]], available)
@@ -164,10 +164,23 @@ def holdout(
     return select(population, ~is_held), select(population, is_held)
 
 
-def _counts_of(
+def counts_of(
     labels: np.ndarray, population: Population, client_ids: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """As `class_counts`, of some clients; only their labels are looked at."""
+    """Counts the classes of some clients, and looks at no other label.
+
+    Args:
+      labels: as in `class_counts`.
+      population: as in `class_counts`.
+      client_ids: [count] integers.
+      num_classes: as in `class_counts`.
+
+    Returns:
+      [count, num_classes] int64.
+
+    Raises:
+      ValueError: if a label is no class.
+    """
     held = np.asarray(population.indices)[places(population, client_ids)]
     own = from_sizes(np.arange(len(held)), sizes_of(population, client_ids))
     return class_counts(np.asarray(labels)[held], own, num_classes)

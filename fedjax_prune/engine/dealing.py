@@ -227,7 +227,8 @@ def sample_cohort(
       >>> cohort.client_ids.tolist(), int(cohort.cohort_examples)
       ([0, 1, 2], 6)
     """
-    ids = draw_clients(population, cohort_size, seed=seed, round=round)
+    everyone = len(population.offsets) - 1
+    ids = draw_clients(everyone, cohort_size, seed=seed, round=round)
     return make_cohort(
         population,
         ids,
@@ -240,9 +241,9 @@ def sample_cohort(
 
 @checked
 def draw_clients(
-    population: Population, cohort_size: Count, *, seed: Seed, round: Seed
+    num_clients: int, cohort_size: Count, *, seed: Seed, round: Seed
 ) -> np.ndarray:
-    """Draws clients as `sample_cohort` does.
+    """Draws clients of a population as `sample_cohort` does.
 
     Returns:
       [cohort_size] integers, ascending.
@@ -251,7 +252,6 @@ def draw_clients(
       ValueError: if `cohort_size` is not in [1, num_clients], or another number is out
         of range.
     """
-    num_clients = len(population.offsets) - 1
     if cohort_size > num_clients:
         raise ValueError(
             f"cohort_size must be in [1, {num_clients}], got {cohort_size}."

@@ -203,8 +203,9 @@ def draw_groups(
     Raises:
       ValueError: as `prepare`.
     """
-    num_clients = steps.num_clients(len(population.offsets) - 1)
-    ids = draw_clients(population, num_clients, seed=seed, round=PREPARATION)
+    everyone = len(population.offsets) - 1
+    num_clients = steps.num_clients(everyone)
+    ids = draw_clients(everyone, num_clients, seed=seed, round=PREPARATION)
     check_clients(population, ids, num_examples)
     groups = make_groups(
         population,

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from fedjax_prune.data.datasets import DataError
-from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.experiment import RunData, load_data
 from fedjax_prune.runs.learning import data_info, image_shape_of
 from fedjax_prune.types import Config, Dataset
 
@@ -68,12 +66,22 @@ def load_share(config: Config, client_id: int) -> Examples:
       DataError: if the data set cannot be read.
       SettingsError: if the examples cannot be split as asked.
     """
-    data = load_data(config)
-    own = data.population.of(client_id)
-    table = data.validation(np.array([client_id], np.int32))
-    checked = table.indices[0, : table.sizes[0]]
-    held = data.train if data.held_out else data.test
+    data = _data_of(config)
+    validation = data.validation_of(client_id)
     return Examples(
-        Dataset(data.train.images[own], data.train.labels[own]),
-        Dataset(held.images[checked], held.labels[checked]),
+        data.training_of(client_id), validation if len(validation.labels) else None
     )
+
+
+_LOADED: dict[str, RunData] = {}
+"""The configuration whose data were read last, as JSON -> these data. A process of a
+simulation is many nodes, one after another."""
+
+
+def _data_of(config: Config) -> RunData:
+    name = config.to_json_best_effort()
+    if name not in _LOADED:
+        data = load_data(config)
+        _LOADED.clear()
+        _LOADED[name] = data
+    return _LOADED[name]

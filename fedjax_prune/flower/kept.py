@@ -143,6 +143,6 @@ def _load(file: Path | None) -> dict[int, ArrayRecord]:
             for key, array in arrays.items():
                 number, _, name = key.partition(" ")
                 found.setdefault(int(number), {})[name] = Array(array)
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
     return {number: ArrayRecord(arrays) for number, arrays in found.items()}

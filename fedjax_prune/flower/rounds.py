@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fedjax_prune.data.population import from_sizes
 from fedjax_prune.engine.aggregate import join
 from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.engine.devices import Placement
@@ -55,7 +54,8 @@ class Replies(NamedTuple):
       sent: place in the cohort -> what was sent, of the clients that have arrived.
       sums: of all clients, [cohort_size, ...], numpy; `absent` is 1 where a client has
         not replied, and all other sums are then 0.
-      bytes: of arrays, that were sent to the clients and that have arrived from them.
+      bytes: `bytes_flower/down` and `bytes_flower/up`, of the arrays that clients who
+        have replied were sent, and that have arrived.
     """
 
     sent: dict[int, Tree]
@@ -120,7 +120,8 @@ class Rounds:
         messages = steps.messages(state)
         state, known = jax.jit(steps.finish)(state, gathered, key)
         row, sums = self._row(0, began, cohort, replies, jax.device_get(known))
-        row |= metrics.preparation_costs(learning, messages, sums) | replies.bytes
+        row |= metrics.preparation_costs(learning, messages, sums)
+        row |= replies.bytes
         return state, row
 
     def run(self, state: ServerState, number: int) -> tuple[ServerState, Row]:
@@ -164,9 +165,8 @@ class Rounds:
           count: of clients.
         """
         sizes = self._nodes.sizes
-        everyone = from_sizes(np.zeros(0, np.int32), sizes)
         seed = self._learning.config.seed
-        ids = draw_clients(everyone, count, seed=seed, round=draw)
+        ids = draw_clients(len(sizes), count, seed=seed, round=draw)
         facts = Facts(
             number=number,
             cohort_size=count,
@@ -212,7 +212,9 @@ class Rounds:
             )
         down = len(sums) * _num_bytes(record)
         stacked = _stack(sums, step.sums, len(places))
-        return Replies(sent, stacked, {"bytes/down": down, "bytes/up": up})
+        return Replies(
+            sent, stacked, {"bytes_flower/down": down, "bytes_flower/up": up}
+        )
 
     def _row(
         self,

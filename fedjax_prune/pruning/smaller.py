@@ -199,11 +199,12 @@ def _indices(
 def gathered_predict(
     model: Any, variables: Mapping[str, Any], image: jax.Array
 ) -> jax.Array:
-    """Runs one image through only the channels that its gates keep.
+    """Runs one image through the channels that its gates keep.
 
-    Kernels are gathered by index on both axes (FedDP, equation 3), so the products are
-    as small as the kept channels. The result equals the masked model's in evaluation
-    mode, to rounding. Shapes are static, so the function can be jitted and mapped.
+    Kernels are gathered by index on both axes (FedDP, equation 3) where a copy takes
+    less time than it saves; other layers are computed whole (`blocks.is_gathered`). The
+    result equals the masked model's in evaluation mode, to rounding. Shapes are static,
+    so the function can be jitted and mapped.
 
     Args:
       model: one of the convolutional MODELS.

@@ -2,7 +2,7 @@
 
 They are empty until a run begins. Then they are filled in and written to `config.json`,
 so that a run whose files have changed is refused, and a model can be exported without
-the data.
+the data, unless a client's data choose its channels.
 """
 
 import copy
@@ -16,7 +16,7 @@ from fedjax_prune.types import Config
 
 
 def completed(config: Config) -> Config:
-    """Fills in the fields of FILLED_IN that are empty.
+    """Fills in the fields of `workdir.FILLED_IN` that are empty.
 
     Args:
       config: already checked.
@@ -32,8 +32,7 @@ def completed(config: Config) -> Config:
     found: dict[str, Any] = {}
     name = values["data.name"]
     if DATASETS[name].own and not values["data.image_shape"]:
-        folder, size = values["data.dir"], values["data.size"]
-        facts = facts_of(name, folder, size if name == "image_folder" else 0)
+        facts = facts_of(name, values["data.dir"], values["data.size"])
         found["data.classes"] = facts.classes
         found["data.image_shape"] = facts.shape
     model = values["model.name"]

@@ -48,6 +48,18 @@ class RunData(NamedTuple):
     held_out: bool
     hashes: Mapping[str, str] = {}
 
+    def training_of(self, client: int) -> Dataset:
+        """The training examples of a client, numpy."""
+        own = self.population.of(client)
+        return Dataset(self.train.images[own], self.train.labels[own])
+
+    def validation_of(self, client: int) -> Dataset:
+        """The validation set of a client, numpy; it may be empty."""
+        table = self.validation(np.array([client], np.int32))
+        own = table.indices[0, : table.sizes[0]]
+        images, labels = self.train if self.held_out else self.test
+        return Dataset(images[own], labels[own])
+
 
 class Experiment(NamedTuple):
     """The parts of a run, fixed by its configuration.
@@ -89,11 +101,11 @@ def build(config: Config) -> Experiment:
 def load_data(config: Config) -> RunData:
     """Loads the data of a run and deals it to clients.
 
+    Whether resized images fit the memory is known before any image is read; for arrays
+    of the user and a data set that comes with its clients, before they are resized.
+
     Args:
       config: with what the user's own files hold, as `completed` fills it in.
-
-    Whether resized images fit the memory is known before any image is read; for a data
-    set that comes with its clients, after reading and before resizing.
 
     Raises:
       DataError: if the data set cannot be read.
@@ -198,7 +210,7 @@ def _own(config: Config) -> _Parts:
         data.dir,
         facts,
         by_client=by_client,
-        size=data.size if pictures else 0,
+        size=data.size,
         num_train=data.num_train,
         num_test=config.eval.num_examples,
         seed=data.seed,

@@ -244,15 +244,14 @@ class Dispatcher(NamedTuple):
     def evaluate(self, state: ServerState, done: Dispatched) -> Dispatched:
         """Starts what is measured after a round: an evaluation, a record, if due."""
         ids = done.cohort.client_ids[by_id(done.cohort)]
-        recorded = self.recorder(done.number, state, self.rows, ids)
-        done = done._replace(recorded=recorded)
-        if not done.num_measured:
-            return done
-        ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
-        accuracies = self.evaluation(state, self.rows, ids)
-        accuracies = gather_whole(self.placement, accuracies)
-        measured = self.clock.submit(_when_ready, (accuracies, recorded))
-        return done._replace(accuracies=accuracies, measured=measured)
+        recorded, accuracies = self.recorder(done.number, state, self.rows, ids), {}
+        if done.num_measured:
+            ids = evaluated_clients(self.experiment.config, done.cohort, done.number)
+            accuracies = self.evaluation(state, self.rows, ids)
+            accuracies = gather_whole(self.placement, accuracies)
+        more = {"recorded": recorded, "accuracies": accuracies}
+        measured = self.clock.submit(_when_ready, (done.sums, more))
+        return done._replace(**more, measured=measured)
 
 
 def _when_ready(values: Any) -> float:

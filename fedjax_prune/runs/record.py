@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_prune.runs.files import unwritable
-from fedjax_prune.types import Population
 
 FOLDER = "report"
-"""Folder of records, pictures and the page in a workdir."""
+"""Folder of records and of the page in a workdir."""
 CLASS_EXAMPLES = 8
 """Test examples of each class whose channels are counted: the first ones."""
 CLASS_CLIENTS = 2
@@ -174,32 +173,6 @@ def read_partition(workdir: Path) -> np.ndarray | None:
     file = workdir / FOLDER / _PARTITION
     arrays = _read(file) if file.exists() else {}
     return arrays.get("counts")
-
-
-def class_counts(
-    labels: np.ndarray, population: Population, num_classes: int
-) -> np.ndarray:
-    """Counts the classes of the first MOST_CLIENTS clients.
-
-    Args:
-      labels: [num_examples] int.
-      population: who holds which of these examples.
-      num_classes: above every label.
-
-    Returns:
-      [clients, num_classes] int32.
-
-    Examples:
-      >>> population = fedjax_prune.Population(np.array([2, 0, 1]), np.array([0, 1, 3]))
-      >>> class_counts(np.array([0, 1, 1]), population, num_classes=2).tolist()
-      [[0, 1], [1, 1]]
-    """
-    offsets = np.asarray(population.offsets[: MOST_CLIENTS + 1])
-    owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    counts = np.zeros((len(offsets) - 1, num_classes), np.int32)
-    held = labels[population.indices[: offsets[-1]]]
-    np.add.at(counts, (owners, held), 1)
-    return counts
 
 
 def _file(workdir: Path, number: int) -> Path:

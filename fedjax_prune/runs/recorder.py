@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.data.augment import TO_INPUT
+from fedjax_prune.data.validation import counts_of
 from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import by_id
@@ -22,9 +23,9 @@ from fedjax_prune.runs.learning import Learning, data_info
 from fedjax_prune.runs.record import (
     CLASS_CLIENTS,
     CLASS_EXAMPLES,
+    MOST_CLIENTS,
     MOST_TROUBLED,
     Record,
-    class_counts,
     make_record,
     recorded_rounds,
     write_partition,
@@ -98,9 +99,10 @@ class Recorder:
 
         def write() -> None:
             data = self._experiment.data
-            labels, num_classes = data.train.labels, _num_classes(self._experiment)
-            counts = class_counts(np.asarray(labels), data.population, num_classes)
-            write_partition(self._folder, counts)
+            ids = np.arange(min(MOST_CLIENTS, len(data.population.offsets) - 1))
+            num_classes = _num_classes(self._experiment)
+            counts = counts_of(data.train.labels, data.population, ids, num_classes)
+            write_partition(self._folder, counts.astype(np.int32))
 
         processes.on_first(write)
 

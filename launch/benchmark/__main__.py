@@ -11,8 +11,8 @@ ratio of steps run to steps with examples; `MB` is what a round takes on each de
 
 The suite `inference` times networks that are trained, for a few images: one process
 calls all their forms in turn. Its table has the median and the 95th percentile of the
-latency, the MACs that a form computes as a share of the dense network's, and its speed
-as a multiple of the dense network's.
+latency, the MACs of a form as a share of the dense network's, and its speed as a
+multiple of the dense network's.
 
 Without --peers all installed peers run; --peers=NAMES installs those peers first;
 --peers= leaves all peers out. For example:

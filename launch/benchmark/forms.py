@@ -70,7 +70,8 @@ class Form(NamedTuple):
 
     Attributes:
       call: computes them.
-      macs: multiply-accumulates for one image that are computed, gates included.
+      macs: multiply-accumulates for one image, gates included. Of `gathered` they are
+        those of the kept channels, though large kernels are computed whole.
     """
 
     call: Call

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 def modules() -> list[str]:
     """The package, whose page has the public names, its rooms and its other files."""
     inside = sorted(LIBRARY.glob("[!_]*.py")) + sorted(LIBRARY.glob("[!_]*/"))
-    names = (path.stem for path in inside if path.suffix == ".py" or path.is_dir())
+    names = (path.stem for path in inside)
     return ["fedjax_prune", *(f"fedjax_prune.{name}" for name in names)]
 
 

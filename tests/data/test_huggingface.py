@@ -178,7 +178,7 @@ def test_a_size_must_be_a_whole_number():
 @pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None,
-    reason="datasets is not installed: pip install datasets",
+    reason="datasets is not installed: pip install 'fedjax_prune[huggingface]'",
 )
 def test_the_library_itself_gives_what_the_stand_ins_give(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from fedjax_prune.data.augment import TO_INPUT
-from fedjax_prune.data.population import from_sizes
 from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.models import costs
 from fedjax_prune.models.modules import without_gates
@@ -19,9 +18,6 @@ from fedjax_prune.pruning.client_network import (
 )
 from fedjax_prune.pruning.smaller import (
     compact,
-    kept_channels,
-    shrink,
-    smaller_model,
 )
 from fedjax_prune.runs.experiment import RunData, load_data
 from fedjax_prune.runs.export.ask import Asked, ask, has_gates, problems
@@ -151,14 +147,11 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         total = costs.num_entries(variables.params)
         words += f", of which {pruned:,} of {total:,} are 0"
     if kind == "compact":
-        masked, groups = learning.algorithm.masked, learning.task.groups
-        assert masked is not None and groups, "a kind that was checked"
-        masks = masked.delivered(state)
-        kept = kept_channels(learning.model, masks, learning.image_shape)
-        # This is one program; array by array, several would be compiled.
-        variables = jax.jit(lambda tree: shrink(tree, groups, kept))(variables)
+        masked = learning.algorithm.masked
+        assert masked is not None, "a kind that was checked"
+        masks, shape = masked.delivered(state), learning.image_shape
+        model, variables, kept = compact(model, variables, masks, shape)
         left = {name: len(indices) for name, indices in kept.items()}
-        model = smaller_model(model, left)
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
     if has_gates(learning):
@@ -184,7 +177,7 @@ def _compacted(
     """The plain network of the channels that a client's training examples select."""
     learning, client, config = gated.learning, gated.client, gated.learning.config
     assert client is not None
-    images = data.train.images[data.population.of(client)]
+    images = data.training_of(client).images
     model, variables, shape = gated.model, gated.variables, learning.image_shape
     share = 1.0
     if learning.algorithm.masked is not None:
@@ -237,24 +230,17 @@ def _require_drawn(config: Config, client: int, finished: int) -> None:
     Raises:
       SettingsError: if it was in none.
     """
-    if not was_drawn(config, client, finished):
+    size, seed, count = config.cohort_size, config.seed, config.data.num_clients
+    if not any(
+        client in draw_clients(count, size, seed=seed, round=round)
+        for round in range(finished)
+    ):
         raise SettingsError(
             [
                 "client must be one that was trained: no cohort of the "
                 f"{finished} rounds had client {client}"
             ]
         )
-
-
-def was_drawn(config: Config, client: int, finished: int) -> bool:
-    """Whether a client was in the cohort of one of the finished rounds."""
-    sizes = np.zeros(config.data.num_clients, np.int64)
-    everyone = from_sizes(np.zeros(0, np.int32), sizes)
-    size, seed = config.cohort_size, config.seed
-    return any(
-        client in draw_clients(everyone, size, seed=seed, round=round)
-        for round in range(finished)
-    )
 
 
 def _are_first(learning: Learning, client: int, gates: Tree) -> bool:

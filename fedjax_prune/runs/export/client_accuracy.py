@@ -5,15 +5,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from fedjax_prune.engine.evaluate import correct_examples
 from fedjax_prune.models import costs
 from fedjax_prune.models.modules import without_gates
 from fedjax_prune.runs.experiment import RunData
 from fedjax_prune.runs.learning import image_shape_of, task_of
-from fedjax_prune.types import Config, Dataset, Variables
+from fedjax_prune.types import Config, Variables
 
 
 class ClientAccuracy(NamedTuple):
@@ -42,8 +40,8 @@ def client_accuracy(
     client: int,
     gated: tuple[Any, Variables],
     compact: tuple[Any, Variables],
-) -> ClientAccuracy:
-    """Measures the networks of a client on its validation set.
+) -> ClientAccuracy | None:
+    """Measures the networks of a client on its validation set; None if it is empty.
 
     Args:
       config: of the run, whose precision of products is set.
@@ -52,10 +50,9 @@ def client_accuracy(
       gated: the gated network, whole, and its variables with the client's gates.
       compact: the client's compacted network and its variables.
     """
-    source = data.train if data.held_out else data.test
-    table = data.validation(np.array([client], np.int32))
-    own = table.indices[0, : table.sizes[0]]
-    examples = Dataset(jnp.asarray(source.images[own]), jnp.asarray(source.labels[own]))
+    examples = jax.device_put(data.validation_of(client))
+    if not len(examples.labels):
+        return None
     model, variables = gated
     plain = without_gates(model)
     networks: Mapping[str, tuple[Any, Variables]] = {
@@ -73,4 +70,4 @@ def client_accuracy(
     }
     shape = image_shape_of(config)
     share = costs.macs(compact[0], shape).dense / costs.macs(plain, shape).dense
-    return ClientAccuracy(client, len(own), **accuracies, macs=share)
+    return ClientAccuracy(client, len(examples.labels), **accuracies, macs=share)

@@ -23,9 +23,6 @@ class Facts(NamedTuple):
       format: one of FORMATS.
       kind: one of KINDS.
       left: name of a group -> number of its channels that are left.
-      shape: [batch_size, height, width, channels] of the input; a batch size of 0
-        stands for any.
-      dtype: one of DTYPES.
       values: all of `model.json`.
     """
 
@@ -34,8 +31,6 @@ class Facts(NamedTuple):
     format: str
     kind: str
     left: dict[str, int]
-    shape: tuple[int, ...]
-    dtype: str
     values: Mapping[str, Any]
 
 
@@ -53,12 +48,11 @@ def read_facts(file: Path) -> Facts:
             format=found["format"],
             kind=found["kind"],
             left=found["architecture"]["left"],
-            shape=tuple(found["input"]["shape"]),
-            dtype=found["input"]["dtype"],
             values=found,
         )
         counts = all(type(n) is int and 1 <= n < 2**31 for n in facts.left.values())
-        sizes = len(facts.shape) == 4 and all(type(n) is int for n in facts.shape)
+        shape, dtype = found["input"]["shape"], found["input"]["dtype"]
+        sizes = len(shape) == 4 and all(type(n) is int for n in shape)
     except (OSError, ValueError) as error:
         raise WorkdirError(f"{file} cannot be read: {error}.") from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -74,7 +68,7 @@ def read_facts(file: Path) -> Facts:
     for name, value, known in (
         ("format", facts.format, FORMATS),
         ("kind", facts.kind, KINDS),
-        ("dtype", facts.dtype, DTYPES),
+        ("dtype", dtype, DTYPES),
     ):
         if value not in known:
             raise WorkdirError(
@@ -84,7 +78,7 @@ def read_facts(file: Path) -> Facts:
     if not counts or not sizes:
         raise WorkdirError(
             f"{file} describes no model: left must be counts and the input's shape "
-            f"four numbers, got {facts.left} and {facts.shape}."
+            f"four numbers, got {facts.left} and {shape}."
         )
     return facts
 
