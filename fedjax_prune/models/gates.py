@@ -40,6 +40,8 @@ class GateSettings(NamedTuple):
         keeps the second moment of the features, or by 1/rho, with rho = K/C.
       bias: first bias of the logits, finite.
       first: whether the first convolution is gated; that of a ResNet never is.
+      input_grad: whether the gradient of a gate's logits also reaches the layers
+        before it, through the means that the gate reads.
       resnet: one of RESNET_GATINGS. A gate follows both convolutions of a block
         (`branch`), only the first (`inner`), or both, and the first convolution reads
         only the channels that the previous block's gate kept (`literal`).
@@ -65,6 +67,9 @@ class GateSettings(NamedTuple):
     ] = "none"
     bias: Annotated[float, FINITE, "First bias of the gates."] = 1.0
     first: Annotated[bool, "Whether the first convolution is gated, too."] = True
+    input_grad: Annotated[
+        bool, "Whether the gates' gradient also reaches the layers before them."
+    ] = True
     resnet: Annotated[
         str, one_of(RESNET_GATINGS), "Which convolutions of a residual block are gated."
     ] = "branch"
@@ -302,7 +307,10 @@ class Gate(nn.Module):
           by the first; the second is 1 for kept channels, without a gradient.
         """
         kernel, bias = self._weights(x.shape[-1], wide(x.dtype))
-        logits = gate_logits(kernel, bias, at_least_float32(x).mean((1, 2)))
+        pooled = at_least_float32(x).mean((1, 2))
+        if not self.settings.input_grad:
+            pooled = jax.lax.stop_gradient(pooled)
+        logits = gate_logits(kernel, bias, pooled)
         k = num_kept(self.settings.keep_ratio, self.channels_before)
         alive = self.get_variable("alive", "alive")
         if alive is None:

@@ -127,6 +127,7 @@ def make_model(config: Config) -> Any:
         rescale=fields.gate_rescale,
         bias=fields.gate_bias,
         first=fields.gate_first,
+        input_grad=fields.gate_input_grad,
         resnet=fields.resnet_gating,
     )
     if not fields.keep_ratio and not hasattr(model, "layers"):

@@ -231,6 +231,7 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
         "gate_mode": _GATES["mode"],
         "gate_rescale": _GATES["rescale"],
         "gate_first": _GATES["first"],
+        "gate_input_grad": _GATES["input_grad"],
         "gate_bias": _GATES["bias"],
         "resnet_gating": _GATES["resnet"],
     },

@@ -89,6 +89,18 @@ def test_weight_decay_is_coupled():
     np.testing.assert_allclose(update["w"], [-0.6, -0.3], rtol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.25, 1.0])
+def test_steps_of_personal_parameters_have_their_factor(factor):
+    """v' = v - factor lr (g + decay v); shared parameters take whole steps."""
+    solver = make_solver(lr=0.5, weight_decay=0.1, personal_lr=factor)
+    value, gradient = jnp.array([2.0, -4.0]), jnp.array([1.0, 1.0])
+    for tx, share in [(solver.personal_tx, factor), (solver.shared_tx, 1.0)]:
+        update, _ = tx.update(
+            gradient, tx.init(value), value, step_size=jnp.float32(0.5)
+        )
+        np.testing.assert_allclose(update, np.array([-0.6, -0.3]) * share, rtol=1e-6)
+
+
 def test_adam_steps_and_has_no_mass():
     """Adam's first step is the step size against the gradient's sign."""
     solver = make_solver(epochs=1, batch_size=1, lr=0.5, optimizer="adam")
@@ -113,6 +125,7 @@ def test_adam_steps_and_has_no_mass():
         ({"lr_min": 0.2}, r"lr_min must be at most lr = 0.1, got 0.2"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"personal_lr": -1.0}, "personal_lr must be at least 0, got -1.0"),
         ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, got 'sdg'"),
         ({"lr_schedule": "exp"}, "lr_schedule must be one of cosine_epoch, .* 'exp'"),
         (

@@ -164,6 +164,26 @@ def test_gate_pools_projects_and_counts_real_samples_only():
     assert sums["lasso"].shape == () and sums["selected"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("input_grad", [True, False])
+def test_the_gates_gradient_reaches_its_input_if_asked(input_grad):
+    """d lasso / d x = sum over channels of sign(z) W / pixels; weights get theirs."""
+    gate, variables, x = gate_and_variables(GateSettings(0.5, input_grad=input_grad))
+
+    def lasso(variables, x):
+        _, sown = gate.apply(variables, x, jnp.ones(4, bool), mutable=["gate_sums"])
+        return sown["gate_sums"]["lasso"]
+
+    by_weights, by_x = jax.jit(jax.grad(lasso, (0, 1)))(variables, x)
+    weights = jax.tree.map(np.asarray, variables["gates"])
+    pooled = np.asarray(x).mean((1, 2))
+    signs = np.sign(pooled @ weights["kernel"] + weights["bias"])
+    np.testing.assert_allclose(
+        by_weights["gates"]["kernel"], pooled.T @ signs, rtol=1e-4, atol=1e-6
+    )
+    expected = (signs @ weights["kernel"].T / 9)[:, None, None] * np.ones(x.shape)
+    np.testing.assert_allclose(by_x, expected * input_grad, rtol=1e-4, atol=1e-6)
+
+
 def test_gate_starts_he_normal_with_its_bias_and_without_params():
     gate = Gate(512, GateSettings(0.5, bias=0.25), 512)
     x = jnp.ones((1, 2, 2, 256))
