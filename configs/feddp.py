@@ -4,10 +4,10 @@
         --workdir=runs/feddp_vgg11_30
 
 Methods: fedavg, fedprox, fednova, scaffold, and with dynamic pruning fedavg_dp,
-fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Two controls show the value
-of the gates: feddp_nograd, whose gates never learn from the loss, and scaffold_narrow,
-a plain network of about half the MACs. Models: vgg11, resnet32.
-Clients: 10, 30, 50, 100.
+fedprox_dp, fednova_dp and feddp (scaffold_dp is the same). Two controls of each show
+the value of its gates: with _nograd gates never learn from the loss, and with _narrow a
+plain network has about half the MACs; feddp_nograd is scaffold_nograd. Models: vgg11,
+resnet32. Clients: 10, 30, 50, 100.
 
 Ten clients train on 500,000 images a round: days on two CPU cores. For a trial
 use configs/cifar10_cpu.py, or add `--config.data.num_train=2500
@@ -51,19 +51,16 @@ class Setting(NamedTuple):
     rounds: int
 
 
+_ALGORITHMS = ("fedavg", "fedprox", "fednova", "scaffold")
+
 METHODS = {
-    "fedavg": Method("fedavg", False),
-    "fedprox": Method("fedprox", False),
-    "fednova": Method("fednova", False),
-    "scaffold": Method("scaffold", False),
-    "fedavg_dp": Method("fedavg", True),
-    "fedprox_dp": Method("fedprox", True),
-    "fednova_dp": Method("fednova", True),
-    "scaffold_dp": Method("scaffold", True),
-    "feddp": Method("scaffold", True),
-    "feddp_nograd": Method("scaffold", True, gate_mode="hard_nograd"),
+    **{name: Method(name, False) for name in _ALGORITHMS},
+    **{f"{name}_dp": Method(name, True) for name in _ALGORITHMS},
+    **{f"{name}_nograd": Method(name, True, "hard_nograd") for name in _ALGORITHMS},
     # Half the MACs: both axes of a kernel shrink by the square root.
-    "scaffold_narrow": Method("scaffold", False, width=0.5**0.5),
+    **{f"{name}_narrow": Method(name, False, width=0.5**0.5) for name in _ALGORITHMS},
+    "feddp": Method("scaffold", True),
+    "feddp_nograd": Method("scaffold", True, "hard_nograd"),
 }
 
 NORMS = {"vgg11": "bn", "resnet32": "bn"}
