@@ -1,7 +1,7 @@
 """What a run with masks has saved: bytes and FLOPs, in numbers and in words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,29 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
         realisable_all=saved(rows, "realisable"),
         sent_all=1 - sent(rows) / dense,
         megabytes=sent(rows) / 1e6,
+    )
+
+
+def break_even(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """How many rounds save as much as what came before the first one, on average.
+
+    Args:
+      rows: of metrics.jsonl of a run with at least one round.
+
+    Returns:
+      Rounds until realisable FLOPs and bytes are saved; 0 if nothing came before the
+      first round, infinity if a round saves nothing.
+    """
+    rounds = [row for row in rows if row["round"] > 0]
+
+    def after(spent: Callable[[Mapping[str, Any]], float], dense: str) -> float:
+        before = sum(spent(row) for row in rows if row["round"] == 0)
+        saved = np.mean([row[dense] - spent(row) for row in rounds])
+        return float(before / saved) if saved > 0 else math.inf
+
+    return (
+        after(lambda r: r.get("flops/realisable", r["flops/dense"]), "flops/dense"),
+        after(lambda row: row["bytes/down"] + row["bytes/up"], "bytes/dense"),
     )
 
 

@@ -57,8 +57,8 @@ def test_rows_tell_what_is_pruned_and_sent(whole):
     totals = savings.totals(rows)
     assert totals.sent > 0 and totals.sent_all < totals.sent
     table = tables.pruning_table({"fedavg": [workdir], "autoflip": [workdir]})
-    (accuracy,) = {line.split(" | ")[1] for line in table.splitlines()[2:]}
-    assert f"| autoflip | {accuracy} | +0.0% | " in table
+    (accuracy,) = {line.split(" | ")[2] for line in table.splitlines()[2:]}
+    assert f"| autoflip | 1 | {accuracy} | +0.0% | " in table
     assert savings.has_masks(workdir)
     words = savings.in_words(rows)
     assert f"{rows[-1]['sparsity/all']:.1%} of the parameters" in words["pruned"]

@@ -1,6 +1,13 @@
-"""Means over seeds and their intervals."""
+"""Tables over seeds, from rows written by hand."""
 
-from fedjax_prune.runs.tables import with_interval
+import math
+
+import pytest
+
+from fedjax_prune.runs import tables
+from fedjax_prune.runs.savings import break_even
+from fedjax_prune.runs.tables import change_at_the_end, with_interval
+from tests.made_up_runs import config_of, write_run
 
 
 def test_intervals_are_those_of_a_table_of_students_t():
@@ -13,3 +20,117 @@ def test_intervals_are_those_of_a_table_of_students_t():
 
 def test_one_seed_has_no_interval():
     assert with_interval([0.125]) == "12.5%"
+    assert with_interval([0.125], "+") == "+12.5%"
+
+
+def write_seeds(folder, accuracies, **fields):
+    """Ten rounds, all evaluated; a seed's accuracy of round n is its list's n-th."""
+    written = []
+    for seed, values in accuracies.items():
+        config = config_of(rounds=10, seed=seed, **{"eval.every": 1})
+        own = {
+            "eval/headline": lambda n, v=values: v[n - 1],
+            "eval/client_local/mean": lambda n, v=values: v[n - 1] / 2,
+            "eval/client_local/min": lambda n: 0.25,
+            "eval/after_local/mean": lambda n: 0.125,
+            "eval/global_dense/accuracy": lambda n, v=values: v[n - 1],
+        }
+        folder_of_seed = folder / f"seed={seed}"
+        written.append(
+            write_run(folder_of_seed, config, records=False, **own, **fields)
+        )
+    return written
+
+
+def cells(table):
+    """Run -> column -> cell; of columns with the same name, a list."""
+    header, _, *lines = [line.strip("|").split("|") for line in table.splitlines()]
+    found = {}
+    for line in lines:
+        row = found.setdefault(line[0].strip(), {})
+        for name, cell in zip(header, line, strict=True):
+            row.setdefault(name.strip(), []).append(cell.strip())
+    return found
+
+
+def test_settings_are_compared_seed_by_seed_with_the_first(tmp_path):
+    """Means of rounds 9 and 10. FedDP: 0.6, 0.8; SCAFFOLD: 0.5, 0.8, and a third."""
+    base = write_seeds(
+        tmp_path / "base",
+        {0: [0.3] * 8 + [0.4, 0.6], 1: [0.7] * 8 + [0.8] * 2, 2: [0.9] * 10},
+    )
+    other = write_seeds(tmp_path / "other", {0: [0.6] * 10, 1: [0.8] * 10})
+    table = tables.comparison(
+        {"SCAFFOLD": base, "FedDP": other}, published={"FedDP": "83.5 %"}
+    )
+    found = cells(table)
+    first, second = found["SCAFFOLD"], found["FedDP"]
+    assert first["accuracy"][0].startswith("73.3% ± ")
+    # The differences 0.1 and 0 have the mean 0.05 and the deviation 0.0707.
+    assert first["less the first"] == ["", ""]
+    assert second["less the first"] == [
+        f"+5.0% ± {12.706 * 0.05:.1%}",
+        f"+2.5% ± {12.706 * 0.025:.1%}",
+    ]
+    assert second["worst client"] == ["25.0% ± 0.0%"]
+    assert second["before averaging"] == ["12.5% ± 0.0%"]
+    assert (first["published"], second["published"]) == ([""], ["83.5 %"])
+    # Seed 0 of SCAFFOLD has 0.6 at most, which the others reach at once; 3 MB a round.
+    assert (first["rounds to 60%"], first["MB to 60%"]) == (["4"], ["12.0"])
+    assert (second["rounds to 60%"], second["MB to 60%"]) == (["1"], ["3.0"])
+    assert second["MB sent"] == ["30"] and second["seeds"] == ["2"]
+
+
+def test_a_target_that_a_seed_misses_says_so(tmp_path):
+    base = write_seeds(tmp_path / "base", {0: [0.85] * 10})
+    some = write_seeds(tmp_path / "some", {0: [0.8] * 10, 1: [0.1] * 4 + [0.9] * 6})
+    none = write_seeds(tmp_path / "none", {0: [0.2] * 10})
+    found = cells(tables.comparison({"base": base, "some": some, "none": none}))
+    assert found["some"]["rounds to 85%"] == ["5 (1 of 2)"]
+    assert found["none"]["rounds to 85%"] == ["not reached"]
+    assert "published" not in found["base"]
+
+
+def test_nothing_is_a_target_if_the_first_never_leaves_the_ground(tmp_path):
+    base = write_seeds(tmp_path / "base", {0: [0.04] * 10})
+    assert "rounds to" not in tables.comparison({"base": base})
+
+
+def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):
+    """Rounds 9 and 10 less rounds 7 and 8: 0.55 - 0.45 and 0.3 - 0.3."""
+    seeds = {0: [0.1] * 6 + [0.4, 0.5, 0.5, 0.6], 1: [0.3] * 10}
+    folders = write_seeds(tmp_path, seeds)
+    assert change_at_the_end(folders) == pytest.approx(0.05)
+    config = config_of(rounds=10, **{"eval.every": 10})
+    seldom = write_run(tmp_path / "seldom", config, records=False)
+    assert math.isnan(change_at_the_end([seldom]))
+
+
+def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
+    """It takes 5 MB and half a round's FLOPs; a round saves 1 MB and a fifth of them.
+
+    So traffic is even after round 5 and saved from round 6 on, compute from round 3.
+    """
+    saving = {"flops/realisable": lambda n: 1.6e12}
+    (folder,) = write_seeds(tmp_path / "masked", {0: [0.5] * 10}, **saving)
+    metrics = folder / "metrics.jsonl"
+    before = '{"round": 0, "bytes/down": 2e6, "bytes/up": 3e6, "flops/dense": 1e12}\n'
+    metrics.write_text(before + metrics.read_text())
+    base = write_seeds(
+        tmp_path / "base", {0: [0.25] * 10}, **{"bytes/down": lambda n: 3e6}
+    )
+    found = cells(tables.pruning_table({"FedAvg": base, "AutoFLIP": [folder]}))
+    assert found["AutoFLIP"]["traffic pays from round"] == ["6"]
+    assert found["AutoFLIP"]["compute pays from round"] == ["3"]
+    assert found["AutoFLIP"]["less the first"] == ["+25.0%"]
+    assert found["FedAvg"]["traffic pays from round"] == ["never"]
+
+
+@pytest.mark.parametrize(("before", "expected"), [(0, 0.0), (4.0, 4.0)])
+def test_what_came_before_the_first_round_is_divided_by_what_a_round_saves(
+    before, expected
+):
+    dense = {"flops/dense": 2.0, "bytes/dense": 3.0, "bytes/down": 1.0, "bytes/up": 1.0}
+    first = {"round": 0, "flops/dense": before, "bytes/down": before, "bytes/up": 0.0}
+    rounds = [dense | {"round": n, "flops/realisable": 1.0} for n in (1, 2)]
+    assert break_even([first, *rounds]) == (expected, expected)
