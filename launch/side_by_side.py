@@ -1,5 +1,6 @@
 """Runs commands in processes of their own, some at a time, and stops them cleanly."""
 
+import math
 import os
 import shlex
 import signal
@@ -61,7 +62,10 @@ class _Started(NamedTuple):
 
 
 def run_all(
-    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None]
+    jobs: Sequence[Job],
+    at_a_time: int,
+    say: Callable[[str], None],
+    seconds: float = math.inf,
 ) -> list[Outcome]:
     """Runs all jobs; one that fails does not keep the others from running.
 
@@ -72,6 +76,7 @@ def run_all(
       jobs: in the order in which they are started.
       at_a_time: at least 1; each job has its share of the cores.
       say: is told of each job's start and end.
+      seconds: after which the jobs are stopped as by a first signal.
 
     Returns:
       The outcomes, in the order of the jobs.
@@ -82,6 +87,7 @@ def run_all(
     waiting, running = deque(jobs), []
     outcomes: dict[Job, Outcome] = {}
     free = deque(_shares_of_cores(at_a_time))
+    end = time.monotonic() + seconds
     with stop_requested() as stop:
         told = False
         try:
@@ -98,6 +104,8 @@ def run_all(
                         outcomes[job] = Outcome(job, 1, reason)
                         say(f"{job.name}: not started")
                 time.sleep(_PAUSE)
+                if time.monotonic() >= end:
+                    stop.set()
                 if stop.is_set() and not told:
                     told = True
                     say(f"stopping {len(running)} runs")

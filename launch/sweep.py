@@ -23,23 +23,18 @@ a checkout `python -m launch.sweep` is the same. For example:
         --axis=data.alpha=0.1,1 --axis=algorithm.name=fedavg,scaffold
 """
 
-import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
-from fedjax_prune.runs import console, estimates, savings, tables
-from fedjax_prune.runs.interrupt import INTERRUPTED
-from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import agree_config, local_folder
+from fedjax_prune.runs import savings, tables
+from fedjax_prune.runs.workdir import local_folder
 
-from . import grid, runtime
+from . import grid, runtime, train_grid
 from .errors import exit_code
 from .flags import parse
 from .grid import Run
-from .side_by_side import Job, Outcome, run_all
 
 _CONFIG = flags.DEFINE_string("config", None, "file or bundled name, :STRING after it")
 _SETTINGS = flags.DEFINE_string("settings", "", "config strings, separated by spaces")
@@ -67,74 +62,18 @@ def main(argv: list[str]) -> int:
         )
         workdir = local_folder(_WORKDIR.value or "")
         own = grid.of_shard(runs, shard)
-        _check_begun(own, workdir)
+        train_grid.check_begun(own, workdir)
         if _DRY_RUN.value:
-            print(dry_run(own, workdir), end="")
+            named = [(run.folder, run) for run in own]
+            print(train_grid.cost_table(named, workdir), end="")
             return 0
-        workdir.mkdir(parents=True, exist_ok=True)
-        waiting = [run for run in own if not _is_finished(run, workdir)]
-        if len(waiting) < len(own):
-            print(f"{len(own) - len(waiting)} of {len(own)} runs are finished")
-        jobs = [_job(run, workdir, argv[1:]) for run in waiting]
-        outcomes = run_all(jobs, _JOBS.value, lambda text: print(text, flush=True))
-        finished = [run for run in runs if _is_finished(run, workdir)]
+        code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
+        finished = [run for run in runs if train_grid.is_finished(run, workdir)]
         if finished:
             print(_table(finished, workdir), end="")
-        return _ending(outcomes)
+        return code
 
     return exit_code(sweep)
-
-
-def dry_run(runs: Sequence[Run], workdir: Path) -> str:
-    """What is left of each run and of all of them, as a Markdown table."""
-    lines = [
-        "| run | rounds left | MB sent, before masks | MACs to train |",
-        "|---|---|---|---|",
-    ]
-    each = [estimates.estimate(run.config, workdir / run.folder) for run in runs]
-    lines += [_line(run.folder, e) for run, e in zip(runs, each, strict=True)]
-    total = estimates.Estimate(
-        rounds=sum(e.rounds for e in each),
-        sent=sum(e.sent for e in each),
-        macs=math.fsum(e.macs for e in each),
-    )
-    lines.append(_line(f"{len(runs)} runs", total))
-    return "\n".join(lines) + "\n"
-
-
-def _line(name: str, costs: estimates.Estimate) -> str:
-    macs = "unknown" if math.isnan(costs.macs) else f"{costs.macs:.2e}"
-    return f"| {name} | {costs.rounds:,} | {costs.sent / 1e6:,.1f} | {macs} |"
-
-
-def _check_begun(runs: Sequence[Run], workdir: Path) -> None:
-    """Refuses a workdir in which runs were begun with other fields."""
-    found = []
-    for run in runs:
-        try:
-            agree_config(workdir / run.folder, run.config)
-        except SettingsError as error:
-            found += error.problems
-    if found:
-        raise SettingsError(list(dict.fromkeys(found)))
-
-
-def _is_finished(run: Run, workdir: Path) -> bool:
-    return estimates.is_finished(run.config, workdir / run.folder)
-
-
-def _job(run: Run, workdir: Path, overrides: Sequence[str]) -> Job:
-    command = (
-        sys.executable,
-        "-m",
-        "fedjax_prune",
-        "train",
-        f"--config={run.path}",
-        f"--workdir={workdir / run.folder}",
-        *overrides,
-        *run.overrides,
-    )
-    return Job(run.folder, command, workdir / f"{run.folder}.log")
 
 
 def _table(finished: Sequence[Run], workdir: Path) -> str:
@@ -146,22 +85,6 @@ def _table(finished: Sequence[Run], workdir: Path) -> str:
     if any(savings.has_masks(workdir / run.folder) for run in finished):
         return tables.pruning_table(methods)
     return tables.comparison(methods)
-
-
-def _ending(outcomes: Sequence[Outcome]) -> int:
-    """Lists what is not finished; returns the exit code."""
-    failed = [o for o in outcomes if o.code and not o.stopped]
-    console.print_error(
-        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
-        for o in failed
-    )
-    stopped = [o for o in outcomes if o.stopped]
-    if stopped:
-        console.print_error(
-            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
-        )
-        return INTERRUPTED
-    return int(bool(failed))
 
 
 if __name__ == "__main__":

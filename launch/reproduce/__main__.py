@@ -1,0 +1,113 @@
+"""Trains the runs of a table of results, or goes on with them, and prints it.
+
+python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--seeds=0,1,2] [--jobs=2]
+    [--minutes=25] [--workdir=runs/reproduce] [--config.FIELD=VALUE ...]
+
+A table is a question and the runs that answer it, such as whether gates that learn are
+better than gates that do not. All lines of a seed have the same first weights, splits
+and cohorts. Before it starts, the command says what is left to run. Runs that tables
+share are trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs save, the
+same command goes on. When all are finished it prints the tables, ours beside the
+published numbers, and writes them and a page with pictures into the workdir.
+
+What is printed is explained in configs/README.md, where the results are, too. Data are
+read from --config.data.dir or TFDS_DATA_DIR. For example:
+
+    python -m launch.reproduce --table=gates
+    python -m launch.reproduce --table=feddp_mnist --jobs=2 --config.data.dir=DIR
+    python -m launch.reproduce --table=feddp_mnist --dry_run
+"""
+
+import math
+import os
+from pathlib import Path
+
+from absl import app, flags
+
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import local_folder
+
+from .. import runtime, train_grid
+from ..errors import exit_code
+from ..flags import parse
+from .results import write_results
+from .table import by_seed, runs_of
+from .tables import SCALES, TABLES
+
+_TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
+_SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "size of its runs")
+_SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "runs at a time, each on its share of the cores", 1, 1000
+)
+_MINUTES = flags.DEFINE_float("minutes", math.inf, "after which runs save and stop", 0)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "folder of all tables")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what is left to run, and end")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0 if every run is finished."""
+
+    def reproduce() -> int:
+        runtime.hold_no_device()
+        found = []
+        scales = TABLES.get(_TABLE.value or "", {})
+        if not scales:
+            known = ", ".join(TABLES)
+            found.append(f"--table must be one of {known}, got {_TABLE.value!r}")
+        elif _SCALE.value not in scales:
+            known = ", ".join(scales)
+            found.append(
+                f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
+            )
+        seeds = _read_seeds(_SEEDS.value, found)
+        if not _WORKDIR.value:
+            found.append("--workdir must name a folder, got ''")
+        if found:
+            raise SettingsError(found)
+        table = scales[_SCALE.value]
+        workdir = local_folder(_WORKDIR.value)
+        lines = runs_of(table, seeds or table.seeds, argv[1:])
+        runs = by_seed(lines)
+        train_grid.check_begun(runs, workdir)
+        print(table.question)
+        print(
+            train_grid.cost_table([(run.group, run) for run in runs], workdir),
+            flush=True,
+        )
+        if _DRY_RUN.value:
+            return 0
+        _share_compiled(workdir)
+        code = train_grid.train_all(
+            runs,
+            workdir,
+            jobs=_JOBS.value,
+            overrides=argv[1:],
+            seconds=60 * _MINUTES.value,
+        )
+        folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
+        print(write_results(table, lines, workdir, folder, pages=code == 0))
+        return code
+
+    return exit_code(reproduce)
+
+
+def _read_seeds(texts: list[str], found: list[str]) -> list[int]:
+    if all(text.isascii() and text.isdigit() for text in texts) and (
+        len(set(texts)) == len(texts)
+    ):
+        return [int(text) for text in texts]
+    found.append(
+        f"--seeds must be different whole numbers, at least 0, got {','.join(texts)!r}"
+    )
+    return []
+
+
+def _share_compiled(workdir: Path) -> None:
+    """Runs that differ in their seed have the same program."""
+    folder = (workdir / "compiled").absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

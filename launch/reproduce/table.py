@@ -1,0 +1,94 @@
+"""What a table of results is made of, and the runs that it needs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..grid import Run, make_grid
+
+
+class Line(NamedTuple):
+    """A row: runs that differ in their seed alone.
+
+    Attributes:
+      name: in the table.
+      config: a name or path of a configuration and the string after it.
+      changes: fields that differ from it, `field=value`.
+      published: what others have published for it.
+    """
+
+    name: str
+    config: str
+    changes: tuple[str, ...] = ()
+    published: str = ""
+
+
+class Block(NamedTuple):
+    """Lines that are compared with the first of them.
+
+    Attributes:
+      name: of the folder of its page.
+      title: above it.
+      lines: at least one.
+      masked: whether savings of masks are shown in place of accuracies of clients.
+    """
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+    masked: bool = False
+
+
+class Table(NamedTuple):
+    """A question and the blocks that answer it.
+
+    Attributes:
+      question: in a sentence.
+      blocks: lines may be in several of them; their runs are trained once.
+      seeds: of every line, unless others are asked for.
+    """
+
+    question: str
+    blocks: tuple[Block, ...]
+    seeds: tuple[int, ...]
+
+
+class LineRuns(NamedTuple):
+    """A line and its runs, one for each seed."""
+
+    line: Line
+    runs: tuple[Run, ...]
+
+
+def runs_of(
+    table: Table, seeds: Sequence[int], overrides: Sequence[str]
+) -> list[LineRuns]:
+    """The lines of a table, each once, with their runs.
+
+    Args:
+      table: its lines may be in several blocks.
+      seeds: of each line.
+      overrides: arguments for all runs, `--config.field=value`.
+
+    Raises:
+      SettingsError: with every mistake in a line's runs.
+    """
+    lines = dict.fromkeys(line for block in table.blocks for line in block.lines)
+    axis = f"seed={','.join(map(str, seeds))}"
+    found = []
+    for line in lines:
+        path, _, setting = line.config.partition(":")
+        changes = [f"{change};" for change in line.changes]
+        settings = [setting] if setting else []
+        runs = make_grid(path, settings, [*changes, axis], overrides)
+        # Tables share runs, so folders are named by what is trained.
+        named = [run._replace(folder=f"{path}/{run.folder}") for run in runs]
+        found.append(LineRuns(line, tuple(named)))
+    return found
+
+
+def by_seed(lines: Sequence[LineRuns]) -> list[Run]:
+    """All runs, each once, first those of the first seed."""
+    found: dict[str, Run] = {}
+    for runs in zip(*(each.runs for each in lines), strict=True):
+        found |= {run.folder: run for run in runs}
+    return list(found.values())

@@ -1,0 +1,127 @@
+"""Trains the runs of a grid that are not finished."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedjax_prune.runs import console, estimates
+from fedjax_prune.runs.interrupt import INTERRUPTED
+from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.workdir import agree_config
+
+from .grid import Run
+from .side_by_side import Job, Outcome, run_all
+
+
+def check_begun(runs: Sequence[Run], workdir: Path) -> None:
+    """Refuses a workdir in which runs were begun with other fields.
+
+    Raises:
+      SettingsError: with every difference, each once.
+    """
+    found = []
+    for run in runs:
+        try:
+            agree_config(workdir / run.folder, run.config)
+        except SettingsError as error:
+            found += error.problems
+    if found:
+        raise SettingsError(list(dict.fromkeys(found)))
+
+
+def is_finished(run: Run, workdir: Path) -> bool:
+    """Whether all rounds of a run are saved, and its result is in the metrics."""
+    return estimates.is_finished(run.config, workdir / run.folder)
+
+
+def cost_table(runs: Sequence[tuple[str, Run]], workdir: Path) -> str:
+    """What is left of the runs and of all of them, as a Markdown table.
+
+    Args:
+      runs: name of a row and run; runs of the same name are added up.
+      workdir: of the grid.
+    """
+    lines = [
+        "| run | rounds left | MB sent, before masks | MACs to train |",
+        "|---|---|---|---|",
+    ]
+    named: dict[str, list[estimates.Estimate]] = {}
+    for name, run in runs:
+        estimate = estimates.estimate(run.config, workdir / run.folder)
+        named.setdefault(name, []).append(estimate)
+    lines += [_line(name, each) for name, each in named.items()]
+    total = [estimate for each in named.values() for estimate in each]
+    lines.append(_line(f"{len(runs)} runs", total))
+    return "\n".join(lines) + "\n"
+
+
+def train_all(
+    runs: Sequence[Run],
+    workdir: Path,
+    *,
+    jobs: int,
+    overrides: Sequence[str],
+    seconds: float = math.inf,
+) -> int:
+    """Trains the runs that are not finished, and lists those that still are not.
+
+    Args:
+      runs: in the order in which they start.
+      workdir: of the grid; is made.
+      jobs: runs at a time.
+      overrides: arguments for all runs, `--config.field=value`.
+      seconds: after which the runs save and stop.
+
+    Returns:
+      The exit code: 0 if all runs are finished, 1 if one failed, INTERRUPTED after a
+      signal or when the time is over.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    waiting = [run for run in runs if not is_finished(run, workdir)]
+    if len(waiting) < len(runs):
+        print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished")
+    outcomes = run_all(
+        [_job(run, workdir, overrides) for run in waiting],
+        jobs,
+        lambda text: print(text, flush=True),
+        seconds,
+    )
+    return _ending(outcomes)
+
+
+def _line(name: str, each: Sequence[estimates.Estimate]) -> str:
+    macs = math.fsum(e.macs for e in each)
+    words = "unknown" if math.isnan(macs) else f"{macs:.2e}"
+    rounds, sent = (sum(e.rounds for e in each), sum(e.sent for e in each))
+    return f"| {name} | {rounds:,} | {sent / 1e6:,.1f} | {words} |"
+
+
+def _job(run: Run, workdir: Path, overrides: Sequence[str]) -> Job:
+    command = (
+        sys.executable,
+        "-m",
+        "fedjax_prune",
+        "train",
+        f"--config={run.path}",
+        f"--workdir={workdir / run.folder}",
+        *overrides,
+        *run.overrides,
+    )
+    return Job(run.folder, command, workdir / f"{run.folder}.log")
+
+
+def _ending(outcomes: Sequence[Outcome]) -> int:
+    """Lists what is not finished; returns the exit code."""
+    failed = [o for o in outcomes if o.code and not o.stopped]
+    console.print_error(
+        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
+        for o in failed
+    )
+    stopped = [o for o in outcomes if o.stopped]
+    if stopped:
+        console.print_error(
+            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
+        )
+        return INTERRUPTED
+    return int(bool(failed))
