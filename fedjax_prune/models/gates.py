@@ -40,15 +40,13 @@ class GateSettings(NamedTuple):
         keeps the second moment of the features, or by 1/rho, with rho = K/C.
       bias: first bias of the logits, finite.
       first: whether the first convolution is gated; that of a ResNet never is.
-      input_grad: whether the gradient of a gate's logits also reaches the layers
-        before it, through the means that the gate reads.
+      input_grad: whether a gate's gradient also reaches the layers before it.
       resnet: one of RESNET_GATINGS. A gate follows both convolutions of a block
         (`branch`), only the first (`inner`), or both, and the first convolution reads
         only the channels that the previous block's gate kept (`literal`).
 
     References:
-      Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
-      Adaptive Gradient, equations 2 to 4, https://arxiv.org/abs/2106.06921.
+      FedDP, equations 2 to 4.
 
     Examples:
       >>> model = fedjax_prune.CNN(10, gates=GateSettings(keep_ratio=0.5))
@@ -121,9 +119,6 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
 
     Raises:
       ValueError: if `k` is out of range.
-
-    References:
-      Yu et al., equations 3 and 4, https://arxiv.org/abs/2106.06921.
 
     Examples:
       >>> top_k_mask(jnp.array([0.1, 2.0, -1.0, 2.0]), k=2).tolist()

@@ -98,7 +98,7 @@ def comparison(
                 *([published.get(line.name, "")] if published else []),
             ]
         )
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def pruning_table(
@@ -156,7 +156,7 @@ def pruning_table(
                 *([published.get(line.name, "")] if published else []),
             ]
         )
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def with_interval(values: Sequence[float], sign: str = "") -> str:
@@ -281,6 +281,7 @@ def _first_paid(rounds: float) -> str:
     return f"{math.floor(rounds) + 1}" if math.isfinite(rounds) else "never"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are ready to print."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

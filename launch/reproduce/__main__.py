@@ -32,10 +32,10 @@ from ..errors import exit_code
 from ..flags import parse
 from .results import write_results
 from .table import by_seed, runs_of
-from .tables import SCALES, TABLES
+from .tables import TABLES
 
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
-_SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "size of its runs")
+_SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
 _SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, each on its share of the cores", 1, 1000

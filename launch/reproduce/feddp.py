@@ -1,5 +1,6 @@
 """Tables of FedDP and its baselines."""
 
+from .personal import swapped_gates
 from .table import Block, Line, Table
 
 _WORDS = {
@@ -75,6 +76,13 @@ DIGITS_GATES = Table(
                     for words, change in _PARTS.items()
                 ),
             ),
+        ),
+        Block(
+            "whose_gates",
+            "Whose gates",
+            _gated("digits", "10", "scaffold").lines,
+            swapped_gates,
+            drawn=False,
         ),
         *(
             Block(

@@ -1,6 +1,5 @@
 """Prints a table of results and writes its pages."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,10 +39,9 @@ def write_results(
     parts = [f"# {table.question}\n"]
     for block in table.blocks:
         runs = {line.name: finished[line] for line in block.lines if finished[line]}
-        if not runs:
-            continue
-        parts.append(_block(block, runs))
-        if pages:
+        if runs or not block.lines:
+            parts.append(_block(block, runs))
+        if runs and pages and block.drawn:
             _draw(folder / block.name, [path for own in runs.values() for path in own])
     text = "\n".join(parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +51,11 @@ def write_results(
 
 def _block(block: Block, runs: dict[str, list[Path]]) -> str:
     published = {line.name: line.published for line in block.lines if line.published}
-    make = tables.pruning_table if block.masked else tables.comparison
-    text = f"## {block.title}\n\n{make(runs, published)}"
-    first, workdirs = next(iter(runs.items()))
-    change = tables.change_at_the_end(workdirs)
-    if not math.isnan(change):
+    text = f"## {block.title}\n\n{block.make(runs, published)}"
+    for name, workdirs in list(runs.items())[:1]:
+        change = tables.change_at_the_end(workdirs)
         text += (
-            f"\nIn the last fifth of the rounds the accuracy of {first} changed by "
+            f"\nIn the last fifth of the rounds the accuracy of {name} changed by "
             f"{100 * change:+.1f} points.\n"
         )
     return text

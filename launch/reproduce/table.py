@@ -1,7 +1,10 @@
 """What a table of results is made of, and the runs that it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from fedjax_prune.runs.tables import comparison
 
 from ..grid import Run, make_grid
 
@@ -28,14 +31,17 @@ class Block(NamedTuple):
     Attributes:
       name: of the folder of its page.
       title: above it.
-      lines: at least one.
-      masked: whether savings of masks are shown in place of accuracies of clients.
+      lines: at least one, unless the block needs no run.
+      make: (name -> workdirs of its seeds, name -> what is published) -> the table, in
+        Markdown.
+      drawn: whether there is a page of its runs.
     """
 
     name: str
     title: str
     lines: tuple[Line, ...]
-    masked: bool = False
+    make: Callable[[Mapping[str, Sequence[Path]], Mapping[str, str]], str] = comparison
+    drawn: bool = True
 
 
 class Table(NamedTuple):

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from .feddp import CIFAR10, DIGITS_GATES, MNIST
 from .table import Table
 
-SCALES = ("cpu", "gpu")
-
 TABLES: Mapping[str, Mapping[str, Table]] = {
     "gates": {"cpu": DIGITS_GATES},
     "feddp_mnist": {"cpu": MNIST},

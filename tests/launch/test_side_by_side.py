@@ -43,6 +43,23 @@ def test_a_failure_does_not_keep_others_from_running(tmp_path):
     assert "unwritable: not started" in said
 
 
+def test_jobs_stop_when_their_time_is_over(tmp_path):
+    """The first job ends by itself, the second is stopped, the third never starts."""
+    jobs = [
+        job(tmp_path, "short", "pass"),
+        job(tmp_path, "long", "import time; time.sleep(60)"),
+        job(tmp_path, "late", "pass"),
+    ]
+    said = []
+    outcomes = run_all(jobs, 1, said.append, seconds=2)
+    assert [(o.code, o.stopped) for o in outcomes] == [
+        (0, False),
+        (-signal.SIGTERM, True),
+        (None, True),
+    ]
+    assert "stopping 1 runs" in said and not (tmp_path / "late.log").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity")
 def test_jobs_share_the_cores_and_this_process_keeps_its_own(tmp_path):
     code = "import os, time; print(sorted(os.sched_getaffinity(0))); time.sleep(0.5)"
