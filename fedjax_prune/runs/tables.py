@@ -208,13 +208,10 @@ def _read(runs: Mapping[str, Sequence[Path]]) -> list[_Line]:
 
 
 def _evaluated(rows: Sequence[Row], fifth: int) -> list[Row]:
-    """The rows with an evaluation in a fifth of the rounds, counted from 1."""
-    last = rows[-1]["round"]
-    return [
-        row
-        for row in rows
-        if ACCURACY in row and fifth - 1 < 5 * row["round"] / last <= fifth
-    ]
+    """The evaluated rows in a fifth of the rounds up to the last, counted from 1."""
+    found = [row for row in rows if ACCURACY in row]
+    last = found[-1]["round"]
+    return [row for row in found if fifth - 1 < 5 * row["round"] / last <= fifth]
 
 
 def _less(values: Mapping[str, float], first: Mapping[str, float], same: bool) -> str:

@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
             jobs=_JOBS.value,
             overrides=argv[1:],
             seconds=60 * _MINUTES.value,
+            share_time=table.share_time,
         )
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
         print(write_results(table, lines, workdir, folder, pages=code == 0))

@@ -99,11 +99,9 @@ DIGITS_GATES = Table(
     seeds=tuple(range(10)),
 )
 
-_ALL = tuple(_WORDS)
-
 MNIST = Table(
     "What do gates cost and buy at each number of clients? MNIST (FedDP, figure 5).",
-    _figure_5("mnist", ("10", "30", "50", "100"), _ALL),
+    _figure_5("mnist", ("10", "30", "50", "100"), tuple(_WORDS)),
     seeds=tuple(range(5)),
 )
 
@@ -111,4 +109,106 @@ CIFAR10 = Table(
     "What do gates cost and buy? CIFAR-10 with 10 and 100 clients (FedDP, figure 5).",
     _figure_5("cifar10", ("10", "100"), ("fedavg", "scaffold")),
     seeds=tuple(range(3)),
+)
+
+
+def _faults(clients: str) -> Block:
+    """SCAFFOLD, and the faults of the code that the paper's authors used."""
+    scaffold = _config("mnist", "scaffold", clients)
+    divisor, init = (
+        "algorithm.control_divisor=m_legacy",
+        "algorithm.control_init=random_legacy",
+    )
+    lines = (
+        Line("FedAvg", _config("mnist", "fedavg", clients)),
+        Line("SCAFFOLD", scaffold),
+        Line("controls divided by the cohort's size", scaffold, (divisor,)),
+        Line("controls that begin as a random network", scaffold, (init,)),
+        Line("both", scaffold, (divisor, init)),
+    )
+    return Block(f"{clients}_clients", f"{clients} clients", lines)
+
+
+FAULTS = Table(
+    "Does SCAFFOLD diverge above ten clients? MNIST.",
+    tuple(_faults(clients) for clients in ("10", "30", "100")),
+    seeds=tuple(range(3)),
+)
+
+_NARROW = {"0.25": "0.46", "0.35": "0.57", "0.65": "0.8", "0.75": "0.85"}
+"""Share of the MACs that gates keep -> width of a network without gates that has it."""
+
+
+def _share(share: str, width: str) -> Block:
+    """What gates are worth at another share of the MACs than half."""
+    dense, gated, never, narrow = _gated("digits", "10", "scaffold").lines
+    kept = (f"model.flops_target={share}",)
+    lines = (
+        dense,
+        gated._replace(changes=kept),
+        never._replace(changes=kept),
+        narrow._replace(changes=(f"model.width={width}",)),
+    )
+    words = f"Gates that keep {float(share):.0%} of the MACs"
+    return Block(f"macs_{share}", words, lines)
+
+
+def _norms() -> Block:
+    gated = _config("digits", "scaffold_dp", "10")
+    lines = [Line("bn", gated)]
+    for norm in ("bn", "gn", "none"):
+        for rescale in ("none", "sqrt", "inverse"):
+            changes = {"model.norm": norm, "model.gate_rescale": rescale}
+            fields = tuple(f"{field}={value}" for field, value in changes.items())
+            if (norm, rescale) != ("bn", "none"):
+                lines.append(Line(f"{norm}, rescaling {rescale}", gated, fields))
+    return Block("norm", "Norm, and the rescaling of kept channels", tuple(lines))
+
+
+def _epochs(number: int) -> Block:
+    change = (f"client.epochs={number}",)
+    lines = tuple(
+        line._replace(changes=change)
+        for line in _gated("digits", "10", "scaffold").lines
+    )
+    return Block(f"epochs_{number}", f"{number} local epochs", lines)
+
+
+ABLATIONS = Table(
+    "Which settings of gates matter? Digits, ten clients.",
+    (
+        *(_share(share, width) for share, width in _NARROW.items()),
+        _norms(),
+        *(_epochs(number) for number in (1, 5, 10)),
+    ),
+    seeds=tuple(range(5)),
+)
+
+
+def _full(method: str, model: str, precision: str) -> Line:
+    published = {"feddp": "83.5% (VGG-11)", "scaffold": "84.2% (VGG-11)"}
+    return Line(
+        f"{method}, {model}, {precision}",
+        f"feddp:{method},{model},10",
+        (f"precision={precision}", "eval.every=5", "report.every=0"),
+        published[method] if model == "vgg11" else "",
+    )
+
+
+PAPER = Table(
+    "How far does the paper's own size get on one accelerator? CIFAR-10, ten clients.",
+    (
+        Block(
+            "vgg11",
+            "VGG-11 and ResNet-32",
+            tuple(
+                _full(method, model, precision)
+                for model in ("vgg11", "resnet32")
+                for precision in ("bfloat16", "float32")
+                for method in ("scaffold", "feddp")
+            ),
+        ),
+    ),
+    seeds=(0,),
+    share_time=True,
 )

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from fedjax_prune.runs import console, tables
 from fedjax_prune.runs.files import replace
+from fedjax_prune.runs.metrics import ACCURACY
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
 
+from ..grid import Run
 from ..train_grid import is_finished
 from .table import Block, LineRuns, Table
 
@@ -30,15 +33,19 @@ def write_results(
     Returns:
       What was written into table.md.
     """
-    finished = {
-        each.line: [
-            workdir / run.folder for run in each.runs if is_finished(run, workdir)
-        ]
+
+    def is_shown(run: Run) -> bool:
+        if table.share_time:
+            return any(ACCURACY in row for row in read_metrics(workdir / run.folder))
+        return is_finished(run, workdir)
+
+    shown = {
+        each.line: [workdir / run.folder for run in each.runs if is_shown(run)]
         for each in lines
     }
     parts = [f"# {table.question}\n"]
     for block in table.blocks:
-        runs = {line.name: finished[line] for line in block.lines if finished[line]}
+        runs = {line.name: shown[line] for line in block.lines if shown[line]}
         if runs or not block.lines:
             parts.append(_block(block, runs))
         if runs and pages and block.drawn:

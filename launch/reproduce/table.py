@@ -51,11 +51,14 @@ class Table(NamedTuple):
       question: in a sentence.
       blocks: lines may be in several of them; their runs are trained once.
       seeds: of every line, unless others are asked for.
+      share_time: whether runs have equal parts of --minutes, because few can end in it,
+        and whether those that have not ended are shown.
     """
 
     question: str
     blocks: tuple[Block, ...]
     seeds: tuple[int, ...]
+    share_time: bool = False
 
 
 class LineRuns(NamedTuple):

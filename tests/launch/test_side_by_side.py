@@ -11,6 +11,7 @@ import pytest
 
 from launch import runtime
 from launch.side_by_side import Job, run_all
+from launch.train_grid import in_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +59,16 @@ def test_jobs_stop_when_their_time_is_over(tmp_path):
         (None, True),
     ]
     assert "stopping 1 runs" in said and not (tmp_path / "late.log").exists()
+
+
+def test_runs_that_share_their_time_have_equal_parts_of_what_is_left(tmp_path):
+    """Of 3 s the first has 1 and takes all of it, the second and third take nothing."""
+    jobs = [job(tmp_path, "long", "import time; time.sleep(60)")]
+    jobs += [job(tmp_path, name, "pass") for name in ("short", "last")]
+    began = time.monotonic()
+    outcomes = in_parts(jobs, 3)
+    assert [o.code for o in outcomes] == [-signal.SIGTERM, 0, 0]
+    assert 1 <= time.monotonic() - began < 30
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity")

@@ -1,0 +1,43 @@
+"""Tables of what others have published: pfl-research's benchmark and FedProx's data."""
+
+from .table import Block, Line, Table
+
+_FEDPROX = (
+    "data.num_clients=30",
+    "data.client_size=54",
+    "data.client_size_sigma=2",
+    "client.lr=0.01",
+    "client.epochs=20",
+    "rounds=200",
+    "eval.every=2",
+    "report.every=0",
+)
+"""Near section 5.1 of the FedProx paper: 30 devices, ten in a round, 20 epochs."""
+
+SYNTHETIC = Table(
+    "Is FedProx ahead of FedAvg on synthetic(1, 1)?",
+    (
+        Block(
+            "synthetic",
+            "synthetic(1, 1), 30 clients",
+            (
+                Line("FedAvg", "synthetic:vectors", _FEDPROX),
+                *(
+                    Line(
+                        f"FedProx, mu {mu}",
+                        "synthetic:vectors",
+                        (*_FEDPROX, "algorithm.name=fedprox", f"algorithm.mu={mu}"),
+                    )
+                    for mu in ("0.01", "0.1", "1")
+                ),
+            ),
+        ),
+    ),
+    seeds=tuple(range(5)),
+)
+
+W1 = Table(
+    "What does the CIFAR-10 benchmark of pfl-research reach? 1,500 rounds.",
+    (Block("w1", "W1", (Line("FedAvg", "bench:w1", ("report.every=0",)),)),),
+    seeds=tuple(range(3)),
+)
