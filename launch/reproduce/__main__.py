@@ -19,8 +19,6 @@ read from --config.data.dir or TFDS_DATA_DIR. For example:
 """
 
 import math
-import os
-from pathlib import Path
 
 from absl import app, flags
 
@@ -77,7 +75,6 @@ def main(argv: list[str]) -> int:
         )
         if _DRY_RUN.value:
             return 0
-        _share_compiled(workdir)
         code = train_grid.train_all(
             runs,
             workdir,
@@ -102,12 +99,6 @@ def _read_seeds(texts: list[str], found: list[str]) -> list[int]:
         f"--seeds must be different whole numbers, at least 0, got {','.join(texts)!r}"
     )
     return []
-
-
-def _share_compiled(workdir: Path) -> None:
-    """Runs that differ in their seed have the same program."""
-    folder = (workdir / "compiled").absolute()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 if __name__ == "__main__":
