@@ -96,7 +96,7 @@ DIGITS_GATES = Table(
             for lr in _STEP_SIZES
         ),
     ),
-    seeds=tuple(range(10)),
+    seeds=tuple(range(5)),
 )
 
 MNIST = Table(
