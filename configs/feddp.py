@@ -10,7 +10,7 @@ plain network has about half the MACs; feddp_nograd is scaffold_nograd. Models: 
 resnet32. Clients: 10, 30, 50, 100.
 
 Ten clients train on 500,000 images a round: days on two CPU cores. For a trial
-use configs/cifar10_cpu.py, or add `--config.data.num_train=2500
+use configs/feddp_cpu.py, or add `--config.data.num_train=2500
 --config.client.epochs=2 --config.model.width=0.25 --config.rounds=5`.
 
 Choices, where the paper leaves something open:

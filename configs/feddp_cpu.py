@@ -15,7 +15,7 @@ has as many MACs as a gated one keeps.
 
 from typing import Any, NamedTuple
 
-from . import feddp, quickstart
+from . import base, feddp, quickstart
 
 
 class Work(NamedTuple):
@@ -78,7 +78,8 @@ def get_config(text: str = "mnist,feddp,10") -> Any:
     if clients not in work.rounds:
         known = ", ".join(work.rounds)
         raise ValueError(f"CLIENTS must be one of {known} for {data}, got {clients!r}.")
-    config = quickstart.get_config(chosen.algorithm)
+    config = quickstart.get_config()
+    config.algorithm = base.algorithm(chosen.algorithm)
     config.rounds = work.rounds[clients]
     config.save_every = config.rounds
     config.cohort_size = feddp.SETTINGS[clients].cohort_size

@@ -12,16 +12,9 @@ from typing import Any
 from . import base
 
 
-def get_config(algorithm: str = "scaffold") -> Any:
-    """The quick start.
-
-    Args:
-      algorithm: a name in ALGORITHMS.
-
-    Raises:
-      ValueError: if the name is unknown.
-    """
-    config = base.get_config(algorithm)
+def get_config() -> Any:
+    """The quick start."""
+    config = base.get_config("scaffold")
     config.rounds = 60
     config.lanes = 1
     config.eval.every = 10

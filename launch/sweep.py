@@ -17,8 +17,8 @@ a checkout `python -m launch.sweep` is the same. For example:
 
     python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --jobs=2 \\
         --axis=cohort_size=5,10 --axis=seed=0,1,2
-    python -m fedjax_prune sweep --config=cifar10_cpu --workdir=runs/table --dry_run \\
-        --settings="fedavg,10 feddp,10" --axis=client.lr=0.03,0.1 --axis=seed=0,1,2
+    python -m fedjax_prune sweep --config=feddp_cpu --workdir=runs/table --dry_run \\
+        --settings="mnist,fedavg,10 mnist,feddp,10" --axis=seed=0,1,2
     python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --shard=2/8 \\
         --axis=data.alpha=0.1,1 --axis=algorithm.name=fedavg,scaffold
 """

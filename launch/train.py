@@ -10,8 +10,8 @@ lost, the others say which within a minute and end with exit code 75. In a check
 `python -m launch.train` is the same. For example:
 
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
-    python -m fedjax_prune train --config=cifar10_cpu:feddp,10 --workdir=runs/feddp \\
-        --config.rounds=30 --config.client.lr=0.05
+    python -m fedjax_prune train --config=feddp_cpu:cifar10,feddp,10 \\
+        --workdir=runs/feddp --config.rounds=30 --config.client.lr=0.05
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart \\
         --coordinator_address=localhost:1234 --num_processes=2 --process_id=0
 """

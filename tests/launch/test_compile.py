@@ -40,7 +40,7 @@ def compile_for(topology, *flags, code, before=""):
 
 
 # Its data set is in no folder, and is asked for last.
-WITHOUT_DATA = ("--config=cifar10_cpu:feddp,10", "--config.data.dir=nowhere")
+WITHOUT_DATA = ("--config=feddp_cpu:cifar10,feddp,10", "--config.data.dir=nowhere")
 
 
 def test_mistakes_are_told_in_one_line_before_data_are_read(tmp_path):

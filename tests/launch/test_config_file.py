@@ -32,7 +32,7 @@ def test_bundled_configurations_have_names(name, tmp_path, monkeypatch):
 
 
 def test_a_name_takes_a_string():
-    config = load_config("cifar10_cpu:fedavg,30", [])
+    config = load_config("feddp_cpu:mnist,fedavg,30", [])
     assert (config.algorithm.name, config.data.num_clients) == ("fedavg", 30)
 
 

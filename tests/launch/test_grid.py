@@ -18,21 +18,21 @@ def problems(*args, **kwargs):
 
 def test_a_grid_is_the_product_of_settings_and_axes():
     axes = ["seed=0,1", "client.lr=0.1,0.20"]
-    runs = grid.make_grid("cifar10_cpu", ["fedavg,10", "feddp,30"], axes, [])
+    runs = grid.make_grid("feddp_cpu", ["mnist,fedavg,10", "mnist,feddp,30"], axes, [])
     assert [run.folder for run in runs] == [
         f"{setting}/client.lr={lr}/seed={seed}"
-        for setting in ("fedavg,10", "feddp,30")
+        for setting in ("mnist,fedavg,10", "mnist,feddp,30")
         for lr in ("0.1", "0.2")
         for seed in (0, 1)
     ]
     assert {run.group for run in runs} == {
-        "fedavg,10/client.lr=0.1",
-        "fedavg,10/client.lr=0.2",
-        "feddp,30/client.lr=0.1",
-        "feddp,30/client.lr=0.2",
+        "mnist,fedavg,10/client.lr=0.1",
+        "mnist,fedavg,10/client.lr=0.2",
+        "mnist,feddp,30/client.lr=0.1",
+        "mnist,feddp,30/client.lr=0.2",
     }
     last = runs[-1]
-    assert last.path == "cifar10_cpu:feddp,30"
+    assert last.path == "feddp_cpu:mnist,feddp,30"
     assert last.overrides == ("--config.client.lr=0.20", "--config.seed=1")
     assert (last.config.client.lr, last.config.seed) == (0.2, 1)
     assert last.config.data.num_clients == 30

@@ -2,8 +2,10 @@
 
 import pytest
 
-from configs import base, cifar10_cpu, feddp, quickstart
+from configs import base, feddp, feddp_cpu, quickstart
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.models.costs import macs_of
+from fedjax_prune.runs.learning import make_model, task_of
 from fedjax_prune.runs.settings import default_config, flatten, problems
 
 
@@ -78,23 +80,41 @@ def test_a_bad_config_string_lists_the_choices(text):
         assert choices in str(error.value)
 
 
-def test_cpu_profile_is_the_paper_setting_made_smaller():
-    small, paper = cifar10_cpu.get_config(), feddp.get_config()
-    assert problems(small) == []
-    small, paper = flatten(small), flatten(paper)
-    changed = {name: small[name] for name in small if small[name] != paper[name]}
-    assert changed == {
-        "rounds": 26,
-        "save_every": 4,
-        "lanes": 1,
-        "model.width": 0.25,
-        "client.epochs": 2,
-        "client.batch_size": 16,
-        "data.num_train": 2_500,
-        "eval.every": 13,
-        "eval.num_clients": 10,
-        "eval.num_examples": 1_000,
-    }
+@pytest.mark.parametrize("data", feddp_cpu.WORKS)
+def test_small_runs_are_those_of_the_paper_on_another_network(data):
+    for clients in feddp_cpu.WORKS[data].rounds:
+        for method in feddp.METHODS:
+            small = feddp_cpu.get_config(f"{data},{method},{clients}")
+            assert problems(small) == []
+            paper = feddp.get_config(f"{method},vgg11,{clients}")
+            assert small.algorithm == paper.algorithm
+            assert small.cohort_size == paper.cohort_size
+            assert (small.model.gated, small.model.gate_mode) == (
+                paper.model.gated,
+                paper.model.gate_mode,
+            )
+            assert (small.data.partitioner, small.data.alpha, small.data.seed) == (
+                "dirichlet",
+                0.1,
+                2020,
+            )
+
+
+@pytest.mark.parametrize("data", feddp_cpu.WORKS)
+def test_a_narrow_network_has_the_macs_that_gates_keep(data):
+    gated, narrow = (
+        macs_of(task_of(config, make_model(config)).layers)
+        for config in (
+            feddp_cpu.get_config(f"{data},{method},10")
+            for method in ("feddp", "scaffold_narrow")
+        )
+    )
+    assert narrow.kept == narrow.dense == pytest.approx(gated.kept, rel=0.015)
+
+
+def test_a_number_of_clients_that_a_data_set_lacks_is_refused():
+    with pytest.raises(ValueError, match="CLIENTS must be one of 10 for digits, got"):
+        feddp_cpu.get_config("digits,feddp,30")
 
 
 def test_quickstart_is_feddp_on_embedded_data():
