@@ -19,7 +19,7 @@ from fedjax_prune.models.gates import (
     top_k_mask,
 )
 from fedjax_prune.models.platforms import tracing_for
-from fedjax_prune.models.selection import mark_largest
+from fedjax_prune.models.selection import FEW_COMPARISONS, mark_largest
 from tests.small_models import draw
 
 LOGITS = (2.0, 1.0, 0.0, -1.0)
@@ -65,6 +65,18 @@ def test_largest_entries_are_marked_as_a_stable_sort_ranks_them():
             np.testing.assert_array_equal(marked, ranks < k)
 
 
+@pytest.mark.parametrize("k", [1, 57, 200])
+def test_many_entries_are_marked_as_a_stable_sort_ranks_them(k):
+    """So many are not compared in pairs."""
+    values = np.random.default_rng(0).normal(size=(10, 200)).round(1)
+    values = values.astype(np.float32)
+    assert values.size * 200 > FEW_COMPARISONS
+    values[0], values[1, 50:] = 0, -np.inf
+    ranks = np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1)
+    marked = jax.jit(mark_largest, static_argnums=1)(values, k)
+    np.testing.assert_array_equal(marked, ranks < k)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu", "any"])
 def test_the_mask_marks_what_a_stable_sort_ranks_first(platform):
     """A CPU can run the forms for other platforms, too."""
@@ -78,15 +90,16 @@ def test_the_mask_marks_what_a_stable_sort_ranks_first(platform):
             np.testing.assert_array_equal(masks, (ranks < k).astype(np.float32))
 
 
-def test_exactly_k_are_kept_of_logits_that_are_computed_twice():
+@pytest.mark.parametrize("channels", [8, 32])
+def test_exactly_k_are_kept_of_logits_that_are_computed_twice(channels):
     """XLA may multiply and add with one rounding here and with two there."""
     rng = np.random.default_rng(0)
     pooled = rng.random((1000, 1), np.float32)
-    kernel = rng.normal(size=(1, 8)).astype(np.float32)
+    kernel = rng.normal(size=(1, channels)).astype(np.float32)
     count = jax.jit(
         lambda s, w, b: top_k_mask(gate_logits(w, b, s), 4).sum(-1, dtype=jnp.int32)
     )
-    found = count(pooled, kernel, np.ones(8, np.float32))
+    found = count(pooled, kernel, np.ones(channels, np.float32))
     np.testing.assert_array_equal(found, np.full(1000, 4))
 
 
