@@ -16,19 +16,11 @@ from fedjax_prune.pruning.client_network import (
     client_network,
     make_client_selection,
 )
-from fedjax_prune.pruning.smaller import (
-    compact,
-)
+from fedjax_prune.pruning.smaller import compact
 from fedjax_prune.runs.experiment import RunData, load_data
 from fedjax_prune.runs.export.ask import Asked, ask, has_gates, problems
 from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accuracy
-from fedjax_prune.runs.learning import (
-    Learning,
-    data_info,
-    own_personal,
-    start,
-    task_of,
-)
+from fedjax_prune.runs.learning import Learning, data_info, first_row, task_of
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_state
@@ -245,9 +237,7 @@ def _require_drawn(config: Config, client: int, finished: int) -> None:
 
 def _are_first(learning: Learning, client: int, gates: Tree) -> bool:
     """Whether gates are those from before the first round, as of a dropped client."""
-    first = jax.jit(lambda: start(learning)[1].personal)()
-    if (draw := own_personal(learning)) is not None:
-        first = jax.jit(draw)(np.int32(client))
+    first = jax.jit(lambda own: first_row(learning, own).personal)(np.int32(client))
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, gates, first)))
 
 
