@@ -23,7 +23,7 @@ from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accu
 from fedjax_prune.runs.learning import Learning, data_info, first_row, task_of
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.start import of_newest, restore, restore_state
+from fedjax_prune.runs.start import has_rows, of_newest, restore, restore_state
 from fedjax_prune.types import Config, ServerState, Task, Tree, Variables
 
 
@@ -102,7 +102,13 @@ def read(asked: Asked) -> Chosen:
     """
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        return _shared(learning, restore_state(learning, workdir), asked.kind)
+        shared = _shared(learning, restore_state(learning, workdir), asked.kind)
+        if not has_gates(learning):
+            return shared
+        where = "--client=ID exports a client's gates"
+        if not has_rows(workdir):
+            where = "the clients' gates are on the nodes of Flower"
+        return shared._replace(words=f"{shared.words}; without gates; {where}")
     data = load_data(learning.config) if asked.kind == "compact" else None
     origin = origin_of(learning.config, data and data.hashes)
     state, gates = of_newest(
@@ -146,10 +152,6 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         left = {name: len(indices) for name, indices in kept.items()}
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
-    if has_gates(learning):
-        words = f"{words}; without gates; --client=ID exports a client's gates"
-    if kind == "dense" and has_gates(learning):
-        words = "dense: without gates; --client=ID exports a client's gates"
     return Chosen(
         learning=learning,
         round=int(state.round),
