@@ -21,10 +21,9 @@ In a checkout `python -m launch.report` is the same. For example:
 from absl import app, flags
 
 from fedjax_prune.runs import live
-from fedjax_prune.runs.page.read import runs_below
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import local_folder
+from fedjax_prune.runs.workdir import local_folder, runs_below
 
 from .errors import exit_code
 from .flags import parse
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
         if _LIVE.value:
             live.follow(folders[0])
             return 0
-        runs = [run for folder in folders for run in runs_below(folder)]
+        runs = [run for folder in folders for run in runs_below(folder) or [folder]]
         print(write_report(runs, local_folder(_OUT.value), wanted=_TARGET.value))
         return 0
 

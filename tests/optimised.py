@@ -15,7 +15,8 @@ from tests.seven_clients import draw_cohort, rounds
 WIDER = 29
 COHORT = (0, 1, 2, 3, 4, 6)
 
-both_models = pytest.mark.parametrize("model", ["linear", "gated"])
+GATED = pytest.param("gated", marks=pytest.mark.long)
+"""Its programs take most of the time to compile."""
 
 
 def run(model, placement=ONE_DEVICE, *, ids=COHORT, width=None, **options):
@@ -26,7 +27,7 @@ def run(model, placement=ONE_DEVICE, *, ids=COHORT, width=None, **options):
     return after
 
 
-@both_models
+@pytest.mark.parametrize("model", ["linear", "gated"])
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(model, tmp_path):
     whole = run(model, numbers=range(4))
     half = run(model, numbers=range(2))
@@ -36,13 +37,16 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(model, tmp_path):
     chex.assert_trees_all_equal(whole, resumed)
 
 
-@both_models
+@pytest.mark.parametrize("model", ["linear", GATED])
 def test_wider_padding_changes_no_bit(model):
     narrow = run(model)
     chex.assert_trees_all_equal(narrow, run(model, width=WIDER))
 
 
-@pytest.mark.parametrize(("model", "others"), [("linear", (4,)), ("gated", (2,))])
+@pytest.mark.parametrize(
+    ("model", "others"),
+    [("linear", (4,)), pytest.param("gated", (2,), marks=pytest.mark.long)],
+)
 def test_the_fixed_order_has_the_same_bits_on_any_number_of_devices(model, others):
     expected = run(model, make_placement(1, "fixed_order"))
     for num_devices in others:

@@ -61,7 +61,14 @@ SHARES = {
 """Name -> its further arguments, and bounds of the share that it prunes."""
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize(
+    "name",
+    # What each prepares is tested with the algorithms, the loop is the same.
+    [
+        pytest.param(n, marks=() if n in ("autoflip", "prunefl") else pytest.mark.long)
+        for n in SHARES
+    ],
+)
 def test_the_library_loop_prepares_and_prunes(name, capsys):
     """The same loop with methods that train unpruned if nobody prepares them."""
     made = "fp.scaffold(task, solver, fp.make_server_tx()"

@@ -218,6 +218,25 @@ def as_dataset(images: Any, labels: Any, *, num_classes: Count) -> Dataset:
     return Dataset(images, labels.astype(np.int32))
 
 
+def draw_fifths(
+    labels: np.ndarray, rng: np.random.Generator | np.random.RandomState
+) -> np.ndarray:
+    """Draws a fifth of each class, rounded down, for a test set.
+
+    Args:
+      labels: [num_examples] integers from 0 on.
+      rng: draws one class after another.
+
+    Returns:
+      [num_examples] bool, True for what is drawn.
+    """
+    drawn = np.zeros(len(labels), bool)
+    for label in range(labels.max() + 1):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        drawn[members[: len(members) // 5]] = True
+    return drawn
+
+
 def _check_all(field: str, wanted: str, values: np.ndarray, bad: np.ndarray) -> None:
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -277,11 +296,7 @@ def _digits() -> tuple[Dataset, Dataset]:
     images, labels = load_digits(return_X_y=True)
     images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     # The legacy generator never changes, so neither does the split.
-    rng = np.random.RandomState(0)
-    is_test = np.zeros(len(labels), bool)
-    for label in range(10):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        is_test[members[: len(members) // 5]] = True
+    is_test = draw_fifths(labels, np.random.RandomState(0))
     whole = as_dataset(images, labels, num_classes=10)
     return (
         Dataset(whole.images[~is_test], whole.labels[~is_test]),

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_prune.data import image_folder
 from fedjax_prune.data.datasets import DataError, data_folder, resolve_count
+from fedjax_prune.data.load import draw_fifths
 from fedjax_prune.data.own import OwnData, from_npz
 from fedjax_prune.types import Dataset, Population
 
@@ -128,7 +129,8 @@ def load_own(
         return OwnSplits(train.dataset, kept, train.population)
     whole = train.dataset
     if test is None:
-        is_test = _fifths(whole.labels, seed)
+        rng = np.random.default_rng((seed, len(whole.labels)))
+        is_test = draw_fifths(whole.labels, rng)
         if not is_test.any():
             raise DataError(
                 f"{path} must have a test set or 5 examples of a class, so that some "
@@ -189,16 +191,6 @@ def _written(dataset: Dataset) -> str:
     shape = dataset.images.shape[1:]
     is_vector = dataset.images.dtype == np.float32 and shape[1:] == (1, 1)
     return str(shape[0]) if is_vector else "x".join(map(str, shape))
-
-
-def _fifths(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Draws a fifth of each class, rounded down, [num_examples] bool."""
-    drawn = np.zeros(len(labels), bool)
-    rng = np.random.default_rng((seed, len(labels)))
-    for label in range(labels.max() + 1):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        drawn[members[: len(members) // 5]] = True
-    return drawn
 
 
 def _drawn(dataset: Dataset, name: str, split: str, count: int, seed: int) -> Dataset:

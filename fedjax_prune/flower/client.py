@@ -34,12 +34,7 @@ from fedjax_prune.flower.node_half import (
 )
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs.learning import (
-    Learning,
-    init_key,
-    make_learning,
-    own_personal,
-)
+from fedjax_prune.runs.learning import Learning, first_row, make_learning
 from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.runs.settings import check
 from fedjax_prune.types import ClientState, Config, Variables
@@ -109,17 +104,11 @@ def _programs(given: Given) -> Programs:
     return Programs(
         learning=learning,
         state=shapes_of(learning)[0],
-        first=jax.jit(functools.partial(_first_row, learning)),
+        first=jax.jit(functools.partial(first_row, learning)),
         train=jax.jit(make_training_step(learning, policy_of(config))),
         prepare=jax.jit(make_preparation_step(learning)) if prepares else None,
         correct=jax.jit(functools.partial(correct_examples, learning.task)),
     )
-
-
-def _first_row(learning: Learning, client_id: jax.Array) -> ClientState:
-    row, own = learning.algorithm.rules.row, own_personal(learning)
-    first = row(init_key(learning.config))
-    return first if own is None else first._replace(personal=own(client_id))
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,8 +7,7 @@ names that Flax has for it. An NNX module is also switched by its `train()` and
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,8 +23,37 @@ IN_TRAINING = {
 GIVEN = (*IN_TRAINING, "example_mask")
 """The keywords that a module may take beside its images."""
 
-Arguments = Callable[[bool, jax.Array], dict[str, Any]]
-"""(whether it trains, example mask) -> keywords of a module's `init` and `apply`."""
+
+class Arguments(NamedTuple):
+    """What a module is called with beside its images.
+
+    Attributes:
+      taken: the names of GIVEN that its `__call__` takes.
+      is_nnx: whether it is a wrapped NNX module.
+    """
+
+    taken: tuple[str, ...]
+    is_nnx: bool
+
+    def __call__(self, train: bool, example_mask: jax.Array) -> dict[str, Any]:
+        """Gives the keywords of the module's `init` and `apply`.
+
+        Args:
+          train: whether it trains.
+          example_mask: [batch_size] bool, which examples are real.
+        """
+        given = {
+            name: example_mask if name == "example_mask" else IN_TRAINING[name] == train
+            for name in self.taken
+        }
+        if not self.is_nnx:
+            return given
+
+        def call(module: Any, images: jax.Array) -> Any:
+            (module.train if train else module.eval)()
+            return module(images, **given)
+
+        return {"nnx_method": call}
 
 
 def as_linen(model: Any) -> nn.Module:
@@ -36,7 +64,8 @@ def as_linen(model: Any) -> nn.Module:
         its class or `functools.partial(Class, 10)`.
 
     Returns:
-      The linen module; `flax.nnx.bridge.ToLinen` of an NNX one.
+      The linen module; `flax.nnx.bridge.ToLinen` of an NNX one. What a function makes
+      is looked at by `arguments_of`.
 
     Raises:
       ValueError: if it is something else, such as an NNX module that has its parameters
@@ -51,9 +80,7 @@ def as_linen(model: Any) -> nn.Module:
         )
     if callable(model) and not isinstance(model, nnx.Module):
         make: Any = model
-        made = nnx.bridge.to_linen(make)
-        _instance(made)
-        return made
+        return nnx.bridge.to_linen(make)
     raise ValueError(
         f"model must be a flax.linen module or make an NNX one, got "
         f"{type(model).__name__}: give an NNX class with its arguments, as in "
@@ -68,32 +95,11 @@ def arguments_of(model: nn.Module) -> Arguments:
       model: as `as_linen` returns it.
 
     Raises:
-      ValueError: if it needs an argument that nobody gives, or takes no images.
+      ValueError: if it needs an argument that nobody gives, takes no images, or is a
+        wrapped function that makes no NNX module.
     """
-    instance = _instance(model) if isinstance(model, nnx.bridge.ToLinen) else model
-    taken = _taken(type(instance))
-
-    def given(train: bool, example_mask: jax.Array) -> dict[str, Any]:
-        values = {name: value == train for name, value in IN_TRAINING.items()}
-        return {
-            name: example_mask if name == "example_mask" else values[name]
-            for name in taken
-        }
-
-    def switched(train: bool, example_mask: jax.Array) -> dict[str, Any]:
-        def call(module: Any, images: jax.Array) -> Any:
-            (module.train if train else module.eval)()
-            return module(images, **given(train, example_mask))
-
-        return {"nnx_method": call}
-
-    return given if instance is model else switched
-
-
-def takes_mask(model: nn.Module) -> bool:
-    """Whether a module is told which examples are real."""
-    instance = _instance(model) if isinstance(model, nnx.bridge.ToLinen) else model
-    return "example_mask" in _taken(type(instance))
+    is_nnx = isinstance(model, nnx.bridge.ToLinen)
+    return Arguments(_taken(type(_instance(model) if is_nnx else model)), is_nnx)
 
 
 def described(model: Any, method: str, image_shape: tuple[int, ...]) -> Any:

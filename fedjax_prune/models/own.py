@@ -136,22 +136,27 @@ def load_class(name: str) -> OwnClass:
 
 def is_theirs(name: str, error: Exception) -> bool:
     """Whether the user's code has led to an error; ours are ValueErrors."""
-    return not isinstance(error, ValueError) or bool(_lines(name, error))
+    return not isinstance(error, ValueError) or bool(_lines(_file(name), error))
 
 
 def told(name: str, error: Exception) -> str:
     """Says what the user's code has raised, with the last line of it that ran."""
-    lines = _lines(name, error)
+    return f"{name}: {_what(_file(name), error)}"
+
+
+def _what(path: Path, error: Exception) -> str:
+    """The last line of a file that led to an error, and the error."""
+    lines = _lines(path, error)
     where = f"line {lines[-1]}: " if lines else ""
     reason = str(error).strip().partition("\n")[0]
-    return f"{name}: {where}{type(error).__name__}: {reason}"
+    return f"{where}{type(error).__name__}: {reason}"
 
 
-def _lines(name: str, error: Exception) -> list[int | None]:
-    """The lines of the file that led to an error, the last one last."""
-    path = _file(name).resolve()
+def _lines(path: Path, error: Exception) -> list[int | None]:
+    """The lines of a file that led to an error, the last one last."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [frame.lineno for frame in frames if Path(frame.filename) == path]
+    file = path.resolve()
+    return [frame.lineno for frame in frames if Path(frame.filename) == file]
 
 
 def _attributes(path: Path, cls: type) -> tuple[dict[str, Field], tuple[str, ...]]:
@@ -227,5 +232,5 @@ def _run(path: Path, digest: str) -> ModuleType:
     # It is the user's own code: whatever it raises is a mistake in it.
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(told(f"{path}:_", error).replace(":_:", ":", 1)) from error
+        raise ValueError(f"{path}: {_what(path, error)}") from error
     return module

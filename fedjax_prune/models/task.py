@@ -21,7 +21,6 @@ from fedjax_prune.models.modules import (
     arguments_of,
     as_linen,
     described,
-    takes_mask,
 )
 from fedjax_prune.models.precision import at_least_float32
 from fedjax_prune.models.traced import traced_layers
@@ -159,7 +158,7 @@ def _make_init(
             **arguments(False, jnp.ones((1,), bool)),
         )
         check_logits(model, logits, 1)
-        check_collections(model, collections, takes_mask(model))
+        check_collections(model, collections, "example_mask" in arguments.taken)
         params = collections["params"]
         return Variables(
             params=params,

@@ -237,6 +237,18 @@ def start(learning: Learning) -> tuple[ServerState, ClientState]:
     return learning.algorithm.init(key), learning.algorithm.row(key)
 
 
+def first_row(learning: Learning, client_id: jax.Array) -> ClientState:
+    """The row of a client before anything is trained.
+
+    Args:
+      learning: of the run.
+      client_id: [] int32.
+    """
+    row = learning.algorithm.rules.row(init_key(learning.config))
+    own = own_personal(learning)
+    return row if own is None else row._replace(personal=own(client_id))
+
+
 def own_personal(learning: Learning) -> Callable[[jax.Array], Tree] | None:
     """What each client's personal parameters are before the first round.
 

@@ -15,7 +15,7 @@ from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import flatten
-from fedjax_prune.runs.workdir import has_config, read_config
+from fedjax_prune.runs.workdir import has_config, read_config, runs_below
 
 PAUSE = 1.0
 """Seconds between two looks at the workdir."""
@@ -135,8 +135,7 @@ def _require_no_runs_below(folder: Path) -> None:
     Raises:
       WorkdirError: naming the first of the runs below it.
     """
-    found = sorted(file.parent for file in folder.rglob("config.json"))
-    if found:
+    if found := runs_below(folder):
         raise WorkdirError(
             f"--live follows one run, but {folder} has {len(found)} below it, such as "
             f"{found[0]}: name one of them."

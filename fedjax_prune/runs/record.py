@@ -2,8 +2,9 @@
 
 `report/` of the workdir holds `partition.npz`, who has which classes, and
 `round-N.npz`. Of other rounds in which a client diverged, was clipped or attacked there
-is a file, too, which holds the losses alone and about 1.5 kB. A file that is damaged is
-left out with a warning: no run needs it.
+is a file, too, which holds the losses alone: about 1.4 kB for a cohort of 10 clients
+and 2.2 kB for one of 100. A file that is damaged is left out with a warning: no run
+needs it.
 """
 
 import os

@@ -181,6 +181,12 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     )
 
 
+def has_rows(workdir: Path) -> bool:
+    """Whether the newest checkpoint has rows of clients; those of Flower have none."""
+    newest = checkpoint.latest(workdir / FOLDER)
+    return (workdir / FOLDER / str(newest) / "rows").is_dir()
+
+
 def _bytes_of_round(rows: Store, config: Config) -> int:
     """What a round writes before the first checkpoint."""
     if config.client_rows != "disk" or config.rows_dir:

@@ -16,9 +16,7 @@ from fedjax_prune.runs.files import WorkdirError, replace
 from fedjax_prune.runs.settings import SettingsError, flatten, gained, problems
 from fedjax_prune.types import Config
 
-CHANGEABLE = (
-    "rounds",
-    "eval.",
+HOUSEKEEPING = (
     "save_every",
     "keep",
     "keep_every",
@@ -27,16 +25,14 @@ CHANGEABLE = (
     "lanes",
     "client_rows",
     "rows_dir",
-    "report.",
+    "report.every",
     "logger",
 )
+"""Fields that say where a run works and what it keeps, not what it computes."""
+CHANGEABLE = ("rounds", "eval.", *HOUSEKEEPING)
 """Fields, or sections ending in a dot, that may change when a run is resumed."""
-
-
 FILLED_IN = ("data.classes", "data.image_shape", "model.file_hash")
 """Fields that are empty until the user's files were looked at."""
-
-
 _NOTHING = object()
 """Stands for the value of a field that is not there; None is a value."""
 
@@ -200,6 +196,13 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def has_config(path: str | Path) -> bool:
     """Whether a run was started in this workdir."""
     return (Path(path) / "config.json").exists()
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folder itself if it is a workdir, else all workdirs below it, in order."""
+    if has_config(folder):
+        return [folder]
+    return sorted(file.parent for file in folder.rglob("config.json"))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -28,7 +28,10 @@ def test_a_run_with_gates(tmp_path):
     assert start["finished"] == 0 and start["versions"]["jax"] and start["data"] == {}
     (row,) = read_metrics(workdir)
     assert not [name for name in row if name.startswith("gates/")]
-    export_model(workdir, tmp_path / "model")
+    words = export_model(workdir, tmp_path / "model").words
+    assert words.endswith(
+        "without gates; the clients' gates are on the nodes of Flower"
+    )
     facts = json.loads((tmp_path / "model" / "model.json").read_text())
     assert facts["training"]["starts"][0]["versions"] == start["versions"]
     assert "unknown" not in (tmp_path / "model" / "README.md").read_text()

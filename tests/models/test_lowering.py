@@ -131,7 +131,14 @@ def assert_forms(lower_program, form, products_of_winograd, dense=0, num_devices
         assert products["cpu"] == products[platform] + more - dense
 
 
-@pytest.mark.parametrize(("form", "num_devices"), CASES)
+@pytest.mark.parametrize(
+    ("form", "num_devices"),
+    # Both forms and both numbers of devices, each once.
+    [
+        pytest.param(*case, marks=pytest.mark.long if case == ("direct", 1) else ())
+        for case in CASES
+    ],
+)
 def test_a_gated_round_has_the_forms_of_its_platform(form, num_devices):
     """A step convolves three times: the features and both gradients."""
     assert_forms(lower_round, form, 3 * 16, dense=1, num_devices=num_devices)

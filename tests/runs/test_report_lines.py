@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.page import bands, clients, facts, masks, speed, target, troubled
+from fedjax_prune.runs.page import (
+    bands,
+    clients,
+    facts,
+    masks,
+    partition,
+    speed,
+    target,
+    troubled,
+)
 from fedjax_prune.runs.page.panel import as_csv, thinned
-from fedjax_prune.runs.page.read import as_lines, differences, read_runs, runs_below
+from fedjax_prune.runs.page.read import as_lines, differences, read_runs
+from fedjax_prune.runs.workdir import runs_below
 from tests.made_up_runs import config_of, write_run
 
 
@@ -154,8 +164,30 @@ def test_a_folder_stands_for_the_runs_below_it(tmp_path):
         write_run(tmp_path / name, config_of(rounds=1))
     assert runs_below(tmp_path / "a") == [tmp_path / "a"]
     assert runs_below(tmp_path) == [tmp_path / "a", tmp_path / "b" / "seed=1"]
-    with pytest.raises(WorkdirError, match="has no run in it or below it"):
-        runs_below(tmp_path / "nothing")
+    assert runs_below(tmp_path / "nothing") == []
+
+
+def test_the_partition_is_drawn_with_the_names_of_the_classes(tmp_path):
+    """The same numbers of examples of other classes are another partition."""
+    names = ("digits", "fashion_mnist")
+    lines = lines_of(
+        tmp_path, *(config_of(rounds=5, **{"data.name": name}) for name in names)
+    )
+    for line in lines:
+        counts = np.zeros((2, 10), np.int32)
+        counts[[0, 1, 1], [9, 2, 9]] = 4, 5, 6
+        line.runs[0] = line.runs[0]._replace(partition=counts)
+    panel = partition.partition(lines)
+    assert panel is not None
+    found = [(v["of"], v["class"], v["client"], v["examples"]) for v in panel.values]
+    assert found == [
+        ("digits", "2", 1, 5),
+        ("digits", "9", 0, 4),
+        ("digits", "9", 1, 6),
+        ("fashion_mnist", "Pullover", 1, 5),
+        ("fashion_mnist", "Ankle boot", 0, 4),
+        ("fashion_mnist", "Ankle boot", 1, 6),
+    ]
 
 
 def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
@@ -211,7 +243,8 @@ def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
 
 
 def test_the_worst_clients_are_named_with_their_data(tmp_path):
-    (line,) = lines_of(tmp_path, config_of(rounds=5))
+    config = config_of(rounds=5, **{"data.name": "cifar10"})
+    (line,) = lines_of(tmp_path, config)
     run = line.runs[0]
     own = run.records[-1].accuracies["client_local"]
     own[:] = 1
@@ -219,7 +252,7 @@ def test_the_worst_clients_are_named_with_their_data(tmp_path):
     run.partition[3] = [0, 0, 4, 0, 0, 9, 0, 0, 0, 0]
     first, second, *_ = clients.worst([line])
     assert (first.client, first.own, first.examples) == (3, 0.125, 13)
-    assert first.classes == "5: 9, 2: 4" and second.client == 7
+    assert first.classes == "dog: 9, bird: 4" and second.client == 7
     table = facts.worst_clients([line])
     assert table is not None and table.rows[0][1:3] == (3, "12.5%")
 

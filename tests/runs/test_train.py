@@ -256,7 +256,13 @@ def test_a_round_whose_clients_all_diverge_is_empty(tmp_path, poisoned):
     assert np.isnan(row["train/loss"])
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedprox", "fednova"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(pytest.param(m, marks=pytest.mark.long) for m in ("fedavg", "fedprox")),
+        "fednova",
+    ],
+)
 def test_other_methods_run_with_gates(tmp_path, method):
     config = tiny_config(rounds=1)
     config.algorithm = base.algorithm(method)

@@ -16,22 +16,14 @@ from fedjax_prune.pruning.client_network import (
     client_network,
     make_client_selection,
 )
-from fedjax_prune.pruning.smaller import (
-    compact,
-)
+from fedjax_prune.pruning.smaller import compact
 from fedjax_prune.runs.experiment import RunData, load_data
 from fedjax_prune.runs.export.ask import Asked, ask, has_gates, problems
 from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accuracy
-from fedjax_prune.runs.learning import (
-    Learning,
-    data_info,
-    own_personal,
-    start,
-    task_of,
-)
+from fedjax_prune.runs.learning import Learning, data_info, first_row, task_of
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.start import of_newest, restore, restore_state
+from fedjax_prune.runs.start import has_rows, of_newest, restore, restore_state
 from fedjax_prune.types import Config, ServerState, Task, Tree, Variables
 
 
@@ -110,7 +102,13 @@ def read(asked: Asked) -> Chosen:
     """
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        return _shared(learning, restore_state(learning, workdir), asked.kind)
+        shared = _shared(learning, restore_state(learning, workdir), asked.kind)
+        if not has_gates(learning):
+            return shared
+        where = "--client=ID exports a client's gates"
+        if not has_rows(workdir):
+            where = "the clients' gates are on the nodes of Flower"
+        return shared._replace(words=f"{shared.words}; without gates; {where}")
     data = load_data(learning.config) if asked.kind == "compact" else None
     origin = origin_of(learning.config, data and data.hashes)
     state, gates = of_newest(
@@ -154,10 +152,6 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         left = {name: len(indices) for name, indices in kept.items()}
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
-    if has_gates(learning):
-        words = f"{words}; without gates; --client=ID exports a client's gates"
-    if kind == "dense" and has_gates(learning):
-        words = "dense: without gates; --client=ID exports a client's gates"
     return Chosen(
         learning=learning,
         round=int(state.round),
@@ -245,9 +239,7 @@ def _require_drawn(config: Config, client: int, finished: int) -> None:
 
 def _are_first(learning: Learning, client: int, gates: Tree) -> bool:
     """Whether gates are those from before the first round, as of a dropped client."""
-    first = jax.jit(lambda: start(learning)[1].personal)()
-    if (draw := own_personal(learning)) is not None:
-        first = jax.jit(draw)(np.int32(client))
+    first = jax.jit(lambda own: first_row(learning, own).personal)(np.int32(client))
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, gates, first)))
 
 

@@ -37,7 +37,7 @@ class Worst(NamedTuple):
       own: accuracy on its own validation set, in [0, 1].
       test: accuracy of its model on the test set, in [0, 1].
       examples: training examples; None if the partition was not recorded.
-      classes: its most frequent classes and their examples, `7: 120, 2: 5`.
+      classes: its most frequent classes and their examples, `cat: 120, dog: 5`.
     """
 
     line: str
@@ -105,7 +105,7 @@ def worst(lines: Sequence[Line]) -> list[Worst]:
         own = record.accuracies["client_local"]
         for place in np.argsort(own, kind="stable")[:WORST]:
             client = int(record.evaluated[place])
-            examples, classes = _held(run.partition, client)
+            examples, classes = _held(run, client)
             found.append(
                 Worst(
                     line=line.name,
@@ -142,11 +142,11 @@ def _dots(name: str, run: PageRun) -> list[dict[str, Any]]:
     return found
 
 
-def _held(partition: np.ndarray | None, client: int) -> tuple[int | None, str]:
-    if partition is None or client >= len(partition):
+def _held(run: PageRun, client: int) -> tuple[int | None, str]:
+    if run.partition is None or client >= len(run.partition):
         return None, ""
-    counts = partition[client]
+    counts = run.partition[client]
     classes = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
-    words = [f"{c}: {counts[c]:,}" for c in classes[:MOST_CLASSES]]
+    words = [f"{run.classes[c]}: {counts[c]:,}" for c in classes[:MOST_CLASSES]]
     words += ["..."] * (len(classes) > MOST_CLASSES)
     return int(counts.sum()), ", ".join(words)

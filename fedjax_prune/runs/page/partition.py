@@ -17,22 +17,24 @@ def partition(lines: Sequence[Line]) -> Panel | None:
     """Who holds how many examples of which class; None if it was not recorded."""
     import altair as alt
 
-    counts: dict[bytes, np.ndarray] = {}
-    of_lines: dict[bytes, list[str]] = {}
+    counts: dict[tuple[bytes, tuple[str, ...]], np.ndarray] = {}
+    of_lines: dict[tuple[bytes, tuple[str, ...]], list[str]] = {}
     for line in lines:
-        held = line.runs[0].partition
+        held, classes = line.runs[0].partition, line.runs[0].classes
         if held is not None:
             shown = held[:MOST_CLIENTS]
-            counts[shown.tobytes()] = shown
-            of_lines.setdefault(shown.tobytes(), []).append(line.name)
+            key = shown.tobytes(), classes
+            counts[key] = shown
+            of_lines.setdefault(key, []).append(line.name)
     if not counts:
         return None
     names = {key: "; ".join(found) for key, found in of_lines.items()}
     drawn = list(counts)[:MOST_PARTITIONS]
     values = [
-        {"of": names[key], "client": client, "class": label, "examples": int(count)}
+        {"of": names[key], "client": client, "class": name, "examples": int(count)}
         for key in drawn
-        for (client, label), count in np.ndenumerate(counts[key])
+        for name, held in zip(key[1], counts[key].T, strict=True)
+        for client, count in enumerate(held)
         if count
     ]
     num_clients = max(len(counts[key]) for key in drawn)
@@ -40,11 +42,12 @@ def partition(lines: Sequence[Line]) -> Panel | None:
     every = -(-num_clients // 25)
     labels = alt.Axis(values=list(range(0, num_clients, every)), labelAngle=0)
     chart = (
-        alt.Chart(data_of("partition", "client", "class"))
+        alt.Chart(data_of("partition", "client"))
         .mark_rect()
         .encode(
             x=alt.X("client:O", title="client", axis=labels),
-            y=alt.Y("class:O", title="class"),
+            # In the order of the data.
+            y=alt.Y("class:O", title="class", sort=None),
             color=alt.Color(
                 "examples:Q",
                 title="training examples",

@@ -7,26 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.labels import labels_of
 from fedjax_prune.runs import environment, record
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.record import Record
 from fedjax_prune.runs.settings import flatten, gained
-from fedjax_prune.runs.workdir import has_config, read_config
+from fedjax_prune.runs.workdir import HOUSEKEEPING, read_config
 
-UNCOMPARED = (
-    "seed",
-    "devices",
-    "lanes",
-    "client_rows",
-    "rows_dir",
-    "save_every",
-    "keep",
-    "keep_every",
-    "hash_every",
-    "logger",
-    "report.every",
-)
+UNCOMPARED = ("seed", *HOUSEKEEPING)
 """Fields that do not make another line of two runs; see `uncompared`."""
 _FIRST = ("algorithm.name", "model.name", "data.name")
 """Fields that name a line before others do."""
@@ -53,6 +42,12 @@ class PageRun(NamedTuple):
     starts: list[dict[str, Any]]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of their labels."""
+        own = self.config.get("data.classes") or ()
+        return labels_of(self.config["data.name"], own)
+
+    @property
     def rounds(self) -> list[dict[str, Any]]:
         """The rows without that of the preparation."""
         return [row for row in self.rows if row["round"] > 0]
@@ -68,20 +63,6 @@ class Line(NamedTuple):
 
     name: str
     runs: list[PageRun]
-
-
-def runs_below(folder: Path) -> list[Path]:
-    """The folder itself if it is a workdir, else all workdirs below it, in order.
-
-    Raises:
-      WorkdirError: if there is none.
-    """
-    if has_config(folder):
-        return [folder]
-    found = sorted(file.parent for file in folder.rglob("config.json"))
-    if not found:
-        raise WorkdirError(f"{folder} has no run in it or below it.")
-    return found
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[PageRun]:

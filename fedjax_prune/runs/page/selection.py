@@ -149,9 +149,7 @@ def of_classes(lines: Sequence[Line]) -> Panel | None:
         record = gated_records(lines).get(line.name)
         if record is None or not record.classes:
             continue
-        count = len(next(iter(record.classes.values())))
-        names = line.runs[0].config.get("data.classes") or range(count)
-        found[line.name] = Rows(list(map(str, names)), record.classes)
+        found[line.name] = Rows(line.runs[0].classes, record.classes)
     return _grid(
         "by_class",
         "Channels that classes select",
