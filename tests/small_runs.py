@@ -63,11 +63,9 @@ def final_state(config, workdir):
 
 
 def undocumented(row):
-    """The fields of a row of metrics that the table of configs/README.md leaves out."""
-    guide = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
-    table = guide.split("## What a row of metrics.jsonl holds")[1].split("# Measured")[
-        0
-    ]
+    """The fields of a row of metrics that the table of runs/README.md leaves out."""
+    guide = Path(__file__).parents[1] / "fedjax_prune" / "runs" / "README.md"
+    table = guide.read_text().split("## What a row of metrics.jsonl holds")[1]
     names = re.findall(r"`([a-zA-Z_/.]+)`", table)
     patterns = [
         re.escape(name)

@@ -24,6 +24,7 @@ ADDING = (ROOT / "fedjax_prune" / "algorithms" / "README.md").read_text()
 GUIDES = (
     "README.md",
     "configs/README.md",
+    "fedjax_prune/runs/README.md",
     "launch/README.md",
     "launch/benchmark/README.md",
     "fedjax_prune/algorithms/README.md",

@@ -1,6 +1,6 @@
 """A round's numbers, as one flat row of metrics.jsonl.
 
-configs/README.md describes every field.
+README.md beside it describes every field.
 """
 
 import math

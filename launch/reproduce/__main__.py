@@ -10,8 +10,8 @@ share are trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs sa
 same command goes on. When all are finished it prints the tables, ours beside the
 published numbers, and writes them and a page with pictures into the workdir.
 
-What is printed is explained in configs/README.md, where the results are, too. Data are
-read from --config.data.dir or TFDS_DATA_DIR. For example:
+configs/README.md explains what is printed and has the results. Data are read from
+--config.data.dir or TFDS_DATA_DIR. For example:
 
     python -m launch.reproduce --table=gates
     python -m launch.reproduce --table=feddp_mnist --jobs=2 --config.data.dir=DIR
