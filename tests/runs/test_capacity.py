@@ -90,7 +90,14 @@ def planned_bytes(experiment):
     return planned + on_device * num_clients * tree_bytes(row)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+LONG = ("one lane", "wide")
+"""A fixed order with several lanes, and wide messages, are estimated as well."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in CONFIGS],
+)
 def test_memory_estimate_is_within_a_quarter_of_what_xla_plans(name):
     experiment = build(CONFIGS[name]())
     planned = planned_bytes(experiment)

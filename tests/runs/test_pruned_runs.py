@@ -115,6 +115,8 @@ def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch):
     assert one | times == other | times
 
 
+# Stops of a run and stops between groups are tested above, each on its own.
+@pytest.mark.long
 def test_a_run_that_stops_between_groups_says_how_it_goes_on(
     tmp_path, monkeypatch, capsys
 ):
@@ -131,7 +133,9 @@ def test_a_run_that_stops_between_groups_says_how_it_goes_on(
     assert "the same command goes on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cause", ["other groups", "damage", "no sums"])
+@pytest.mark.parametrize(
+    "cause", ["other groups", "damage", pytest.param("no sums", marks=pytest.mark.long)]
+)
 def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "ALONE", 2)
     config = pruned_config(devices=1, rounds=1)
