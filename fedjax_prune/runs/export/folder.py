@@ -12,9 +12,9 @@ _UNFINISHED = ".unfinished"
 
 def folder_problems(folder: Path) -> list[str]:
     """Says why a folder cannot be made or filled; links are followed."""
-    try:
-        target = folder.resolve()
-    except (OSError, RuntimeError):
+    # Path.resolve raises for a link to itself in some versions of Python.
+    target = Path(os.path.realpath(folder))
+    if target.is_symlink():
         return [f"{folder} must be a new or an empty folder, got a link to itself"]
     if target.exists():
         if not target.is_dir() or {f.name for f in target.iterdir()} - {_UNFINISHED}:
