@@ -59,6 +59,7 @@ class _Started(NamedTuple):
     process: "subprocess.Popen[bytes]"
     cores: list[int]
     began: float
+    end: float
 
 
 def run_all(
@@ -66,6 +67,8 @@ def run_all(
     at_a_time: int,
     say: Callable[[str], None],
     seconds: float = math.inf,
+    *,
+    share_time: bool = False,
 ) -> list[Outcome]:
     """Runs all jobs; one that fails does not keep the others from running.
 
@@ -77,6 +80,8 @@ def run_all(
       at_a_time: at least 1; each job has its share of the cores.
       say: is told of each job's start and end.
       seconds: after which the jobs are stopped as by a first signal.
+      share_time: whether a job is stopped after its part of the time that is left when
+        it starts, one part for each job that has not started. One job runs at a time.
 
     Returns:
       The outcomes, in the order of the jobs.
@@ -88,15 +93,21 @@ def run_all(
     outcomes: dict[Job, Outcome] = {}
     free = deque(_shares_of_cores(at_a_time))
     end = time.monotonic() + seconds
+    told: list[_Started] = []
     with stop_requested() as stop:
-        told = False
+
+        def may_start() -> bool:
+            return not stop.is_set() and time.monotonic() < end
+
         try:
-            while running or (waiting and not stop.is_set()):
-                while waiting and free and not stop.is_set():
+            while running or (waiting and may_start()):
+                while waiting and free and may_start():
                     job = waiting.popleft()
                     cores = free.popleft()
+                    left = end - time.monotonic()
+                    part = left / (len(waiting) + 1) if share_time else left
                     try:
-                        running.append(_start(job, cores))
+                        running.append(_start(job, cores, part))
                         say(f"{job.name}: {shlex.join(job.command)}")
                     except OSError as error:
                         free.append(cores)
@@ -104,12 +115,11 @@ def run_all(
                         outcomes[job] = Outcome(job, 1, reason)
                         say(f"{job.name}: not started")
                 time.sleep(_PAUSE)
-                if time.monotonic() >= end:
-                    stop.set()
-                if stop.is_set() and not told:
-                    told = True
-                    say(f"stopping {len(running)} runs")
-                    _pass_on(running, signal.SIGTERM)
+                now = math.inf if stop.is_set() else time.monotonic()
+                if due := [s for s in running if now >= s.end and s not in told]:
+                    told += due
+                    say(f"stopping {len(due)} runs")
+                    _pass_on(due, signal.SIGTERM)
                 for started in [s for s in running if s.process.poll() is not None]:
                     running.remove(started)
                     free.append(started.cores)
@@ -122,7 +132,7 @@ def run_all(
     return [outcomes.get(job, Outcome(job, None)) for job in jobs]
 
 
-def _start(job: Job, cores: list[int]) -> _Started:
+def _start(job: Job, cores: list[int], seconds: float) -> _Started:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     before = None
@@ -146,7 +156,8 @@ def _start(job: Job, cores: list[int]) -> _Started:
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
-    return _Started(job, process, cores, time.monotonic())
+    began = time.monotonic()
+    return _Started(job, process, cores, began, began + seconds)
 
 
 def _pass_on(running: Sequence[_Started], number: signal.Signals) -> None:
@@ -156,7 +167,7 @@ def _pass_on(running: Sequence[_Started], number: signal.Signals) -> None:
 
 
 def _ended(started: _Started) -> Outcome:
-    return Outcome(started.job, started.process.returncode, _last_line(started.job.log))
+    return Outcome(started.job, started.process.returncode, last_line(started.job.log))
 
 
 def _words(outcome: Outcome, started: _Started) -> str:
@@ -165,8 +176,8 @@ def _words(outcome: Outcome, started: _Started) -> str:
     return f"{word} after {time.monotonic() - started.began:,.0f} s"
 
 
-def _last_line(file: Path) -> str:
-    """The last line of a log that is not empty."""
+def last_line(file: Path) -> str:
+    """The last line of a log that is not empty, or an empty string."""
     with file.open("rb") as log:
         log.seek(max(0, file.stat().st_size - _TAIL))
         lines = log.read().decode(errors="replace").splitlines()

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
-    """Whether all rounds of a run are saved, and its result is in the metrics."""
+    """Whether a run is finished, as `estimates.is_finished` says."""
     return estimates.is_finished(run.config, workdir / run.folder)
 
 
@@ -74,8 +73,7 @@ def train_all(
       jobs: runs at a time.
       overrides: arguments for all runs, `--config.field=value`.
       seconds: after which the runs save and stop.
-      share_time: whether they run one after another for equal parts of this time;
-        what a run leaves of its part is the others'.
+      share_time: as in `run_all`; jobs must be 1.
 
     Returns:
       The exit code: 0 if all runs are finished, 1 if one failed, INTERRUPTED after a
@@ -85,35 +83,14 @@ def train_all(
     waiting = [run for run in runs if not is_finished(run, workdir)]
     if len(waiting) < len(runs):
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished")
-    waiting_jobs = [_job(run, workdir, overrides) for run in waiting]
-    if share_time:
-        return _ending(in_parts(waiting_jobs, seconds))
-    return _ending(run_all(waiting_jobs, jobs, _say, seconds))
-
-
-def in_parts(jobs: Sequence[Job], seconds: float) -> list[Outcome]:
-    """Runs jobs one after another, each for its part of the time that is left.
-
-    Args:
-      jobs: in their order.
-      seconds: of all of them.
-
-    Returns:
-      The outcomes, in the order of the jobs. After a signal the others do not start.
-    """
-    end, outcomes = time.monotonic() + seconds, []
-    for number, job in enumerate(jobs):
-        part_end = time.monotonic()
-        part_end += (end - part_end) / (len(jobs) - number)
-        outcomes += run_all([job], 1, _say, part_end - time.monotonic())
-        # A run that stops before its time is over has had a signal.
-        if outcomes[-1].stopped and time.monotonic() < part_end:
-            break
-    return [*outcomes, *(Outcome(job, None) for job in jobs[len(outcomes) :])]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    outcomes = run_all(
+        [_job(run, workdir, overrides) for run in waiting],
+        jobs,
+        lambda text: print(text, flush=True),
+        seconds,
+        share_time=share_time,
+    )
+    return _ending(outcomes)
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

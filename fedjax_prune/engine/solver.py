@@ -237,14 +237,14 @@ def make_solver(
     weight_decay: Annotated[
         float, at_least(0), "Weight decay, added to the gradient (coupled)."
     ] = 0.0,
-    personal_lr: Annotated[
-        float, at_least(0), "Step size of personal parameters (gates), as a factor."
+    personal_lr_factor: Annotated[
+        float, at_least(0), "Step size of gates over that of the other parameters."
     ] = 1.0,
 ) -> LocalSolver:
     """Makes a solver. Optimiser states start at zero in every round.
 
     Weight decay acts on `params` and `personal` alike. The steps of `personal` are
-    multiplied by `personal_lr`; 0 keeps personal parameters as they began.
+    multiplied by `personal_lr_factor`; 0 keeps personal parameters as they began.
 
     Returns:
       The solver.
@@ -267,7 +267,7 @@ def make_solver(
     decayed_tx = _chain(optax.add_decayed_weights(weight_decay), descent_tx)
     return LocalSolver(
         shared_tx=decayed_tx,
-        personal_tx=_chain(decayed_tx, optax.scale(personal_lr)),
+        personal_tx=_chain(decayed_tx, optax.scale(personal_lr_factor)),
         mass_tx=descent_tx if is_linear else None,
         step_size=SCHEDULES[lr_schedule](lr, lr_min, epochs),
         epochs=epochs,

@@ -60,22 +60,24 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
     )
 
 
-def break_even(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float]:
     """How many rounds save as much as what came before the first one, on average.
 
     Args:
-      rows: of metrics.jsonl of a run with at least one round.
+      runs: rows of metrics.jsonl of the seeds, each with at least one round.
 
     Returns:
-      Rounds until realisable FLOPs and bytes are saved; 0 if nothing came before the
-      first round, infinity if a round saves nothing.
+      Rounds until realisable FLOPs and bytes are saved: what all runs spent before
+      their first round over what a round of all runs saves, 0 if nothing came before.
+      Infinity if rounds save nothing, whatever came before.
     """
-    rounds = [row for row in rows if row["round"] > 0]
+    before = [row for rows in runs for row in rows if row["round"] == 0]
+    rounds = [row for rows in runs for row in rows if row["round"] > 0]
 
     def after(spent: Callable[[Mapping[str, Any]], float], dense: str) -> float:
-        before = sum(spent(row) for row in rows if row["round"] == 0)
         saved = np.mean([row[dense] - spent(row) for row in rounds])
-        return float(before / saved) if saved > 0 else math.inf
+        spent_before = sum(map(spent, before)) / len(runs)
+        return float(spent_before / saved) if saved > 0 else math.inf
 
     return (
         after(lambda r: r.get("flops/realisable", r["flops/dense"]), "flops/dense"),

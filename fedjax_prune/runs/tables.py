@@ -18,87 +18,72 @@ from fedjax_prune.runs.workdir import read_usable_config
 LAST = 10
 """The accuracy of a run with masks is the mean of this many last evaluations."""
 
+_ROUNDING = 1e-6
+"""Accuracies are written as float32: 0.95 as 0.949999988."""
+
 Row = Mapping[str, Any]
 
 
 class _Line(NamedTuple):
-    """A setting: its name, and for each seed's folder the rows of its metrics."""
+    """A setting: its name, and the rows of metrics of each seed."""
 
     name: str
-    seeds: Mapping[str, Sequence[Row]]
+    seeds: Mapping[int, Sequence[Row]]
 
-    def values(self, field: str) -> dict[str, float]:
-        """Folder -> mean of a field over the last fifth of the rounds."""
+    def values(self, field: str) -> dict[int, float]:
+        """Seed -> mean of a field over the last fifth of the rounds."""
         return {
-            folder: float(np.mean([row[field] for row in _evaluated(rows, 5)]))
-            for folder, rows in self.seeds.items()
+            seed: float(np.mean([row[field] for row in _evaluated(rows, 5)]))
+            for seed, rows in self.seeds.items()
         }
 
 
 def comparison(
-    runs: Mapping[str, Sequence[Path]], published: Mapping[str, str] | None = None
+    runs: Mapping[str, Sequence[Path]],
+    published: Mapping[str, str] | None = None,
+    most_rounds: float = math.inf,
 ) -> str:
     """One row for each setting, as a Markdown table.
 
     The accuracies of a run are means of its evaluations in the last fifth of its
-    rounds. They are compared with the first setting's, seed by seed. The target is the
+    rounds. Differences are those to the first setting, seed by seed. The target is the
     largest multiple of 5 % that all seeds of the first setting reach.
 
     Args:
-      runs: name -> workdirs of its seeds, named alike for the same seed, with at least
-        one evaluation each.
+      runs: name -> workdirs of its seeds, with at least one evaluation each.
       published: name -> what others have published; no column without any.
+      most_rounds: of each run; later ones are left out.
 
     Returns:
       The table, means over seeds. Accuracies and differences have a 95 % interval where
       there are several seeds. Traffic is that of the whole run, and that until the
       target, of the seeds that reach it.
     """
-    lines = _read(runs)
+    lines = _read(runs, most_rounds)
     first, target = lines[0], _common_target(lines[0])
-    header = [
-        "run",
-        "rounds",
-        "seeds",
-        "accuracy",
-        "less the first",
-        "own validation",
-        "less the first",
-        "worst client",
-        "before averaging",
-        "without gates",
-        "MACs kept",
-        *([f"rounds to {target:.0%}", f"MB to {target:.0%}"] if target else []),
-        "MB sent",
-        *(["published"] if published else []),
-    ]
-    rows = []
+    header = ["run", "rounds", "seeds"]
+    header += ["accuracy", "difference", "own validation", "difference, own validation"]
+    header += ["worst client", "before averaging", "without gates", "MACs an image"]
+    header += [f"rounds to {target:.0%}", f"MB to {target:.0%}"] if target else []
+    header += ["traffic, MB", *(["published"] if published else [])]
+    table = []
     for line in lines:
         config = read_usable_config(runs[line.name][0])
-        headline = line.values(HEADLINE)
-        local = line.values("eval/client_local/mean")
         macs = costs.macs_of(task_of(config, make_model(config)).layers)
-        rows.append(
-            [
-                line.name,
-                str(max(rows[-1]["round"] for rows in line.seeds.values())),
-                str(len(line.seeds)),
-                with_interval(list(headline.values())),
-                _less(headline, first.values(HEADLINE), line is first),
-                with_interval(list(local.values())),
-                _less(local, first.values("eval/client_local/mean"), line is first),
-                with_interval(list(line.values("eval/client_local/min").values())),
-                with_interval(list(line.values("eval/after_local/mean").values())),
-                with_interval(list(line.values(ACCURACY).values()))
-                if config.model.gated
-                else "",
-                f"{macs.kept / 1e6:.3g} M",
-                *(_to_target(line, target) if target else []),
-                f"{np.mean([_megabytes(seed) for seed in line.seeds.values()]):,.0f}",
-                *([published.get(line.name, "")] if published else []),
-            ]
-        )
-    return markdown(header, rows)
+        done = max(rows[-1]["round"] for rows in line.seeds.values())
+        cells = [line.name, str(done), str(len(line.seeds))]
+        for field in (HEADLINE, "eval/client_local/mean"):
+            values = line.values(field)
+            cells.append(with_interval(list(values.values())))
+            cells.append("" if line is first else _less(values, first.values(field)))
+        for field in ("eval/client_local/min", "eval/after_local/mean", ACCURACY):
+            shown = field != ACCURACY or config.model.gated
+            values = list(line.values(field).values()) if shown else []
+            cells.append(with_interval(values) if shown else "")
+        cells += [f"{macs.kept:,}", *(_to_target(line, target) if target else [])]
+        cells.append(f"{np.mean([_megabytes(s) for s in line.seeds.values()]):,.0f}")
+        table.append([*cells, *([published.get(line.name, "")] if published else [])])
+    return markdown(header, table)
 
 
 def pruning_table(
@@ -106,11 +91,11 @@ def pruning_table(
 ) -> str:
     """One row for each method, as a Markdown table.
 
-    The accuracy of a run is the mean of its last 10 evaluations. It is compared with
-    the first method's, seed by seed.
+    The accuracy of a run is the mean of its last 10 evaluations of the shared model.
+    Differences are those to the first method, seed by seed.
 
     Args:
-      runs: method -> workdirs of its seeds, named alike for the same seed.
+      runs: method -> workdirs of its seeds.
       published: as in `comparison`.
 
     Returns:
@@ -118,45 +103,33 @@ def pruning_table(
       several. Savings in brackets count what came before the first round, too; the last
       columns say from which round on they are above 0.
     """
-    header = [
-        "method",
-        "seeds",
-        "accuracy",
-        "less the first",
-        "best",
-        "sparsity",
-        "MACs saved, realisable",
-        "MACs saved, theoretical",
-        "traffic saved",
-        "MB sent",
-        "compute pays from round",
-        "traffic pays from round",
-        *(["published"] if published else []),
-    ]
-    lines, rows = _read(runs), []
+    header = ["method", "seeds", "accuracy", "difference", "best", "sparsity"]
+    header += ["MACs saved, realisable", "MACs saved, theoretical", "traffic saved"]
+    header += ["traffic, MB", "compute pays from round", "traffic pays from round"]
+    header += ["published"] if published else []
+    lines, table = _read(runs), []
     first = _lasts(lines[0])
     for line in lines:
-        saved = Totals(*np.mean([totals(seed) for seed in line.seeds.values()], axis=0))
+        seeds = list(line.seeds.values())
+        saved = Totals(*np.mean([totals(seed) for seed in seeds], axis=0))
         lasts = _lasts(line)
-        best = [max(_accuracies(seed)) for seed in line.seeds.values()]
-        pays = [break_even(seed) for seed in line.seeds.values()]
-        rows.append(
+        table.append(
             [
                 line.name,
-                str(len(line.seeds)),
+                str(len(seeds)),
                 with_interval(list(lasts.values())),
-                _less(lasts, first, line is lines[0]),
-                f"{np.mean(best):.1%}",
+                "" if line is lines[0] else _less(lasts, first),
+                f"{np.mean([max(_accuracies(seed)) for seed in seeds]):.1%}",
                 f"{saved.sparsity:.1%}",
                 f"{saved.realisable:.1%} ({saved.realisable_all:.1%})",
                 f"{saved.theoretical:.1%} ({saved.theoretical_all:.1%})",
                 f"{saved.sent:.1%} ({saved.sent_all:.1%})",
                 f"{saved.megabytes:,.0f}",
-                *map(_first_paid, np.mean(pays, axis=0)),
+                *(_first_paid(n, seeds[0][-1]["round"]) for n in break_even(seeds)),
                 *([published.get(line.name, "")] if published else []),
             ]
         )
-    return markdown(header, rows)
+    return markdown(header, table)
 
 
 def with_interval(values: Sequence[float], sign: str = "") -> str:
@@ -184,25 +157,42 @@ def with_interval(values: Sequence[float], sign: str = "") -> str:
     return f"{mean} ± {half:.1%}"
 
 
-def change_at_the_end(workdirs: Sequence[Path]) -> float:
-    """How much the last fifth of the rounds has changed the accuracy, mean over seeds.
+def changes_at_the_end(
+    workdirs: Sequence[Path], most_rounds: float = math.inf
+) -> list[float]:
+    """How much the last fifth of the rounds has changed the accuracy of each seed.
 
     It is the mean headline accuracy of the evaluations in the last fifth of the rounds
-    less that of the fifth before it; NaN if there is no evaluation in one of them.
+    less that of the fifth before it. Seeds without an evaluation in one of them are
+    left out.
+
+    Args:
+      workdirs: of the seeds.
+      most_rounds: as in `comparison`.
     """
     changes = []
-    for workdir in workdirs:
-        rows = read_metrics(workdir)
+    for rows in _read({"": workdirs}, most_rounds)[0].seeds.values():
         before, last = (
             [row[HEADLINE] for row in _evaluated(rows, fifth)] for fifth in (4, 5)
         )
-        changes.append(np.mean(last) - np.mean(before) if before and last else math.nan)
-    return float(np.mean(changes))
+        if before and last:
+            changes.append(float(np.mean(last) - np.mean(before)))
+    return changes
 
 
-def _read(runs: Mapping[str, Sequence[Path]]) -> list[_Line]:
+def _read(
+    runs: Mapping[str, Sequence[Path]], most_rounds: float = math.inf
+) -> list[_Line]:
     return [
-        _Line(name, {folder.name: read_metrics(folder) for folder in workdirs})
+        _Line(
+            name,
+            {
+                read_usable_config(folder).seed: [
+                    row for row in read_metrics(folder) if row["round"] <= most_rounds
+                ]
+                for folder in workdirs
+            },
+        )
         for name, workdirs in runs.items()
     ]
 
@@ -214,11 +204,9 @@ def _evaluated(rows: Sequence[Row], fifth: int) -> list[Row]:
     return [row for row in found if fifth - 1 < 5 * row["round"] / last <= fifth]
 
 
-def _less(values: Mapping[str, float], first: Mapping[str, float], same: bool) -> str:
-    """The differences of the seeds that both have; nothing for the first itself."""
-    common = (
-        [] if same else [values[seed] - first[seed] for seed in values if seed in first]
-    )
+def _less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
+    """The differences of the seeds that both have."""
+    common = [value - first[seed] for seed, value in values.items() if seed in first]
     return with_interval(common, "+") if common else ""
 
 
@@ -228,8 +216,7 @@ def _common_target(line: _Line) -> float:
         max(row[HEADLINE] for row in rows if HEADLINE in row)
         for rows in line.seeds.values()
     ]
-    # 0.85 / 0.05 is below 17 in floating point.
-    return math.floor(round(min(best) * 20, 6)) / 20
+    return math.floor((min(best) + _ROUNDING) * 20) / 20
 
 
 def _to_target(line: _Line, target: float) -> list[str]:
@@ -240,7 +227,7 @@ def _to_target(line: _Line, target: float) -> list[str]:
         round_ = rounds_to_target(
             [row["round"] for row in evaluated],
             [row[HEADLINE] for row in evaluated],
-            target,
+            target - _ROUNDING,
         )
         if round_ is not None:
             reached.append(round_)
@@ -263,10 +250,10 @@ def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:
     )
 
 
-def _lasts(line: _Line) -> dict[str, float]:
+def _lasts(line: _Line) -> dict[int, float]:
     return {
-        folder: float(np.mean(_accuracies(rows)[-LAST:]))
-        for folder, rows in line.seeds.items()
+        seed: float(np.mean(_accuracies(rows)[-LAST:]))
+        for seed, rows in line.seeds.items()
     }
 
 
@@ -274,8 +261,11 @@ def _accuracies(rows: Sequence[Row]) -> list[float]:
     return [row[ACCURACY] for row in rows if ACCURACY in row]
 
 
-def _first_paid(rounds: float) -> str:
-    return f"{math.floor(rounds) + 1}" if math.isfinite(rounds) else "never"
+def _first_paid(rounds: float, last: int) -> str:
+    if not math.isfinite(rounds):
+        return "never"
+    first = math.floor(rounds) + 1
+    return f"{first}" if first <= last else f"{first}, after the end"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

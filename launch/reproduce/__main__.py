@@ -4,11 +4,12 @@ python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--seeds=0,1,2] [--job
     [--minutes=25] [--workdir=runs/reproduce] [--config.FIELD=VALUE ...]
 
 A table is a question and the runs that answer it, such as whether gates that learn are
-better than gates that do not. All lines of a seed have the same first weights, splits
-and cohorts. Before it starts, the command says what is left to run. Runs that tables
-share are trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs save, the
-same command goes on. When all are finished it prints the tables, ours beside the
-published numbers, and writes them and a page with pictures into the workdir.
+better than gates that do not. All lines of a seed have the same splits and cohorts and,
+where their networks agree, the same first weights. Before it starts, the command says
+what is left to run. Runs that tables share are trained once. After Ctrl-C, SIGTERM or
+--minutes, on which all runs save, the same command goes on. At its end it prints the
+tables of all finished runs, ours beside the published numbers, and writes them into the
+workdir; unless it was stopped, it also draws a page with pictures for each of them.
 
 configs/README.md explains what is printed and has the results. Data are read from
 --config.data.dir or TFDS_DATA_DIR. For example:
@@ -22,6 +23,7 @@ import math
 
 from absl import app, flags
 
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import local_folder
 
@@ -38,7 +40,7 @@ _SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, each on its share of the cores", 1, 1000
 )
-_MINUTES = flags.DEFINE_float("minutes", math.inf, "after which runs save and stop", 0)
+_MINUTES = flags.DEFINE_float("minutes", math.inf, "after which runs save and stop")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "folder of all tables")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what is left to run, and end")
 
@@ -58,6 +60,13 @@ def main(argv: list[str]) -> int:
             found.append(
                 f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
             )
+        elif scales[_SCALE.value].share_time and _JOBS.value > 1:
+            found.append(
+                f"--jobs must be 1 for {_TABLE.value} with --scale={_SCALE.value}, "
+                f"whose runs share the time, got {_JOBS.value}"
+            )
+        if not _MINUTES.value > 0:
+            found.append(f"--minutes must be above 0, got {_MINUTES.value}")
         seeds = _read_seeds(_SEEDS.value, found)
         if not _WORKDIR.value:
             found.append("--workdir must name a folder, got ''")
@@ -84,7 +93,8 @@ def main(argv: list[str]) -> int:
             share_time=table.share_time,
         )
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
-        print(write_results(table, lines, workdir, folder, pages=code == 0))
+        pages = code != INTERRUPTED or table.share_time
+        print(write_results(table, lines, workdir, folder, pages=pages))
         return code
 
     return exit_code(reproduce)
@@ -92,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 def _read_seeds(texts: list[str], found: list[str]) -> list[int]:
     if all(text.isascii() and text.isdigit() for text in texts) and (
-        len(set(texts)) == len(texts)
+        len(set(map(int, texts))) == len(texts)
     ):
         return [int(text) for text in texts]
     found.append(

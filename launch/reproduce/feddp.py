@@ -46,9 +46,16 @@ def _figure_5(
     )
 
 
+def _changed(name: str, title: str, change: str) -> Block:
+    """SCAFFOLD, FedDP and its controls on digits, all with another field."""
+    lines = _gated("digits", "10", "scaffold").lines
+    changed = tuple(line._replace(changes=(change,)) for line in lines)
+    return Block(name, title, changed)
+
+
 _PARTS = {
-    "gates fixed, their gradient still trains the rest": "client.personal_lr=0",
-    "gates with a tenth of the step size": "client.personal_lr=0.1",
+    "gates fixed, their gradient still trains the rest": "client.personal_lr_factor=0",
+    "gates with a tenth of the step size": "client.personal_lr_factor=0.1",
     "no gradient into the gates' inputs": "model.gate_input_grad=false",
     "gradient also from channels not kept": "model.gate_mode=hard_dense_ste",
     "channels multiplied by their scores": "model.gate_mode=scale",
@@ -85,14 +92,7 @@ DIGITS_GATES = Table(
             drawn=False,
         ),
         *(
-            Block(
-                f"step_size_{lr}",
-                f"Step size {lr}",
-                tuple(
-                    line._replace(changes=(f"client.lr={lr}",))
-                    for line in _gated("digits", "10", "scaffold").lines
-                ),
-            )
+            _changed(f"step_size_{lr}", f"Step size {lr}", f"client.lr={lr}")
             for lr in _STEP_SIZES
         ),
     ),
@@ -136,7 +136,10 @@ FAULTS = Table(
 )
 
 _NARROW = {"0.25": "0.46", "0.35": "0.57", "0.65": "0.8", "0.75": "0.85"}
-"""Share of the MACs that gates keep -> width of a network without gates that has it."""
+"""Share of the MACs that gates keep -> width of a plain network with about as many.
+
+Networks of these widths have 2 to 6% fewer MACs, or 1% more (0.65), than gates keep.
+"""
 
 
 def _share(share: str, width: str) -> Block:
@@ -165,21 +168,15 @@ def _norms() -> Block:
     return Block("norm", "Norm, and the rescaling of kept channels", tuple(lines))
 
 
-def _epochs(number: int) -> Block:
-    change = (f"client.epochs={number}",)
-    lines = tuple(
-        line._replace(changes=change)
-        for line in _gated("digits", "10", "scaffold").lines
-    )
-    return Block(f"epochs_{number}", f"{number} local epochs", lines)
-
-
 ABLATIONS = Table(
     "Which settings of gates matter? Digits, ten clients.",
     (
         *(_share(share, width) for share, width in _NARROW.items()),
         _norms(),
-        *(_epochs(number) for number in (1, 5, 10)),
+        *(
+            _changed(f"epochs_{n}", f"{n} local epochs", f"client.epochs={n}")
+            for n in (1, 5, 10)
+        ),
     ),
     seeds=tuple(range(5)),
 )

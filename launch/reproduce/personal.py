@@ -1,5 +1,6 @@
 """What a client's gates know: its own classes, or all of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def swapped_gates(
       published: is not shown.
 
     Returns:
-      Means over clients and seeds, with a 95 % interval: accuracy on a client's own
-      validation set and on the test set, and on test images of the classes of which it
-      has training examples and of the others.
+      Means over clients and seeds, with a 95 % interval, after the last round: accuracy
+      on a client's own validation set, on the test set, on test images of the classes
+      of which it has training examples, and of the others.
     """
     del published
     rows, columns = [], []
@@ -85,6 +86,12 @@ def measure(workdir: Path) -> dict[str, float]:
         counts = class_counts(data.train.labels, data.population, num_classes)
         has = counts[:, np.asarray(data.test.labels)] > 0
         hits = np.asarray(found[OWN])
+
+        def of_clients(chosen: np.ndarray) -> float:
+            """The mean over the clients that have such images."""
+            means = [h[c].mean() for h, c in zip(hits, chosen, strict=True) if c.any()]
+            return float(np.mean(means)) if means else math.nan
+
         return {
             f"own validation, {whose} gates": float(
                 local_accuracy(each, validation).mean()
@@ -93,6 +100,6 @@ def measure(workdir: Path) -> dict[str, float]:
         } | {
             "test, own gates": float(hits.mean()),
             "test, mean gates": float(found[MEAN].mean()),
-            "test, own gates, classes that it has": float(hits[has].mean()),
-            "test, own gates, other classes": float(hits[~has].mean()),
+            "test, own gates, classes that it has": of_clients(has),
+            "test, own gates, other classes": of_clients(~has),
         }

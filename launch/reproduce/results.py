@@ -1,16 +1,21 @@
 """Prints a table of results and writes its pages."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedjax_prune.runs import console, tables
+import numpy as np
+
+from fedjax_prune.runs import console
 from fedjax_prune.runs.files import replace
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.tables import changes_at_the_end, comparison
 
 from ..grid import Run
+from ..side_by_side import last_line
 from ..train_grid import is_finished
 from .table import Block, LineRuns, Table
 
@@ -23,8 +28,13 @@ def write_results(
 ) -> str:
     """Writes the tables of all finished runs, and a page for each block.
 
+    A block is shown if its first line is, to which the others are compared. Runs that
+    are not finished are named, with the reason if they have failed: a run that diverges
+    ends, and a mean without it would be too good.
+
     Args:
-      table: what is shown.
+      table: what is shown. If its runs share their time, all with an evaluation are
+        shown, up to the last round that all of a block have evaluated.
       lines: its lines and their runs.
       workdir: of the runs.
       folder: is made; gets table.md and a folder for each page.
@@ -36,36 +46,66 @@ def write_results(
 
     def is_shown(run: Run) -> bool:
         if table.share_time:
-            return any(ACCURACY in row for row in read_metrics(workdir / run.folder))
+            return _last_evaluation(workdir / run.folder) > 0
         return is_finished(run, workdir)
 
-    shown = {
-        each.line: [workdir / run.folder for run in each.runs if is_shown(run)]
-        for each in lines
-    }
+    runs = {each.line: each.runs for each in lines}
     parts = [f"# {table.question}\n"]
     for block in table.blocks:
-        runs = {line.name: shown[line] for line in block.lines if shown[line]}
-        if runs or not block.lines:
-            parts.append(_block(block, runs))
-        if runs and pages and block.drawn:
-            _draw(folder / block.name, [path for own in runs.values() for path in own])
+        shown = {
+            line.name: [workdir / run.folder for run in runs[line] if is_shown(run)]
+            for line in block.lines
+        }
+        parts.append(f"## {block.title}\n")
+        if shown[block.lines[0].name]:
+            shown = {name: folders for name, folders in shown.items() if folders}
+            parts.append(_results(block, shown, table.share_time))
+            if pages and block.drawn:
+                _draw(folder / block.name, [f for each in shown.values() for f in each])
+        for line in block.lines:
+            left = [run for run in runs[line] if not is_shown(run)]
+            if left:
+                parts.append(_left(line.name, len(runs[line]), left, workdir))
     text = "\n".join(parts)
     folder.mkdir(parents=True, exist_ok=True)
     replace(folder / FILE, text.encode())
     return text
 
 
-def _block(block: Block, runs: dict[str, list[Path]]) -> str:
+def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
+    """The table of a block, and how much its lines still changed at their ends."""
     published = {line.name: line.published for line in block.lines if line.published}
-    text = f"## {block.title}\n\n{block.make(runs, published)}"
-    for name, workdirs in list(runs.items())[:1]:
-        change = tables.change_at_the_end(workdirs)
+    if not share_time and block.make is not comparison:
+        return block.make(runs, published)
+    common = math.inf
+    if share_time:
+        common = min(_last_evaluation(f) for each in runs.values() for f in each)
+    text = comparison(runs, published, common)
+    words = []
+    for name, workdirs in runs.items():
+        points = [100 * change for change in changes_at_the_end(workdirs, common)]
+        if points:
+            largest = max(map(abs, points))
+            words.append(f"{name} {np.mean(points):+.1f} (at most {largest:.1f})")
+    if words:
         text += (
-            f"\nIn the last fifth of the rounds the accuracy of {name} changed by "
-            f"{100 * change:+.1f} points.\n"
+            "\nChange of the accuracy in the last fifth of the rounds, in points, mean "
+            f"and largest of the seeds: {', '.join(words)}.\n"
         )
     return text
+
+
+def _left(name: str, seeds: int, left: Sequence[Run], workdir: Path) -> str:
+    logs = [workdir / f"{run.folder}.log" for run in left]
+    reasons = [last_line(log) for log in logs if log.exists()]
+    errors = [line for line in dict.fromkeys(reasons) if line.startswith("error:")]
+    return f"{name}: {len(left)} of {seeds} seeds are not finished. " + " ".join(errors)
+
+
+def _last_evaluation(workdir: Path) -> int:
+    """The last round that a run has evaluated; 0 if it has evaluated none."""
+    rounds = [row["round"] for row in read_metrics(workdir) if ACCURACY in row]
+    return max(rounds, default=0)
 
 
 def _draw(folder: Path, workdirs: Sequence[Path]) -> None:

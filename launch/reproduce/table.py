@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.tables import comparison
 
+from ..flags import overridden
 from ..grid import Run, make_grid
 
 
@@ -26,12 +28,12 @@ class Line(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Lines that are compared with the first of them.
+    """Lines of a table that are shown together.
 
     Attributes:
       name: of the folder of its page.
       title: above it.
-      lines: at least one, unless the block needs no run.
+      lines: at least one; the others are compared with the first.
       make: (name -> workdirs of its seeds, name -> what is published) -> the table, in
         Markdown.
       drawn: whether there is a page of its runs.
@@ -82,6 +84,12 @@ def runs_of(
       SettingsError: with every mistake in a line's runs.
     """
     lines = dict.fromkeys(line for block in table.blocks for line in block.lines)
+    own = {change.partition("=")[0] for line in lines for change in line.changes}
+    given = sorted(overridden(overrides) & {*own, "seed"})
+    if given:
+        raise SettingsError(
+            [f"--config.{field} must not be given: lines set it" for field in given]
+        )
     axis = f"seed={','.join(map(str, seeds))}"
     found = []
     for line in lines:
@@ -90,13 +98,16 @@ def runs_of(
         settings = [setting] if setting else []
         runs = make_grid(path, settings, [*changes, axis], overrides)
         # Tables share runs, so folders are named by what is trained.
-        named = [run._replace(folder=f"{path}/{run.folder}") for run in runs]
+        named = [
+            run._replace(group=f"{path}/{run.group}", folder=f"{path}/{run.folder}")
+            for run in runs
+        ]
         found.append(LineRuns(line, tuple(named)))
     return found
 
 
 def by_seed(lines: Sequence[LineRuns]) -> list[Run]:
-    """All runs, each once, first those of the first seed."""
+    """All runs, each once, first those of the first seed of all lines."""
     found: dict[str, Run] = {}
     for runs in zip(*(each.runs for each in lines), strict=True):
         found |= {run.folder: run for run in runs}

@@ -92,7 +92,7 @@ def test_weight_decay_is_coupled():
 @pytest.mark.parametrize("factor", [0.0, 0.25, 1.0])
 def test_steps_of_personal_parameters_have_their_factor(factor):
     """v' = v - factor lr (g + decay v); shared parameters take whole steps."""
-    solver = make_solver(lr=0.5, weight_decay=0.1, personal_lr=factor)
+    solver = make_solver(lr=0.5, weight_decay=0.1, personal_lr_factor=factor)
     value, gradient = jnp.array([2.0, -4.0]), jnp.array([1.0, 1.0])
     for tx, share in [(solver.personal_tx, factor), (solver.shared_tx, 1.0)]:
         update, _ = tx.update(
@@ -125,7 +125,10 @@ def test_adam_steps_and_has_no_mass():
         ({"lr_min": 0.2}, r"lr_min must be at most lr = 0.1, got 0.2"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
-        ({"personal_lr": -1.0}, "personal_lr must be at least 0, got -1.0"),
+        (
+            {"personal_lr_factor": -1.0},
+            "personal_lr_factor must be at least 0, got -1.0",
+        ),
         ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, got 'sdg'"),
         ({"lr_schedule": "exp"}, "lr_schedule must be one of cosine_epoch, .* 'exp'"),
         (

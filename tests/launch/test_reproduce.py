@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_prune.runs import estimates, train
+from fedjax_prune.runs import train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
 from launch.reproduce import results
@@ -70,35 +70,72 @@ def test_a_line_with_a_mistake_is_refused():
         runs_of(Table("?", (block,), (0,)), (0,), [])
 
 
-def test_results_are_those_of_finished_runs(tmp_path, monkeypatch):
-    """Made-up rows: 20 rounds, all evaluated; the accuracy is about 0.9 at the end."""
+def test_a_field_of_the_lines_is_not_set_for_all_of_them():
+    block = Block("a", "A", (Line("x", "quickstart", ("client.lr=0.3",)),))
+    given = ["--config.client.lr=0.1", "--config.seed=1"]
+    with pytest.raises(SettingsError) as error:
+        runs_of(Table("?", (block,), (0,)), (0,), given)
+    assert error.value.problems == [
+        f"--config.{field} must not be given: lines set it"
+        for field in ("client.lr", "seed")
+    ]
+
+
+def write_finished(workdir, run):
+    """A run as it is when all of its 20 rounds are evaluated and saved."""
+    config = config_of(seed=run.config.seed, **{"eval.every": 1})
+    write_run(workdir / run.folder, config, records=False)
+    (workdir / run.folder / "checkpoints" / str(run.config.rounds)).mkdir(parents=True)
+
+
+def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     lines = (
-        Line("SCAFFOLD", "quickstart", published="84.2 %"),
-        Line("FedDP", "quickstart", ("client.lr=0.3",)),
-        Line("later", "quickstart", ("client.lr=0.5",)),
+        Line("SCAFFOLD", "quickstart", ("rounds=20",), published="84.2 %"),
+        Line("FedDP", "quickstart", ("rounds=20", "client.lr=0.3")),
+        Line("diverged", "quickstart", ("rounds=20", "client.lr=0.5")),
     )
-    block = Block("both", "Ten clients", lines)
-    table = Table(
-        "What for?", (block, Block("none", "Counts", (), lambda *_: "| 1 |\n")), (0, 1)
-    )
+    blocks = (Block("all", "Ten clients", lines), Block("none", "Others", lines[2:]))
+    table = Table("What for?", blocks, (0, 1))
     found = runs_of(table, table.seeds, [])
-    for each in found[:2]:
-        for seed, run in enumerate(each.runs):
-            config = config_of(seed=seed, **{"eval.every": 1})
-            write_run(tmp_path / run.folder, config, records=False)
-    done = {tmp_path / run.folder for each in found[:2] for run in each.runs}
-    monkeypatch.setattr(estimates, "is_finished", lambda config, path: path in done)
+    for run in (*found[0].runs, *found[1].runs[:1]):
+        write_finished(tmp_path, run)
+    log = tmp_path / f"{found[2].runs[1].folder}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
     text = results.write_results(table, found, tmp_path, tmp_path / "out", pages=True)
     assert text == (tmp_path / "out/table.md").read_text()
-    title, _, heading, _, header, _, first, second, _, change, *rest = text.splitlines()
+    title, _, heading, _, header, _, first, second, *rest = text.splitlines()
     assert (title, heading) == ("# What for?", "## Ten clients")
     assert header.endswith("| published |") and first.endswith("| 84.2 % |")
     assert first.startswith("| SCAFFOLD | 20 | 2 |")
-    assert second.startswith("| FedDP | 20 | 2 |")
-    assert change.startswith("In the last fifth of the rounds the accuracy of SCAFFOLD")
-    assert rest == ["", "## Counts", "", "| 1 |"] and "later" not in text
-    assert (tmp_path / "out/both/index.html").exists()
+    assert second.startswith("| FedDP | 20 | 1 |")
+    _, change, _, *missing = rest
+    assert change.startswith("Change of the accuracy in the last fifth")
+    diverged = (
+        "diverged: 2 of 2 seeds are not finished. "
+        "error: Round 4: the loss of client 5 is not finite"
+    )
+    assert missing == [
+        "FedDP: 1 of 2 seeds are not finished. ",
+        diverged,
+        "## Others",
+        "",
+        diverged,
+    ]
+    assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
+
+
+def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
+    """Runs of 12 and 8 rounds, of which every fourth is evaluated."""
+    lines = (Line("a", "quickstart"), Line("b", "quickstart", ("client.lr=0.3",)))
+    table = Table("How far?", (Block("a", "A", lines),), (0,), share_time=True)
+    found = runs_of(table, (0,), [])
+    for each, rounds in zip(found, (12, 8), strict=True):
+        config = config_of(rounds=rounds, **{"eval.every": 4})
+        write_run(tmp_path / each.runs[0].folder, config, records=False)
+    text = results.write_results(table, found, tmp_path, tmp_path / "out", pages=False)
+    assert "| a | 8 | 1 |" in text and "| b | 8 | 1 | " in text
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +171,16 @@ def reproduce(*flags):
 
 
 def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
-    wrong = reproduce("--table=gate", "--seeds=0,0", "--workdir=")
+    wrong = reproduce("--table=gate", "--seeds=0,00", "--workdir=", "--minutes=nan")
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines() == [
         f"error: --table must be one of {', '.join(TABLES)}, got 'gate'",
-        "error: --seeds must be different whole numbers, at least 0, got '0,0'",
+        "error: --minutes must be above 0, got nan",
+        "error: --seeds must be different whole numbers, at least 0, got '0,00'",
         "error: --workdir must name a folder, got ''",
     ]
     left = reproduce("--table=gates", "--seeds=4", "--dry_run", f"--workdir={tmp_path}")
     assert (left.returncode, left.stderr) == (0, "")
     assert left.stdout.startswith("What do learned gates learn?")
-    assert "| digits,scaffold_dp,10/client.lr=0.03 | 100 | " in left.stdout
+    assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.03 | 100 | " in left.stdout
     assert not list(tmp_path.iterdir())

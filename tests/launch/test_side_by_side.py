@@ -11,7 +11,6 @@ import pytest
 
 from launch import runtime
 from launch.side_by_side import Job, run_all
-from launch.train_grid import in_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +65,7 @@ def test_runs_that_share_their_time_have_equal_parts_of_what_is_left(tmp_path):
     jobs = [job(tmp_path, "long", "import time; time.sleep(60)")]
     jobs += [job(tmp_path, name, "pass") for name in ("short", "last")]
     began = time.monotonic()
-    outcomes = in_parts(jobs, 3)
+    outcomes = run_all(jobs, 1, lambda _: None, 3, share_time=True)
     assert [o.code for o in outcomes] == [-signal.SIGTERM, 0, 0]
     assert 1 <= time.monotonic() - began < 30
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_prune.runs import tables
 from fedjax_prune.runs.savings import break_even
-from fedjax_prune.runs.tables import change_at_the_end, with_interval
+from fedjax_prune.runs.tables import changes_at_the_end, with_interval
 from tests.made_up_runs import config_of, write_run
 
 
@@ -67,18 +67,16 @@ def test_settings_are_compared_seed_by_seed_with_the_first(tmp_path):
     first, second = found["SCAFFOLD"], found["FedDP"]
     assert first["accuracy"][0].startswith("73.3% ± ")
     # The differences 0.1 and 0 have the mean 0.05 and the deviation 0.0707.
-    assert first["less the first"] == ["", ""]
-    assert second["less the first"] == [
-        f"+5.0% ± {12.706 * 0.05:.1%}",
-        f"+2.5% ± {12.706 * 0.025:.1%}",
-    ]
+    assert (first["difference"], first["difference, own validation"]) == ([""], [""])
+    assert second["difference"] == [f"+5.0% ± {12.706 * 0.05:.1%}"]
+    assert second["difference, own validation"] == [f"+2.5% ± {12.706 * 0.025:.1%}"]
     assert second["worst client"] == ["25.0% ± 0.0%"]
     assert second["before averaging"] == ["12.5% ± 0.0%"]
     assert (first["published"], second["published"]) == ([""], ["83.5 %"])
     # Seed 0 of SCAFFOLD has 0.6 at most, which the others reach at once; 3 MB a round.
     assert (first["rounds to 60%"], first["MB to 60%"]) == (["4"], ["12.0"])
     assert (second["rounds to 60%"], second["MB to 60%"]) == (["1"], ["3.0"])
-    assert second["MB sent"] == ["30"] and second["seeds"] == ["2"]
+    assert second["traffic, MB"] == ["30"] and second["seeds"] == ["2"]
 
 
 def test_a_target_that_a_seed_misses_says_so(tmp_path):
@@ -96,14 +94,37 @@ def test_nothing_is_a_target_if_the_first_never_leaves_the_ground(tmp_path):
     assert "rounds to" not in tables.comparison({"base": base})
 
 
+def test_an_accuracy_that_float32_rounds_down_is_reached(tmp_path):
+    base = write_seeds(tmp_path, {0: [0.949999988079071] * 10})
+    found = cells(tables.comparison({"base": base}))
+    assert found["base"]["rounds to 95%"] == ["1"]
+
+
+def test_rounds_after_the_last_that_is_asked_for_are_left_out(tmp_path):
+    base = write_seeds(tmp_path, {0: [0.3] * 5 + [0.9] * 5})
+    row = cells(tables.comparison({"base": base}, most_rounds=5))["base"]
+    assert (row["rounds"], row["accuracy"]) == (["5"], ["30.0%"])
+    assert (row["rounds to 30%"], row["traffic, MB"]) == (["1"], ["15"])
+
+
+def test_seeds_are_told_by_their_configuration(tmp_path):
+    """Folders that are not named by their seed, as in a sweep without one."""
+    (base,) = write_seeds(tmp_path / "fedavg", {3: [0.5] * 10})
+    (other,) = write_seeds(tmp_path / "scaffold", {3: [0.75] * 10})
+    base, other = (folder.rename(folder.parent / "run") for folder in (base, other))
+    other = other.rename(other.parent / "another")
+    found = cells(tables.comparison({"FedAvg": [base], "SCAFFOLD": [other]}))
+    assert found["SCAFFOLD"]["difference"] == ["+25.0%"]
+
+
 def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):
     """Rounds 9 and 10 less rounds 7 and 8: 0.55 - 0.45 and 0.3 - 0.3."""
     seeds = {0: [0.1] * 6 + [0.4, 0.5, 0.5, 0.6], 1: [0.3] * 10}
     folders = write_seeds(tmp_path, seeds)
-    assert change_at_the_end(folders) == pytest.approx(0.05)
+    assert changes_at_the_end(folders) == pytest.approx([0.1, 0.0])
     config = config_of(rounds=10, **{"eval.every": 10})
     seldom = write_run(tmp_path / "seldom", config, records=False)
-    assert math.isnan(change_at_the_end([seldom]))
+    assert changes_at_the_end([seldom]) == []
 
 
 def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
@@ -122,15 +143,19 @@ def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
     found = cells(tables.pruning_table({"FedAvg": base, "AutoFLIP": [folder]}))
     assert found["AutoFLIP"]["traffic pays from round"] == ["6"]
     assert found["AutoFLIP"]["compute pays from round"] == ["3"]
-    assert found["AutoFLIP"]["less the first"] == ["+25.0%"]
+    assert found["AutoFLIP"]["difference"] == ["+25.0%"]
     assert found["FedAvg"]["traffic pays from round"] == ["never"]
 
 
-@pytest.mark.parametrize(("before", "expected"), [(0, 0.0), (4.0, 4.0)])
-def test_what_came_before_the_first_round_is_divided_by_what_a_round_saves(
-    before, expected
-):
+def test_what_came_before_the_first_round_is_divided_by_what_a_round_saves():
+    """Two seeds that spend 4 and 8, and save 1 FLOP and 1 byte a round."""
     dense = {"flops/dense": 2.0, "bytes/dense": 3.0, "bytes/down": 1.0, "bytes/up": 1.0}
-    first = {"round": 0, "flops/dense": before, "bytes/down": before, "bytes/up": 0.0}
     rounds = [dense | {"round": n, "flops/realisable": 1.0} for n in (1, 2)]
-    assert break_even([first, *rounds]) == (expected, expected)
+    runs = [
+        [{"round": 0, "flops/dense": n, "bytes/down": n, "bytes/up": 0.0}, *rounds]
+        for n in (4.0, 8.0)
+    ]
+    assert break_even(runs) == (6.0, 6.0)
+    assert break_even([rounds]) == (0.0, 0.0)
+    nothing = [dense | {"round": 1, "bytes/up": 2.0}]
+    assert break_even([nothing]) == (math.inf, math.inf)
