@@ -203,7 +203,8 @@ def shapes_on(placement: Placement, specs: Tree, tree: Tree) -> Tree:
       tree: arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      `jax.ShapeDtypeStruct`s with a sharding.
+      `jax.ShapeDtypeStruct`s with a sharding and the dtypes that arrays have on a
+      device: float64 only with `jax_enable_x64`.
     """
     mesh = placement.mesh
     assert mesh is not None, "the default device alone has no mesh"
@@ -211,7 +212,10 @@ def shapes_on(placement: Placement, specs: Tree, tree: Tree) -> Tree:
     def lay(spec: PartitionSpec, part: Tree) -> Tree:
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, _dtype_on_device(x.dtype), sharding=sharding
+            ),
+            part,
         )
 
     return jax.tree.map(
@@ -245,3 +249,8 @@ _COHORT_SPECS = Cohort(
     num_clients=WHOLE,
     num_examples=WHOLE,
 )
+
+
+def _dtype_on_device(dtype: jnp.dtype) -> jnp.dtype:
+    is_key = jnp.issubdtype(dtype, jax.dtypes.extended)
+    return dtype if is_key else jax.dtypes.canonicalize_dtype(dtype)

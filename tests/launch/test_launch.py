@@ -76,7 +76,12 @@ def test_the_version_and_unknown_verbs(elsewhere):
     )
 
 
-WITHOUT_AFFINITY = "import os; del os.sched_getaffinity, os.sched_setaffinity"
+# From Python 3.13 on `os` itself asks for the affinity where there is one.
+WITHOUT_AFFINITY = """
+import os
+del os.sched_getaffinity, os.sched_setaffinity
+os.process_cpu_count = os.cpu_count
+"""
 
 
 def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewhere):
