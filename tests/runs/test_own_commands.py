@@ -50,7 +50,7 @@ def test_a_sweep_trains_estimates_verifies_and_compares(tmp_path):
         assert estimates.is_finished(run.config, workdir)
     assert replay.verify_workdir(workdirs[0]).equal
     table = tables.comparison({"4": workdirs[:1], "5": workdirs[1:]})
-    assert " M | " in table and table.count("\n") == 4
+    assert " | 2,316 | " in table and table.count("\n") == 4
     write_nets(tmp_path, NETS + "\n")
     with pytest.raises(SettingsError, match=r"model.file_hash is .*, but the run in"):
         train.run(runs[0].config, workdirs[0])
