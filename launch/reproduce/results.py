@@ -75,7 +75,7 @@ def write_results(
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
     """The table of a block, and how much its lines still changed at their ends."""
     published = {line.name: line.published for line in block.lines if line.published}
-    if not share_time and block.make is not comparison:
+    if block.make is not comparison:
         return block.make(runs, published)
     common = math.inf
     if share_time:

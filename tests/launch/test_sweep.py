@@ -97,7 +97,9 @@ def test_a_stopped_sweep_goes_on(folder):
     flags = ("--axis=seed=0,1", "--jobs=2")
     process = start(folder, *flags, "--config.rounds=5000")
     logs = [folder / f"all/seed={seed}.log" for seed in (0, 1)]
-    while not all(log.exists() and "round 3" in log.read_text() for log in logs):
+    # Numbers are padded to the width of the last one.
+    begun = re.compile(r"^round +3/5000 ", re.MULTILINE)
+    while not all(log.exists() and begun.search(log.read_text()) for log in logs):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
