@@ -90,7 +90,23 @@ def train_all(
         seconds,
         share_time=share_time,
     )
-    return _ending(outcomes)
+    return ending(outcomes)
+
+
+def ending(outcomes: Sequence[Outcome]) -> int:
+    """Lists what is not finished; returns the exit code."""
+    failed = [o for o in outcomes if o.code and not o.stopped]
+    console.print_error(
+        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
+        for o in failed
+    )
+    stopped = [o for o in outcomes if o.stopped]
+    if stopped:
+        console.print_error(
+            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
+        )
+        return INTERRUPTED
+    return int(bool(failed))
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:
@@ -112,19 +128,3 @@ def _job(run: Run, workdir: Path, overrides: Sequence[str]) -> Job:
         *run.overrides,
     )
     return Job(run.folder, command, workdir / f"{run.folder}.log")
-
-
-def _ending(outcomes: Sequence[Outcome]) -> int:
-    """Lists what is not finished; returns the exit code."""
-    failed = [o for o in outcomes if o.code and not o.stopped]
-    console.print_error(
-        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
-        for o in failed
-    )
-    stopped = [o for o in outcomes if o.stopped]
-    if stopped:
-        console.print_error(
-            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
-        )
-        return INTERRUPTED
-    return int(bool(failed))

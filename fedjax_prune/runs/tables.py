@@ -87,7 +87,9 @@ def comparison(
 
 
 def pruning_table(
-    runs: Mapping[str, Sequence[Path]], published: Mapping[str, str] | None = None
+    runs: Mapping[str, Sequence[Path]],
+    published: Mapping[str, str] | None = None,
+    most_rounds: float = math.inf,
 ) -> str:
     """One row for each method, as a Markdown table.
 
@@ -97,6 +99,7 @@ def pruning_table(
     Args:
       runs: method -> workdirs of its seeds.
       published: as in `comparison`.
+      most_rounds: as in `comparison`.
 
     Returns:
       Means over seeds. Accuracies and differences have a 95 % interval where there are
@@ -107,7 +110,7 @@ def pruning_table(
     header += ["MACs saved, realisable", "MACs saved, theoretical", "traffic saved"]
     header += ["traffic, MB", "compute pays from round", "traffic pays from round"]
     header += ["published"] if published else []
-    lines, table = _read(runs), []
+    lines, table = _read(runs, most_rounds), []
     first = _lasts(lines[0])
     for line in lines:
         seeds = list(line.seeds.values())

@@ -25,7 +25,6 @@ Without --peers all installed peers run; --peers=NAMES installs those peers firs
 import json
 import platform
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from ..errors import exit_code
 from ..flags import parse
 from .inference import NAME as INFERENCE
 from .inference import run_inference
-from .process import WorkerError, python_of
+from .process import WorkerError, install, python_of
 from .suites import PEERS, SUITES
 from .turns import Options, run_suite
 
@@ -126,10 +125,7 @@ def _available_peers(wanted: Sequence[str] | None, peers_dir: Path) -> list[str]
         return [name for name in names if not python_of(name, peers_dir).exists()]
 
     if wanted:
-        environments = [PEERS[name] for name in missing(wanted)]
-        if environments:
-            script = str(Path(__file__).parent / "environments.sh")
-            subprocess.run(["bash", script, str(peers_dir), *environments], check=False)
+        install(wanted, peers_dir)
     asked = list(PEERS) if wanted is None else list(wanted)
     absent = missing(asked)
     if absent:

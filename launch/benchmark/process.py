@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,3 +126,11 @@ def _python(worker: Worker, peers_dir: Path) -> str:
 def python_of(peer: str, peers_dir: Path) -> Path:
     """The interpreter of a peer's environment, installed or not."""
     return peers_dir / PEERS[peer] / "bin" / "python"
+
+
+def install(peers: Sequence[str], peers_dir: Path) -> None:
+    """Makes the environments of peers that have none; says so if it cannot."""
+    missing = [PEERS[name] for name in peers if not python_of(name, peers_dir).exists()]
+    if missing:
+        script = str(Path(__file__).parent / "environments.sh")
+        subprocess.run(["bash", script, str(peers_dir), *missing], check=False)

@@ -20,6 +20,7 @@ configs/README.md explains what is printed and has the results. Data are read fr
 """
 
 import math
+import time
 
 from absl import app, flags
 
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> int:
         )
         if _DRY_RUN.value:
             return 0
+        end = time.monotonic() + 60 * _MINUTES.value
         code = train_grid.train_all(
             runs,
             workdir,
@@ -92,6 +94,8 @@ def main(argv: list[str]) -> int:
             seconds=60 * _MINUTES.value,
             share_time=table.share_time,
         )
+        if table.beside and code != INTERRUPTED:
+            code = table.beside(lines, workdir, end - time.monotonic()) or code
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
         pages = code != INTERRUPTED or table.share_time
         print(write_results(table, lines, workdir, folder, pages=pages))

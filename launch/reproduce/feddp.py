@@ -33,6 +33,13 @@ def _gated(data: str, clients: str, method: str) -> Block:
     return Block(f"{clients}_{method}", f"{clients} clients, {words}", lines)
 
 
+def with_and_without(data: str, clients: str) -> tuple[Line, ...]:
+    """All methods, each without and with gates."""
+    return tuple(
+        line for method in _WORDS for line in _gated(data, clients, method).lines[:2]
+    )
+
+
 def _figure_5(
     data: str, numbers: tuple[str, ...], methods: tuple[str, ...]
 ) -> tuple[Block, ...]:

@@ -1,5 +1,6 @@
 """Tables of what others have published: pfl-research's benchmark and FedProx's data."""
 
+from .beside_pfl import beside_pfl, train_pfl
 from .table import Block, Line, Table
 
 _FEDPROX = (
@@ -38,6 +39,14 @@ SYNTHETIC = Table(
 
 W1 = Table(
     "What does the CIFAR-10 benchmark of pfl-research reach? 1,500 rounds.",
-    (Block("w1", "W1", (Line("FedAvg", "bench:w1", ("report.every=0",)),)),),
+    (
+        Block(
+            "w1",
+            "W1",
+            (Line("fedjax_prune, FedAvg", "bench:w1", ("report.every=0",)),),
+            beside_pfl,
+        ),
+    ),
     seeds=tuple(range(3)),
+    beside=train_pfl,
 )

@@ -24,20 +24,23 @@ the client after it."""
 
 
 def swapped_gates(
-    runs: Mapping[str, Sequence[Path]], published: Mapping[str, str]
+    runs: Mapping[str, Sequence[Path]],
+    published: Mapping[str, str],
+    most_rounds: float,
 ) -> str:
     """Accuracies of the shared parameters with other clients' gates, in Markdown.
 
     Args:
       runs: name -> workdirs of its seeds, all clients in every round.
       published: is not shown.
+      most_rounds: is not used; the newest checkpoint is measured.
 
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round: accuracy
       on a client's own validation set, on the test set, on test images of the classes
       of which it has training examples, and of the others.
     """
-    del published
+    del published, most_rounds
     rows, columns = [], []
     for name, workdirs in runs.items():
         of_seeds = [measure(workdir) for workdir in workdirs]

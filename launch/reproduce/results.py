@@ -12,7 +12,7 @@ from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.tables import changes_at_the_end, comparison
+from fedjax_prune.runs.tables import changes_at_the_end
 
 from ..grid import Run
 from ..side_by_side import last_line
@@ -38,7 +38,7 @@ def write_results(
       lines: its lines and their runs.
       workdir: of the runs.
       folder: is made; gets table.md and a folder for each page.
-      pages: whether pages are drawn.
+      pages: whether pages are drawn, and tables made that need no runs.
 
     Returns:
       What was written into table.md.
@@ -57,6 +57,10 @@ def write_results(
             for line in block.lines
         }
         parts.append(f"## {block.title}\n")
+        if not block.lines:
+            if pages:
+                parts.append(block.make({}, {}, math.inf))
+            continue
         if shown[block.lines[0].name]:
             shown = {name: folders for name, folders in shown.items() if folders}
             parts.append(_results(block, shown, table.share_time))
@@ -75,12 +79,10 @@ def write_results(
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
     """The table of a block, and how much its lines still changed at their ends."""
     published = {line.name: line.published for line in block.lines if line.published}
-    if block.make is not comparison:
-        return block.make(runs, published)
     common = math.inf
     if share_time:
         common = min(_last_evaluation(f) for each in runs.values() for f in each)
-    text = comparison(runs, published, common)
+    text = block.make(runs, published, common)
     words = []
     for name, workdirs in runs.items():
         points = [100 * change for change in changes_at_the_end(workdirs, common)]

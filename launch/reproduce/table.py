@@ -10,6 +10,10 @@ from fedjax_prune.runs.tables import comparison
 from ..flags import overridden
 from ..grid import Run, make_grid
 
+Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
+"""(name -> workdirs of its seeds, name -> what is published, the last round that is
+shown) -> a table in Markdown."""
+
 
 class Line(NamedTuple):
     """A row: runs that differ in their seed alone.
@@ -33,16 +37,16 @@ class Block(NamedTuple):
     Attributes:
       name: of the folder of its page.
       title: above it.
-      lines: at least one; the others are compared with the first.
-      make: (name -> workdirs of its seeds, name -> what is published) -> the table, in
-        Markdown.
+      lines: the others are compared with the first; none for a table that needs no
+        runs.
+      make: the table.
       drawn: whether there is a page of its runs.
     """
 
     name: str
     title: str
     lines: tuple[Line, ...]
-    make: Callable[[Mapping[str, Sequence[Path]], Mapping[str, str]], str] = comparison
+    make: Make = comparison
     drawn: bool = True
 
 
@@ -55,12 +59,14 @@ class Table(NamedTuple):
       seeds: of every line, unless others are asked for.
       share_time: whether runs have equal parts of --minutes, because few can end in it,
         and whether those that have not ended are shown.
+      beside: (lines, workdir, seconds) -> exit code: trains another library after them.
     """
 
     question: str
     blocks: tuple[Block, ...]
     seeds: tuple[int, ...]
     share_time: bool = False
+    beside: "Callable[[Sequence[LineRuns], Path, float], int] | None" = None
 
 
 class LineRuns(NamedTuple):

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from . import autoflip
+from .costs import COSTS
 from .feddp import ABLATIONS, CIFAR10, DIGITS_GATES, FAULTS, MNIST, PAPER
 from .others import SYNTHETIC, W1
 from .table import Table
@@ -12,7 +14,11 @@ TABLES: Mapping[str, Mapping[str, Table]] = {
     "feddp_cifar10": {"cpu": CIFAR10, "gpu": PAPER},
     "scaffold": {"cpu": FAULTS},
     "ablations": {"cpu": ABLATIONS},
-    "w1": {"cpu": W1, "gpu": W1},
+    "costs": {"cpu": COSTS},
+    "autoflip_mnist": {"cpu": autoflip.MNIST},
+    "autoflip_cifar10": {"cpu": autoflip.CIFAR10},
+    "autoflip_shakespeare": {"cpu": autoflip.SHAKESPEARE},
+    "w1": {"cpu": W1, "gpu": W1._replace(beside=None)},
     "synthetic": {"cpu": SYNTHETIC},
 }
 """Name -> scale -> table."""

@@ -1,6 +1,7 @@
 """Tables of results: their runs, what is printed, and the command line."""
 
 import functools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedjax_prune.runs import train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
 from launch.reproduce import results
+from launch.reproduce.costs import multiplications
 from launch.reproduce.personal import measure, swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
 from launch.reproduce.tables import TABLES
@@ -28,11 +30,11 @@ def runs_of_one_seed(name, scale):
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
-def test_lines_of_a_table_can_be_run_and_differ_from_each_other(name, scale):
-    lines = runs_of_one_seed(name, scale)
-    configs = [each.runs[0].config.to_json_best_effort() for each in lines]
-    assert len(set(configs)) == len(configs)
-    assert all(each.runs[0].config.seed == 3 for each in lines)
+def test_runs_of_a_table_differ_from_each_other(name, scale):
+    runs = [each.runs[0] for each in runs_of_one_seed(name, scale)]
+    configs = {run.folder: run.config.to_json_best_effort() for run in runs}
+    assert len(set(configs.values())) == len(configs)
+    assert all(run.config.seed == 3 for run in runs)
     for block in TABLES[name][scale].blocks:
         assert len({line.name for line in block.lines}) == len(block.lines)
 
@@ -126,6 +128,20 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     assert not (tmp_path / "out/none").exists()
 
 
+def test_a_table_that_needs_no_runs_is_made_unless_the_command_was_stopped(tmp_path):
+    table = Table("What?", (Block("a", "A", (), lambda *_: "| made |\n"),), (0,))
+    for pages in (True, False):
+        text = results.write_results(table, [], tmp_path, tmp_path / "out", pages=pages)
+        assert ("| made |" in text) == pages
+
+
+def test_gates_keep_half_of_the_multiplications_as_in_the_paper():
+    """VGG-11: convolutions of the specification's table, two dense layers."""
+    _, _, vgg11, resnet32 = multiplications().splitlines()
+    assert "| 153,293,824 |" in vgg11 and "| 49.9% |" in vgg11 and "| 50% |" in vgg11
+    assert "| 68,862,592 |" in resnet32 and "| 50.1% |" in resnet32
+
+
 def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
     """Runs of 12 and 8 rounds, of which every fourth is evaluated."""
     lines = (Line("a", "quickstart"), Line("b", "quickstart", ("client.lr=0.3",)))
@@ -155,7 +171,7 @@ def test_own_gates_give_what_the_run_has_measured(gated):
         rtol=1e-6,
     )
     assert len(found) == 7 and all(0 <= value <= 1 for value in found.values())
-    header, _, line = swapped_gates({"FedDP": [gated]}, {}).splitlines()
+    header, _, line = swapped_gates({"FedDP": [gated]}, {}, math.inf).splitlines()
     assert header.count("|") == line.count("|") == 10
     assert f"| {found['test, mean gates']:.1%} |" in line
 

@@ -1,0 +1,76 @@
+"""W1 beside pfl-research: what pfl is given, and the table of both."""
+
+import json
+import math
+
+import numpy as np
+
+from fedjax_prune.engine.dealing import sample_cohort
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.metrics_log import read_metrics
+from launch.benchmark import worker
+from launch.reproduce.beside_pfl import beside_pfl, train_pfl, write_for_pfl
+from launch.reproduce.table import Block, Line, Table, runs_of
+from tests.made_up_runs import config_of, write_run
+from tests.small_runs import tiny_config
+
+
+def rows_of_pfl(workdir, accuracy, rounds=20):
+    row = {"round": rounds, "seconds": 80.0, "accuracy": accuracy}
+    file = workdir.with_name(f"pfl,{workdir.name}.jsonl")
+    file.write_text(json.dumps({**row, "round": 10}) + "\n" + json.dumps(row) + "\n")
+
+
+def test_pfl_gets_the_images_the_clients_and_the_cohorts_of_a_run(tmp_path):
+    config = tiny_config(rounds=3, cohort_size=2)
+    file = tmp_path / "data.npz"
+    write_for_pfl(config, file)
+    found, data = worker.load(str(file)), load_data(config)
+    np.testing.assert_array_equal(found.images, data.train.images)
+    for client in range(config.data.num_clients):
+        np.testing.assert_array_equal(
+            found.examples(client), data.population.of(client)
+        )
+    for number in range(3):
+        cohort = sample_cohort(
+            data.population,
+            2,
+            1,
+            seed=config.seed,
+            round=number,
+            epochs=1,
+            batch_size=4,
+        )
+        assert found.cohort(number).tolist() == sorted(cohort.client_ids.tolist())
+    client = config.client
+    assert (found.epochs, found.batch_size) == (client.epochs, client.batch_size)
+    assert (found.client_lr, found.server_lr) == (client.lr, config.server.lr)
+    with np.load(file) as arrays:
+        np.testing.assert_array_equal(arrays["test_labels"], data.test.labels)
+
+
+def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_left_out(tmp_path):
+    workdirs = [tmp_path / f"seed={seed}" for seed in range(3)]
+    lasts = []
+    for seed, workdir in enumerate(workdirs):
+        write_run(workdir, config_of(seed=seed), records=False)
+        lasts.append(read_metrics(workdir)[-1]["eval/global_dense/accuracy"])
+        rows_of_pfl(workdir, lasts[-1] + 0.01, 20 if seed < 2 else 10)
+    *_, ours, pfl = beside_pfl({"ours": workdirs}, {}, math.inf).splitlines()
+    assert ours.startswith(f"| ours | 20 | 3 | {np.mean(lasts):.1%} ± ")
+    assert pfl.startswith("| pfl-research, FedAvg | 20 | 2 | ")
+    assert pfl.endswith("| +1.0% ± 0.0% | 80 |")
+
+
+def test_pfl_is_not_started_for_a_seed_that_it_has_finished(tmp_path, monkeypatch):
+    def not_needed(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(f"{beside_pfl.__module__}.install", not_needed)
+    line = Line("FedAvg", "quickstart", ("rounds=20",))
+    block = Block("w1", "W1", (line,))
+    lines = runs_of(Table("?", (block,), (0,)), (0,), [])
+    workdir = tmp_path / lines[0].runs[0].folder
+    workdir.parent.mkdir(parents=True)
+    rows_of_pfl(workdir, 0.7)
+    assert train_pfl(lines, tmp_path, math.inf) == 0
