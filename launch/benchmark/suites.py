@@ -1,16 +1,15 @@
-"""The suites: what is run, on which synthetic data, and by which workers.
-
-Images are random, because only time is measured.
-"""
+"""The suites: what is run, on which synthetic data, and by which workers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.data.partition import partition
-from fedjax_prune.data.population import to_population
-from fedjax_prune.types import Population
+from . import generated
+
+MOST_LANES = 64
+"""Of the suite `lanes`."""
 
 PEERS = {
     "torch_loop": "torch",
@@ -93,69 +92,6 @@ def peer(name: str, platform: str) -> Worker:
     return Worker(name, name, precision="float32" if platform == "cpu" else "tf32")
 
 
-def _arrays(
-    population: Population, cohorts: np.ndarray, batch_size: int, num_images: int
-) -> dict[str, Any]:
-    return {
-        "indices": population.indices,
-        "offsets": population.offsets,
-        "cohorts": cohorts.astype(np.int32),
-        "batch_size": batch_size,
-        "num_images": num_images,
-    }
-
-
-def _cohorts(
-    rng: np.random.Generator, rounds: int, num_clients: int, cohort_size: int
-) -> np.ndarray:
-    draws = [rng.permutation(num_clients)[:cohort_size] for _ in range(rounds)]
-    return np.sort(draws)
-
-
-def _w1(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    parts = np.split(rng.permutation(50_000), 1000)
-    cohorts = _cohorts(rng, rounds, 1000, 50)
-    return _arrays(to_population(parts, num_examples=50_000), cohorts, 10, 50_000)
-
-
-def _w2_one(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population([rng.permutation(640)], num_examples=640)
-    return _arrays(population, np.zeros((rounds, 1)), 64, 640)
-
-
-def _w2_ten(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    # FedDP's split of CIFAR-10 for ten clients at 6% of its size. Batches are whole,
-    # because partial ones are rare at full size but would be a third of all here.
-    labels = np.repeat(np.arange(10), 5000)
-    sizes = partition("dirichlet", labels, 10, seed=2020, alpha=0.1).sizes
-    sizes = 64 * np.maximum(1, np.rint(sizes * 0.06 / 64)).astype(int)
-    parts = np.split(rng.permutation(sizes.sum()), np.cumsum(sizes)[:-1])
-    cohorts = np.tile(np.arange(10), (rounds, 1))
-    population = to_population(parts, num_examples=sizes.sum())
-    return _arrays(population, cohorts, 64, int(sizes.sum()))
-
-
-def _w3(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    sizes = rng.lognormal(np.log(200) - 0.4**2 / 2, 0.4, 3400)
-    sizes = np.clip(np.rint(sizes), 10, 400).astype(int)
-    # Clients share a pool, because 680,000 images would only take more memory.
-    pool = 20_000
-    parts = [rng.integers(0, pool, size) for size in sizes]
-    cohorts = _cohorts(rng, rounds, 3400, 10)
-    return _arrays(to_population(parts, num_examples=pool), cohorts, 20, pool)
-
-
-def _w2_four(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population(np.split(rng.permutation(1280), 4), num_examples=1280)
-    return _arrays(population, np.tile(np.arange(4), (rounds, 1)), 64, 1280)
-
-
-def _two_cnn(rng: np.random.Generator, rounds: int) -> dict[str, Any]:
-    population = to_population(np.split(rng.permutation(2000), 4), num_examples=2000)
-    cohorts = np.tile(np.arange(4), (rounds, 1))
-    return {**_arrays(population, cohorts, 50, 2000), "epochs": 5}
-
-
 def _compared(threads: int, platform: str) -> list[list[Worker]]:
     del threads
     group = [Worker("ours")]
@@ -204,6 +140,25 @@ def _devices(threads: int, platform: str) -> list[list[Worker]]:
     ]
 
 
+def _lanes(threads: int, platform: str) -> list[list[Worker]]:
+    """One worker at a time, because each needs the memory of its lanes."""
+    del threads
+    precisions = ("float32",) if platform == "cpu" else ("float32", "bfloat16")
+    counts = [2**i for i in range(MOST_LANES.bit_length())]
+    return [
+        [
+            Worker(
+                f"{lanes}, {precision}",
+                options=("--devices=1", f"--lanes={lanes}", f"--precision={precision}"),
+                reference=f"1, {precision}",
+                precision=precision,
+            )
+        ]
+        for precision in precisions
+        for lanes in counts
+    ]
+
+
 def _compacted(threads: int, platform: str) -> list[list[Worker]]:
     del threads, platform
 
@@ -237,10 +192,10 @@ _REMOVED = (
     "; FedAvg, and EFLPrune that prunes at least this share of the multiplications, "
     "channels rounded up to multiples of 8, masked or on the smaller model"
 )
-_W1 = (
-    "1,000 clients with 50 images of 32x32x3 each, 50 clients a round; batches of 10, "
-    "one epoch, SGD 0.1, FedAvg; CNN with dropout, 1,626,442 parameters"
+_CNN = (
+    "batches of 10, one epoch, SGD 0.1, FedAvg; CNN with dropout, 1,626,442 parameters"
 )
+_W1 = f"1,000 clients with 50 images of 32x32x3 each, 50 clients a round; {_CNN}"
 
 SUITES = {
     "w1": Suite(
@@ -248,7 +203,7 @@ SUITES = {
         work="w1",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w1,
+        make_data=generated.w1,
         groups=_compared,
     ),
     "w2_one": Suite(
@@ -257,7 +212,7 @@ SUITES = {
         work="w2",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w2_one,
+        make_data=generated.w2_one,
         groups=_compared,
     ),
     "w2_ten": Suite(
@@ -265,7 +220,7 @@ SUITES = {
         work="w2",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w2_ten,
+        make_data=generated.w2_ten,
         groups=_compared,
     ),
     "w2_variants": Suite(
@@ -274,7 +229,7 @@ SUITES = {
         work="w2",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w2_ten,
+        make_data=generated.w2_ten,
         groups=_variants,
         with_peers=False,
     ),
@@ -285,7 +240,7 @@ SUITES = {
         work="w3",
         image_shape=(28, 28, 1),
         num_classes=62,
-        make_data=_w3,
+        make_data=generated.w3,
         groups=_compared,
     ),
     "compact_two_cnn": Suite(
@@ -294,7 +249,7 @@ SUITES = {
         work="two_cnn",
         image_shape=(24, 24, 3),
         num_classes=10,
-        make_data=_two_cnn,
+        make_data=generated.two_cnn,
         groups=_compacted,
         with_peers=False,
     ),
@@ -305,8 +260,18 @@ SUITES = {
         work="w2",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w2_four,
+        make_data=generated.w2_four,
         groups=_compacted,
+        with_peers=False,
+    ),
+    "lanes": Suite(
+        f"1,000 clients with 50 images of 32x32x3 each, {2 * MOST_LANES} clients a "
+        f"round on one device, 1 to {MOST_LANES} of them side by side; {_CNN}",
+        work="w1",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        make_data=partial(generated.w1, cohort_size=2 * MOST_LANES),
+        groups=_lanes,
         with_peers=False,
     ),
     "devices": Suite(
@@ -314,7 +279,7 @@ SUITES = {
         work="w1",
         image_shape=(32, 32, 3),
         num_classes=10,
-        make_data=_w1,
+        make_data=generated.w1,
         groups=_devices,
         with_peers=False,
         on_cpu=True,

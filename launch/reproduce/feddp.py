@@ -187,32 +187,3 @@ ABLATIONS = Table(
     ),
     seeds=tuple(range(5)),
 )
-
-
-def _full(method: str, model: str, precision: str) -> Line:
-    published = {"feddp": "83.5% (VGG-11)", "scaffold": "84.2% (VGG-11)"}
-    return Line(
-        f"{method}, {model}, {precision}",
-        f"feddp:{method},{model},10",
-        (f"precision={precision}", "eval.every=5", "report.every=0"),
-        published[method] if model == "vgg11" else "",
-    )
-
-
-PAPER = Table(
-    "How far does the paper's own size get on one accelerator? CIFAR-10, ten clients.",
-    (
-        Block(
-            "vgg11",
-            "VGG-11 and ResNet-32",
-            tuple(
-                _full(method, model, precision)
-                for model in ("vgg11", "resnet32")
-                for precision in ("bfloat16", "float32")
-                for method in ("scaffold", "feddp")
-            ),
-        ),
-    ),
-    seeds=(0,),
-    share_time=True,
-)

@@ -38,7 +38,8 @@ def write_results(
       lines: its lines and their runs.
       workdir: of the runs.
       folder: is made; gets table.md and a folder for each page.
-      pages: whether pages are drawn, and tables made that need no runs.
+      pages: whether pages are drawn, and tables made that need no runs. These are
+        made once: their files, named as their blocks, are read again.
 
     Returns:
       What was written into table.md.
@@ -49,6 +50,7 @@ def write_results(
             return _last_evaluation(workdir / run.folder) > 0
         return is_finished(run, workdir)
 
+    folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
     parts = [f"# {table.question}\n"]
     for block in table.blocks:
@@ -58,8 +60,7 @@ def write_results(
         }
         parts.append(f"## {block.title}\n")
         if not block.lines:
-            if pages:
-                parts.append(block.make({}, {}, math.inf))
+            parts.append(_measured(block, folder, may_measure=pages))
             continue
         if shown[block.lines[0].name]:
             shown = {name: folders for name, folders in shown.items() if folders}
@@ -71,7 +72,6 @@ def write_results(
             if left:
                 parts.append(_left(line.name, len(runs[line]), left, workdir))
     text = "\n".join(parts)
-    folder.mkdir(parents=True, exist_ok=True)
     replace(folder / FILE, text.encode())
     return text
 
@@ -95,6 +95,14 @@ def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool)
             f"and largest of the seeds: {', '.join(words)}.\n"
         )
     return text
+
+
+def _measured(block: Block, folder: Path, *, may_measure: bool) -> str:
+    """The table of a block without runs, as it was first measured."""
+    file = folder / f"{block.name}.md"
+    if may_measure and not file.exists():
+        replace(file, block.make({}, {}, math.inf).encode())
+    return file.read_text() if file.exists() else "not measured yet"
 
 
 def _left(name: str, seeds: int, left: Sequence[Run], workdir: Path) -> str:

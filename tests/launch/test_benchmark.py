@@ -96,6 +96,7 @@ def test_data_of_the_suites(name):
     assert all(len(np.unique(cohort)) == len(cohort) for cohort in cohorts)
     num_clients, cohort_size, fewest, most = {
         "w1": (1000, 50, 50, 50),
+        "lanes": (1000, 128, 50, 50),
         "w2_one": (1, 1, 640, 640),
         "w2_ten": (10, 10, 64, 448),
         "w2_variants": (10, 10, 64, 448),
