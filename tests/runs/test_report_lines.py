@@ -93,7 +93,7 @@ def test_seeds_that_are_not_equally_far_are_compared_where_all_have_been(tmp_pat
             row["seconds"] = 2.0
     (row,) = facts.results(lines).rows
     found = dict(zip(facts.results(lines).columns, row, strict=True))
-    assert (found["rounds"], found["headline"]) == ("7-20", "60.0% ± 127.1%")
+    assert (found["rounds"], found["test accuracy"]) == ("7-20", "60.0% ± 127.1%")
     # 3 MB and 2 TFLOP a round.
     spent = [found[name] for name in ("MB sent", "TFLOP", "seconds")]
     assert spent == ["21.0", "14", "14"]
@@ -218,7 +218,7 @@ def test_the_preparation_is_spent_before_the_first_round(tmp_path):
 
 
 def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
-    """By hand: with `best` 1 the made-up headline 1 - exp(-n / 6) is 0.57 at 5."""
+    """By hand: with `best` 1 the made-up accuracy 1 - exp(-n / 6) is 0.57 at 5."""
     good, bad = config_of("fedavg"), config_of("fedprox")
     folders = [
         write_run(tmp_path / "good", good, best=1.0),

@@ -23,11 +23,11 @@ KINDS = {
     "eval/after_local/mean": "test set, before averaging",
     "train/accuracy": "training examples",
 }
-"""Field of a row -> what its accuracy is of, beside the headline."""
+"""Field of a row -> what its accuracy is of, beside the test accuracy."""
 
 
 def accuracy(lines: Sequence[Line]) -> Panel | None:
-    """The headline against rounds, MB sent and TFLOP of clients; None without any."""
+    """Test accuracy against rounds, MB sent and TFLOP of clients; None without any."""
     import altair as alt
 
     values = [
@@ -50,8 +50,8 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
     return Panel(
         name="accuracy",
         title="Accuracy against rounds, bytes and client compute",
-        words=f"{banded(lines)}The headline of each run: on the test set, without "
-        "gates of the shared model, with gates of each client's own (mean of clients). "
+        words=f"{banded(lines)}Test accuracy: with gates, the mean over clients of "
+        "the shared parameters with each client's own gates. "
         "Compute is local training on dense hardware, without what masks remove.",
         chart=alt.hconcat(*parts),
         values=values,
@@ -63,7 +63,7 @@ def kinds(lines: Sequence[Line]) -> Panel | None:
     values: list[dict[str, Any]] = []
     for name, kind in KINDS.items():
         for line in lines:
-            # Without gates it is the headline.
+            # Without gates it is the test accuracy.
             if name != ACCURACY or line.runs[0].config.get("model.gated"):
                 found = points(line, _of_several(name))
                 values += [{**x, "kind": kind} for x in found]

@@ -13,7 +13,7 @@ from fedjax_prune.runs.page.read import Line, PageRun, differences, uncompared
 from fedjax_prune.runs.tables import with_interval
 
 _LASTS = {
-    "headline": HEADLINE,
+    "test accuracy": HEADLINE,
     "without gates": ACCURACY,
     "own validation": "eval/client_local/mean",
     "worst client": "eval/client_local/min",

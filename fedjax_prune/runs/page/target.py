@@ -38,7 +38,7 @@ def target(lines: Sequence[Line], wanted: float = 0.0) -> Panel | None:
     return Panel(
         name="target",
         title=f"What an accuracy of {100 * wanted:.4g}% costs",
-        words=f"{note}Spent until the headline first reaches it, the preparation "
+        words=f"{note}Spent until the test accuracy first reaches it, the preparation "
         "included; means of the seeds that reach it.",
         chart=_bars(lines, [x["line"] for x in values]),
         values=values,
