@@ -7,8 +7,8 @@ The string is DATA,METHOD,CLIENTS: DATA is digits, mnist or cifar10, METHOD as i
 configs/feddp.py, and CLIENTS 10, 30, 50 or 100 (digits: 10). Clients, cohorts and
 Dirichlet 0.1 are the paper's. What differs is the network, a CNN of two convolutions
 with batch norm, two local epochs in batches of 16 (paper: 10 and 64), the images, and
-that nothing is augmented. MNIST is 10,000 images of 14 by 14 pixels. A narrow network
-has as many MACs as a gated one keeps.
+that nothing is augmented. MNIST is 10,000 images of 14 by 14 pixels, CIFAR-10 is
+5,000. A narrow network has as many MACs as a gated one keeps.
 
 `python -m launch.reproduce` trains them all; its results are in configs/README.md.
 """
@@ -52,7 +52,7 @@ WORKS = {
         min_size=4,
     ),
     "cifar10": Work(
-        1.5, 1.03, {"10": 60, "100": 100}, num_train=10_000, num_test=2_000, min_size=4
+        1.5, 1.03, {"10": 60, "100": 100}, num_train=5_000, num_test=2_000, min_size=4
     ),
 }
 
