@@ -33,7 +33,7 @@ class _Line(NamedTuple):
     def values(self, field: str) -> dict[int, float]:
         """Seed -> mean of a field over the last fifth of the rounds."""
         return {
-            seed: float(np.mean([row[field] for row in _evaluated(rows, 5)]))
+            seed: float(np.mean([row[field] for row in in_fifth(rows, 5)]))
             for seed, rows in self.seeds.items()
         }
 
@@ -176,11 +176,25 @@ def changes_at_the_end(
     changes = []
     for rows in _read({"": workdirs}, most_rounds)[0].seeds.values():
         before, last = (
-            [row[HEADLINE] for row in _evaluated(rows, fifth)] for fifth in (4, 5)
+            [row[HEADLINE] for row in in_fifth(rows, fifth)] for fifth in (4, 5)
         )
         if before and last:
             changes.append(float(np.mean(last) - np.mean(before)))
     return changes
+
+
+def in_fifth(rows: Sequence[Row], fifth: int) -> list[Row]:
+    """The evaluated rows in a fifth of the rounds up to the last evaluated one.
+
+    Args:
+      rows: of metrics.jsonl.
+      fifth: counted from 1.
+    """
+    found = [row for row in rows if ACCURACY in row]
+    if not found:
+        return []
+    last = found[-1]["round"]
+    return [row for row in found if fifth - 1 < 5 * row["round"] / last <= fifth]
 
 
 def _read(
@@ -198,13 +212,6 @@ def _read(
         )
         for name, workdirs in runs.items()
     ]
-
-
-def _evaluated(rows: Sequence[Row], fifth: int) -> list[Row]:
-    """The evaluated rows in a fifth of the rounds up to the last, counted from 1."""
-    found = [row for row in rows if ACCURACY in row]
-    last = found[-1]["round"]
-    return [row for row in found if fifth - 1 < 5 * row["round"] / last <= fifth]
 
 
 def _less(values: Mapping[int, float], first: Mapping[int, float]) -> str:

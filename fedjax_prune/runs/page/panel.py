@@ -138,11 +138,15 @@ def in_order(values: Values, field: str) -> list[Any]:
 
 def colour_of(lines: Sequence[Line]) -> Any:
     """A colour for each line, the same in all panels."""
+    return colour("line", [line.name for line in lines])
+
+
+def colour(field: str, names: Sequence[str]) -> Any:
+    """A colour for each value of a field, in this order."""
     import altair as alt
 
-    names = [line.name for line in lines]
     scale = alt.Scale(domain=names, range=[_PALETTE[i % 8] for i in range(len(names))])
-    return alt.Color("line:N", scale=scale, legend=_legend(names))
+    return alt.Color(f"{field}:N", scale=scale, legend=_legend(names))
 
 
 def dash_of(lines: Sequence[Line]) -> Any:

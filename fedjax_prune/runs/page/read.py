@@ -116,8 +116,8 @@ def as_lines(runs: Sequence[PageRun]) -> list[Line]:
         compared = {k: v for k, v in run.config.items() if k not in left_out}
         groups.setdefault(repr(sorted(compared.items())), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
-    names = _names([line[0].config for line in lines])
-    return [Line(name, line) for name, line in zip(names, lines, strict=True)]
+    named = names([line[0].config for line in lines])
+    return [Line(name, line) for name, line in zip(named, lines, strict=True)]
 
 
 def uncompared(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -160,8 +160,11 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return found
 
 
-def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Takes differing fields until they tell all configurations apart."""
+def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names configurations by the fewest differing fields that tell them apart.
+
+    A single one is named by its method.
+    """
     if len(configs) == 1:
         gates = " with gates" if configs[0].get("model.gated") else ""
         return [f"{configs[0]['algorithm.name']}{gates}"]

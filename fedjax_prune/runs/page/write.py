@@ -6,6 +6,7 @@ from pathlib import Path
 from fedjax_prune.runs.files import replace, unwritable
 from fedjax_prune.runs.page import (
     clients,
+    computing,
     curves,
     facts,
     masks,
@@ -89,6 +90,7 @@ def parts_of(lines: Sequence[Line], wanted: float = 0.0) -> list[Panel | Facts]:
         facts.results(lines),
         curves.accuracy(lines),
         target.target(lines, wanted),
+        computing.computing(lines),
         curves.kinds(lines),
         curves.loss(lines),
         clients.distribution(lines),
