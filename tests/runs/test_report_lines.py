@@ -252,18 +252,14 @@ def test_accuracy_is_drawn_against_multiplications_where_networks_differ(tmp_pat
     masked = config_of("magnitude", rounds=20, **{"model.gated": False})
     lines = lines_of(tmp_path, *gated, plain)
     assert computing.computing(lines[:2]) is None
-    panel = computing.computing(
-        [
-            *lines,
-            *lines_of(tmp_path / "masked", masked, **{"sparsity/all": lambda n: 0.3}),
-        ]
-    )
+    pruned = {"sparsity/all": lambda n: 0.3}
+    others = lines_of(tmp_path / "masked", masked, **pruned)
+    panel = computing.computing([*lines, *others])
     assert panel is not None
     kinds = [(value["kind"], value["line"]) for value in panel.values]
-    learned = "gates, hard_ste"
     assert kinds == [
-        (learned, lines[0].name),
-        (learned, lines[1].name),
+        ("gates, hard_ste", lines[0].name),
+        ("gates, hard_ste", lines[1].name),
         ("no gates", lines[2].name),
     ]
     quarter, half, whole = (value["macs"] for value in panel.values)

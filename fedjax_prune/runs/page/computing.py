@@ -38,6 +38,7 @@ def computing(lines: Sequence[Line]) -> Panel | None:
       that differ in more than that and their MACs; None with less than LEAST different
       numbers of MACs.
     """
+    lines = [line for line in lines if not masks_in(line.runs[0].rows)]
     values = [
         value
         for line, rest in zip(lines, _rests(lines), strict=True)
@@ -72,12 +73,11 @@ def _rests(lines: Sequence[Line]) -> list[str]:
 
 
 def _value(line: Line, rest: str) -> dict[str, Any] | None:
-    run = line.runs[0]
     accuracies = [mean for run in line.runs if (mean := _last(run)) is not None]
-    if not accuracies or masks_in(run.rows):
+    if not accuracies:
         return None
     try:
-        config = read_usable_config(run.folder)
+        config = read_usable_config(line.runs[0].folder)
         macs = macs_of(task_of(config, make_model(config)).layers).kept
     except (SettingsError, WorkdirError):
         # The file of a model of the user's own may be gone.
