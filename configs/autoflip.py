@@ -11,8 +11,7 @@ faults), autoflip_hard (weights and channels, for about the paper's savings),
 autoflip_channels (only channels, starting from the mean of the explorers), fedavg,
 fedavg_plain (no server momentum), random, random_steps, prunefl, eflprune, fedsnip,
 magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent. SIZE
-is full (the authors' commands) or cpu (minutes on two cores; MNIST, CIFAR-10 and
-Shakespeare converge in it).
+is full (the authors' commands) or cpu (minutes on two cores).
 
 FEMNIST and Shakespeare are read from the folder `data.dir`; `data.num_clients` of its
 clients take part. Settings that the authors' commands leave open are those of their
@@ -247,7 +246,7 @@ def get_config(text: str = "mnist") -> Any:
 
 
 def _shrink(config: Any, small: Small) -> None:
-    """Fewer examples and rounds, smaller batches, short exploration, plain images."""
+    """Fewer examples and channels, smaller batches, short exploration, plain images."""
     config.data.augment = "none"
     config.rounds = config.save_every = small.rounds
     config.lanes = 1
@@ -264,5 +263,6 @@ def _shrink(config: Any, small: Small) -> None:
     if "explore_epochs" in config.algorithm:
         config.algorithm.explore_epochs = 5
         config.algorithm.explore_patience = 3
-    # Adam starts anew in every round, so ten steps of 3e-4 hardly move.
+        config.algorithm.explorer_share = 1.0
+    # Adam starts anew in every round, so a few steps of 3e-4 hardly move.
     config.client.lr = 1e-3

@@ -69,7 +69,7 @@ def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, floa
     Returns:
       Rounds until realisable FLOPs and bytes are saved: what all runs spent before
       their first round over what a round of all runs saves, 0 if nothing came before.
-      Infinity if rounds save nothing, whatever came before.
+      If rounds save nothing, infinity, or NaN if nothing came before.
     """
     before = [row for rows in runs for row in rows if row["round"] == 0]
     rounds = [row for rows in runs for row in rows if row["round"] > 0]
@@ -77,7 +77,9 @@ def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, floa
     def after(spent: Callable[[Mapping[str, Any]], float], dense: str) -> float:
         saved = np.mean([row[dense] - spent(row) for row in rounds])
         spent_before = sum(map(spent, before)) / len(runs)
-        return float(spent_before / saved) if saved > 0 else math.inf
+        if saved > 0:
+            return float(spent_before / saved)
+        return math.inf if spent_before else math.nan
 
     return (
         after(lambda r: r.get("flops/realisable", r["flops/dense"]), "flops/dense"),

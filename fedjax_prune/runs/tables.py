@@ -272,6 +272,8 @@ def _accuracies(rows: Sequence[Row]) -> list[float]:
 
 
 def _first_paid(rounds: float, last: int) -> str:
+    if math.isnan(rounds):
+        return ""
     if not math.isfinite(rounds):
         return "never"
     first = math.floor(rounds) + 1

@@ -128,9 +128,13 @@ def python_of(peer: str, peers_dir: Path) -> Path:
     return peers_dir / PEERS[peer] / "bin" / "python"
 
 
-def install(peers: Sequence[str], peers_dir: Path) -> None:
-    """Makes the environments of peers that have none; says so if it cannot."""
-    missing = [PEERS[name] for name in peers if not python_of(name, peers_dir).exists()]
-    if missing:
-        script = str(Path(__file__).parent / "environments.sh")
-        subprocess.run(["bash", script, str(peers_dir), *missing], check=False)
+def install(peers: Sequence[str], peers_dir: Path) -> bool:
+    """Makes the environments of peers, unless they are complete.
+
+    Returns:
+      Whether they are; if not, the reason was printed.
+    """
+    script = str(Path(__file__).parent / "environments.sh")
+    names = [PEERS[name] for name in peers]
+    done = subprocess.run(["bash", script, str(peers_dir), *names], check=False)
+    return done.returncode == 0

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import generated
+from fedjax_prune.runs.machine import MOST_LANES
 
-MOST_LANES = 64
-"""Of the suite `lanes`."""
+from . import generated
 
 PEERS = {
     "torch_loop": "torch",

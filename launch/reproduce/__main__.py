@@ -6,8 +6,10 @@ python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--seeds=0,1,2] [--job
 A table is a question and the runs that answer it, such as whether gates that learn are
 better than gates that do not. All lines of a seed have the same splits and cohorts and,
 where their networks agree, the same first weights. Before it starts, the command says
-what is left to run. Runs that tables share are trained once. After Ctrl-C, SIGTERM or
---minutes, on which all runs save, the same command goes on. At its end it prints the
+what is left to run and to measure; what it has measured is kept beside the table, and
+measured anew if its file is deleted. Runs that tables share are trained once. After
+Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-research does so every 50
+rounds), the same command goes on. At its end it prints the
 tables of all finished runs, ours beside the published numbers, and writes them into the
 workdir; unless it was stopped, it also draws a page with pictures for each of them.
 
@@ -20,6 +22,7 @@ configs/README.md explains what is printed and has the results. Data are read fr
 """
 
 import math
+import signal
 import time
 
 from absl import app, flags
@@ -31,7 +34,7 @@ from fedjax_prune.runs.workdir import local_folder
 from .. import runtime, train_grid
 from ..errors import exit_code
 from ..flags import parse
-from .results import write_results
+from . import results
 from .table import by_seed, runs_of
 from .tables import TABLES
 
@@ -61,10 +64,12 @@ def main(argv: list[str]) -> int:
             found.append(
                 f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
             )
-        elif scales[_SCALE.value].share_time and _JOBS.value > 1:
+        elif _JOBS.value > 1 and (
+            scales[_SCALE.value].share_time or scales[_SCALE.value].beside
+        ):
             found.append(
                 f"--jobs must be 1 for {_TABLE.value} with --scale={_SCALE.value}, "
-                f"whose runs share the time, got {_JOBS.value}"
+                f"whose runs are timed, got {_JOBS.value}"
             )
         if not _MINUTES.value > 0:
             found.append(f"--minutes must be above 0, got {_MINUTES.value}")
@@ -78,28 +83,35 @@ def main(argv: list[str]) -> int:
         lines = runs_of(table, seeds or table.seeds, argv[1:])
         runs = by_seed(lines)
         train_grid.check_begun(runs, workdir)
-        print(table.question)
+        folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
+        print(f"{table.question}\n{table.differs}\n")
         print(
             train_grid.cost_table([(run.group, run) for run in runs], workdir),
             flush=True,
         )
+        for title in results.left_to_measure(table, folder):
+            print(f"to be measured first: {title}")
+        if table.beside:
+            print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:
             return 0
         end = time.monotonic() + 60 * _MINUTES.value
+        # Ends the workers of a measurement on the way out, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        failed = results.measure(table, folder)
         code = train_grid.train_all(
             runs,
             workdir,
             jobs=_JOBS.value,
             overrides=argv[1:],
-            seconds=60 * _MINUTES.value,
+            seconds=end - time.monotonic(),
             share_time=table.share_time,
         )
         if table.beside and code != INTERRUPTED:
             code = table.beside(lines, workdir, end - time.monotonic()) or code
-        folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
-        pages = code != INTERRUPTED or table.share_time
-        print(write_results(table, lines, workdir, folder, pages=pages))
-        return code
+        pages = code != INTERRUPTED or (table.share_time and time.monotonic() >= end)
+        print(results.write_results(table, lines, workdir, folder, pages=pages))
+        return code or failed
 
     return exit_code(reproduce)
 

@@ -5,11 +5,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.data.augment import NORMALISATIONS
 from fedjax_prune.engine.dealing import draw_clients
+from fedjax_prune.runs import console
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
@@ -31,7 +33,7 @@ class _Seed(NamedTuple):
     Attributes:
       round: of its last evaluation.
       accuracy: then, on the test set.
-      seconds: of all rounds until then, without evaluations.
+      seconds: of a round, mean, without evaluations, saving and compiling.
     """
 
     round: int
@@ -42,41 +44,51 @@ class _Seed(NamedTuple):
 def train_pfl(lines: Sequence[LineRuns], workdir: Path, seconds: float) -> int:
     """Trains pfl with the data, the cohorts and the seeds of the first line's runs.
 
+    Its environment is installed first. Each run has all cores.
+
     Args:
       lines: of the table.
       workdir: of the runs.
-      seconds: after which it is stopped. What it has saved is kept.
+      seconds: after which it is stopped. What it has saved, every 50 rounds, is kept.
 
     Returns:
       The exit code, as of `train_all`.
     """
     end = time.monotonic() + seconds
     peers_dir = runtime.cache_folder() / "peers"
-    for run in lines[0].runs:
-        file = _rows_of_pfl(workdir / run.folder)
-        if (found := _of_pfl(file)) and found.round >= run.config.rounds:
-            continue
-        install([_PEER], peers_dir)
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "data.npz"
-            write_for_pfl(run.config, data)
+    files = [(run, _rows_of_pfl(workdir / run.folder)) for run in lines[0].runs]
+    waiting = [
+        (run, file)
+        for run, file in files
+        if _at(_read(file), run.config.rounds) is None
+    ]
+    if not waiting:
+        return 0
+    if seconds > 0 and not install([_PEER], peers_dir):
+        console.print_error("the environment of pfl could not be installed")
+        return 1
+    jobs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run, file in waiting:
+            data = Path(folder) / f"{run.config.seed}.npz"
+            if seconds > 0:
+                write_for_pfl(run.config, data)
             command = [str(python_of(_PEER, peers_dir)), "-m"]
             command += ["launch.reproduce.pfl_run", f"--data={data}"]
             command += [f"--output={file}", f"--seed={run.config.seed}"]
             command += [f"--threads={len(runtime.cores())}"]
-            job = Job(f"{run.folder}, pfl", tuple(command), file.with_suffix(".log"))
-            left = end - time.monotonic()
-            if code := ending(run_all([job], 1, print, left)):
-                return code
-    return 0
+            name = f"{run.folder}, pfl"
+            jobs.append(Job(name, tuple(command), file.with_suffix(".log")))
+        left = end - time.monotonic()
+        return ending(run_all(jobs, 1, lambda text: print(text, flush=True), left))
 
 
 def write_for_pfl(config: Config, file: Path) -> None:
-    """Writes a run's data and cohorts, as `launch.benchmark.worker` reads them.
+    """Writes a run's data and cohorts, as `launch.reproduce.pfl_run` reads them.
 
     Args:
       config: of a run whose clients train with the same step size in all rounds.
-      file: is written; has the test set, too, as `test_images` and `test_labels`.
+      file: is written.
     """
     data, client = load_data(config), config.client
     cohorts = [
@@ -85,11 +97,15 @@ def write_for_pfl(config: Config, file: Path) -> None:
         )
         for number in range(config.rounds)
     ]
+    mean, std = NORMALISATIONS[config.data.normalize]
+    channels = data.train.images.shape[-1]
     arrays = {
         "images": data.train.images,
         "labels": data.train.labels,
         "test_images": data.test.images,
         "test_labels": data.test.labels,
+        "mean": np.array(mean or [0] * channels, np.float32),
+        "std": np.array(std or [1] * channels, np.float32),
         "indices": data.population.indices,
         "offsets": data.population.offsets,
         "cohorts": np.array(cohorts, np.int32),
@@ -116,49 +132,62 @@ def beside_pfl(
 
     Returns:
       Means over seeds, with a 95 % interval, and the differences of the seeds that both
-      have. Seconds are of all rounds, without evaluations.
+      have. Seconds are those of all rounds, without evaluations, saving and compiling.
     """
     del published, most_rounds
     (name, workdirs), *_ = runs.items()
     ours = {workdir: _of_ours(workdir) for workdir in workdirs}
-    theirs = {}
-    for workdir, seed in ours.items():
-        found = _of_pfl(_rows_of_pfl(workdir))
-        if found and found.round >= seed.round:
-            theirs[workdir] = found
+    found = {w: _at(_read(_rows_of_pfl(w)), each.round) for w, each in ours.items()}
+    theirs = {workdir: each for workdir, each in found.items() if each}
     header = ["library", "rounds", "seeds", "accuracy", "difference", "seconds"]
-    rows = []
-    for library, seeds in ((name, ours), ("pfl-research, FedAvg", theirs)):
-        if seeds:
-            of_seeds = list(seeds.values())
-            less = [seed.accuracy - ours[key].accuracy for key, seed in seeds.items()]
-            accuracies = [seed.accuracy for seed in of_seeds]
-            rows.append(
-                [
-                    library,
-                    str(of_seeds[0].round),
-                    str(len(seeds)),
-                    with_interval(accuracies),
-                    with_interval(less, "+") if seeds is theirs else "",
-                    f"{np.mean([seed.seconds for seed in of_seeds]):,.0f}",
-                ]
-            )
-    return markdown(header, rows)
+    rows = [_row(name, ours, [])]
+    if theirs:
+        less = [seed.accuracy - ours[w].accuracy for w, seed in theirs.items()]
+        rows.append(_row("pfl-research, FedAvg", theirs, less))
+    text = markdown(header, rows)
+    if left := len(ours) - len(theirs):
+        text += f"\npfl-research: {left} of {len(ours)} seeds are not finished.\n"
+    return text
+
+
+def _row(name: str, seeds: Mapping[Path, _Seed], less: Sequence[float]) -> list[str]:
+    each = list(seeds.values())
+    seconds = np.mean([seed.round * seed.seconds for seed in each])
+    return [
+        name,
+        str(each[0].round),
+        str(len(each)),
+        with_interval([seed.accuracy for seed in each]),
+        with_interval(less, "+") if less else "",
+        f"{seconds:,.0f}",
+    ]
 
 
 def _rows_of_pfl(workdir: Path) -> Path:
     return workdir.with_name(f"pfl,{workdir.name}.jsonl")
 
 
-def _of_pfl(file: Path) -> _Seed | None:
-    if not file.exists():
-        return None
-    row = json.loads(file.read_text().splitlines()[-1])
-    return _Seed(row["round"], row["accuracy"], row["seconds"])
+def _read(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _at(rows: Sequence[Mapping[str, Any]], last: int) -> _Seed | None:
+    """What pfl had reached after a round; None if it was not evaluated then."""
+    seconds = [row["seconds"] for row in rows if row["round"] <= last]
+    for row in rows:
+        if row["round"] == last:
+            return _Seed(last, row["accuracy"], float(np.nanmean(seconds)))
+    return None
 
 
 def _of_ours(workdir: Path) -> _Seed:
-    rows = read_metrics(workdir)
+    rows = [row for row in read_metrics(workdir) if row["round"] > 0]
     last = [row for row in rows if ACCURACY in row][-1]
-    seconds = sum(row["seconds"] for row in rows)
-    return _Seed(last["round"], last[ACCURACY], seconds)
+    # A round that is evaluated also evaluates clients before they are averaged.
+    seconds = [
+        row["seconds"] - (row.get("seconds/save") or 0)
+        for row in rows
+        if ACCURACY not in row
+    ]
+    return _Seed(last["round"], last[ACCURACY], float(np.mean(seconds)))

@@ -9,8 +9,8 @@ _FEDPROX = (
     "data.client_size_sigma=2",
     "client.lr=0.01",
     "client.epochs=20",
-    "rounds=200",
-    "eval.every=2",
+    "rounds=1000",
+    "eval.every=10",
     "report.every=0",
 )
 """Near section 5.1 of the FedProx paper: 30 devices, ten in a round, 20 epochs."""
@@ -35,7 +35,11 @@ SYNTHETIC = Table(
         ),
     ),
     seeds=tuple(range(5)),
+    differs="From the paper differ: clients and their sizes are drawn anew, no client "
+    "is late, and 1,000 rounds in place of 200. There FedProx is ahead of FedAvg.",
 )
+
+_W1 = ("report.every=0", "data.normalize=cifar10")
 
 W1 = Table(
     "What does the CIFAR-10 benchmark of pfl-research reach? 1,500 rounds.",
@@ -43,10 +47,13 @@ W1 = Table(
         Block(
             "w1",
             "W1",
-            (Line("fedjax_prune, FedAvg", "bench:w1", ("report.every=0",)),),
+            (Line("fedjax_prune, FedAvg", "bench:w1", _W1),),
             beside_pfl,
         ),
     ),
     seeds=tuple(range(3)),
+    differs="Both libraries have the same images, normalised as in the benchmark, "
+    "clients and cohorts. Each draws its own first weights and dropout; pfl splits a "
+    "client's images into the same batches in every round.",
     beside=train_pfl,
 )

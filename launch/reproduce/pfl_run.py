@@ -3,22 +3,24 @@
 python -m launch.reproduce.pfl_run --data=FILE.npz --output=FILE.jsonl --seed=0
     --threads=2
 
-Every 50 rounds it evaluates, saves beside the output, and writes a line for each
-evaluation into it; started again, it goes on from there.
+Every 50 rounds and after the last one it evaluates and saves, and the output gets a
+line; started again, it goes on from there.
 """
 # pyright: reportMissingImports=false
 
 import argparse
+import hashlib
 import json
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..benchmark import pfl_sim, worker
+from ..benchmark import pfl_sim, torch_models, worker
 
 EVERY = 50
 """Rounds between evaluations."""
@@ -45,42 +47,98 @@ def accuracy(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> floa
     return correct / len(labels)
 
 
-def train(
-    data: worker.Data, test: tuple[np.ndarray, np.ndarray], seed: int, output: Path
-) -> None:
+class _Normalised(nn.Module):
+    """Subtracts a mean from each channel of images and divides by a deviation."""
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Takes and returns [batch_size, channels, height, width] float32."""
+        return (images - self.mean) / self.std
+
+
+class More(NamedTuple):
+    """What the data file has beside the data of the benchmark.
+
+    Attributes:
+      test_images: [n, height, width, channels] uint8.
+      test_labels: [n] int32.
+      mean: [channels] float32 of images in [0, 1].
+      std: [channels] float32.
+    """
+
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
     """Trains one round for each cohort of the data.
 
     Args:
       data: of the work w1.
-      test: images and labels.
+      more: the test set, and how images are normalised.
       seed: of the first weights and of dropout.
-      output: file of the rows.
+      output: file of the rows: rounds, accuracy, and seconds of a round, the mean of
+        those since the row before, without evaluations and warm-up.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(_mixed(seed))
     network, run_round, _ = pfl_sim.make("w1", data)
+    scaled = network[0]
+    network[0] = nn.Sequential(scaled, _Normalised(more.mean, more.std))
+    network.to(torch_models.device())
+    saved: dict[str, Any] = {"rows": [], "trained_on": _digest(data, more, seed)}
     file = output.with_suffix(".pt")
-    saved: dict[str, Any] = {"rows": []}
     if file.exists():
-        saved = torch.load(file, weights_only=True)
+        found = torch.load(file, weights_only=True)
+        if found["trained_on"] != saved["trained_on"]:
+            sys.exit(f"error: {file} was trained on other data or settings; delete it")
+        saved = found
         network.load_state_dict(saved["network"])
-    rows = saved["rows"]
-    last = rows[-1] if rows else {"round": 0, "seconds": 0.0}
-    seconds = last["seconds"]
-    for number in range(last["round"], len(data.cohorts)):
+        _write(saved["rows"], output)
+    rows, seconds = saved["rows"], []
+    first = rows[-1]["round"] if rows else 0
+    for number in range(first, len(data.cohorts)):
         # Of the round, so that a run that was stopped ends like one that was not.
-        torch.manual_seed((seed << 32) + number)
+        torch.manual_seed(_mixed(seed, number))
         began = time.perf_counter()
         run_round(data.cohorts[number])
-        seconds += time.perf_counter() - began
-        if (number + 1) % EVERY == 0:
-            row = {"round": number + 1, "seconds": seconds}
-            rows.append({**row, "accuracy": accuracy(network, *test)})
+        # The first round of a process warms up.
+        if number > first:
+            seconds.append(time.perf_counter() - began)
+        done = number + 1
+        if done % EVERY == 0 or done == len(data.cohorts):
+            row = {"round": done, "seconds": float(np.mean(seconds or [np.nan]))}
+            row["accuracy"] = accuracy(network, more.test_images, more.test_labels)
+            rows.append(row)
+            seconds = []
             print(json.dumps(rows[-1]), flush=True)
             new = file.with_suffix(".new")
-            torch.save({"rows": rows, "network": network.state_dict()}, new)
+            torch.save({**saved, "network": network.state_dict()}, new)
             new.replace(file)
-            new.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-            new.replace(output)
+            _write(rows, output)
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed of 32 bits: torch's generator on CPUs uses no more of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _digest(data: worker.Data, more: More, seed: int) -> str:
+    arrays = (data.labels, data.indices, data.cohorts, more.mean, more.std)
+    settings = (data.batch_size, data.epochs, data.client_lr, data.server_lr, seed)
+    content = b"".join(array.tobytes() for array in arrays) + repr(settings).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(rows: list[dict[str, Any]], output: Path) -> None:
+    new = output.with_suffix(".rows")
+    new.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    new.replace(output)
 
 
 def main() -> None:
@@ -93,9 +151,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with np.load(options.data) as file:
-        test = file["test_images"], file["test_labels"]
+        more = More(*(file[name] for name in More._fields))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    train(worker.load(options.data), test, options.seed, options.output)
+    train(worker.load(options.data), more, options.seed, options.output)
 
 
 if __name__ == "__main__":

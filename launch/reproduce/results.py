@@ -14,6 +14,7 @@ from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.tables import changes_at_the_end
 
+from ..benchmark.process import WorkerError
 from ..grid import Run
 from ..side_by_side import last_line
 from ..train_grid import is_finished
@@ -38,8 +39,7 @@ def write_results(
       lines: its lines and their runs.
       workdir: of the runs.
       folder: is made; gets table.md and a folder for each page.
-      pages: whether pages are drawn, and tables made that need no runs. These are
-        made once: their files, named as their blocks, are read again.
+      pages: whether pages are drawn.
 
     Returns:
       What was written into table.md.
@@ -53,6 +53,8 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
     parts = [f"# {table.question}\n"]
+    if table.differs:
+        parts.append(f"{table.differs}\n")
     for block in table.blocks:
         shown = {
             line.name: [workdir / run.folder for run in runs[line] if is_shown(run)]
@@ -60,7 +62,7 @@ def write_results(
         }
         parts.append(f"## {block.title}\n")
         if not block.lines:
-            parts.append(_measured(block, folder, may_measure=pages))
+            parts.append(_without_runs(block, folder))
             continue
         if shown[block.lines[0].name]:
             shown = {name: folders for name, folders in shown.items() if folders}
@@ -97,12 +99,47 @@ def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool)
     return text
 
 
-def _measured(block: Block, folder: Path, *, may_measure: bool) -> str:
-    """The table of a block without runs, as it was first measured."""
+def measure(table: Table, folder: Path) -> int:
+    """Measures the blocks that are timed, each once: their files are kept.
+
+    Args:
+      table: see above.
+      folder: of the table; is made.
+
+    Returns:
+      The exit code: 1 if one could not be measured, which is told.
+    """
+    code = 0
+    for block in table.blocks:
+        file = folder / f"{block.name}.md"
+        if not block.timed or file.exists():
+            continue
+        print(f"measuring: {block.title}", flush=True)
+        try:
+            text = block.make({}, {}, math.inf)
+        except WorkerError as error:
+            console.print_error(f"{block.title}: {error}")
+            code = 1
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace(file, text.encode())
+    return code
+
+
+def left_to_measure(table: Table, folder: Path) -> list[str]:
+    """The titles of the blocks that `measure` would measure."""
+    return [
+        block.title
+        for block in table.blocks
+        if block.timed and not (folder / f"{block.name}.md").exists()
+    ]
+
+
+def _without_runs(block: Block, folder: Path) -> str:
+    if not block.timed:
+        return block.make({}, {}, math.inf)
     file = folder / f"{block.name}.md"
-    if may_measure and not file.exists():
-        replace(file, block.make({}, {}, math.inf).encode())
-    return file.read_text() if file.exists() else "not measured yet"
+    return file.read_text() if file.exists() else "not measured\n"
 
 
 def _left(name: str, seeds: int, left: Sequence[Run], workdir: Path) -> str:

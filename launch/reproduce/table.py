@@ -40,6 +40,7 @@ class Block(NamedTuple):
       lines: the others are compared with the first; none for a table that needs no
         runs.
       make: the table.
+      timed: whether it is measured, for minutes, before the runs start, and kept.
       drawn: whether there is a page of its runs.
     """
 
@@ -47,6 +48,7 @@ class Block(NamedTuple):
     title: str
     lines: tuple[Line, ...]
     make: Make = comparison
+    timed: bool = False
     drawn: bool = True
 
 
@@ -57,14 +59,17 @@ class Table(NamedTuple):
       question: in a sentence.
       blocks: lines may be in several of them; their runs are trained once.
       seeds: of every line, unless others are asked for.
+      differs: how its runs differ from what others have published.
       share_time: whether runs have equal parts of --minutes, because few can end in it,
         and whether those that have not ended are shown.
-      beside: (lines, workdir, seconds) -> exit code: trains another library after them.
+      beside: (lines, workdir, seconds) -> exit code: trains another library after them,
+        for which --jobs must be 1, too.
     """
 
     question: str
     blocks: tuple[Block, ...]
     seeds: tuple[int, ...]
+    differs: str = ""
     share_time: bool = False
     beside: "Callable[[Sequence[LineRuns], Path, float], int] | None" = None
 

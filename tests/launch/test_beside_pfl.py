@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.metrics_log import read_metrics
 from launch.benchmark import worker
 from launch.reproduce.beside_pfl import beside_pfl, train_pfl, write_for_pfl
@@ -16,9 +17,13 @@ from tests.small_runs import tiny_config
 
 
 def rows_of_pfl(workdir, accuracy, rounds=20):
-    row = {"round": rounds, "seconds": 80.0, "accuracy": accuracy}
+    """Rounds of pfl that take 2 seconds, or 6 after the first evaluation."""
     file = workdir.with_name(f"pfl,{workdir.name}.jsonl")
-    file.write_text(json.dumps({**row, "round": 10}) + "\n" + json.dumps(row) + "\n")
+    rows = [
+        {"round": 10, "seconds": 2.0, "accuracy": accuracy},
+        {"round": rounds, "seconds": 6.0, "accuracy": accuracy},
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def test_pfl_gets_the_images_the_clients_and_the_cohorts_of_a_run(tmp_path):
@@ -49,28 +54,45 @@ def test_pfl_gets_the_images_the_clients_and_the_cohorts_of_a_run(tmp_path):
         np.testing.assert_array_equal(arrays["test_labels"], data.test.labels)
 
 
-def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_left_out(tmp_path):
+def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_named(tmp_path):
+    """Of our rounds those without an evaluation count, less the waiting for saves."""
     workdirs = [tmp_path / f"seed={seed}" for seed in range(3)]
     lasts = []
     for seed, workdir in enumerate(workdirs):
-        write_run(workdir, config_of(seed=seed), records=False)
+        write_run(
+            workdir,
+            config_of(seed=seed, **{"eval.every": 2}),
+            records=False,
+            **{
+                "seconds": lambda n: 3.0 if n % 2 else 100.0,
+                "seconds/save": lambda n: 1.0,
+            },
+        )
         lasts.append(read_metrics(workdir)[-1]["eval/global_dense/accuracy"])
-        rows_of_pfl(workdir, lasts[-1] + 0.01, 20 if seed < 2 else 10)
-    *_, ours, pfl = beside_pfl({"ours": workdirs}, {}, math.inf).splitlines()
+        rows_of_pfl(workdir, lasts[-1] + 0.01, 20 if seed < 2 else 15)
+    table = beside_pfl({"ours": workdirs}, {}, math.inf).splitlines()
+    _, _, ours, pfl, _, left = table
     assert ours.startswith(f"| ours | 20 | 3 | {np.mean(lasts):.1%} ± ")
+    assert ours.endswith("|  | 40 |")
     assert pfl.startswith("| pfl-research, FedAvg | 20 | 2 | ")
     assert pfl.endswith("| +1.0% ± 0.0% | 80 |")
+    assert left == "pfl-research: 1 of 3 seeds are not finished."
 
 
-def test_pfl_is_not_started_for_a_seed_that_it_has_finished(tmp_path, monkeypatch):
-    def not_needed(*_):
-        raise AssertionError
+def lines_of_one_run():
+    block = Block("w1", "W1", (Line("FedAvg", "quickstart", ("rounds=20",)),))
+    return runs_of(Table("?", (block,), (0,)), (0,), [])
 
-    monkeypatch.setattr(f"{beside_pfl.__module__}.install", not_needed)
-    line = Line("FedAvg", "quickstart", ("rounds=20",))
-    block = Block("w1", "W1", (line,))
-    lines = runs_of(Table("?", (block,), (0,)), (0,), [])
-    workdir = tmp_path / lines[0].runs[0].folder
+
+def test_pfl_is_neither_installed_nor_started_when_finished_or_out_of_time(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lines = lines_of_one_run()
+    assert train_pfl(lines, tmp_path / "runs", 0.0) == INTERRUPTED
+    assert "1 runs are not finished" in capsys.readouterr().err
+    workdir = tmp_path / "runs" / lines[0].runs[0].folder
     workdir.parent.mkdir(parents=True)
     rows_of_pfl(workdir, 0.7)
-    assert train_pfl(lines, tmp_path, math.inf) == 0
+    assert train_pfl(lines, tmp_path / "runs", math.inf) == 0
+    assert not (tmp_path / "cache").exists()

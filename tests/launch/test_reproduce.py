@@ -12,7 +12,9 @@ import pytest
 from fedjax_prune.runs import train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
+from launch.benchmark.process import WorkerError
 from launch.reproduce import results
+from launch.reproduce.accelerator import pace
 from launch.reproduce.costs import multiplications
 from launch.reproduce.personal import measure, swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
@@ -35,6 +37,7 @@ def test_runs_of_a_table_differ_from_each_other(name, scale):
     configs = {run.folder: run.config.to_json_best_effort() for run in runs}
     assert len(set(configs.values())) == len(configs)
     assert all(run.config.seed == 3 for run in runs)
+    assert TABLES[name][scale].differs.endswith(".")
     for block in TABLES[name][scale].blocks:
         assert len({line.name for line in block.lines}) == len(block.lines)
 
@@ -48,6 +51,13 @@ def test_lines_of_a_block_have_the_same_data_rounds_and_clients(name, scale):
             for c in (by_line[line] for line in block.lines)
         }
         assert len(alike) <= 1, block.title
+
+
+def test_the_threshold_that_is_not_set_again_is_the_default():
+    lines = {each.line.name: each for each in runs_of_one_seed("autoflip_mnist", "cpu")}
+    for percent in (20, 30):
+        run = lines[f"AutoFLIP (v3), threshold {percent}%"].runs[0]
+        assert run.config.algorithm.threshold == percent / 100
 
 
 def test_runs_come_by_seed_and_each_of_them_once():
@@ -128,12 +138,43 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     assert not (tmp_path / "out/none").exists()
 
 
-def test_a_table_that_needs_no_runs_is_measured_once_and_not_after_a_stop(tmp_path):
-    made = iter(["| first |\n", "| second |\n"])
-    table = Table("What?", (Block("a", "A", (), lambda *_: next(made)),), (0,))
-    for pages, shown in ((False, "not measured yet"), (True, "first"), (True, "first")):
-        text = results.write_results(table, [], tmp_path, tmp_path / "out", pages=pages)
-        assert shown in text
+def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
+    tmp_path, capsys
+):
+    made = iter([WorkerError("no memory"), "| first |\n", "| second |\n"])
+
+    def timed(*_):
+        text = next(made)
+        if isinstance(text, Exception):
+            raise text
+        return text
+
+    blocks = (
+        Block("a", "A", (), timed, timed=True),
+        Block("b", "B", (), lambda *_: "| counted |\n"),
+    )
+    table = Table("What?", blocks, (0,), differs="Nothing differs.")
+    out = tmp_path / "out"
+    for code, shown in ((1, "not measured"), (0, "| first |"), (0, "| first |")):
+        assert results.measure(table, out) == code
+        assert results.left_to_measure(table, out) == ["A"] * code
+        text = results.write_results(table, [], tmp_path, out, pages=False)
+        assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
+        assert text.endswith("## B\n\n| counted |\n")
+    assert "error: A: no memory" in capsys.readouterr().err
+
+
+def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):
+    config = config_of(rounds=8, **{"eval.every": 4})
+    fields = {
+        "seconds": lambda n: 0.5 if n % 4 else 9.0,
+        "flops/dense": lambda n: 2e12,
+        "seconds/compile": lambda n: 7.0 if n == 1 else 0.0,
+    }
+    run = write_run(tmp_path / "run", config, records=False, **fields)
+    *_, line = pace({"FedDP": [run]}, {"FedDP": "83.5%"}, 4).splitlines()
+    accuracy = read_metrics(run)[3]["eval/client_gated/mean"]
+    assert line == f"| FedDP | 8 | 0.500 | 4.00 | 7 | {accuracy:.1%} | 4 | 83.5% |"
 
 
 def test_gates_keep_half_of_the_multiplications_as_in_the_paper():
