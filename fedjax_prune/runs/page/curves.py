@@ -50,8 +50,8 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
     return Panel(
         name="accuracy",
         title="Accuracy against rounds, bytes and client compute",
-        words=f"{banded(lines)}Test accuracy: with gates, the mean over clients of "
-        "the shared parameters with each client's own gates. "
+        words=f"{banded(lines)}Accuracy of the shared parameters on the test set; with "
+        "gates those of each client, mean over clients. "
         "Compute is local training on dense hardware, without what masks remove.",
         chart=alt.hconcat(*parts),
         values=values,
