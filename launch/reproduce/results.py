@@ -146,7 +146,8 @@ def _left(name: str, seeds: int, left: Sequence[Run], workdir: Path) -> str:
     logs = [workdir / f"{run.folder}.log" for run in left]
     reasons = [last_line(log) for log in logs if log.exists()]
     errors = [line for line in dict.fromkeys(reasons) if line.startswith("error:")]
-    return f"{name}: {len(left)} of {seeds} seeds are not finished. " + " ".join(errors)
+    words = [f"{name}: {len(left)} of {seeds} seeds are not finished.", *errors]
+    return f"{' '.join(words)}\n"
 
 
 def _last_evaluation(workdir: Path) -> int:
