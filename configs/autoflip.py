@@ -127,8 +127,8 @@ WORKS = {
 }
 
 SMALL = {
-    "mnist": Small(300, 4_000, 0.5, num_test=2_000),
-    "cifar10": Small(300, 4_000, 0.5, num_test=2_000),
+    "mnist": Small(400, 4_000, 0.5, num_test=2_000),
+    "cifar10": Small(400, 4_000, 0.5, num_test=2_000),
     "cifar100": Small(20, 4_000, 1.0, cohort_size=1),
     "femnist": Small(20, 0, 0.5, num_clients=10, cohort_size=3, num_test=0),
     "shakespeare": Small(20, 0, 0.25, num_clients=6, cohort_size=2),

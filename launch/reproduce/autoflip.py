@@ -82,7 +82,7 @@ def _table(data: str, words: str, differs: str) -> Table:
 
 _IMAGES = (
     "From the authors' commands differ: half of the channels, 4,000 images, two local "
-    "epochs in batches of 20 (5 and 350), steps of 1e-3 (3e-4), 300 rounds (200), "
+    "epochs in batches of 20 (5 and 350), steps of 1e-3 (3e-4), 400 rounds (200), "
     "explorations of at most 5 epochs (150)"
 )
 
