@@ -201,7 +201,7 @@ ABLATIONS = Table(
         _shares(),
         _norms(),
         *(
-            _changed(f"epochs_{n}", f"{n} local epochs", f"client.epochs={n}")
+            _changed(f"epochs_{n}", f"Local epochs: {n}", f"client.epochs={n}")
             for n in (1, 5, 10)
         ),
     ),
