@@ -15,7 +15,7 @@ is full (the authors' commands) or cpu (minutes on two cores).
 
 FEMNIST and Shakespeare are read from the folder `data.dir`; `data.num_clients` of its
 clients take part. Settings that the authors' commands leave open are those of their
-code. Results of the size cpu are in configs/README.md.
+code.
 
 References:
   Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,
