@@ -54,31 +54,13 @@ def main(argv: list[str]) -> int:
 
     def reproduce() -> int:
         runtime.hold_no_device()
-        found = []
-        scales = TABLES.get(_TABLE.value or "", {})
-        if not scales:
-            known = ", ".join(TABLES)
-            found.append(f"--table must be one of {known}, got {_TABLE.value!r}")
-        elif _SCALE.value not in scales:
-            known = ", ".join(scales)
-            found.append(
-                f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
-            )
-        elif _JOBS.value > 1 and (
-            scales[_SCALE.value].share_time or scales[_SCALE.value].beside
-        ):
-            found.append(
-                f"--jobs must be 1 for {_TABLE.value} with --scale={_SCALE.value}, "
-                f"whose runs are timed, got {_JOBS.value}"
-            )
-        if not _MINUTES.value > 0:
-            found.append(f"--minutes must be above 0, got {_MINUTES.value}")
+        found = _mistakes()
         seeds = _read_seeds(_SEEDS.value, found)
         if not _WORKDIR.value:
             found.append("--workdir must name a folder, got ''")
         if found:
             raise SettingsError(found)
-        table = scales[_SCALE.value]
+        table = TABLES[_TABLE.value or ""][_SCALE.value]
         workdir = local_folder(_WORKDIR.value)
         lines = runs_of(table, seeds or table.seeds, argv[1:])
         runs = by_seed(lines)
@@ -114,6 +96,30 @@ def main(argv: list[str]) -> int:
         return code or failed
 
     return exit_code(reproduce)
+
+
+def _mistakes() -> list[str]:
+    """One line for each mistake in the flags, except --seeds and --workdir."""
+    found = []
+    scales = TABLES.get(_TABLE.value or "", {})
+    if not scales:
+        known = ", ".join(TABLES)
+        found.append(f"--table must be one of {known}, got {_TABLE.value!r}")
+    elif _SCALE.value not in scales:
+        known = ", ".join(scales)
+        found.append(
+            f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
+        )
+    elif _JOBS.value > 1 and (
+        scales[_SCALE.value].share_time or scales[_SCALE.value].beside
+    ):
+        found.append(
+            f"--jobs must be 1 for {_TABLE.value} with --scale={_SCALE.value}, "
+            f"whose runs are timed, got {_JOBS.value}"
+        )
+    if not _MINUTES.value > 0:
+        found.append(f"--minutes must be above 0, got {_MINUTES.value}")
+    return found
 
 
 def _read_seeds(texts: list[str], found: list[str]) -> list[int]:
