@@ -43,7 +43,7 @@ def cost_table(runs: Sequence[tuple[str, Run]], workdir: Path) -> str:
       workdir: of the grid.
     """
     lines = [
-        "| run | rounds left | MB sent, before masks | MACs to train |",
+        "| run | rounds left | MB before masks | dense MACs to train |",
         "|---|---|---|---|",
     ]
     named: dict[str, list[estimates.Estimate]] = {}

@@ -130,7 +130,7 @@ def test_a_dry_run_prints_the_grid_and_holds_no_device(folder):
     out, err = sweep(folder, *flags, JAX_PLATFORMS="cuda")
     assert err == ""
     head, _, *lines = out.splitlines()
-    assert head == "| run | rounds left | MB sent, before masks | MACs to train |"
+    assert head == "| run | rounds left | MB before masks | dense MACs to train |"
 
     def cells(rounds):
         sent, done = rounds * 2 * 2 * 4 * params, rounds * 3 * macs * 2 * 24
