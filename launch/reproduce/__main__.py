@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
             train_grid.cost_table([(run.group, run) for run in runs], workdir),
             flush=True,
         )
-        for title in results.left_to_measure(table, folder):
-            print(f"to be measured first: {title}")
+        for block in results.left_to_measure(table, folder):
+            print(f"to be measured first: {block.title}")
         if table.beside:
             print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:

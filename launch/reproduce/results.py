@@ -110,10 +110,7 @@ def measure(table: Table, folder: Path) -> int:
       The exit code: 1 if one could not be measured, which is told.
     """
     code = 0
-    for block in table.blocks:
-        file = folder / f"{block.name}.md"
-        if not block.timed or file.exists():
-            continue
+    for block in left_to_measure(table, folder):
         print(f"measuring: {block.title}", flush=True)
         try:
             text = block.make({}, {}, math.inf)
@@ -122,23 +119,23 @@ def measure(table: Table, folder: Path) -> int:
             code = 1
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            replace(file, text.encode())
+            replace(_file(folder, block), text.encode())
     return code
 
 
-def left_to_measure(table: Table, folder: Path) -> list[str]:
-    """The titles of the blocks that `measure` would measure."""
-    return [
-        block.title
-        for block in table.blocks
-        if block.timed and not (folder / f"{block.name}.md").exists()
-    ]
+def left_to_measure(table: Table, folder: Path) -> list[Block]:
+    """The blocks that `measure` would measure."""
+    return [b for b in table.blocks if b.timed and not _file(folder, b).exists()]
+
+
+def _file(folder: Path, block: Block) -> Path:
+    return folder / f"{block.name}.md"
 
 
 def _without_runs(block: Block, folder: Path) -> str:
     if not block.timed:
         return block.make({}, {}, math.inf)
-    file = folder / f"{block.name}.md"
+    file = _file(folder, block)
     return file.read_text() if file.exists() else "not measured\n"
 
 
