@@ -2,12 +2,13 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import jax
 import numpy as np
 import pytest
 
-from fedjax_prune.runs import checkpoint, state_files, train
+from fedjax_prune.runs import checkpoint, saving, state_files, train
 from fedjax_prune.runs.checkpoint import CheckpointError, begin_save, restore, rounds
 from fedjax_prune.runs.metrics_log import read_metrics
 from tests.small_runs import final_state, plain_config
@@ -75,15 +76,15 @@ def test_a_save_that_cannot_be_read_does_not_count(tmp_path, monkeypatch, harm):
     assert [f.name for f in tmp_path.iterdir()] == ["1"]
 
 
-class Ended:
-    """Lets the output of a round wait until a save has ended, well or not."""
+class Output:
+    """Does something before it prints the line of a round."""
 
-    def __init__(self, output, ended, round):
-        self.output, self.ended, self.round = output, ended, round
+    def __init__(self, output, round, before):
+        self.output, self.round, self.before = output, round, before
 
     def write(self, text):
         if text.startswith(f"round {self.round}/"):
-            assert self.ended.wait(60)
+            self.before()
         return self.output.write(text)
 
     def __getattr__(self, name):
@@ -93,25 +94,27 @@ class Ended:
 def test_rounds_go_on_and_an_error_is_told_at_the_next(tmp_path, monkeypatch):
     """The save of round 4 has not ended when round 5 is done, and fails then."""
     config = plain_config(**{"rounds": 8, "save_every": 4})
-    released, ended = threading.Event(), threading.Event()
+    released, saves = threading.Event(), []
 
     def failing(folder, leaves):
-        try:
-            assert threading.current_thread() is not threading.main_thread()
-            assert released.wait(60)
-            raise OSError(5, "Input/output error")
-        finally:
-            ended.set()
+        assert threading.current_thread() is not threading.main_thread()
+        assert released.wait(60)
+        raise OSError(5, "Input/output error")
 
-    class Released(Ended):
-        def write(self, text):
-            if text.startswith("round 5/"):
-                released.set()
-            return super().write(text)
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args):
+            saves.append(super().submit(*args))
+            return saves[-1]
+
+    def let_it_fail():
+        assert not saves[0].done()
+        released.set()
+        wait(saves, 60)
 
     with monkeypatch.context() as patch:
         patch.setattr(state_files, "write", failing)
-        patch.setattr(sys, "stdout", Released(sys.stdout, ended, 5))
+        patch.setattr(saving, "ThreadPoolExecutor", Pool)
+        patch.setattr(sys, "stdout", Output(sys.stdout, 5, let_it_fail))
         said = "/4 cannot be saved: Input/output error.*there is no other"
         with pytest.raises(CheckpointError, match=said):
             train.run(config, tmp_path / "run")
@@ -136,16 +139,13 @@ def test_where_a_round_fails_the_save_before_it_still_counts(tmp_path, monkeypat
         assert stopped.wait(60)
         write(folder, leaves)
 
-    class Failing(Ended):
-        def write(self, text):
-            if text.startswith("round 3/"):
-                stopped.set()
-                raise ZeroDivisionError
-            return self.output.write(text)
+    def fail():
+        stopped.set()
+        raise ZeroDivisionError
 
     stopped = threading.Event()
     monkeypatch.setattr(state_files, "write", slow)
-    monkeypatch.setattr(sys, "stdout", Failing(sys.stdout, stopped, 3))
+    monkeypatch.setattr(sys, "stdout", Output(sys.stdout, 3, fail))
     with pytest.raises(ZeroDivisionError):
         train.run(config, tmp_path)
     assert rounds(tmp_path / "checkpoints") == [2]
