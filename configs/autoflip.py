@@ -65,15 +65,21 @@ class Method(NamedTuple):
 
 
 class Small(NamedTuple):
-    """The reduced sizes of the CPU profile."""
+    """The reduced sizes of the CPU profile, and local training that suits them."""
 
     rounds: int
     num_train: int
     width: float
+    size: int = 24
     num_clients: int = 20
     cohort_size: int = 5
     num_test: int = 1_000
+    epochs: int = 2
     batch_size: int = 20
+    optimizer: str = "adam"
+    # Adam starts anew in every round, so a few steps of 3e-4 hardly move.
+    lr: float = 1e-3
+    normalize: str = "none"
 
 
 _MNIST = Work(
@@ -127,11 +133,22 @@ WORKS = {
 }
 
 SMALL = {
-    "mnist": Small(400, 4_000, 0.5, num_test=2_000),
-    "cifar10": Small(400, 4_000, 0.5, num_test=2_000),
+    "mnist": Small(150, 4_000, 0.5, num_test=2_000, optimizer="sgd", lr=0.1),
+    "cifar10": Small(
+        300,
+        10_000,
+        0.5,
+        size=16,
+        num_test=2_000,
+        epochs=1,
+        batch_size=25,
+        optimizer="sgd",
+        lr=0.05,
+        normalize="cifar10",
+    ),
     "cifar100": Small(20, 4_000, 1.0, cohort_size=1),
-    "femnist": Small(20, 0, 0.5, num_clients=10, cohort_size=3, num_test=0),
-    "shakespeare": Small(20, 0, 0.25, num_clients=6, cohort_size=2),
+    "femnist": Small(20, 0, 0.5, size=0, num_clients=10, cohort_size=3, num_test=0),
+    "shakespeare": Small(20, 0, 0.25, size=0, num_clients=6, cohort_size=2),
 }
 
 METHODS = {
@@ -246,7 +263,7 @@ def get_config(text: str = "mnist") -> Any:
 
 
 def _shrink(config: Any, small: Small) -> None:
-    """Fewer examples and channels, smaller batches, short exploration, plain images."""
+    """Fewer and smaller examples, fewer channels, short exploration, plain images."""
     config.data.augment = "none"
     config.rounds = config.save_every = small.rounds
     config.lanes = 1
@@ -255,14 +272,16 @@ def _shrink(config: Any, small: Small) -> None:
     config.eval.num_examples = small.num_test
     config.eval.num_clients = 1
     config.data.num_train = small.num_train
+    config.data.size = small.size
+    config.data.normalize = small.normalize
     config.data.num_clients = small.num_clients
     config.cohort_size = small.cohort_size
     config.model.width = small.width
+    config.client.optimizer = small.optimizer
+    config.client.lr = small.lr
     config.client.batch_size = small.batch_size
-    config.client.epochs = 2
+    config.client.epochs = small.epochs
     if "explore_epochs" in config.algorithm:
         config.algorithm.explore_epochs = 5
         config.algorithm.explore_patience = 3
         config.algorithm.explorer_share = 1.0
-    # Adam starts anew in every round, so a few steps of 3e-4 hardly move.
-    config.client.lr = 1e-3

@@ -1,7 +1,8 @@
 """Trains the runs of a table of results, or goes on with them, and prints it.
 
-python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--seeds=0,1,2] [--jobs=2]
-    [--minutes=25] [--workdir=runs/reproduce] [--config.FIELD=VALUE ...]
+python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--blocks=NAME,...]
+    [--seeds=0,1,2] [--jobs=2] [--minutes=25] [--workdir=runs/reproduce]
+    [--config.FIELD=VALUE ...]
 
 A table is a question and the runs that answer it, such as whether gates that learn are
 better than gates that do not. All lines of a seed have the same splits and cohorts and,
@@ -18,7 +19,7 @@ configs/README.md explains what is printed and has the results. Data are read fr
 
     python -m launch.reproduce --table=gates
     python -m launch.reproduce --table=feddp_mnist --jobs=2 --config.data.dir=DIR
-    python -m launch.reproduce --table=feddp_mnist --dry_run
+    python -m launch.reproduce --table=feddp_mnist --blocks=10_fedavg --dry_run
 """
 
 import math
@@ -35,11 +36,12 @@ from .. import runtime, train_grid
 from ..errors import exit_code
 from ..flags import parse
 from . import results
-from .table import by_seed, runs_of
+from .table import Table, by_seed, only, runs_of
 from .tables import TABLES
 
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
+_BLOCKS = flags.DEFINE_list("blocks", [], "parts of the table; all unless given")
 _SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, each on its share of the cores; 1 if timed", 1, 1000
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
             found.append("--workdir must name a folder, got ''")
         if found:
             raise SettingsError(found)
-        table = TABLES[_TABLE.value or ""][_SCALE.value]
+        table = only(TABLES[_TABLE.value or ""][_SCALE.value], _BLOCKS.value)
         workdir = local_folder(_WORKDIR.value)
         lines = runs_of(table, seeds or table.seeds, argv[1:])
         runs = by_seed(lines)
@@ -110,15 +112,26 @@ def _mistakes() -> list[str]:
         found.append(
             f"--scale must be {known} for {_TABLE.value}, got {_SCALE.value!r}"
         )
-    elif _JOBS.value > 1 and (
-        scales[_SCALE.value].share_time or scales[_SCALE.value].beside
-    ):
+    else:
+        found += _mistakes_for(scales[_SCALE.value])
+    if not _MINUTES.value > 0:
+        found.append(f"--minutes must be above 0, got {_MINUTES.value}")
+    return found
+
+
+def _mistakes_for(table: Table) -> list[str]:
+    """One line for each flag that does not fit the table."""
+    known = [block.name for block in table.blocks]
+    found = [
+        f"--blocks must be of {', '.join(known)} for {_TABLE.value}, got {name!r}"
+        for name in _BLOCKS.value
+        if name not in known
+    ]
+    if _JOBS.value > 1 and (table.share_time or table.beside):
         found.append(
             f"--jobs must be 1 for {_TABLE.value} with --scale={_SCALE.value}, "
             f"whose runs are timed, got {_JOBS.value}"
         )
-    if not _MINUTES.value > 0:
-        found.append(f"--minutes must be above 0, got {_MINUTES.value}")
     return found
 
 

@@ -74,6 +74,12 @@ class Table(NamedTuple):
     beside: "Callable[[Sequence[LineRuns], Path, float], int] | None" = None
 
 
+def only(table: Table, names: Sequence[str]) -> Table:
+    """A table with the blocks of these names alone, or with all if there are none."""
+    blocks = (block for block in table.blocks if not names or block.name in names)
+    return table._replace(blocks=tuple(blocks))
+
+
 class LineRuns(NamedTuple):
     """A line and its runs, one for each seed."""
 

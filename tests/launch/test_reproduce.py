@@ -239,8 +239,20 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
         "error: --seeds must be different whole numbers, at least 0, got '0,00'",
         "error: --workdir must name a folder, got ''",
     ]
-    left = reproduce("--table=gates", "--seeds=4", "--dry_run", f"--workdir={tmp_path}")
+    unfit = reproduce("--table=w1", "--jobs=2", "--blocks=w1,w2")
+    assert unfit.stderr.splitlines() == [
+        "error: --blocks must be of w1 for w1, got 'w2'",
+        "error: --jobs must be 1 for w1 with --scale=cpu, whose runs are timed, got 2",
+    ]
+    flags = (
+        "--dry_run",
+        f"--workdir={tmp_path}",
+        "--seeds=4",
+        "--blocks=step_size_0.3",
+    )
+    left = reproduce("--table=gates", *flags)
     assert (left.returncode, left.stderr) == (0, "")
     assert left.stdout.startswith("What do learned gates learn?")
-    assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.03 | 100 | " in left.stdout
+    assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.3 | 100 | " in left.stdout
+    assert "client.lr=0.03" not in left.stdout
     assert not list(tmp_path.iterdir())
