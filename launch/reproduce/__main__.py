@@ -7,8 +7,9 @@ python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--blocks=NAME,...]
 A table is a question and the runs that answer it, such as whether gates that learn are
 better than gates that do not. All lines of a seed have the same splits and cohorts and,
 where their networks agree, the same first weights. Before it starts, the command says
-what is left to run and to measure; what it has measured is kept beside the table, and
-measured anew if its file is deleted. Runs that tables share are trained once. After
+which parts the table has and what is left to run and to measure; --blocks chooses some
+of the parts. What it has measured is kept beside the table, and measured anew if its
+file is deleted. Runs that tables share are trained once. After
 Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-research does so every 50
 rounds), the same command goes on. At its end it prints the
 tables of all finished runs, ours beside the published numbers, and writes them into the
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> int:
         runs = by_seed(lines)
         train_grid.check_begun(runs, workdir)
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
-        print(f"{table.question}\n{table.differs}\n")
+        print(f"{table.question}\n{table.differs}")
+        print(f"parts: {', '.join(block.name for block in table.blocks)}\n")
         print(
             train_grid.cost_table([(run.group, run) for run in runs], workdir),
             flush=True,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from .clients import by_clients, of
 from .personal import swapped_gates
 from .table import Block, Line, Table
 
@@ -55,13 +56,22 @@ def with_and_without(
 def _figure_5(
     data: str, numbers: tuple[str, ...], methods: tuple[str, ...]
 ) -> tuple[Block, ...]:
-    return tuple(
-        block
+    all_lines = tuple(
+        line._replace(name=of(line.name, clients))
         for clients in numbers
-        for block in (
-            _plain(data, clients, methods),
-            *(_gated(data, clients, method) for method in methods),
-        )
+        for method in methods
+        for line in _gated(data, clients, method).lines
+    )
+    return (
+        Block("all", "Every method", all_lines, by_clients, drawn=False),
+        *(
+            block
+            for clients in numbers
+            for block in (
+                _plain(data, clients, methods),
+                *(_gated(data, clients, method) for method in methods),
+            )
+        ),
     )
 
 

@@ -79,12 +79,14 @@ def write_results(
 
 
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
-    """The table of a block, and how much its lines still changed at their ends."""
+    """The table of a block and, if it is drawn, how much its lines still changed."""
     published = {line.name: line.published for line in block.lines if line.published}
     common = math.inf
     if share_time:
         common = min(_last_evaluation(f) for each in runs.values() for f in each)
     text = block.make(runs, published, common)
+    if not block.drawn:
+        return text
     words = []
     for name, workdirs in runs.items():
         points = [100 * change for change in changes_at_the_end(workdirs, common)]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from fedjax_prune.runs import train
+from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
 from launch.benchmark.process import WorkerError
 from launch.reproduce import results
 from launch.reproduce.accelerator import pace
+from launch.reproduce.clients import by_clients, of
 from launch.reproduce.costs import multiplications
 from launch.reproduce.personal import measure, swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
@@ -46,11 +48,13 @@ def test_runs_of_a_table_differ_from_each_other(name, scale):
 def test_lines_of_a_block_have_the_same_data_rounds_and_clients(name, scale):
     by_line = {each.line: each.runs[0].config for each in runs_of_one_seed(name, scale)}
     for block in TABLES[name][scale].blocks:
+        configs = [by_line[line] for line in block.lines]
+        numbers = {c.data.num_clients for c in configs}
+        assert len(numbers) <= 1 or block.make is by_clients, block.title
         alike = {
-            (c.data.to_json(), c.rounds, c.cohort_size, c.eval.every)
-            for c in (by_line[line] for line in block.lines)
+            (c.data.to_json(), c.rounds, c.cohort_size, c.eval.every) for c in configs
         }
-        assert len(alike) <= 1, block.title
+        assert len(alike) == len(numbers), block.title
 
 
 def test_the_threshold_that_is_not_set_again_is_the_default():
@@ -138,6 +142,35 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     ]
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
+
+
+def test_methods_stand_in_rows_and_numbers_of_clients_in_columns(tmp_path):
+    def workdir(name, accuracy):
+        config = config_of(**{"eval.every": 1})
+        fields = {HEADLINE: accuracy, "eval/client_local/mean": lambda n: n / 100}
+        return [write_run(tmp_path / name, config, records=False, **fields)]
+
+    text = by_clients(
+        {
+            of("FedAvg", "10"): workdir("a", lambda n: 0.5 if n > 16 else 0.0),
+            of("FedDP, never learning", "10"): workdir("b", lambda n: 0.25),
+            of("FedDP, never learning", "100"): workdir("c", lambda n: 1.0),
+        }
+    )
+    assert (
+        text
+        == """\
+| accuracy | 10 clients | 100 clients |
+| --- | --- | --- |
+| FedAvg | 50.0% |  |
+| FedDP, never learning | 25.0% | 100.0% |
+
+| own validation | 10 clients | 100 clients |
+| --- | --- | --- |
+| FedAvg | 18.5% |  |
+| FedDP, never learning | 18.5% | 18.5% |
+"""
+    )
 
 
 def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
