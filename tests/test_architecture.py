@@ -107,7 +107,7 @@ def test_files_stay_short():
     folders = [ROOT, *(PROJECT / name for name in ("configs", "launch", "tests"))]
     files = [PROJECT / "README.md"]
     for folder in folders:
-        files += [*folder.rglob("*.py"), *folder.rglob("README.md")]
+        files += [*folder.rglob("*.py"), *folder.rglob("*.md")]
     lengths = {p: len(p.read_text().splitlines()) for p in files}
     long = {p: n for p, n in lengths.items() if n > MOST_LINES}
     assert {str(p.relative_to(PROJECT)): n for p, n in long.items()} == {}

@@ -24,6 +24,7 @@ ADDING = (ROOT / "fedjax_prune" / "algorithms" / "README.md").read_text()
 GUIDES = (
     "README.md",
     "configs/README.md",
+    *(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/results/*.md")),
     "fedjax_prune/runs/README.md",
     "launch/README.md",
     "launch/benchmark/README.md",
@@ -160,7 +161,7 @@ def test_named_files_exist(guide):
     assert names
     for name in names:
         assert (ROOT / name).exists(), name
-    for link in re.findall(r"\]\((?!https)(.*?)\)", text):
+    for link in re.findall(r"\]\((?!https)(.*?)(?:#.*?)?\)", text):
         assert (ROOT / guide).parent.joinpath(link).exists(), link
 
 
