@@ -118,7 +118,7 @@ def run_all(
                 now = math.inf if stop.is_set() else time.monotonic()
                 if due := [s for s in running if now >= s.end and s not in told]:
                     told += due
-                    say(f"stopping {len(due)} runs")
+                    say(f"runs to stop: {len(due)}")
                     _pass_on(due, signal.SIGTERM)
                 for started in [s for s in running if s.process.poll() is not None]:
                     running.remove(started)

@@ -57,7 +57,7 @@ def test_jobs_stop_when_their_time_is_over(tmp_path):
         (-signal.SIGTERM, True),
         (None, True),
     ]
-    assert "stopping 1 runs" in said and not (tmp_path / "late.log").exists()
+    assert "runs to stop: 1" in said and not (tmp_path / "late.log").exists()
 
 
 def test_runs_that_share_their_time_have_equal_parts_of_what_is_left(tmp_path):
