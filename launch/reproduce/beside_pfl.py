@@ -146,7 +146,7 @@ def beside_pfl(
         rows.append(_row("pfl-research, FedAvg", theirs, less))
     text = markdown(header, rows)
     if left := len(ours) - len(theirs):
-        text += f"\npfl-research: {left} of {len(ours)} seeds are not finished.\n"
+        text += f"\nNot finished: pfl-research ({left} of {len(ours)} seeds).\n"
     return text
 
 

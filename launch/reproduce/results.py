@@ -69,10 +69,11 @@ def write_results(
             parts.append(_results(block, shown, table.share_time))
             if pages and block.drawn:
                 _draw(folder / block.name, [f for each in shown.values() for f in each])
-        for line in block.lines:
-            left = [run for run in runs[line] if not is_shown(run)]
-            if left:
-                parts.append(_left(line.name, len(runs[line]), left, workdir))
+        left = {
+            line.name: [run for run in runs[line] if not is_shown(run)]
+            for line in block.lines
+        }
+        parts += _not_finished(left, len(runs[block.lines[0]]), workdir)
     text = "\n".join(parts)
     replace(folder / FILE, text.encode())
     return text
@@ -141,12 +142,21 @@ def _without_runs(block: Block, folder: Path) -> str:
     return file.read_text() if file.exists() else "not measured\n"
 
 
-def _left(name: str, seeds: int, left: Sequence[Run], workdir: Path) -> str:
-    logs = [workdir / f"{run.folder}.log" for run in left]
-    reasons = [last_line(log) for log in logs if log.exists()]
-    errors = [line for line in dict.fromkeys(reasons) if line.startswith("error:")]
-    words = [f"{name}: {len(left)} of {seeds} seeds are not finished.", *errors]
-    return f"{' '.join(words)}\n"
+def _not_finished(
+    left: Mapping[str, Sequence[Run]], seeds: int, workdir: Path
+) -> list[str]:
+    """A sentence on the lines that have not ended, and one on each with an error."""
+    others, failed = [], []
+    for name, runs in left.items():
+        logs = [workdir / f"{run.folder}.log" for run in runs]
+        reasons = [last_line(log) for log in logs if log.exists()]
+        errors = [line for line in dict.fromkeys(reasons) if line.startswith("error:")]
+        said = f"{name} ({len(runs)} of {seeds} seeds)"
+        if errors:
+            failed.append(f"Not finished: {said}. {' '.join(errors)}\n")
+        elif runs:
+            others.append(said)
+    return [*([f"Not finished: {', '.join(others)}.\n"] if others else []), *failed]
 
 
 def _last_evaluation(workdir: Path) -> int:

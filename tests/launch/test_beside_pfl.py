@@ -76,7 +76,7 @@ def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_named(tmp_path
     assert ours.endswith("|  | 40 |")
     assert pfl.startswith("| pfl-research, FedAvg | 20 | 2 | ")
     assert pfl.endswith("| +1.0% ± 0.0% | 80 |")
-    assert left == "pfl-research: 1 of 3 seeds are not finished."
+    assert left == "Not finished: pfl-research (1 of 3 seeds)."
 
 
 def lines_of_one_run():

@@ -128,12 +128,12 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     _, change, _, *missing = rest
     assert change.startswith("Change of the accuracy in the last fifth")
     diverged = [
-        "diverged: 2 of 2 seeds are not finished. "
+        "Not finished: diverged (2 of 2 seeds). "
         "error: Round 4: the loss of client 5 is not finite",
         "",
     ]
     assert missing == [
-        "FedDP: 1 of 2 seeds are not finished.",
+        "Not finished: FedDP (1 of 2 seeds).",
         "",
         *diverged,
         "## Others",
