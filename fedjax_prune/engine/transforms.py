@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.fields import at_least, checked
+from fedjax_prune.models.selection import mark_largest
 from fedjax_prune.types import Tree
 
 Mu = Annotated[float, at_least(0), "Weight of the proximal term; 0 is FedAvg."]
@@ -193,10 +194,10 @@ def zero_random(counts: Tree) -> optax.GradientTransformationExtraArgs:
         keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))
 
         def zero(update, param, count, key):
-            numbers = jax.random.bits(key, (update.size,), jnp.uint32)
-            # The sort is stable, so that exactly `count` entries become 0.
-            place = jnp.argsort(numbers)[:count]
-            gone = jnp.zeros(update.size, bool).at[place].set(True)
+            if count == 0:
+                return update
+            numbers = jax.random.uniform(key, (update.size,), jnp.float32)
+            gone = mark_largest(numbers, count)
             return jnp.where(gone.reshape(update.shape), -param, update)
 
         return jax.tree.map(zero, updates, params, counts, keys), state

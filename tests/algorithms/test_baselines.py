@@ -215,6 +215,17 @@ def test_random_entries_are_zero_after_every_step():
     assert len(zeros) > 1
 
 
+def test_random_entries_of_a_large_array_are_as_many_as_asked_and_everywhere():
+    tx, counts = zero_random({"a": 300}), np.zeros(1000)
+    update = jax.jit(lambda key: tx.update(*[{"a": jnp.ones(1000)}] * 3, key=key)[0])
+    for key in jax.random.split(jax.random.key(0), 200):
+        gone = np.asarray(update(key)["a"]) == -1
+        assert gone.sum() == 300
+        counts += gone
+    # Binomial with mean 60 and deviation 6.5: six deviations.
+    assert counts.min() > 21 and counts.max() < 99
+
+
 def test_accumulated_squares():
     tx = accumulate(jnp.square)
     state = tx.init({"a": jnp.zeros(2)})
