@@ -195,7 +195,7 @@ def _shares() -> Block:
 
 def _norms() -> Block:
     gated = _config("digits", "scaffold_dp", "10")
-    lines = [Line("bn", gated)]
+    lines = [Line("bn, rescaling none", gated)]
     for norm in ("bn", "gn", "none"):
         for rescale in ("none", "sqrt", "inverse"):
             changes = {"model.norm": norm, "model.gate_rescale": rescale}
