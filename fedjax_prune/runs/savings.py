@@ -60,15 +60,29 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
     )
 
 
-def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float]:
+class BreakEven(NamedTuple):
+    """How many rounds save as much as what came before the first one.
+
+    Attributes:
+      realisable: until FLOPs are saved, on dense hardware.
+      theoretical: until FLOPs are saved, if sparse kernels were free.
+      sent: until bytes are saved.
+    """
+
+    realisable: float
+    theoretical: float
+    sent: float
+
+
+def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> BreakEven:
     """How many rounds save as much as what came before the first one, on average.
 
     Args:
       runs: rows of metrics.jsonl of the seeds, each with at least one round.
 
     Returns:
-      Rounds until realisable FLOPs and bytes are saved: what all runs spent before
-      their first round over what a round of all runs saves, 0 if nothing came before.
+      Rounds: what all runs spent before their first round over what a round of all
+      runs saves, 0 if nothing came before.
       If rounds save nothing, infinity, or NaN if nothing came before.
     """
     before = [row for rows in runs for row in rows if row["round"] == 0]
@@ -81,8 +95,9 @@ def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, floa
             return float(spent_before / saved)
         return math.inf if spent_before else math.nan
 
-    return (
+    return BreakEven(
         after(lambda r: r.get("flops/realisable", r["flops/dense"]), "flops/dense"),
+        after(lambda r: r.get("flops/theoretical", r["flops/dense"]), "flops/dense"),
         after(lambda row: row["bytes/down"] + row["bytes/up"], "bytes/dense"),
     )
 

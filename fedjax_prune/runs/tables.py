@@ -24,7 +24,7 @@ _ROUNDING = 1e-6
 Row = Mapping[str, Any]
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A setting: its name, and the rows of metrics of each seed."""
 
     name: str
@@ -59,7 +59,7 @@ def comparison(
       there are several seeds. Traffic is that of the whole run, and that until the
       target, of the seeds that reach it.
     """
-    lines = _read(runs, most_rounds)
+    lines = read_lines(runs, most_rounds)
     first, target = lines[0], _common_target(lines[0])
     header = ["run", "rounds", "seeds"]
     header += ["accuracy", "difference", "own validation", "difference, own validation"]
@@ -75,7 +75,7 @@ def comparison(
         for field in (HEADLINE, "eval/client_local/mean"):
             values = line.values(field)
             cells.append(with_interval(list(values.values())))
-            cells.append("" if line is first else _less(values, first.values(field)))
+            cells.append("" if line is first else less(values, first.values(field)))
         for field in ("eval/client_local/min", "eval/after_local/mean", ACCURACY):
             shown = field != ACCURACY or config.model.gated
             values = list(line.values(field).values()) if shown else []
@@ -103,14 +103,15 @@ def pruning_table(
 
     Returns:
       Means over seeds. Accuracies and differences have a 95 % interval where there are
-      several. Savings in brackets count what came before the first round, too; the last
+      several. Savings in brackets count what came before the first round, too; three
       columns say from which round on they are above 0.
     """
     header = ["method", "seeds", "accuracy", "difference", "best", "sparsity"]
     header += ["MACs saved, realisable", "MACs saved, theoretical", "traffic saved"]
-    header += ["traffic, MB", "compute pays from round", "traffic pays from round"]
+    header += ["traffic, MB", "pays from round: MACs, realisable"]
+    header += ["pays from round: MACs, theoretical", "pays from round: traffic"]
     header += ["published"] if published else []
-    lines, table = _read(runs, most_rounds), []
+    lines, table = read_lines(runs, most_rounds), []
     first = _lasts(lines[0])
     for line in lines:
         seeds = list(line.seeds.values())
@@ -121,7 +122,7 @@ def pruning_table(
                 line.name,
                 str(len(seeds)),
                 with_interval(list(lasts.values())),
-                "" if line is lines[0] else _less(lasts, first),
+                "" if line is lines[0] else less(lasts, first),
                 f"{np.mean([max(_accuracies(seed)) for seed in seeds]):.1%}",
                 f"{saved.sparsity:.1%}",
                 f"{saved.realisable:.1%} ({saved.realisable_all:.1%})",
@@ -174,7 +175,7 @@ def changes_at_the_end(
       most_rounds: as in `comparison`.
     """
     changes = []
-    for rows in _read({"": workdirs}, most_rounds)[0].seeds.values():
+    for rows in read_lines({"": workdirs}, most_rounds)[0].seeds.values():
         before, last = (
             [row[HEADLINE] for row in in_fifth(rows, fifth)] for fifth in (4, 5)
         )
@@ -197,11 +198,12 @@ def in_fifth(rows: Sequence[Row], fifth: int) -> list[Row]:
     return [row for row in found if fifth - 1 < 5 * row["round"] / last <= fifth]
 
 
-def _read(
+def read_lines(
     runs: Mapping[str, Sequence[Path]], most_rounds: float = math.inf
-) -> list[_Line]:
+) -> list[Line]:
+    """Reads the rows of runs; see `comparison`."""
     return [
-        _Line(
+        Line(
             name,
             {
                 read_usable_config(folder).seed: [
@@ -214,13 +216,18 @@ def _read(
     ]
 
 
-def _less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
-    """The differences of the seeds that both have."""
+def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
+    """Mean and interval of the differences of the seeds that both have, or nothing.
+
+    Args:
+      values: seed -> accuracy.
+      first: what is subtracted.
+    """
     common = [value - first[seed] for seed, value in values.items() if seed in first]
     return with_interval(common, "+") if common else ""
 
 
-def _common_target(line: _Line) -> float:
+def _common_target(line: Line) -> float:
     """The largest multiple of 5 % that all seeds reach; 0 if there is none."""
     best = [
         max(row[HEADLINE] for row in rows if HEADLINE in row)
@@ -229,7 +236,7 @@ def _common_target(line: _Line) -> float:
     return math.floor((min(best) + _ROUNDING) * 20) / 20
 
 
-def _to_target(line: _Line, target: float) -> list[str]:
+def _to_target(line: Line, target: float) -> list[str]:
     """Rounds and megabytes until the target, and how many seeds reach it."""
     reached, sent = [], []
     for rows in line.seeds.values():
@@ -246,7 +253,7 @@ def _to_target(line: _Line, target: float) -> list[str]:
         return ["not reached", ""]
     share = f" ({len(reached)} of {len(line.seeds)})"
     share = "" if len(reached) == len(line.seeds) else share
-    return [f"{np.mean(reached):.0f}{share}", f"{np.mean(sent):,.1f}"]
+    return [f"{np.mean(reached):.0f}{share}", f"{np.mean(sent):,.1f}{share}"]
 
 
 def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:
@@ -260,7 +267,7 @@ def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:
     )
 
 
-def _lasts(line: _Line) -> dict[int, float]:
+def _lasts(line: Line) -> dict[int, float]:
     return {
         seed: float(np.mean(_accuracies(rows)[-LAST:]))
         for seed, rows in line.seeds.items()

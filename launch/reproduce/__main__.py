@@ -1,19 +1,20 @@
 """Trains the runs of a table of results, or goes on with them, and prints it.
 
 python -m launch.reproduce --table=NAME [--scale=cpu|gpu] [--blocks=NAME,...]
-    [--seeds=0,1,2] [--jobs=2] [--minutes=25] [--workdir=runs/reproduce]
-    [--config.FIELD=VALUE ...]
+    [--seeds=0,1,2] [--jobs=2] [--minutes=25] [--dry_run]
+    [--workdir=runs/reproduce] [--config.FIELD=VALUE ...]
 
 A table is a question and the runs that answer it, such as whether gates that learn are
 better than gates that do not. All lines of a seed have the same splits and cohorts and,
 where their networks agree, the same first weights. Before it starts, the command says
-which parts the table has and what is left to run and to measure; --blocks chooses some
-of the parts. What it has measured is kept beside the table, and measured anew if its
-file is deleted. Runs that tables share are trained once. After
-Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-research does so every 50
-rounds), the same command goes on. At its end it prints the
-tables of all finished runs, ours beside the published numbers, and writes them into the
-workdir; unless it was stopped, it also draws a page with pictures for each of them.
+which blocks the table has and what is left to run and to measure; --blocks chooses some
+of them. What it has measured is kept beside the table, and measured anew if its file is
+deleted. Runs that tables share are trained once. After Ctrl-C, SIGTERM or --minutes, on
+which all runs save (pfl-research does so every 50 rounds), the same command goes on;
+what is measured first does not stop for --minutes. At its end it prints the blocks that
+were asked for, of all finished runs, ours beside the published numbers, and writes them
+into table.md in the workdir; unless it was stopped, it also draws a page with pictures
+for each of them.
 
 configs/README.md explains what is printed and has the results. Data are read from
 --config.data.dir or TFDS_DATA_DIR. For example:
@@ -42,7 +43,7 @@ from .tables import TABLES
 
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
-_BLOCKS = flags.DEFINE_list("blocks", [], "parts of the table; all unless given")
+_BLOCKS = flags.DEFINE_list("blocks", [], "of the table; all unless given")
 _SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "runs at a time, each on its share of the cores; 1 if timed", 1, 1000
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
         train_grid.check_begun(runs, workdir)
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
         print(f"{table.question}\n{table.differs}")
-        print(f"parts: {', '.join(block.name for block in table.blocks)}\n")
+        print(f"blocks: {', '.join(block.name for block in table.blocks)}\n")
         print(
             train_grid.cost_table([(run.group, run) for run in runs], workdir),
             flush=True,

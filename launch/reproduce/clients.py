@@ -4,18 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fedjax_prune.runs.metrics import HEADLINE
-from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.tables import in_fifth, markdown, with_interval
+from fedjax_prune.runs.tables import less, markdown, read_lines, with_interval
 
-_FIELDS = {"accuracy": HEADLINE, "own validation": "eval/client_local/mean"}
-"""Heading -> field of a row."""
+_OWN = "eval/client_local/mean"
 
 
-def of(method: str, clients: str) -> str:
-    """The name of a line, from which `by_clients` finds its row and its column."""
+def line_name(method: str, clients: str) -> str:
+    """The name of a line, by which `by_clients` finds its row and its column."""
     return f"{method}, {clients} clients"
 
 
@@ -27,39 +23,50 @@ def by_clients(
     """A row for each method and a column for each number of clients, in Markdown.
 
     Args:
-      runs: name, made by `of` -> workdirs of its seeds.
+      runs: `line_name` -> workdirs of its seeds, with at least one evaluation each.
       published: is not shown.
       most_rounds: of each run; later ones are left out.
 
     Returns:
-      Two tables, on the shared test set and on own validation: means over seeds, with
-      a 95 % interval, of a run's mean in the last fifth of its rounds.
+      Three tables of means over seeds with a 95 % interval: the accuracy on the shared
+      test set, what it is less that of the first method with as many clients, seed by
+      seed, and the accuracy on own validation. A run's accuracy is its mean in the last
+      fifth of its rounds. "(of 2)" marks a mean of 2 seeds if another has more.
     """
     del published
-    names = [name.rpartition(", ") for name in runs]
-    methods = list(dict.fromkeys(method for method, _, _ in names))
-    columns = list(dict.fromkeys(clients for _, _, clients in names))
-    rows_of = {
-        name: [_last_fifth(workdir, most_rounds) for workdir in workdirs]
-        for name, workdirs in runs.items()
+    lines = {line.name: line for line in read_lines(runs, most_rounds)}
+    parts = {name: name.rpartition(", ") for name in lines}
+    methods = list(dict.fromkeys(method for method, _, _ in parts.values()))
+    columns = list(dict.fromkeys(clients for _, _, clients in parts.values()))
+    most = max(len(line.seeds) for line in lines.values())
+
+    def table(heading: str, cells: Mapping[str, str]) -> str:
+        def cell(name: str) -> str:
+            words = cells.get(name, "")
+            few = words and len(lines[name].seeds) < most
+            return f"{words} (of {len(lines[name].seeds)})" if few else words
+
+        rows = [[m, *(cell(f"{m}, {clients}") for clients in columns)] for m in methods]
+        return markdown([heading, *columns], rows)
+
+    accuracy = {name: line.values(HEADLINE) for name, line in lines.items()}
+    own = {name: line.values(_OWN) for name, line in lines.items()}
+    first = {
+        name: f"{methods[0]}, {clients}" for name, (_, _, clients) in parts.items()
     }
-
-    def cell(name: str, field: str) -> str:
-        seeds = [np.mean([row[field] for row in r]) for r in rows_of.get(name, ())]
-        return with_interval([float(mean) for mean in seeds]) if seeds else ""
-
+    differences = {
+        name: less(values, accuracy[first[name]])
+        for name, values in accuracy.items()
+        if first[name] != name and first[name] in accuracy
+    }
     return "\n".join(
-        markdown(
-            [heading, *columns],
-            [
-                [method, *(cell(f"{method}, {clients}", field) for clients in columns)]
-                for method in methods
-            ],
-        )
-        for heading, field in _FIELDS.items()
+        [
+            table("accuracy", _with_intervals(accuracy)),
+            table(f"less {methods[0]}", differences),
+            table("own validation", _with_intervals(own)),
+        ]
     )
 
 
-def _last_fifth(workdir: Path, most_rounds: float) -> list[Mapping[str, float]]:
-    rows = [row for row in read_metrics(workdir) if row["round"] <= most_rounds]
-    return list(in_fifth(rows, 5))
+def _with_intervals(values: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
+    return {name: with_interval(list(seeds.values())) for name, seeds in values.items()}

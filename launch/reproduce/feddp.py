@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .clients import by_clients, of
+from .clients import by_clients, line_name
 from .personal import swapped_gates
 from .table import Block, Line, Table
 
@@ -57,7 +57,7 @@ def _figure_5(
     data: str, numbers: tuple[str, ...], methods: tuple[str, ...]
 ) -> tuple[Block, ...]:
     all_lines = tuple(
-        line._replace(name=of(line.name, clients))
+        line._replace(name=line_name(line.name, clients))
         for clients in numbers
         for method in methods
         for line in _gated(data, clients, method).lines

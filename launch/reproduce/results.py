@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_prune.data.datasets import DataError
+from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import console
+from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.files import replace
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.tables import changes_at_the_end
+from fedjax_prune.runs.workdir import WorkdirError
 
 from ..benchmark.process import WorkerError
 from ..grid import Run
@@ -80,26 +84,35 @@ def write_results(
 
 
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
-    """The table of a block and, if it is drawn, how much its lines still changed."""
+    """The table of a block, and how much its lines still changed at their ends."""
     published = {line.name: line.published for line in block.lines if line.published}
     common = math.inf
     if share_time:
         common = min(_last_evaluation(f) for each in runs.values() for f in each)
-    text = block.make(runs, published, common)
-    if not block.drawn:
-        return text
+    try:
+        text = block.make(runs, published, common)
+    except (CheckpointError, DataError, RowsError, WorkdirError) as error:
+        # The other blocks are still shown.
+        return f"not measured: {error}\n"
+    return text + _changes(runs, common)
+
+
+def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
+    """How far the first line has converged, and which others have less."""
     words = []
     for name, workdirs in runs.items():
-        points = [100 * change for change in changes_at_the_end(workdirs, common)]
-        if points:
+        changes = changes_at_the_end(workdirs, most_rounds)
+        points = [100 * change for change in changes]
+        if points and (not words or abs(np.mean(points)) >= 1):
             largest = max(map(abs, points))
             words.append(f"{name} {np.mean(points):+.1f} (at most {largest:.1f})")
-    if words:
-        text += (
-            "\nChange of the accuracy in the last fifth of the rounds, in points, mean "
-            f"and largest of the seeds: {', '.join(words)}.\n"
-        )
-    return text
+    if not words:
+        return ""
+    return (
+        "\nChange of the accuracy in the last fifth of the rounds, in points, mean and "
+        f"largest of the seeds, of the first line and those with 1 or more: "
+        f"{', '.join(words)}.\n"
+    )
 
 
 def measure(table: Table, folder: Path) -> int:

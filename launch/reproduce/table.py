@@ -35,7 +35,7 @@ class Block(NamedTuple):
     """Lines of a table that are shown together.
 
     Attributes:
-      name: of the folder of its page.
+      name: for --blocks, and of its files.
       title: above it.
       lines: the others are compared with the first; none for a table that needs no
         runs.

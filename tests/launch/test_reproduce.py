@@ -6,17 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.engine.evaluate import correct_examples
 from fedjax_prune.runs import train
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.workdir import read_usable_config
 from launch.benchmark.process import WorkerError
 from launch.reproduce import results
 from launch.reproduce.accelerator import pace
-from launch.reproduce.clients import by_clients, of
+from launch.reproduce.clients import by_clients, line_name
 from launch.reproduce.costs import multiplications
 from launch.reproduce.personal import measure, swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
@@ -110,7 +116,11 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
         Line("FedDP", "quickstart", ("rounds=20", "client.lr=0.3")),
         Line("diverged", "quickstart", ("rounds=20", "client.lr=0.5")),
     )
-    blocks = (Block("all", "Ten clients", lines), Block("none", "Others", lines[2:]))
+    blocks = (
+        Block("all", "Ten clients", lines),
+        Block("gates", "Gates", lines[:1], swapped_gates, drawn=False),
+        Block("none", "Others", lines[2:]),
+    )
     table = Table("What for?", blocks, (0, 1))
     found = runs_of(table, table.seeds, [])
     for run in (*found[0].runs, *found[1].runs[:1]):
@@ -126,6 +136,8 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     assert first.startswith("| SCAFFOLD | 20 | 2 |")
     assert second.startswith("| FedDP | 20 | 1 |")
     _, change, _, *missing = rest
+    damaged = next(line for line in missing if line.startswith("not measured: "))
+    assert "manifest.json cannot be read" in damaged
     assert change.startswith("Change of the accuracy in the last fifth")
     diverged = [
         "Not finished: diverged (2 of 2 seeds). "
@@ -136,6 +148,10 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
         "Not finished: FedDP (1 of 2 seeds).",
         "",
         *diverged,
+        "## Gates",
+        "",
+        damaged,
+        "",
         "## Others",
         "",
         *diverged[:1],
@@ -145,30 +161,40 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
 
 
 def test_methods_stand_in_rows_and_numbers_of_clients_in_columns(tmp_path):
-    def workdir(name, accuracy):
-        config = config_of(**{"eval.every": 1})
-        fields = {HEADLINE: accuracy, "eval/client_local/mean": lambda n: n / 100}
-        return [write_run(tmp_path / name, config, records=False, **fields)]
+    def workdirs(name, *accuracies):
+        for seed, accuracy in enumerate(accuracies):
+            config = config_of(seed=seed, **{"eval.every": 1})
+            fields = {HEADLINE: accuracy, "eval/client_local/mean": lambda n: n / 100}
+            folder = tmp_path / f"{name}{seed}"
+            yield write_run(folder, config, records=False, **fields)
 
-    text = by_clients(
-        {
-            of("FedAvg", "10"): workdir("a", lambda n: 0.5 if n > 16 else 0.0),
-            of("FedDP, never learning", "10"): workdir("b", lambda n: 0.25),
-            of("FedDP, never learning", "100"): workdir("c", lambda n: 1.0),
-        }
-    )
+    runs = {
+        line_name("FedAvg", "10"): workdirs(
+            "a", lambda n: 0.5 if n > 8 else 0.0, lambda n: 0.7
+        ),
+        line_name("FedDP, never learning", "10"): workdirs(
+            "b", lambda n: 0.4, lambda n: 0.5
+        ),
+        line_name("FedDP, never learning", "100"): workdirs("c", lambda n: 1.0),
+    }
+    # Two seeds that differ by d have an interval of 12.706 d / 2.
     assert (
-        text
+        by_clients({name: list(w) for name, w in runs.items()}, {}, 10)
         == """\
 | accuracy | 10 clients | 100 clients |
 | --- | --- | --- |
-| FedAvg | 50.0% |  |
-| FedDP, never learning | 25.0% | 100.0% |
+| FedAvg | 60.0% ± 127.1% |  |
+| FedDP, never learning | 45.0% ± 63.5% | 100.0% (of 1) |
+
+| less FedAvg | 10 clients | 100 clients |
+| --- | --- | --- |
+| FedAvg |  |  |
+| FedDP, never learning | -15.0% ± 63.5% |  |
 
 | own validation | 10 clients | 100 clients |
 | --- | --- | --- |
-| FedAvg | 18.5% |  |
-| FedDP, never learning | 18.5% | 18.5% |
+| FedAvg | 9.5% ± 0.0% |  |
+| FedDP, never learning | 9.5% ± 0.0% | 9.5% (of 1) |
 """
     )
 
@@ -247,7 +273,43 @@ def test_own_gates_give_what_the_run_has_measured(gated):
         [last["eval/client_local/mean"], last["eval/client_gated/mean"]],
         rtol=1e-6,
     )
-    assert len(found) == 7 and all(0 <= value <= 1 for value in found.values())
+
+
+def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_client(
+    gated,
+):
+    """The same numbers, client by client."""
+    config = read_usable_config(gated)
+    learning, data = make_learning(config), load_data(config)
+    state, rows = restore(learning, gated)
+    clients = np.arange(config.data.num_clients, dtype=np.int32)
+    gates = rows.take(clients).personal
+    variables = jax.jit(learning.algorithm.deliver)(state)
+
+    def hits(client, examples):
+        own = jax.tree.map(lambda x: x[client], gates)
+        on_device = jax.device_put(examples)
+        return np.asarray(
+            correct_examples(learning.task, variables._replace(personal=own), on_device)
+        )
+
+    swapped, has, others = [], [], []
+    for client in clients:
+        following = (client + 1) % len(clients)
+        swapped.append(hits(following, data.validation_of(client)).mean())
+        start, end = data.population.offsets[client : client + 2]
+        seen = data.train.labels[data.population.indices[start:end]]
+        known = np.isin(data.test.labels, seen)
+        right = hits(client, data.test)
+        has += [right[known].mean()] if known.any() else []
+        others += [right[~known].mean()] if not known.all() else []
+    found = measure(gated)
+    for column, values in {
+        "own validation, another's gates": swapped,
+        "test, own gates, classes that it has": has,
+        "test, own gates, other classes": others,
+    }.items():
+        assert found[column] == pytest.approx(np.mean(values), rel=1e-6), column
     header, _, line = swapped_gates({"FedDP": [gated]}, {}, math.inf).splitlines()
     assert header.count("|") == line.count("|") == 10
     assert f"| {found['test, mean gates']:.1%} |" in line

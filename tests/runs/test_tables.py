@@ -141,23 +141,24 @@ def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
         tmp_path / "base", {0: [0.25] * 10}, **{"bytes/down": lambda n: 3e6}
     )
     found = cells(tables.pruning_table({"FedAvg": base, "AutoFLIP": [folder]}))
-    assert found["AutoFLIP"]["traffic pays from round"] == ["6"]
-    assert found["AutoFLIP"]["compute pays from round"] == ["3"]
+    assert found["AutoFLIP"]["pays from round: traffic"] == ["6"]
+    assert found["AutoFLIP"]["pays from round: MACs, realisable"] == ["3"]
     assert found["AutoFLIP"]["difference"] == ["+25.0%"]
-    assert found["FedAvg"]["traffic pays from round"] == [""]
+    assert found["FedAvg"]["pays from round: traffic"] == [""]
 
 
 def test_what_came_before_the_first_round_is_divided_by_what_a_round_saves():
-    """Two seeds that spend 4 and 8, and save 1 FLOP and 1 byte a round."""
+    """Two seeds that spend 4 and 8, and save 1 or 1.5 FLOPs and 1 byte a round."""
     dense = {"flops/dense": 2.0, "bytes/dense": 3.0, "bytes/down": 1.0, "bytes/up": 1.0}
-    rounds = [dense | {"round": n, "flops/realisable": 1.0} for n in (1, 2)]
+    saving = {"flops/realisable": 1.0, "flops/theoretical": 0.5}
+    rounds = [dense | saving | {"round": n} for n in (1, 2)]
     runs = [
         [{"round": 0, "flops/dense": n, "bytes/down": n, "bytes/up": 0.0}, *rounds]
         for n in (4.0, 8.0)
     ]
-    assert break_even(runs) == (6.0, 6.0)
-    assert break_even([rounds]) == (0.0, 0.0)
+    assert break_even(runs) == (6.0, 4.0, 6.0)
+    assert break_even([rounds]) == (0.0, 0.0, 0.0)
     nothing = [dense | {"round": 1, "bytes/up": 2.0}]
     assert all(map(math.isnan, break_even([nothing])))
     spent = [{"round": 0, "flops/dense": 1.0, "bytes/down": 1.0, "bytes/up": 0.0}]
-    assert break_even([spent + nothing]) == (math.inf, math.inf)
+    assert break_even([spent + nothing]) == (math.inf,) * 3
