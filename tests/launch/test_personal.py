@@ -1,0 +1,75 @@
+"""Accuracies of a run's shared parameters with the gates of other clients."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_prune.engine.evaluate import correct_examples
+from fedjax_prune.runs import train
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.workdir import read_usable_config
+from launch.reproduce.personal import measure, swapped_gates
+from tests.small_runs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("gated") / "seed=0"
+    config = tiny_config(rounds=2, cohort_size=5)
+    config.eval.num_clients = 0
+    assert train.run(config, workdir) == 0
+    return workdir
+
+
+def test_own_gates_give_what_the_run_has_measured(gated):
+    last, found = read_metrics(gated)[-1], measure(gated)
+    np.testing.assert_allclose(
+        [found["own validation, own gates"], found["test, own gates"]],
+        [last["eval/client_local/mean"], last["eval/client_gated/mean"]],
+        rtol=1e-6,
+    )
+
+
+def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_client(
+    gated,
+):
+    """The same numbers, client by client."""
+    config = read_usable_config(gated)
+    learning, data = make_learning(config), load_data(config)
+    state, rows = restore(learning, gated)
+    clients = np.arange(config.data.num_clients, dtype=np.int32)
+    gates = rows.take(clients).personal
+    variables = jax.jit(learning.algorithm.deliver)(state)
+
+    def hits(client, examples):
+        own = jax.tree.map(lambda x: x[client], gates)
+        on_device = jax.device_put(examples)
+        return np.asarray(
+            correct_examples(learning.task, variables._replace(personal=own), on_device)
+        )
+
+    swapped, has, others = [], [], []
+    for client in clients:
+        following = (client + 1) % len(clients)
+        swapped.append(hits(following, data.validation_of(client)).mean())
+        start, end = data.population.offsets[client : client + 2]
+        seen = data.train.labels[data.population.indices[start:end]]
+        known = np.isin(data.test.labels, seen)
+        right = hits(client, data.test)
+        has += [right[known].mean()] if known.any() else []
+        others += [right[~known].mean()] if not known.all() else []
+    found = measure(gated)
+    for column, values in {
+        "own validation, another's gates": swapped,
+        "test, own gates, classes that it has": has,
+        "test, own gates, other classes": others,
+    }.items():
+        assert found[column] == pytest.approx(np.mean(values), rel=1e-6), column
+    header, _, line = swapped_gates({"FedDP": [gated]}, {}, math.inf).splitlines()
+    assert header.count("|") == line.count("|") == 10
+    assert f"| {found['test, mean gates']:.1%} |" in line
