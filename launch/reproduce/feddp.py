@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .clients import by_clients, line_name
-from .personal import swapped_gates
+from .personal import by_client_and_class, swapped_gates
 from .table import Block, Line, Table
 
 _WORDS = {
@@ -118,6 +118,13 @@ DIGITS_GATES = Table(
             "Whose gates",
             _gated("digits", "10", "scaffold").lines,
             swapped_gates,
+            drawn=False,
+        ),
+        Block(
+            "by_client",
+            "By client and by class",
+            _gated("digits", "10", "scaffold").lines[:3],
+            by_client_and_class,
             drawn=False,
         ),
         *(

@@ -1,9 +1,10 @@
 """What a client's gates know: its own classes, or all of them."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,55 @@ from fedjax_prune.runs.workdir import read_usable_config
 OWN, MEAN, OTHER = "own", "mean", "another's"
 """Whose gates a client predicts with: its own, the mean of all clients', or those of
 the client after it."""
+
+
+class Swapped(NamedTuple):
+    """What a run's newest checkpoint gets right with own and with other gates.
+
+    Attributes:
+      test: whose gates -> [num_clients, num_examples] bool, the right test images.
+      validation: whose gates -> [num_clients], accuracies on own validation.
+      counts: [num_clients, num_classes], training examples.
+      labels: [num_examples], of the test images.
+    """
+
+    test: Mapping[str, np.ndarray]
+    validation: Mapping[str, np.ndarray]
+    counts: np.ndarray
+    labels: np.ndarray
+
+    def of_clients(self, *, has: bool) -> np.ndarray:
+        """Accuracies with own gates on test images of classes that a client has.
+
+        Args:
+          has: False for images of the other classes.
+
+        Returns:
+          [num_clients], NaN without such images.
+        """
+        chosen = (self.counts[:, self.labels] > 0) == has
+        return _means(self.test[OWN], chosen)
+
+    def of_classes(self, *, has: bool) -> np.ndarray:
+        """Accuracies with own gates, means over clients that have a class.
+
+        Args:
+          has: False for the clients that do not have it.
+
+        Returns:
+          [num_classes], NaN without such clients.
+        """
+        classes = np.arange(self.counts.shape[1])
+        images = self.labels[None, :] == classes[:, None]
+        right = self.test[OWN] @ images.T / images.sum(1)
+        return _means(right.T, (self.counts.T > 0) == has)
+
+
+def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The mean of the chosen values of each row, NaN if none is chosen."""
+    count = chosen.sum(1)
+    sums = np.where(chosen, values, 0).sum(1)
+    return np.where(count > 0, sums / np.maximum(count, 1), math.nan)
 
 
 def swapped_gates(
@@ -43,22 +93,87 @@ def swapped_gates(
     del published, most_rounds
     rows, columns = [], []
     for name, workdirs in runs.items():
-        of_seeds = [measure(workdir) for workdir in workdirs]
+        of_seeds = [means(measure(workdir)) for workdir in workdirs]
         columns = list(of_seeds[0])
         cells = [with_interval([seed[key] for seed in of_seeds]) for key in columns]
         rows.append([name, str(len(workdirs)), *cells])
     return markdown(["run", "seeds", *columns], rows)
 
 
-def measure(workdir: Path) -> dict[str, float]:
-    """Measures a run's newest checkpoint with swapped gates.
+def by_client_and_class(
+    runs: Mapping[str, Sequence[Path]],
+    published: Mapping[str, str],
+    most_rounds: float,
+) -> str:
+    """Accuracies with own gates of each client and of each class, in Markdown.
+
+    Args:
+      runs: as for `swapped_gates`; all have the same clients.
+      published: is not shown.
+      most_rounds: is not used; the newest checkpoint is measured.
+
+    Returns:
+      Two tables of means over seeds: for each client on its own validation set and on
+      test images of classes that it has and that it has not, and for each class over
+      the clients that have it and that have it not.
+    """
+    del published, most_rounds
+    found = {name: [measure(w) for w in workdirs] for name, workdirs in runs.items()}
+    counts = next(iter(found.values()))[0].counts
+    clients = ["client", "training examples", "classes"]
+    classes = ["class", "clients that have it"]
+    columns, class_columns = [], []
+    for name, seeds in found.items():
+        clients += [f"{name}, {w}" for w in ("own validation", "its classes", "others")]
+        columns += [
+            np.mean([seed.validation[OWN] for seed in seeds], 0),
+            np.mean([seed.of_clients(has=True) for seed in seeds], 0),
+            np.mean([seed.of_clients(has=False) for seed in seeds], 0),
+        ]
+        classes += [f"{name}, {w}" for w in ("clients that have it", "others")]
+        class_columns += [
+            np.mean([seed.of_classes(has=has) for seed in seeds], 0)
+            for has in (True, False)
+        ]
+    facts = zip(counts.sum(1), (counts > 0).sum(1), strict=True)
+    rows = [
+        [str(n), *map(str, fact), *_cells(columns, n)] for n, fact in enumerate(facts)
+    ]
+    class_rows = [
+        [str(n), str(owners), *_cells(class_columns, n)]
+        for n, owners in enumerate((counts > 0).sum(0))
+    ]
+    return f"{markdown(clients, rows)}\n{markdown(classes, class_rows)}"
+
+
+def _cells(columns: Sequence[np.ndarray], row: int) -> list[str]:
+    return ["" if math.isnan(c[row]) else f"{c[row]:.1%}" for c in columns]
+
+
+def means(found: Swapped) -> dict[str, float]:
+    """Column of `swapped_gates` -> mean over clients, in its order."""
+    return {
+        f"own validation, {whose} gates": float(values.mean())
+        for whose, values in found.validation.items()
+    } | {
+        "test, own gates": float(found.test[OWN].mean()),
+        "test, mean gates": float(found.test[MEAN].mean()),
+        "test, own gates, classes that it has": float(
+            np.nanmean(found.of_clients(has=True))
+        ),
+        "test, own gates, other classes": float(
+            np.nanmean(found.of_clients(has=False))
+        ),
+    }
+
+
+@functools.cache
+def measure(workdir: Path) -> Swapped:
+    """Measures a run's newest checkpoint with swapped gates, once.
 
     Args:
       workdir: of a run whose clients have all been in a cohort; validation sets are of
         test images.
-
-    Returns:
-      Column -> mean over clients, in the order of the table.
 
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to measure.
@@ -86,23 +201,12 @@ def measure(workdir: Path) -> dict[str, float]:
         }
         found = {whose: correct(gates) for whose, gates in swapped.items()}
         num_classes = 1 + int(data.train.labels.max())
-        counts = class_counts(data.train.labels, data.population, num_classes)
-        has = counts[:, np.asarray(data.test.labels)] > 0
-        hits = np.asarray(found[OWN])
-
-        def of_clients(chosen: np.ndarray) -> float:
-            """The mean over the clients that have such images."""
-            means = [h[c].mean() for h, c in zip(hits, chosen, strict=True) if c.any()]
-            return float(np.mean(means)) if means else math.nan
-
-        return {
-            f"own validation, {whose} gates": float(
-                local_accuracy(each, validation).mean()
-            )
-            for whose, each in found.items()
-        } | {
-            "test, own gates": float(hits.mean()),
-            "test, mean gates": float(found[MEAN].mean()),
-            "test, own gates, classes that it has": of_clients(has),
-            "test, own gates, other classes": of_clients(~has),
-        }
+        return Swapped(
+            {whose: np.asarray(each) for whose, each in found.items()},
+            {
+                whose: np.asarray(local_accuracy(each, validation))
+                for whose, each in found.items()
+            },
+            class_counts(data.train.labels, data.population, num_classes),
+            np.asarray(data.test.labels),
+        )

@@ -13,7 +13,12 @@ from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.workdir import read_usable_config
-from launch.reproduce.personal import measure, swapped_gates
+from launch.reproduce.personal import (
+    by_client_and_class,
+    means,
+    measure,
+    swapped_gates,
+)
 from tests.small_runs import tiny_config
 
 
@@ -27,7 +32,7 @@ def gated(tmp_path_factory):
 
 
 def test_own_gates_give_what_the_run_has_measured(gated):
-    last, found = read_metrics(gated)[-1], measure(gated)
+    last, found = read_metrics(gated)[-1], means(measure(gated))
     np.testing.assert_allclose(
         [found["own validation, own gates"], found["test, own gates"]],
         [last["eval/client_local/mean"], last["eval/client_gated/mean"]],
@@ -53,7 +58,7 @@ def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_cli
             correct_examples(learning.task, variables._replace(personal=own), on_device)
         )
 
-    swapped, has, others = [], [], []
+    swapped, has, others, owners = [], [], [], {True: [], False: []}
     for client in clients:
         following = (client + 1) % len(clients)
         swapped.append(hits(following, data.validation_of(client)).mean())
@@ -61,15 +66,27 @@ def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_cli
         seen = data.train.labels[data.population.indices[start:end]]
         known = np.isin(data.test.labels, seen)
         right = hits(client, data.test)
-        has += [right[known].mean()] if known.any() else []
-        others += [right[~known].mean()] if not known.all() else []
-    found = measure(gated)
+        has.append(right[known].mean() if known.any() else math.nan)
+        others.append(right[~known].mean() if not known.all() else math.nan)
+        owners[7 in seen].append(right[data.test.labels == 7].mean())
+    found = means(measure(gated))
     for column, values in {
         "own validation, another's gates": swapped,
         "test, own gates, classes that it has": has,
         "test, own gates, other classes": others,
     }.items():
-        assert found[column] == pytest.approx(np.mean(values), rel=1e-6), column
+        assert found[column] == pytest.approx(np.nanmean(values), rel=1e-6)
     header, _, line = swapped_gates({"FedDP": [gated]}, {}, math.inf).splitlines()
     assert header.count("|") == line.count("|") == 10
     assert f"| {found['test, mean gates']:.1%} |" in line
+
+    text = by_client_and_class({"FedDP": [gated]}, {}, math.inf)
+    of_clients, of_classes = (part.splitlines()[2:] for part in text.split("\n\n"))
+    last = f"| {len(clients) - 1} | {len(seen)} | {len(np.unique(seen))} | "
+    assert of_clients[-1].startswith(last)
+    assert np.isnan(others).any() and not np.isnan(others).all()
+    for line, known, other in zip(of_clients, has, others, strict=True):
+        shown = "" if math.isnan(other) else f"{other:.1%}"
+        assert line.endswith(f"| {known:.1%} | {shown} |")
+    shown = " | ".join(f"{np.mean(values):.1%}" for values in owners.values())
+    assert of_classes[7] == f"| 7 | {len(owners[True])} | {shown} |"
