@@ -200,23 +200,28 @@ def _shares() -> Block:
     return Block("macs", "Share of the MACs", tuple(lines))
 
 
-def _norms() -> Block:
-    gated = _config("digits", "scaffold_dp", "10")
-    lines = [Line("bn, rescaling none", gated)]
-    for norm in ("bn", "gn", "none"):
-        for rescale in ("none", "sqrt", "inverse"):
-            changes = {"model.norm": norm, "model.gate_rescale": rescale}
-            fields = tuple(f"{field}={value}" for field, value in changes.items())
-            if (norm, rescale) != ("bn", "none"):
-                lines.append(Line(f"{norm}, rescaling {rescale}", gated, fields))
-    return Block("norm", "Norm, and the rescaling of kept channels", tuple(lines))
+def _norm(norm: str, words: str) -> Block:
+    """FedDP with a norm and each rescaling, and its controls with the same norm."""
+    dense, gated, never, _ = _gated("digits", "10", "scaffold").lines
+    changes = () if norm == "bn" else (f"model.norm={norm}",)
+    rescaled = [
+        gated._replace(
+            name=f"FedDP, rescaling {rescale}",
+            changes=(*changes, f"model.gate_rescale={rescale}"),
+        )
+        for rescale in ("sqrt", "inverse")
+    ]
+    plain = [line._replace(changes=changes) for line in (dense, gated, never)]
+    return Block(f"norm_{norm}", words, (*plain, *rescaled))
 
 
 ABLATIONS = Table(
     "Which settings of gates matter? Digits, ten clients.",
     (
         _shares(),
-        _norms(),
+        _norm("bn", "Batch norm"),
+        _norm("gn", "Group norm"),
+        _norm("none", "No norm"),
         *(
             _changed(f"epochs_{n}", f"Local epochs: {n}", f"client.epochs={n}")
             for n in (1, 5, 10)
