@@ -12,13 +12,12 @@ from fedjax_prune.runs.tables import markdown
 from .. import runtime
 from ..benchmark.suites import SUITES
 from ..benchmark.turns import Options, run_suite
+from .feddp import PUBLISHED
 from .others import W1
 from .table import Block, Line, Table
 
 _REPEATS = 3
 """Rounds of the benchmark that count."""
-
-_PUBLISHED = {"FedDP": "83.5% (VGG-11)", "SCAFFOLD": "84.2% (VGG-11)"}
 
 
 def pace(
@@ -35,15 +34,18 @@ def pace(
 
     Returns:
       Seconds of a round are the median of rounds without an evaluation, and FLOPs those
-      of the network without gates: masked training saves none.
+      of the network without gates: masked training saves none. Seconds of all rounds
+      include evaluations and saving.
     """
     header = ["run", "rounds", "seconds of a round", "training, TFLOP/s"]
-    header += ["compiling, seconds", "accuracy", "in round", "published"]
+    header += ["seconds of all rounds", "compiling, seconds"]
+    header += ["accuracy", "own validation", "in round", "published"]
     table = []
     for name, workdirs in runs.items():
         for workdir in workdirs:
             rows = read_metrics(workdir)
-            plain = [row for row in rows if row["round"] > 0 and ACCURACY not in row]
+            rounds = [row for row in rows if row["round"] > 0]
+            plain = [row for row in rounds if ACCURACY not in row]
             seconds = np.median([row["seconds"] for row in plain])
             flops = np.median([row["flops/dense"] for row in plain])
             common = [
@@ -55,8 +57,10 @@ def pace(
                     f"{rows[-1]['round']:,}",
                     f"{seconds:.3f}",
                     f"{flops / seconds / 1e12:.2f}" if flops else "",
+                    f"{sum(row['seconds'] for row in rounds):,.0f}",
                     f"{sum(row.get('seconds/compile') or 0 for row in rows):.0f}",
                     f"{common[-1][HEADLINE]:.1%}",
+                    f"{common[-1]['eval/client_local/mean']:.1%}",
                     f"{common[-1]['round']:,}",
                     published.get(name, ""),
                 ]
@@ -102,7 +106,7 @@ def _full(model: str) -> Block:
             f"{name}, {precision}",
             f"feddp:{method},{model},10",
             (f"precision={precision}", "eval.every=5", "report.every=0"),
-            _PUBLISHED[name] if model == "vgg11" else "",
+            PUBLISHED[name] if model == "vgg11" else "",
         )
         for precision in ("float32", "bfloat16")
         for name, method in (("SCAFFOLD", "scaffold"), ("FedDP", "feddp"))

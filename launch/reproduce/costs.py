@@ -10,7 +10,7 @@ from .. import runtime
 from ..benchmark.inference import run_inference
 from ..benchmark.process import WorkerError
 from ..flags import load_config
-from .feddp import SMALL, with_and_without
+from .feddp import SMALL, with_controls
 from .table import Block, Line, Table
 
 _TABLE_I = {"vgg11": (15.48e9, 7.74e9), "resnet32": (7.36e9, 3.68e9)}
@@ -92,7 +92,7 @@ COSTS = Table(
         Block("macs", "Multiplications", (), lambda *_: multiplications()),
         Block("latency", "Time of a few images", (), lambda *_: latency(), timed=True),
         *(
-            _to_target("mnist", "MNIST", clients, with_and_without("mnist", clients))
+            _to_target("mnist", "MNIST", clients, with_controls("mnist", clients))
             for clients in ("10", "30", "50", "100")
         ),
         *(
@@ -100,7 +100,7 @@ COSTS = Table(
                 "cifar10",
                 "CIFAR-10",
                 clients,
-                with_and_without("cifar10", clients, ("fedavg", "scaffold")),
+                with_controls("cifar10", clients, ("fedavg", "scaffold")),
             )
             for clients in ("10", "100")
         ),

@@ -224,8 +224,10 @@ def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):
     }
     run = write_run(tmp_path / "run", config, records=False, **fields)
     *_, line = pace({"FedDP": [run]}, {"FedDP": "83.5%"}, 4).splitlines()
-    accuracy = read_metrics(run)[3]["eval/client_gated/mean"]
-    assert line == f"| FedDP | 8 | 0.500 | 4.00 | 7 | {accuracy:.1%} | 4 | 83.5% |"
+    row = read_metrics(run)[3]
+    accuracies = (row["eval/client_gated/mean"], row["eval/client_local/mean"])
+    shown = " | ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+    assert line == f"| FedDP | 8 | 0.500 | 4.00 | 21 | 7 | {shown} | 4 | 83.5% |"
 
 
 def test_gates_keep_half_of_the_multiplications_as_in_the_paper():
