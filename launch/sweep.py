@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
             named = [(run.folder, run) for run in own]
             print(train_grid.cost_table(named, workdir), end="")
             return 0
+        train_grid.check_data(own, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
         finished = [run for run in runs if train_grid.is_finished(run, workdir)]
         if finished:

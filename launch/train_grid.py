@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_prune.data import load
+from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.runs import console, estimates
 from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
@@ -28,6 +30,22 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
             found += error.problems
     if found:
         raise SettingsError(list(dict.fromkeys(found)))
+
+
+def check_data(runs: Sequence[Run], workdir: Path) -> None:
+    """Prepares the data sets of runs that are not finished, once for all runs.
+
+    Raises:
+      DataError: if one cannot be read, before every run would say so.
+    """
+    asked = {
+        (data.name, data.dir, data.num_train, run.config.eval.num_examples)
+        for run in runs
+        if DATASETS[(data := run.config.data).name].tfds_name
+        and not is_finished(run, workdir)
+    }
+    for name, folder, num_train, num_test in sorted(asked):
+        load.count_examples(name, folder, num_train=num_train, num_test=num_test)
 
 
 def is_finished(run: Run, workdir: Path) -> bool:

@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
             print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:
             return 0
+        train_grid.check_data(runs, workdir)
         end = time.monotonic() + 60 * _MINUTES.value
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -284,4 +284,9 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
     assert left.stdout.startswith("What do learned gates learn?")
     assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.3 | 100 | " in left.stdout
     assert "client.lr=0.03" not in left.stdout
+    flags = (f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'runs'}")
+    unread = reproduce("--table=scaffold", *flags)
+    assert unread.returncode == 1
+    assert unread.stderr.startswith(f"error: mnist is not prepared in {tmp_path}")
+    assert len(unread.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
