@@ -70,7 +70,7 @@ def _figure_5(
         for line in _gated(data, clients, method).lines
     )
     return (
-        Block("all", "Every method", all_lines, by_clients, drawn=False),
+        Block("all", "Every method", all_lines, by_clients),
         *(
             block
             for clients in numbers

@@ -9,7 +9,6 @@ from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.page import (
     bands,
     clients,
-    computing,
     facts,
     masks,
     partition,
@@ -241,32 +240,6 @@ def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
     panel = target.target(lines, 0.99)
     assert panel is not None and "No run reaches 99%." in panel.words
     assert {v["line"] for v in panel.values} == {"fedavg", "fedprox"}
-
-
-def test_accuracy_is_drawn_against_multiplications_where_networks_differ(tmp_path):
-    gated = [
-        config_of(rounds=20, **{"model.flops_target": share, "eval.every": 1})
-        for share in (0.25, 0.5)
-    ]
-    plain = config_of(rounds=20, **{"model.gated": False, "eval.every": 1})
-    masked = config_of("magnitude", rounds=20, **{"model.gated": False})
-    lines = lines_of(tmp_path, *gated, plain)
-    assert computing.computing(lines[:2]) is None
-    pruned = {"sparsity/all": lambda n: 0.3}
-    others = lines_of(tmp_path / "masked", masked, **pruned)
-    panel = computing.computing([*lines, *others])
-    assert panel is not None
-    kinds = [(value["kind"], value["line"]) for value in panel.values]
-    assert kinds == [
-        ("gates, hard_ste", lines[0].name),
-        ("gates, hard_ste", lines[1].name),
-        ("no gates", lines[2].name),
-    ]
-    quarter, half, whole = (value["macs"] for value in panel.values)
-    assert abs(quarter / whole - 0.25) < 0.02 and abs(half / whole - 0.5) < 0.02
-    last = [row["eval/client_gated/mean"] for row in lines[0].runs[0].rows[16:]]
-    assert panel.values[0]["mean"] == pytest.approx(100 * np.mean(last))
-    assert panel.spec()["datasets"]["computing"].count("\n") == 4
 
 
 def test_the_worst_clients_are_named_with_their_data(tmp_path):

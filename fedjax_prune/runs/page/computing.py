@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from fedjax_prune.models.costs import macs_of
 from fedjax_prune.runs.learning import make_model, task_of
-from fedjax_prune.runs.metrics import HEADLINE
-from fedjax_prune.runs.page.panel import Panel, colour, data_of, in_order
-from fedjax_prune.runs.page.read import Line, PageRun, differences, names
+from fedjax_prune.runs.page import against
+from fedjax_prune.runs.page.panel import Panel, in_order
+from fedjax_prune.runs.page.read import Line
 from fedjax_prune.runs.savings import masks_in
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.tables import in_fifth
 from fedjax_prune.runs.workdir import WorkdirError, read_usable_config
 
 _OF_MACS = (
@@ -41,40 +38,23 @@ def computing(lines: Sequence[Line]) -> Panel | None:
     lines = [line for line in lines if not masks_in(line.runs[0].rows)]
     values = [
         value
-        for line, rest in zip(lines, _rests(lines), strict=True)
-        if (value := _value(line, rest))
+        for line, other in zip(lines, against.others(lines, _OF_MACS), strict=True)
+        if (value := _value(line, other))
     ]
     if len({value["macs"] for value in values}) < LEAST:
         return None
     return Panel(
         name="computing",
         title="Accuracy against multiplications",
-        words="Evaluations in the last fifth of the rounds: means of seeds, and their "
-        "range. MACs are those of the channels that gates keep.",
+        words=f"{against.WORDS} MACs are those of the channels that gates keep.",
         chart=_chart(in_order(values, "kind")),
         values=sorted(values, key=lambda value: value["macs"]),
     )
 
 
-def _rests(lines: Sequence[Line]) -> list[str]:
-    """What tells each line from others beside gates and MACs; empty if nothing does."""
-    configs = [
-        {name: x for name, x in line.runs[0].config.items() if name not in _OF_MACS}
-        for line in lines
-    ]
-    found = differences(configs)
-    # As text, because some fields are lists.
-    keys = [str([values[n] for values in found.values()]) for n in range(len(lines))]
-    first = dict(zip(reversed(keys), reversed(configs), strict=True))
-    if len(first) == 1:
-        return [""] * len(lines)
-    named = dict(zip(first, names(list(first.values())), strict=True))
-    return [f"{named[key]}, " for key in keys]
-
-
-def _value(line: Line, rest: str) -> dict[str, Any] | None:
-    accuracies = [mean for run in line.runs if (mean := _last(run)) is not None]
-    if not accuracies:
+def _value(line: Line, other: str) -> dict[str, Any] | None:
+    spread = against.spread(line)
+    if spread is None:
         return None
     try:
         config = read_usable_config(line.runs[0].folder)
@@ -85,38 +65,13 @@ def _value(line: Line, rest: str) -> dict[str, Any] | None:
     if not macs:
         return None
     gates = f"gates, {config.model.gate_mode}" if config.model.gated else "no gates"
-    return {
-        "line": line.name,
-        "kind": f"{rest}{gates}",
-        "macs": macs,
-        "mean": 100 * float(np.mean(accuracies)),
-        "low": 100 * min(accuracies),
-        "high": 100 * max(accuracies),
-    }
-
-
-def _last(run: PageRun) -> float | None:
-    rows = in_fifth(run.rows, 5)
-    return float(np.mean([row[HEADLINE] for row in rows])) if rows else None
+    kind = f"{other}, {gates}" if other else gates
+    return {"line": line.name, "kind": kind, "macs": macs} | spread
 
 
 def _chart(kinds: Sequence[str]) -> Any:
     import altair as alt
 
-    base = alt.Chart(data_of("computing", "low", "high")).encode(
-        x=alt.X("macs:Q", title="MACs an image", axis=alt.Axis(format="~s")),
-        color=colour("kind", kinds),
-    )
-    y = alt.Y("mean:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
-    lines = base.mark_line(point=alt.OverlayMarkDef(size=40)).encode(
-        y=y,
-        tooltip=[
-            alt.Tooltip("line:N", title="run"),
-            alt.Tooltip("macs:Q", title="MACs", format=","),
-            alt.Tooltip("mean:Q", title="accuracy (%)", format=".4~g"),
-            alt.Tooltip("low:Q", title="lowest seed", format=".4~g"),
-            alt.Tooltip("high:Q", title="highest seed", format=".4~g"),
-        ],
-    )
-    ranges = base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
-    return alt.layer(ranges, lines).properties(width=560, height=260)
+    x = alt.X("macs:Q", title="MACs an image", axis=alt.Axis(format="~s"))
+    tooltip = alt.Tooltip("macs:Q", title="MACs", format=",")
+    return against.chart("computing", x, tooltip, kinds)

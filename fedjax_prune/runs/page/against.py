@@ -1,0 +1,76 @@
+"""What pictures of the accuracy against a property of the runs have in common."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedjax_prune.runs.metrics import HEADLINE
+from fedjax_prune.runs.page.panel import colour, data_of
+from fedjax_prune.runs.page.read import Line, PageRun, differences, names
+from fedjax_prune.runs.tables import in_fifth
+
+WORDS = "Evaluations in the last fifth of the rounds: means of seeds, and their range."
+
+
+def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
+    """What tells each line from the others beside some fields; empty if nothing does.
+
+    Args:
+      lines: of the page.
+      fields: dotted names.
+    """
+    configs = [
+        {name: x for name, x in line.runs[0].config.items() if name not in fields}
+        for line in lines
+    ]
+    found = differences(configs)
+    # As text, because some fields are lists.
+    keys = [str([values[n] for values in found.values()]) for n in range(len(lines))]
+    first = dict(zip(reversed(keys), reversed(configs), strict=True))
+    if len(first) == 1:
+        return [""] * len(lines)
+    named = dict(zip(first, names(list(first.values())), strict=True))
+    return [named[key] for key in keys]
+
+
+def spread(line: Line) -> dict[str, float] | None:
+    """The accuracies of a line's seeds in percent; None without an evaluation."""
+    means = [100 * mean for run in line.runs if (mean := _last(run)) is not None]
+    if not means:
+        return None
+    return {"mean": float(np.mean(means)), "low": min(means), "high": max(means)}
+
+
+def _last(run: PageRun) -> float | None:
+    rows = in_fifth(run.rows, 5)
+    return float(np.mean([row[HEADLINE] for row in rows])) if rows else None
+
+
+def chart(name: str, x: Any, tooltip: Any, kinds: Sequence[str]) -> Any:
+    """A curve for each kind, with the range of the seeds.
+
+    Args:
+      name: of the panel, whose values have `spread`, `line` and `kind`.
+      x: the horizontal axis.
+      tooltip: of its value.
+      kinds: in the order of their colours.
+    """
+    import altair as alt
+
+    base = alt.Chart(data_of(name, "low", "high")).encode(
+        x=x, color=colour("kind", kinds)
+    )
+    y = alt.Y("mean:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
+    curves = base.mark_line(point=alt.OverlayMarkDef(size=40)).encode(
+        y=y,
+        tooltip=[
+            alt.Tooltip("line:N", title="run"),
+            tooltip,
+            alt.Tooltip("mean:Q", title="accuracy (%)", format=".4~g"),
+            alt.Tooltip("low:Q", title="lowest seed", format=".4~g"),
+            alt.Tooltip("high:Q", title="highest seed", format=".4~g"),
+        ],
+    )
+    ranges = base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q"), y2="high:Q")
+    return alt.layer(ranges, curves).properties(width=560, height=260)
