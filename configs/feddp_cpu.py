@@ -10,7 +10,7 @@ with batch norm, two local epochs in batches of 16 (paper: 10 and 64), the image
 that nothing is augmented. MNIST is 10,000 images of 14 by 14 pixels, CIFAR-10 is
 5,000. A narrow network has as many MACs as a gated one keeps.
 
-`python -m launch.reproduce` trains them all; configs/results/feddp.md has its results.
+`python -m launch.reproduce` trains most of them; configs/results has what came out.
 """
 
 from typing import Any, NamedTuple

@@ -33,10 +33,10 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
 
 
 def check_data(runs: Sequence[Run], workdir: Path) -> None:
-    """Prepares the data sets of runs that are not finished, once for all runs.
+    """Prepares the TFDS sets of runs that are not finished, once for all runs.
 
     Raises:
-      DataError: if one cannot be read, before every run would say so.
+      DataError: if one is missing or has too few examples, before every run says so.
     """
     asked = {
         (data.name, data.dir, data.num_train, run.config.eval.num_examples)

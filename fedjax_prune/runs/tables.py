@@ -24,7 +24,7 @@ _ROUNDING = 1e-6
 Row = Mapping[str, Any]
 
 
-class Line(NamedTuple):
+class SeedRows(NamedTuple):
     """A setting: its name, and the rows of metrics of each seed."""
 
     name: str
@@ -200,10 +200,15 @@ def in_fifth(rows: Sequence[Row], fifth: int) -> list[Row]:
 
 def read_lines(
     runs: Mapping[str, Sequence[Path]], most_rounds: float = math.inf
-) -> list[Line]:
-    """Reads the rows of runs; see `comparison`."""
+) -> list[SeedRows]:
+    """Reads the rows of settings, seed by seed.
+
+    Args:
+      runs: name -> workdirs of its seeds.
+      most_rounds: of each run; later ones are left out.
+    """
     return [
-        Line(
+        SeedRows(
             name,
             {
                 read_usable_config(folder).seed: [
@@ -227,7 +232,7 @@ def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
     return with_interval(common, "+") if common else ""
 
 
-def _common_target(line: Line) -> float:
+def _common_target(line: SeedRows) -> float:
     """The largest multiple of 5 % that all seeds reach; 0 if there is none."""
     best = [
         max(row[HEADLINE] for row in rows if HEADLINE in row)
@@ -236,7 +241,7 @@ def _common_target(line: Line) -> float:
     return math.floor((min(best) + _ROUNDING) * 20) / 20
 
 
-def _to_target(line: Line, target: float) -> list[str]:
+def _to_target(line: SeedRows, target: float) -> list[str]:
     """Rounds and megabytes until the target, and how many seeds reach it."""
     reached, sent = [], []
     for rows in line.seeds.values():
@@ -267,7 +272,7 @@ def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:
     )
 
 
-def _lasts(line: Line) -> dict[int, float]:
+def _lasts(line: SeedRows) -> dict[int, float]:
     return {
         seed: float(np.mean(_accuracies(rows)[-LAST:]))
         for seed, rows in line.seeds.items()

@@ -13,11 +13,11 @@ deleted. Runs that tables share are trained once. After Ctrl-C, SIGTERM or --min
 which all runs save (pfl-research does so every 50 rounds), the same command goes on;
 what is measured first does not stop for --minutes. At its end it prints the blocks that
 were asked for, of all finished runs, ours beside the published numbers, and writes them
-into table.md in the workdir; unless it was stopped, it also draws a page with pictures
-for each of them.
+into WORKDIR/NAME_SCALE/table.md, in place of those of the last call; unless it was
+stopped, it also draws a page with pictures for each of them.
 
-configs/README.md explains what is printed and has the results. Data are read from
---config.data.dir or TFDS_DATA_DIR. For example:
+configs/README.md explains what is printed, and configs/results has what came out. Data
+are read from --config.data.dir or TFDS_DATA_DIR. For example:
 
     python -m launch.reproduce --table=gates
     python -m launch.reproduce --table=feddp_mnist --jobs=2 --config.data.dir=DIR
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
             print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:
             return 0
-        train_grid.check_data(runs, workdir)
         end = time.monotonic() + 60 * _MINUTES.value
+        train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         failed = results.measure(table, folder)
@@ -98,8 +98,9 @@ def main(argv: list[str]) -> int:
         if table.beside and code != INTERRUPTED:
             code = table.beside(lines, workdir, end - time.monotonic()) or code
         pages = code != INTERRUPTED or (table.share_time and time.monotonic() >= end)
-        print(results.write_results(table, lines, workdir, folder, pages=pages))
-        return code or failed
+        text, unmade = results.write_results(table, lines, workdir, folder, pages=pages)
+        print(text)
+        return code or failed or unmade
 
     return exit_code(reproduce)
 

@@ -1,7 +1,6 @@
 """Accuracies of several methods against the number of clients (FedDP, figure 5)."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fedjax_prune.runs.metrics import HEADLINE
@@ -17,8 +16,8 @@ def line_name(method: str, clients: str) -> str:
 
 def by_clients(
     runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str] | None = None,
-    most_rounds: float = math.inf,
+    published: Mapping[str, str],
+    most_rounds: float,
 ) -> str:
     """A row for each method and a column for each number of clients, in Markdown.
 
@@ -41,13 +40,20 @@ def by_clients(
     most = max(len(line.seeds) for line in lines.values())
 
     def table(heading: str, cells: Mapping[str, str]) -> str:
-        def cell(name: str) -> str:
-            words = cells.get(name, "")
-            few = words and len(lines[name].seeds) < most
-            return f"{words} (of {len(lines[name].seeds)})" if few else words
-
-        rows = [[m, *(cell(f"{m}, {clients}") for clients in columns)] for m in methods]
+        rows = [
+            [m, *(cells.get(f"{m}, {clients}", "") for clients in columns)]
+            for m in methods
+        ]
         return markdown([heading, *columns], rows)
+
+    def marked(words: str, seeds: Collection[int]) -> str:
+        return words if len(seeds) == most else f"{words} (of {len(seeds)})"
+
+    def with_intervals(values: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
+        return {
+            name: marked(with_interval(list(seeds.values())), seeds)
+            for name, seeds in values.items()
+        }
 
     accuracy = {name: line.values(HEADLINE) for name, line in lines.items()}
     own = {name: line.values(_OWN) for name, line in lines.items()}
@@ -55,18 +61,14 @@ def by_clients(
         name: f"{methods[0]}, {clients}" for name, (_, _, clients) in parts.items()
     }
     differences = {
-        name: less(values, accuracy[first[name]])
+        name: marked(less(values, compared), values.keys() & compared.keys())
         for name, values in accuracy.items()
-        if first[name] != name and first[name] in accuracy
+        if first[name] != name and (compared := accuracy.get(first[name]))
     }
     return "\n".join(
         [
-            table("accuracy", _with_intervals(accuracy)),
+            table("accuracy", with_intervals(accuracy)),
             table(f"less {methods[0]}", differences),
-            table("own validation", _with_intervals(own)),
+            table("own validation", with_intervals(own)),
         ]
     )
-
-
-def _with_intervals(values: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
-    return {name: with_interval(list(seeds.values())) for name, seeds in values.items()}

@@ -77,11 +77,10 @@ def latency() -> str:
 
 
 def _to_target(data: str, words: str, clients: str, lines: tuple[Line, ...]) -> Block:
-    if (data, clients) == ("cifar10", "10"):
-        lines = tuple(
-            line._replace(published=_FIGURE_4) if line.name == "FedDP" else line
-            for line in lines
-        )
+    sent = _FIGURE_4 if (data, clients) == ("cifar10", "10") else ""
+    lines = tuple(
+        line._replace(published=sent if line.name == "FedDP" else "") for line in lines
+    )
     name, title = f"{data}_{clients}", f"To a target: {words}, {clients} clients"
     return Block(name, title, lines)
 

@@ -66,8 +66,7 @@ def _figure_5(
     all_lines = tuple(
         line._replace(name=line_name(line.name, clients))
         for clients in numbers
-        for method in methods
-        for line in _gated(data, clients, method).lines
+        for line in with_controls(data, clients, methods)
     )
     return (
         Block("all", "Every method", all_lines, by_clients),
@@ -130,7 +129,7 @@ DIGITS_GATES = Table(
         Block(
             "by_client",
             "By client and by class",
-            _gated("digits", "10", "scaffold").lines[:3],
+            _gated("digits", "10", "scaffold").lines,
             by_client_and_class,
             drawn=False,
         ),
@@ -209,16 +208,16 @@ def _shares() -> Block:
 
 def _norm(norm: str, words: str) -> Block:
     """FedDP with a norm and each rescaling, and its controls with the same norm."""
-    dense, gated, never, _ = _gated("digits", "10", "scaffold").lines
+    lines = _gated("digits", "10", "scaffold").lines
     changes = () if norm == "bn" else (f"model.norm={norm}",)
     rescaled = [
-        gated._replace(
+        lines[1]._replace(
             name=f"FedDP, rescaling {rescale}",
             changes=(*changes, f"model.gate_rescale={rescale}"),
         )
         for rescale in ("sqrt", "inverse")
     ]
-    plain = [line._replace(changes=changes) for line in (dense, gated, never)]
+    plain = [line._replace(changes=changes) for line in lines]
     return Block(f"norm_{norm}", words, (*plain, *rescaled))
 
 

@@ -62,7 +62,7 @@ class Swapped(NamedTuple):
         """
         classes = np.arange(self.counts.shape[1])
         images = self.labels[None, :] == classes[:, None]
-        right = self.test[OWN] @ images.T / images.sum(1)
+        right = self.test[OWN].astype(float) @ images.T / images.sum(1)
         return _means(right.T, (self.counts.T > 0) == has)
 
 
@@ -158,13 +158,15 @@ def means(found: Swapped) -> dict[str, float]:
     } | {
         "test, own gates": float(found.test[OWN].mean()),
         "test, mean gates": float(found.test[MEAN].mean()),
-        "test, own gates, classes that it has": float(
-            np.nanmean(found.of_clients(has=True))
-        ),
-        "test, own gates, other classes": float(
-            np.nanmean(found.of_clients(has=False))
-        ),
+        "test, own gates, classes that it has": _mean(found.of_clients(has=True)),
+        "test, own gates, other classes": _mean(found.of_clients(has=False)),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN, or NaN."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 @functools.cache

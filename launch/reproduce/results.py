@@ -30,7 +30,7 @@ FILE = "table.md"
 
 def write_results(
     table: Table, lines: Sequence[LineRuns], workdir: Path, folder: Path, *, pages: bool
-) -> str:
+) -> tuple[str, int]:
     """Writes the tables of all finished runs, and a page for each block.
 
     A block is shown if its first line is, to which the others are compared. Runs that
@@ -46,7 +46,8 @@ def write_results(
       pages: whether pages are drawn.
 
     Returns:
-      What was written into table.md.
+      What was written into table.md, and the exit code: 1 if a block could not be made,
+      which is told.
     """
 
     def is_shown(run: Run) -> bool:
@@ -56,7 +57,7 @@ def write_results(
 
     folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
-    parts = [f"# {table.question}\n"]
+    parts, code = [f"# {table.question}\n"], 0
     if table.differs:
         parts.append(f"{table.differs}\n")
     for block in table.blocks:
@@ -70,9 +71,16 @@ def write_results(
             continue
         if shown[block.lines[0].name]:
             shown = {name: folders for name, folders in shown.items() if folders}
-            parts.append(_results(block, shown, table.share_time))
-            if pages and block.drawn:
-                _draw(folder / block.name, [f for each in shown.values() for f in each])
+            try:
+                parts.append(_results(block, shown, table.share_time))
+                if pages and block.drawn:
+                    workdirs = [w for each in shown.values() for w in each]
+                    _draw(folder / block.name, workdirs)
+            except (CheckpointError, DataError, RowsError, WorkdirError) as error:
+                # The other blocks are still shown.
+                console.print_error(f"{block.title}: {error}")
+                parts.append(f"failed: {error}\n")
+                code = 1
         left = {
             line.name: [run for run in runs[line] if not is_shown(run)]
             for line in block.lines
@@ -80,7 +88,7 @@ def write_results(
         parts += _not_finished(left, len(runs[block.lines[0]]), workdir)
     text = "\n".join(parts)
     replace(folder / FILE, text.encode())
-    return text
+    return text, code
 
 
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
@@ -89,28 +97,23 @@ def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool)
     common = math.inf
     if share_time:
         common = min(_last_evaluation(f) for each in runs.values() for f in each)
-    try:
-        text = block.make(runs, published, common)
-    except (CheckpointError, DataError, RowsError, WorkdirError) as error:
-        # The other blocks are still shown.
-        return f"not measured: {error}\n"
-    return text + _changes(runs, common)
+    return block.make(runs, published, common) + _changes(runs, common)
 
 
 def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
-    """How far the first line has converged, and which others have less."""
+    """How far the first line has converged, and which others have not."""
     words = []
-    for name, workdirs in runs.items():
+    for number, (name, workdirs) in enumerate(runs.items()):
         changes = changes_at_the_end(workdirs, most_rounds)
         points = [100 * change for change in changes]
-        if points and (not words or abs(np.mean(points)) >= 1):
+        if points and (number == 0 or abs(np.mean(points)) >= 1):
             largest = max(map(abs, points))
             words.append(f"{name} {np.mean(points):+.1f} (at most {largest:.1f})")
     if not words:
         return ""
     return (
         "\nChange of the accuracy in the last fifth of the rounds, in points, mean and "
-        f"largest of the seeds, of the first line and those with 1 or more: "
+        "largest of the seeds, of the first line and those with a mean of 1 or more: "
         f"{', '.join(words)}.\n"
     )
 

@@ -14,6 +14,8 @@ from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.workdir import read_usable_config
 from launch.reproduce.personal import (
+    OWN,
+    Swapped,
     by_client_and_class,
     means,
     measure,
@@ -29,6 +31,17 @@ def gated(tmp_path_factory):
     config.eval.num_clients = 0
     assert train.run(config, workdir) == 0
     return workdir
+
+
+def test_accuracies_by_client_and_by_class_by_hand():
+    """Two clients, of which the second lacks class 1; three images of each class."""
+    right = np.array([[1, 1, 0, 0, 0, 1], [1, 1, 1, 0, 1, 1]], bool)
+    counts = np.array([[4, 2], [5, 0]])
+    found = Swapped({OWN: right}, {}, counts, np.array([0, 0, 0, 1, 1, 1]))
+    np.testing.assert_allclose(found.of_clients(has=True), [1 / 2, 1])
+    np.testing.assert_allclose(found.of_clients(has=False), [math.nan, 2 / 3])
+    np.testing.assert_allclose(found.of_classes(has=True), [5 / 6, 1 / 3])
+    np.testing.assert_allclose(found.of_classes(has=False), [math.nan, 2 / 3])
 
 
 def test_own_gates_give_what_the_run_has_measured(gated):

@@ -100,7 +100,7 @@ def write_finished(workdir, run):
     (workdir / run.folder / "checkpoints" / str(run.config.rounds)).mkdir(parents=True)
 
 
-def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
+def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path, capsys):
     lines = (
         Line("SCAFFOLD", "quickstart", ("rounds=20",), published="84.2 %"),
         Line("FedDP", "quickstart", ("rounds=20", "client.lr=0.3")),
@@ -118,7 +118,10 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     log = tmp_path / f"{found[2].runs[1].folder}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
-    text = results.write_results(table, found, tmp_path, tmp_path / "out", pages=True)
+    out = tmp_path / "out"
+    text, code = results.write_results(table, found, tmp_path, out, pages=True)
+    assert code == 1
+    assert "error: Gates: The checkpoint" in capsys.readouterr().err
     assert text == (tmp_path / "out/table.md").read_text()
     title, _, heading, _, header, _, first, second, *rest = text.splitlines()
     assert (title, heading) == ("# What for?", "## Ten clients")
@@ -126,7 +129,7 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path):
     assert first.startswith("| SCAFFOLD | 20 | 2 |")
     assert second.startswith("| FedDP | 20 | 1 |")
     _, change, _, *missing = rest
-    damaged = next(line for line in missing if line.startswith("not measured: "))
+    damaged = next(line for line in missing if line.startswith("failed: "))
     assert "manifest.json cannot be read" in damaged
     assert change.startswith("Change of the accuracy in the last fifth")
     diverged = [
@@ -165,26 +168,30 @@ def test_methods_stand_in_rows_and_numbers_of_clients_in_columns(tmp_path):
         line_name("FedDP, never learning", "10"): workdirs(
             "b", lambda n: 0.4, lambda n: 0.5
         ),
-        line_name("FedDP, never learning", "100"): workdirs("c", lambda n: 1.0),
+        line_name("FedAvg", "30"): workdirs("c", lambda n: 0.2),
+        line_name("FedDP, never learning", "30"): workdirs(
+            "d", lambda n: 0.4, lambda n: 0.6
+        ),
+        line_name("FedDP, never learning", "100"): workdirs("e", lambda n: 1.0),
     }
     # Two seeds that differ by d have an interval of 12.706 d / 2.
     assert (
         by_clients({name: list(w) for name, w in runs.items()}, {}, 10)
         == """\
-| accuracy | 10 clients | 100 clients |
-| --- | --- | --- |
-| FedAvg | 60.0% ± 127.1% |  |
-| FedDP, never learning | 45.0% ± 63.5% | 100.0% (of 1) |
+| accuracy | 10 clients | 30 clients | 100 clients |
+| --- | --- | --- | --- |
+| FedAvg | 60.0% ± 127.1% | 20.0% (of 1) |  |
+| FedDP, never learning | 45.0% ± 63.5% | 50.0% ± 127.1% | 100.0% (of 1) |
 
-| less FedAvg | 10 clients | 100 clients |
-| --- | --- | --- |
-| FedAvg |  |  |
-| FedDP, never learning | -15.0% ± 63.5% |  |
+| less FedAvg | 10 clients | 30 clients | 100 clients |
+| --- | --- | --- | --- |
+| FedAvg |  |  |  |
+| FedDP, never learning | -15.0% ± 63.5% | +20.0% (of 1) |  |
 
-| own validation | 10 clients | 100 clients |
-| --- | --- | --- |
-| FedAvg | 9.5% ± 0.0% |  |
-| FedDP, never learning | 9.5% ± 0.0% | 9.5% (of 1) |
+| own validation | 10 clients | 30 clients | 100 clients |
+| --- | --- | --- | --- |
+| FedAvg | 9.5% ± 0.0% | 9.5% (of 1) |  |
+| FedDP, never learning | 9.5% ± 0.0% | 9.5% ± 0.0% | 9.5% (of 1) |
 """
     )
 
@@ -209,7 +216,7 @@ def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
     for code, shown in ((1, "not measured"), (0, "| first |"), (0, "| first |")):
         assert results.measure(table, out) == code
         assert results.left_to_measure(table, out) == [*blocks[:1]] * code
-        text = results.write_results(table, [], tmp_path, out, pages=False)
+        text, _ = results.write_results(table, [], tmp_path, out, pages=False)
         assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
         assert text.endswith("## B\n\n| counted |\n")
     assert "error: A: no memory" in capsys.readouterr().err
@@ -245,7 +252,8 @@ def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
     for each, rounds in zip(found, (12, 8), strict=True):
         config = config_of(rounds=rounds, **{"eval.every": 4})
         write_run(tmp_path / each.runs[0].folder, config, records=False)
-    text = results.write_results(table, found, tmp_path, tmp_path / "out", pages=False)
+    out = tmp_path / "out"
+    text, _ = results.write_results(table, found, tmp_path, out, pages=False)
     assert "| a | 8 | 1 |" in text and "| b | 8 | 1 | " in text
 
 
@@ -284,9 +292,12 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
     assert left.stdout.startswith("What do learned gates learn?")
     assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.3 | 100 | " in left.stdout
     assert "client.lr=0.03" not in left.stdout
-    flags = (f"--config.data.dir={tmp_path}", f"--workdir={tmp_path / 'runs'}")
+    # A folder that cannot be made, so that nothing is downloaded.
+    file = tmp_path / "file"
+    file.touch()
+    flags = (f"--config.data.dir={file / 'data'}", f"--workdir={tmp_path / 'runs'}")
     unread = reproduce("--table=scaffold", *flags)
     assert unread.returncode == 1
-    assert unread.stderr.startswith(f"error: mnist is not prepared in {tmp_path}")
+    assert unread.stderr.startswith(f"error: mnist is not prepared in {file / 'data'}")
     assert len(unread.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [file]

@@ -128,11 +128,16 @@ def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):
 
 
 def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
-    """It takes 5 MB and half a round's FLOPs; a round saves 1 MB and a fifth of them.
+    """It takes 5 MB and half a round's FLOPs; a round saves 1 MB and a fifth of them,
+    two fifths in theory.
 
-    So traffic is even after round 5 and saved from round 6 on, compute from round 3.
+    So traffic is even after round 5 and saved from round 6 on, compute from round 3, in
+    theory from round 2.
     """
-    saving = {"flops/realisable": lambda n: 1.6e12}
+    saving = {
+        "flops/realisable": lambda n: 1.6e12,
+        "flops/theoretical": lambda n: 1.2e12,
+    }
     (folder,) = write_seeds(tmp_path / "masked", {0: [0.5] * 10}, **saving)
     metrics = folder / "metrics.jsonl"
     before = '{"round": 0, "bytes/down": 2e6, "bytes/up": 3e6, "flops/dense": 1e12}\n'
@@ -143,6 +148,7 @@ def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
     found = cells(tables.pruning_table({"FedAvg": base, "AutoFLIP": [folder]}))
     assert found["AutoFLIP"]["pays from round: traffic"] == ["6"]
     assert found["AutoFLIP"]["pays from round: MACs, realisable"] == ["3"]
+    assert found["AutoFLIP"]["pays from round: MACs, theoretical"] == ["2"]
     assert found["AutoFLIP"]["difference"] == ["+25.0%"]
     assert found["FedAvg"]["pays from round: traffic"] == [""]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_prune.runs.metrics import HEADLINE
-from fedjax_prune.runs.page.panel import colour, data_of
+from fedjax_prune.runs.page.panel import colour, dash, data_of
 from fedjax_prune.runs.page.read import Line, PageRun, differences, names
 from fedjax_prune.runs.tables import in_fifth
 
@@ -64,6 +64,7 @@ def chart(name: str, x: Any, tooltip: Any, kinds: Sequence[str]) -> Any:
     y = alt.Y("mean:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
     curves = base.mark_line(point=alt.OverlayMarkDef(size=40)).encode(
         y=y,
+        strokeDash=dash("kind", kinds),
         tooltip=[
             alt.Tooltip("line:N", title="run"),
             tooltip,

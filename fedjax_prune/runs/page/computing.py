@@ -33,9 +33,12 @@ def computing(lines: Sequence[Line]) -> Panel | None:
     Returns:
       A curve for networks without gates and for each mode of gates, and apart for runs
       that differ in more than that and their MACs; None with less than LEAST different
-      numbers of MACs.
+      numbers of MACs, or with different numbers of clients, for which there is
+      `population`.
     """
     lines = [line for line in lines if not masks_in(line.runs[0].rows)]
+    if len({line.runs[0].config["data.num_clients"] for line in lines}) > 1:
+        return None
     values = [
         value
         for line, other in zip(lines, against.others(lines, _OF_MACS), strict=True)

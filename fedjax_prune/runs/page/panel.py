@@ -151,12 +151,16 @@ def colour(field: str, names: Sequence[str]) -> Any:
 
 def dash_of(lines: Sequence[Line]) -> Any:
     """A pattern for each line, which differs where colours repeat."""
+    return dash("line", [line.name for line in lines])
+
+
+def dash(field: str, names: Sequence[str]) -> Any:
+    """A pattern for each value of a field, which differs where colours repeat."""
     import altair as alt
 
-    names = [line.name for line in lines]
     dashes = [list(_DASHES[i // 8 % 3]) for i in range(len(names))]
     scale = alt.Scale(domain=names, range=dashes)
-    return alt.StrokeDash("line:N", scale=scale, legend=_legend(names))
+    return alt.StrokeDash(f"{field}:N", scale=scale, legend=_legend(names))
 
 
 def _legend(names: Sequence[str]) -> Any:
