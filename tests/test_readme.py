@@ -96,6 +96,7 @@ def test_the_algorithm_is_the_tested_file():
     assert len([line for line in code.splitlines() if line.strip()]) <= 60
 
 
+@pytest.mark.long
 def test_the_algorithm_is_added_as_its_guide_says(tmp_path):
     """A file, an import and an entry are enough; the algorithm is found by its name."""
     library, ignored = tmp_path / "fedjax_prune", shutil.ignore_patterns("__pycache__")
