@@ -7,6 +7,7 @@ import numpy as np
 
 from configs import base
 from fedjax_prune.runs import record
+from fedjax_prune.runs.page.read import as_lines, read_runs
 from fedjax_prune.runs.workdir import write_config
 
 LAYERS = {"conv1": 16, "conv2": 32, "fc1": 64}
@@ -63,6 +64,14 @@ def write_run(folder, config, *, best=0.9, records=True, **fields):
         for n in range(5, config.rounds + 1, 5):
             record.write_record(folder, record_of(config, n, best, rng))
     return folder
+
+
+def lines_of(folder, *configs, **fields):
+    """The lines of a page of finished runs, one of each configuration."""
+    folders = [
+        write_run(folder / str(n), config, **fields) for n, config in enumerate(configs)
+    ]
+    return as_lines(read_runs(folders))
 
 
 def row_of(config, n, best, rng):

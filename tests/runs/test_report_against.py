@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.runs.page import computing, population
-from fedjax_prune.runs.page.read import as_lines, read_runs
-from tests.made_up_runs import config_of, write_run
-
-
-def lines_of(tmp_path, *configs, **fields):
-    folders = [
-        write_run(tmp_path / str(n), config, **fields)
-        for n, config in enumerate(configs)
-    ]
-    return as_lines(read_runs(folders))
+from tests.made_up_runs import config_of, lines_of
 
 
 def test_accuracy_is_drawn_against_multiplications_where_networks_differ(tmp_path):

@@ -19,15 +19,7 @@ from fedjax_prune.runs.page import (
 from fedjax_prune.runs.page.panel import as_csv, thinned
 from fedjax_prune.runs.page.read import as_lines, differences, read_runs
 from fedjax_prune.runs.workdir import runs_below
-from tests.made_up_runs import config_of, write_run
-
-
-def lines_of(tmp_path, *configs, **fields):
-    folders = [
-        write_run(tmp_path / str(n), config, **fields)
-        for n, config in enumerate(configs)
-    ]
-    return as_lines(read_runs(folders))
+from tests.made_up_runs import config_of, lines_of, write_run
 
 
 def test_seeds_are_one_line_and_configurations_are_named_by_what_differs(tmp_path):
