@@ -13,7 +13,6 @@ _WORDS = {
     "scaffold": "SCAFFOLD",
 }
 
-
 PUBLISHED = {"FedDP": "83.5% (VGG-11)", "SCAFFOLD": "84.2% (VGG-11)"}
 """The best accuracy on CIFAR-10 with ten clients in the paper."""
 
