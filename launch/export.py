@@ -1,7 +1,7 @@
 """Writes a trained network of a run for other programs, with its model card.
 
 python -m fedjax_prune export --workdir=DIR --output=FOLDER [--format=stablehlo]
-    [--kind=dense|masked|compact|gated] [--client=ID]
+    [--kind=dense|masked|compact|gated] [--client=ID] [--macs=0.5] [--multiple=8]
 
 Formats: safetensors has arrays, and a program of StableHLO that takes them; stablehlo
 is one program, which JAX runs on CPUs, GPUs and TPUs; onnx is one file for onnxruntime
@@ -11,9 +11,10 @@ README.md in FOLDER has the lines. Programs take examples as they are stored.
 Kinds: dense is the shared network at full size; masked is that under the final masks;
 compact has removed channels sliced out; gated is a client's, with its own gates. With
 --client, compact is a plain network of the channels that the client's data select, for
-which the data of the run are read. Without --kind it is compact for a run that prunes,
-dense for another one, and gated with --client. In a checkout `python -m launch.export`
-is the same. For example:
+which the data of the run are read. --multiple=8 keeps its channels in blocks of eight,
+with which CPUs are faster. Without --kind it is compact for a run that prunes, dense
+for another one, and gated with --client. In a checkout `python -m launch.export` is the
+same. For example:
 
     python -m fedjax_prune export --workdir=runs/quickstart --output=model
     python -m fedjax_prune export --workdir=runs/quickstart --output=m --format=onnx
@@ -43,6 +44,9 @@ _CLIENT = flags.DEFINE_integer("client", None, "id of a client of a run with gat
 _MACS = flags.DEFINE_float(
     "macs", None, "most MACs of a client's compact network, as a share of the dense"
 )
+_MULTIPLE = flags.DEFINE_integer(
+    "multiple", 1, "channels of a compact network stay in blocks of so many"
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "of the program; 0 is any")
 _INPUT_DTYPE = flags.DEFINE_string(
     "input_dtype", None, f"{' or '.join(DTYPES)}; by default uint8, of vectors float32"
@@ -70,6 +74,7 @@ def main(argv: list[str]) -> int:
             kind=_KIND.value,
             client=_CLIENT.value,
             macs=_MACS.value,
+            multiple=_MULTIPLE.value,
             batch_size=_BATCH_SIZE.value,
             input_dtype=_INPUT_DTYPE.value,
         )

@@ -15,6 +15,7 @@ from fedjax_prune import sample_cohort, to_population
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.pruning.client_network import client_network, make_client_selection
 from fedjax_prune.pruning.enforce import apply_masks, gate_flags
+from fedjax_prune.pruning.smaller import round_up
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.export import export_model, load_model
 from fedjax_prune.runs.files import WorkdirError
@@ -119,10 +120,10 @@ def test_what_is_written_if_no_kind_is_named(gated, both, plain, tmp_path):
         )
 
 
-@pytest.mark.parametrize("macs", [None, 0.5])
-def test_the_compact_network_of_a_client_is_of_its_data(gated, macs, tmp_path):
+@pytest.mark.parametrize("budget", [{}, {"macs": 0.5}, {"macs": 0.7, "multiple": 8}])
+def test_the_compact_network_of_a_client_is_of_its_data(gated, budget, tmp_path):
     workdir, learning, state, personal = gated
-    chosen = export_model(workdir, tmp_path, kind="compact", client=CLIENT, macs=macs)
+    chosen = export_model(workdir, tmp_path, kind="compact", client=CLIENT, **budget)
     data = load_data(learning.config)
     images = data.train.images[data.population.of(CLIENT)]
     variables = Variables(state.params, personal, state.model_state)
@@ -131,12 +132,26 @@ def test_the_compact_network_of_a_client_is_of_its_data(gated, macs, tmp_path):
         variables,
         make_client_selection(learning.model)(variables, images),
         learning.image_shape,
-        macs=macs,
+        **budget,
     )
     exported = load_model(tmp_path)
     assert exported.model == wanted.model
     jax.tree.map(np.testing.assert_array_equal, exported.variables, wanted.variables)
+    assert all(n % budget.get("multiple", 1) == 0 for n in chosen.left.values())
     assert f"{len(images)} training examples of client {CLIENT}" in chosen.words
+
+
+def test_the_shared_compact_network_in_blocks_has_the_same_logits(both, tmp_path):
+    workdir, learning, *_ = both
+    found = {n: export_model(workdir, tmp_path / str(n), multiple=n) for n in (1, 4)}
+    groups = learning.model.channel_groups(learning.image_shape)
+    sizes = {group.name: group.size for group in groups}
+    blocks = {k: round_up(n, sizes[k], 4) for k, n in found[1].left.items()}
+    assert found[4].left == blocks != found[1].left
+    narrow, wide = (
+        jax.jit(each.task.predict)(each.variables, IMAGES) for each in found.values()
+    )
+    close(np.asarray(wide), np.asarray(narrow))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +173,8 @@ def test_the_compact_network_of_a_client_is_of_its_data(gated, macs, tmp_path):
         ("both", {"kind": "compact", "client": 1, "macs": 2.0}, r"\(0, 1\], got 2.0"),
         ("both", {"kind": "compact", "client": 1, "macs": math.nan}, r"\], got nan"),
         ("both", {"kind": "compact", "client": 2, "macs": 1e-9}, r"got 1e-09"),
+        ("gated", {"client": 1, "multiple": 8}, "multiple must be left out except for"),
+        ("both", {"multiple": 0}, "multiple must be at least 1, got 0"),
         ("both", {"kind": "dense"}, "kind must be masked or compact for a run of magn"),
     ],
 )
@@ -192,12 +209,14 @@ def test_all_that_is_wrong_is_told_at_once(gated, tmp_path):
             kind="x",
             client=7,
             macs=3.0,
+            multiple=0,
             batch_size=-1,
             input_dtype="int8",
         )
     words = [problem.partition(" ")[0] for problem in error.value.problems]
-    names = ["client", "kind", "macs", "format", "input_dtype", "batch_size"]
-    assert words == [*names, str(tmp_path)]
+    of_network = ["client", "kind", "macs", "multiple"]
+    of_program = ["format", "input_dtype", "batch_size"]
+    assert words == [*of_network, *of_program, str(tmp_path)]
 
 
 @pytest.mark.long

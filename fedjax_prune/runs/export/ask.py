@@ -23,6 +23,7 @@ class Asked(NamedTuple):
       kind: one of KINDS.
       client: whose gates it has; None if it is the shared network.
       macs: budget of a client's compact network, or None.
+      multiple: channels of a compact network stay in blocks of so many.
     """
 
     workdir: Path
@@ -30,10 +31,15 @@ class Asked(NamedTuple):
     kind: str
     client: int | None
     macs: float | None
+    multiple: int
 
 
 def ask(
-    workdir: str | Path, kind: str | None, client: int | None, macs: float | None
+    workdir: str | Path,
+    kind: str | None,
+    client: int | None,
+    macs: float | None,
+    multiple: int,
 ) -> Asked:
     """Reads what a run learns with; the arguments are as those of `choose`.
 
@@ -47,12 +53,18 @@ def ask(
         kind=_default(learning, client) if kind is None else kind,
         client=client,
         macs=macs,
+        multiple=multiple,
     )
 
 
 def problems(asked: Asked) -> list[str]:
     """Says what of the arguments the run cannot give."""
-    return [*_of_client(asked), *_of_kind(asked), *_of_macs(asked)]
+    return [
+        *_of_client(asked),
+        *_of_kind(asked),
+        *_of_macs(asked),
+        *_of_multiple(asked),
+    ]
 
 
 def has_gates(learning: Learning) -> bool:
@@ -120,3 +132,10 @@ def _of_macs(asked: Asked) -> Iterator[str]:
         yield "macs must be left out except for kind compact with a client"
     elif not SHARE.holds(asked.macs):
         yield f"macs must be {SHARE.text}, got {asked.macs}"
+
+
+def _of_multiple(asked: Asked) -> Iterator[str]:
+    if asked.multiple < 1:
+        yield f"multiple must be at least 1, got {asked.multiple}"
+    elif asked.multiple > 1 and asked.kind != "compact":
+        yield "multiple must be left out except for kind compact"

@@ -62,6 +62,7 @@ def choose(
     kind: str | None = None,
     client: int | None = None,
     macs: float | None = None,
+    multiple: int = 1,
 ) -> Chosen:
     """Reads a network of the newest checkpoint of a run.
 
@@ -79,13 +80,15 @@ def choose(
         `dense` of another.
       client: id of a client that was in a cohort; only of a run with gates.
       macs: budget of a client's compact network, as in `client_network`.
+      multiple: of a compact network, as in `client_network` with a client and as in
+        `pruning.smaller.compact` without one.
 
     Raises:
       SettingsError: if the run cannot give that; it names the argument.
       WorkdirError, CheckpointError, RowsError: if there is nothing to read.
       DataError: if the data that a client's compact network needs cannot be read.
     """
-    asked = ask(workdir, kind, client, macs)
+    asked = ask(workdir, kind, client, macs, multiple)
     if found := problems(asked):
         raise SettingsError(found)
     return read(asked)
@@ -102,7 +105,7 @@ def read(asked: Asked) -> Chosen:
     """
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        shared = _shared(learning, restore_state(learning, workdir), asked.kind)
+        shared = _shared(asked, restore_state(learning, workdir))
         if not has_gates(learning):
             return shared
         where = "--client=ID exports a client's gates"
@@ -128,15 +131,16 @@ def read(asked: Asked) -> Chosen:
         left={},
     )
     if data:
-        chosen = _compacted(chosen, state, data, asked.macs)
+        chosen = _compacted(asked, chosen, state, data)
     if _are_first(learning, client, gates):
         note = "; these gates are still those from before the first round"
         chosen = chosen._replace(words=chosen.words + note)
     return chosen
 
 
-def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
+def _shared(asked: Asked, state: ServerState) -> Chosen:
     """The network that all clients share, without gates."""
+    learning, kind = asked.learning, asked.kind
     variables = jax.jit(learning.algorithm.deliver)(state)._replace(alive={})
     model, task, left = without_gates(learning.model), learning.dense_task, {}
     words = f"{kind}: the shared parameters at full size"
@@ -148,7 +152,9 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
         masked = learning.algorithm.masked
         assert masked is not None, "a kind that was checked"
         masks, shape = masked.delivered(state), learning.image_shape
-        model, variables, kept = compact(model, variables, masks, shape)
+        model, variables, kept = compact(
+            model, variables, masks, shape, multiple=asked.multiple
+        )
         left = {name: len(indices) for name, indices in kept.items()}
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
@@ -166,10 +172,11 @@ def _shared(learning: Learning, state: ServerState, kind: str) -> Chosen:
 
 
 def _compacted(
-    gated: Chosen, state: ServerState, data: RunData, macs: float | None
+    asked: Asked, gated: Chosen, state: ServerState, data: RunData
 ) -> Chosen:
     """The plain network of the channels that a client's training examples select."""
-    learning, client, config = gated.learning, gated.client, gated.learning.config
+    learning, client, config = asked.learning, asked.client, asked.learning.config
+    macs, multiple = asked.macs, asked.multiple
     assert client is not None
     images = data.training_of(client).images
     model, variables, shape = gated.model, gated.variables, learning.image_shape
@@ -178,7 +185,7 @@ def _compacted(
         # Units that no gate looks at are removed by the masks.
         masks = learning.algorithm.masked.delivered(state)
         whole = costs.macs_of(learning.dense_task.layers).dense
-        model, variables, _ = compact(model, variables, masks, shape)
+        model, variables, _ = compact(model, variables, masks, shape, multiple=multiple)
         share = costs.macs(model, shape).dense / whole
     budget = None if macs is None else min(1.0, macs / share)
     with product_precision(config.precision):
@@ -189,7 +196,9 @@ def _compacted(
         )
         try:
             selection = select(variables, images)
-            found = client_network(model, variables, selection, shape, macs=budget)
+            found = client_network(
+                model, variables, selection, shape, macs=budget, multiple=multiple
+            )
         except BudgetError as error:
             assert macs is not None, "there was a budget"
             # Its shares are of what the masks have left.

@@ -52,6 +52,7 @@ def export_model(
     kind: str | None = None,
     client: int | None = None,
     macs: float | None = None,
+    multiple: int = 1,
     batch_size: int = 0,
     input_dtype: str | None = None,
 ) -> Chosen:
@@ -70,6 +71,7 @@ def export_model(
       kind: as in `choose`.
       client: as in `choose`.
       macs: as in `choose`.
+      multiple: as in `choose`.
       batch_size: of the program; 0 is any.
       input_dtype: `uint8` for stored bytes or `float32` for floats; None is uint8, for
         vectors float32.
@@ -90,6 +92,7 @@ def export_model(
         kind=kind,
         client=client,
         macs=macs,
+        multiple=multiple,
         batch_size=batch_size,
         input_dtype=input_dtype,
     )
@@ -104,6 +107,7 @@ def plan_export(
     kind: str | None = None,
     client: int | None = None,
     macs: float | None = None,
+    multiple: int = 1,
     batch_size: int = 0,
     input_dtype: str | None = None,
 ) -> Plan:
@@ -113,7 +117,7 @@ def plan_export(
       SettingsError: with everything that is wrong.
       WorkdirError: if there is no run, or only the folder is wrong.
     """
-    asked = ask(workdir, kind, client, macs)
+    asked = ask(workdir, kind, client, macs, multiple)
     config, found = asked.learning.config, problems(asked)
     if format not in FORMATS:
         found.append(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
