@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
             share_time=table.share_time,
         )
         if table.beside and code != INTERRUPTED:
-            code = table.beside(lines, workdir, end - time.monotonic()) or code
+            code = table.beside.train(lines, workdir, end - time.monotonic()) or code
         pages = code != INTERRUPTED or (table.share_time and time.monotonic() >= end)
         text, unmade = results.write_results(table, lines, workdir, folder, pages=pages)
         print(text)

@@ -26,6 +26,16 @@ from .table import LineRuns
 
 _PEER = "pfl_sim"
 
+FIELDS = frozenset(
+    {
+        *("rounds", "cohort_size", "server.lr"),
+        *("client.batch_size", "client.epochs", "client.lr"),
+        *("data.dir", "data.num_train", "data.num_test", "data.num_clients"),
+        *("devices", "lanes", "eval.every", "save_every"),
+    }
+)
+"""Fields that pfl gets with the data of a run, and those that change no result."""
+
 
 class _Seed(NamedTuple):
     """What a run has reached.

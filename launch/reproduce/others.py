@@ -1,7 +1,7 @@
 """Tables of what others have published: pfl-research's benchmark and FedProx's data."""
 
-from .beside_pfl import beside_pfl, train_pfl
-from .table import Block, Line, Table
+from .beside_pfl import FIELDS, beside_pfl, train_pfl
+from .table import Beside, Block, Line, Table
 
 _FEDPROX = (
     "data.num_clients=30",
@@ -55,5 +55,5 @@ W1 = Table(
     differs="Both libraries have the same images, normalised as in the benchmark, "
     "clients and cohorts. Each draws its own first weights and dropout; pfl splits a "
     "client's images into the same batches in every round.",
-    beside=train_pfl,
+    beside=Beside(train_pfl, FIELDS),
 )

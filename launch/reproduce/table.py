@@ -52,6 +52,19 @@ class Block(NamedTuple):
     drawn: bool = True
 
 
+class Beside(NamedTuple):
+    """Another library that is trained after the runs of a table, which are timed.
+
+    Attributes:
+      train: (lines, workdir, seconds) -> exit code, as of `train_all`.
+      fields: which `--config.field` may change, because the other library gets them too
+        or because they change no result.
+    """
+
+    train: "Callable[[Sequence[LineRuns], Path, float], int]"
+    fields: frozenset[str]
+
+
 class Table(NamedTuple):
     """A question and the blocks that answer it.
 
@@ -62,8 +75,7 @@ class Table(NamedTuple):
       differs: how its runs differ from what others have published.
       share_time: whether runs have equal parts of --minutes, because few can end in it,
         and whether those that have not ended are shown.
-      beside: (lines, workdir, seconds) -> exit code: trains another library after them,
-        for which --jobs must be 1, too.
+      beside: another library, for which --jobs must be 1, too.
     """
 
     question: str
@@ -71,7 +83,7 @@ class Table(NamedTuple):
     seeds: tuple[int, ...]
     differs: str = ""
     share_time: bool = False
-    beside: "Callable[[Sequence[LineRuns], Path, float], int] | None" = None
+    beside: Beside | None = None
 
 
 def only(table: Table, names: Sequence[str]) -> Table:
@@ -102,11 +114,20 @@ def runs_of(
     """
     lines = dict.fromkeys(line for block in table.blocks for line in block.lines)
     own = {change.partition("=")[0] for line in lines for change in line.changes}
-    given = sorted(overridden(overrides) & {*own, "seed"})
-    if given:
-        raise SettingsError(
-            [f"--config.{field} must not be given: lines set it" for field in given]
-        )
+    given, own = overridden(overrides), {*own, "seed"}
+    mistakes = [
+        f"--config.{field} must not be given: lines set it"
+        for field in sorted(given & own)
+    ]
+    if table.beside:
+        known = ", ".join(sorted(table.beside.fields))
+        mistakes += [
+            f"--config.{field} must not be given: the other library does not get it; "
+            f"{known} may be"
+            for field in sorted(given - own - table.beside.fields)
+        ]
+    if mistakes:
+        raise SettingsError(mistakes)
     axis = f"seed={','.join(map(str, seeds))}"
     found = []
     for line in lines:

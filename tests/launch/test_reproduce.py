@@ -15,6 +15,7 @@ from launch.reproduce import results
 from launch.reproduce.accelerator import pace
 from launch.reproduce.clients import by_clients, line_name
 from launch.reproduce.costs import multiplications
+from launch.reproduce.others import W1
 from launch.reproduce.personal import swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
 from launch.reproduce.tables import TABLES
@@ -91,6 +92,14 @@ def test_a_field_of_the_lines_is_not_set_for_all_of_them():
         f"--config.{field} must not be given: lines set it"
         for field in ("client.lr", "seed")
     ]
+
+
+def test_a_field_that_the_other_library_would_not_get_is_refused():
+    given = ["--config.model.width=2.0", "--config.client.lr=0.05"]
+    with pytest.raises(SettingsError, match=r"model\.width must not be .*server\.lr"):
+        runs_of(W1, (0,), given)
+    (line,) = runs_of(W1, (0,), given[1:])
+    assert line.runs[0].config.client.lr == 0.05
 
 
 def write_finished(workdir, run):
