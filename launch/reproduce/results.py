@@ -74,8 +74,7 @@ def write_results(
             try:
                 parts.append(_results(block, shown, table.share_time))
                 if pages and block.drawn:
-                    workdirs = [w for each in shown.values() for w in each]
-                    _draw(folder / block.name, workdirs)
+                    _draw(folder / block.name, shown)
             except (CheckpointError, DataError, RowsError, WorkdirError) as error:
                 # The other blocks are still shown.
                 console.print_error(f"{block.title}: {error}")
@@ -181,9 +180,10 @@ def _last_evaluation(workdir: Path) -> int:
     return max(rounds, default=0)
 
 
-def _draw(folder: Path, workdirs: Sequence[Path]) -> None:
+def _draw(folder: Path, runs: Mapping[str, Sequence[Path]]) -> None:
+    names = {workdir: name for name, workdirs in runs.items() for workdir in workdirs}
     try:
-        page = write_report(workdirs, folder)
+        page = write_report(list(names), folder, names=names)
     except SettingsError as error:
         console.print_error(error.problems)
     else:

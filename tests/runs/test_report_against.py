@@ -57,6 +57,20 @@ def test_accuracy_is_drawn_against_the_number_of_clients(tmp_path):
     assert [value["clients"] for value in panel.values] == [20, 20, 50]
     assert len({value["kind"] for value in panel.values}) == 3
 
+    names = ("FedAvg, narrow, 20 clients", "FedAvg, narrow, 50 clients", "SCAFFOLD")
+    given = [
+        line._replace(name=name, is_given=True)
+        for line, name in zip(lines, names, strict=True)
+    ]
+    panel = population.population(given)
+    assert panel is not None
+    values = [(value["kind"], value["line"]) for value in panel.values]
+    assert values == [
+        ("FedAvg, narrow", names[0]),
+        ("SCAFFOLD", names[2]),
+        ("FedAvg, narrow", names[1]),
+    ]
+
     (one, other) = lines_of(tmp_path / "one", *plain[:2])
     panel = population.population([one, other])
     assert panel is not None and {v["kind"] for v in panel.values} == {

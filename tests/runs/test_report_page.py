@@ -142,6 +142,13 @@ def test_words_that_begin_with_a_digit_are_put_to_the_left(cell):
     assert "class=number" not in page
 
 
+def test_lines_have_the_names_that_are_given(folders, tmp_path):
+    given = dict(zip(folders, ("AutoFLIP", "AutoFLIP", "no masks"), strict=True))
+    page = write_report(folders, tmp_path / "page", pictures=False, names=given)
+    cells = re.findall("<td>(AutoFLIP|no masks|autoflip|fedavg)</td>", page.read_text())
+    assert cells[:2] == ["AutoFLIP", "no masks"]
+
+
 def test_the_intro_says_what_all_runs_have_in_common(folders, tmp_path):
     other = config_of(cohort_size=4, rounds=5, **{"data.name": "mnist"})
     write_run(tmp_path / "other", other)

@@ -19,6 +19,10 @@ def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
     Args:
       lines: of the page.
       fields: dotted names.
+
+    Returns:
+      One for each line, from the fields that differ or, if the lines' names are given,
+      what the names of lines that are alike have in common.
     """
     configs = [
         {name: x for name, x in line.runs[0].config.items() if name not in fields}
@@ -27,11 +31,22 @@ def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
     found = differences(configs)
     # As text, because some fields are lists.
     keys = [str([values[n] for values in found.values()]) for n in range(len(lines))]
+    if all(line.is_given for line in lines):
+        alike: dict[str, list[str]] = {}
+        for key, line in zip(keys, lines, strict=True):
+            alike.setdefault(key, []).append(line.name)
+        return [_shared(alike[key]) for key in keys]
     first = dict(zip(reversed(keys), reversed(configs), strict=True))
     if len(first) == 1:
         return [""] * len(lines)
     named = dict(zip(first, names(list(first.values())), strict=True))
     return [named[key] for key in keys]
+
+
+def _shared(names: Sequence[str]) -> str:
+    """The parts of names, between commas, that all of them have."""
+    first, *others = (name.split(", ") for name in names)
+    return ", ".join(part for part in first if all(part in other for other in others))
 
 
 def spread(line: Line) -> dict[str, float] | None:

@@ -59,10 +59,12 @@ class Line(NamedTuple):
     Attributes:
       name: what tells it from the other lines.
       runs: by seed.
+      is_given: whether the name was given, not made of the fields that differ.
     """
 
     name: str
     runs: list[PageRun]
+    is_given: bool = False
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[PageRun]:
@@ -100,15 +102,19 @@ def _read(folder: Path) -> PageRun:
     )
 
 
-def as_lines(runs: Sequence[PageRun]) -> list[Line]:
+def as_lines(
+    runs: Sequence[PageRun], given: Mapping[Path, str] | None = None
+) -> list[Line]:
     """Puts runs together that differ in nothing but `uncompared` fields.
 
     Args:
       runs: at least one.
+      given: workdir of each run -> name of its line.
 
     Returns:
-      The lines in the order of their first runs, named by the fewest differing fields
-      that tell them apart, or by method if there is only one.
+      The lines in the order of their first runs. Unless names are given, they are named
+      by the fewest differing fields that tell them apart, or by method if there is only
+      one.
     """
     groups: dict[str, list[PageRun]] = {}
     for run in runs:
@@ -116,6 +122,8 @@ def as_lines(runs: Sequence[PageRun]) -> list[Line]:
         compared = {k: v for k, v in run.config.items() if k not in left_out}
         groups.setdefault(repr(sorted(compared.items())), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
+    if given:
+        return [Line(given[line[0].folder], line, is_given=True) for line in lines]
     named = names([line[0].config for line in lines])
     return [Line(name, line) for name, line in zip(named, lines, strict=True)]
 

@@ -1,6 +1,6 @@
 """Writes the page of runs and its pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedjax_prune.runs.files import replace, unwritable
@@ -41,6 +41,7 @@ def write_report(
     *,
     wanted: float = 0.0,
     pictures: bool = True,
+    names: Mapping[Path, str] | None = None,
 ) -> Path:
     """Writes `index.html` and, for each picture, `NAME.png` and `NAME.svg`.
 
@@ -50,6 +51,8 @@ def write_report(
       folder: is made if missing; files of these names are replaced.
       wanted: accuracy in (0, 1] whose costs are drawn; 0 takes that of the first run.
       pictures: whether PNG and SVG files are written.
+      names: workdir of each run -> name of its line; None names lines by the fields
+        that tell them apart.
 
     Returns:
       The page.
@@ -61,7 +64,7 @@ def write_report(
     require_installed()
     import vl_convert
 
-    lines = as_lines(read_runs(workdirs))
+    lines = as_lines(read_runs(workdirs), names)
     parts = parts_of(lines, wanted)
     try:
         folder.mkdir(parents=True, exist_ok=True)
