@@ -11,8 +11,9 @@ README.md in FOLDER has the lines. Programs take examples as they are stored.
 Kinds: dense is the shared network at full size; masked is that under the final masks;
 compact has removed channels sliced out; gated is a client's, with its own gates. With
 --client, compact is a plain network of the channels that the client's data select, for
-which the data of the run are read. --multiple=8 keeps its channels in blocks of eight,
-with which CPUs are faster. Without --kind it is compact for a run that prunes, dense
+which the data of the run are read; --macs=0.5 is its most multiplications, as a share.
+--multiple=8 keeps channels of a compact network in blocks of eight, which CPUs compute
+faster. Without --kind it is compact for a run that prunes, dense
 for another one, and gated with --client. In a checkout `python -m launch.export` is the
 same. For example:
 
@@ -45,7 +46,7 @@ _MACS = flags.DEFINE_float(
     "macs", None, "most MACs of a client's compact network, as a share of the dense"
 )
 _MULTIPLE = flags.DEFINE_integer(
-    "multiple", 1, "channels of a compact network stay in blocks of so many"
+    "multiple", 1, "that numbers of channels of a compact network have"
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "of the program; 0 is any")
 _INPUT_DTYPE = flags.DEFINE_string(

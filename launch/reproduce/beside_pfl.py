@@ -16,6 +16,7 @@ from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.tables import markdown, with_interval
+from fedjax_prune.runs.workdir import HOUSEKEEPING
 from fedjax_prune.types import Config
 
 from .. import runtime
@@ -26,13 +27,14 @@ from .table import LineRuns
 
 _PEER = "pfl_sim"
 
-FIELDS = frozenset(
-    {
-        *("rounds", "cohort_size", "server.lr"),
+PFL_FIELDS = frozenset(
+    (
+        *("rounds", "cohort_size", "server.lr", "eval.num_examples"),
         *("client.batch_size", "client.epochs", "client.lr"),
-        *("data.dir", "data.num_train", "data.num_test", "data.num_clients"),
-        *("devices", "lanes", "eval.every", "save_every"),
-    }
+        *("data.dir", "data.num_train", "data.num_clients", "data.seed"),
+        *("data.partitioner", "data.alpha", "data.min_size"),
+        *HOUSEKEEPING,
+    )
 )
 """Fields that pfl gets with the data of a run, and those that change no result."""
 

@@ -1,6 +1,6 @@
 """Tables of what others have published: pfl-research's benchmark and FedProx's data."""
 
-from .beside_pfl import FIELDS, beside_pfl, train_pfl
+from .beside_pfl import PFL_FIELDS, beside_pfl, train_pfl
 from .table import Beside, Block, Line, Table
 
 _FEDPROX = (
@@ -55,5 +55,5 @@ W1 = Table(
     differs="Both libraries have the same images, normalised as in the benchmark, "
     "clients and cohorts. Each draws its own first weights and dropout; pfl splits a "
     "client's images into the same batches in every round.",
-    beside=Beside(train_pfl, FIELDS),
+    beside=Beside(train_pfl, PFL_FIELDS),
 )

@@ -53,12 +53,12 @@ class Block(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Another library that is trained after the runs of a table, which are timed.
+    """Another library that is trained after the runs of a table; all are timed.
 
     Attributes:
       train: (lines, workdir, seconds) -> exit code, as of `train_all`.
-      fields: which `--config.field` may change, because the other library gets them too
-        or because they change no result.
+      fields: dotted names that overrides may set, because the other library gets them
+        too or because they change no result.
     """
 
     train: "Callable[[Sequence[LineRuns], Path, float], int]"
@@ -110,11 +110,13 @@ def runs_of(
       overrides: arguments for all runs, `--config.field=value`.
 
     Raises:
-      SettingsError: with every mistake in a line's runs.
+      SettingsError: with every mistake in a line's runs, or every override of a field
+        that lines set or that the other library does not get.
     """
     lines = dict.fromkeys(line for block in table.blocks for line in block.lines)
     own = {change.partition("=")[0] for line in lines for change in line.changes}
-    given, own = overridden(overrides), {*own, "seed"}
+    own.add("seed")
+    given = overridden(overrides)
     mistakes = [
         f"--config.{field} must not be given: lines set it"
         for field in sorted(given & own)

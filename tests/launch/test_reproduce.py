@@ -9,10 +9,12 @@ import pytest
 
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.settings import SettingsError, flatten
 from launch.benchmark.process import WorkerError
+from launch.flags import load_config
 from launch.reproduce import results
 from launch.reproduce.accelerator import pace
+from launch.reproduce.beside_pfl import PFL_FIELDS
 from launch.reproduce.clients import by_clients, line_name
 from launch.reproduce.costs import multiplications
 from launch.reproduce.others import W1
@@ -98,6 +100,7 @@ def test_a_field_that_the_other_library_would_not_get_is_refused():
     given = ["--config.model.width=2.0", "--config.client.lr=0.05"]
     with pytest.raises(SettingsError, match=r"model\.width must not be .*server\.lr"):
         runs_of(W1, (0,), given)
+    assert flatten(load_config("bench:w1", [])).keys() >= PFL_FIELDS
     (line,) = runs_of(W1, (0,), given[1:])
     assert line.runs[0].config.client.lr == 0.05
 

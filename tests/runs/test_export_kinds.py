@@ -154,6 +154,13 @@ def test_the_shared_compact_network_in_blocks_has_the_same_logits(both, tmp_path
     close(np.asarray(wide), np.asarray(narrow))
 
 
+def test_blocks_of_a_client_are_whole_also_under_masks(both, tmp_path):
+    asked = {"kind": "compact", "client": CLIENT, "multiple": 4}
+    chosen = export_model(both[0], tmp_path, **asked)
+    assert all(n % 4 == 0 for n in chosen.left.values())
+    assert "in blocks of 4 channels" in chosen.words
+
+
 @pytest.mark.parametrize(
     ("run", "arguments", "words"),
     [

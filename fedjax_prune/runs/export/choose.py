@@ -80,8 +80,8 @@ def choose(
         `dense` of another.
       client: id of a client that was in a cohort; only of a run with gates.
       macs: budget of a client's compact network, as in `client_network`.
-      multiple: of a compact network, as in `client_network` with a client and as in
-        `pruning.smaller.compact` without one.
+      multiple: at least 1, and 1 except for `compact`. With a client it is as in
+        `client_network`, and without one as in `pruning.smaller.compact`.
 
     Raises:
       SettingsError: if the run cannot give that; it names the argument.
@@ -158,6 +158,7 @@ def _shared(asked: Asked, state: ServerState) -> Chosen:
         left = {name: len(indices) for name, indices in kept.items()}
         task = task_of(learning.config, model)
         words = "compact: the shared parameters without the channels that were removed"
+        words += _in_blocks(asked.multiple)
     return Chosen(
         learning=learning,
         round=int(state.round),
@@ -185,6 +186,7 @@ def _compacted(
         # Units that no gate looks at are removed by the masks.
         masks = learning.algorithm.masked.delivered(state)
         whole = costs.macs_of(learning.dense_task.layers).dense
+        # Groups are filled up first: one of five channels could not make a block of 8.
         model, variables, _ = compact(model, variables, masks, shape, multiple=multiple)
         share = costs.macs(model, shape).dense / whole
     budget = None if macs is None else min(1.0, macs / share)
@@ -218,6 +220,7 @@ def _compacted(
         words=(
             f"compact: a plain network of the channels that the {len(images)} training "
             f"examples of client {client} select, which were read for this"
+            f"{_in_blocks(multiple)}"
         ),
         model=found.model,
         task=task_of(config, found.model),
@@ -225,6 +228,10 @@ def _compacted(
         left={name: len(indices) for name, indices in found.kept.items()},
         own_validation=accuracy,
     )
+
+
+def _in_blocks(multiple: int) -> str:
+    return f", in blocks of {multiple} channels" if multiple > 1 else ""
 
 
 def _require_drawn(config: Config, client: int, finished: int) -> None:

@@ -14,15 +14,15 @@ WORDS = "Evaluations in the last fifth of the rounds: means of seeds, and their 
 
 
 def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
-    """What tells each line from the others beside some fields; empty if nothing does.
+    """What tells each line from the others beside some fields.
 
     Args:
       lines: of the page.
       fields: dotted names.
 
     Returns:
-      One for each line, from the fields that differ or, if the lines' names are given,
-      what the names of lines that are alike have in common.
+      One for each line: the fields that differ, empty if none does; or, if the lines'
+      names are given, what the names of lines that are alike in other fields share.
     """
     configs = [
         {name: x for name, x in line.runs[0].config.items() if name not in fields}
@@ -35,7 +35,9 @@ def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
         alike: dict[str, list[str]] = {}
         for key, line in zip(keys, lines, strict=True):
             alike.setdefault(key, []).append(line.name)
-        return [_shared(alike[key]) for key in keys]
+        shared = {key: _shared(names) for key, names in alike.items()}
+        if len(set(shared.values())) == len(shared):
+            return [shared[key] for key in keys]
     first = dict(zip(reversed(keys), reversed(configs), strict=True))
     if len(first) == 1:
         return [""] * len(lines)
@@ -45,8 +47,8 @@ def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
 
 def _shared(names: Sequence[str]) -> str:
     """The parts of names, between commas, that all of them have."""
-    first, *others = (name.split(", ") for name in names)
-    return ", ".join(part for part in first if all(part in other for other in others))
+    first, *rest = (name.split(", ") for name in names)
+    return ", ".join(part for part in first if all(part in other for other in rest))
 
 
 def spread(line: Line) -> dict[str, float] | None:

@@ -109,7 +109,8 @@ def as_lines(
 
     Args:
       runs: at least one.
-      given: workdir of each run -> name of its line.
+      given: workdir of each run -> name of its line; none may be missing. Of runs of
+        one line the first run's counts.
 
     Returns:
       The lines in the order of their first runs. Unless names are given, they are named

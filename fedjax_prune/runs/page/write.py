@@ -51,8 +51,8 @@ def write_report(
       folder: is made if missing; files of these names are replaced.
       wanted: accuracy in (0, 1] whose costs are drawn; 0 takes that of the first run.
       pictures: whether PNG and SVG files are written.
-      names: workdir of each run -> name of its line; None names lines by the fields
-        that tell them apart.
+      names: workdir of each run -> name of its line, as in `as_lines`; None names
+        lines by the fields that tell them apart.
 
     Returns:
       The page.
