@@ -11,11 +11,11 @@ README.md in FOLDER has the lines. Programs take examples as they are stored.
 Kinds: dense is the shared network at full size; masked is that under the final masks;
 compact has removed channels sliced out; gated is a client's, with its own gates. With
 --client, compact is a plain network of the channels that the client's data select, for
-which the data of the run are read; --macs=0.5 is its most multiplications, as a share.
---multiple=8 keeps channels of a compact network in blocks of eight, which CPUs compute
-faster. Without --kind it is compact for a run that prunes, dense
-for another one, and gated with --client. In a checkout `python -m launch.export` is the
-same. For example:
+which the data of the run are read; --macs=0.5 lets it have at most half of the
+multiplications. --multiple=8 keeps channels of a compact network in blocks of eight,
+which CPUs compute faster. Without --kind the network is compact for a run that prunes,
+dense for another one, and gated with --client. In a checkout `python -m launch.export`
+is the same. For example:
 
     python -m fedjax_prune export --workdir=runs/quickstart --output=model
     python -m fedjax_prune export --workdir=runs/quickstart --output=m --format=onnx
@@ -46,7 +46,7 @@ _MACS = flags.DEFINE_float(
     "macs", None, "most MACs of a client's compact network, as a share of the dense"
 )
 _MULTIPLE = flags.DEFINE_integer(
-    "multiple", 1, "that numbers of channels of a compact network have"
+    "multiple", 1, "channels of a compact network stay in blocks of so many"
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "of the program; 0 is any")
 _INPUT_DTYPE = flags.DEFINE_string(

@@ -122,12 +122,13 @@ def runs_of(
         for field in sorted(given & own)
     ]
     if table.beside:
-        known = ", ".join(sorted(table.beside.fields))
-        mistakes += [
-            f"--config.{field} must not be given: the other library does not get it; "
-            f"{known} may be"
+        refused = [
+            f"--config.{field} must not be given: the other library does not get it"
             for field in sorted(given - own - table.beside.fields)
         ]
+        if refused:
+            known = ", ".join(sorted(table.beside.fields - own))
+            mistakes += [*refused, f"fields that may be given: {known}"]
     if mistakes:
         raise SettingsError(mistakes)
     axis = f"seed={','.join(map(str, seeds))}"

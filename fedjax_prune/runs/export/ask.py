@@ -23,7 +23,7 @@ class Asked(NamedTuple):
       kind: one of KINDS.
       client: whose gates it has; None if it is the shared network.
       macs: budget of a client's compact network, or None.
-      multiple: that numbers of channels of a compact network have, at least 1.
+      multiple: channels of a compact network stay in blocks of so many, at least 1.
     """
 
     workdir: Path
