@@ -23,6 +23,13 @@ from fedjax_prune.runs.sections import (
 ALWAYS = {"algorithm.name", "data.name", "model.name"}
 """Fields that every version has and that say what the other ones are for."""
 
+_OFTEN_CALLED = {
+    "learning_rate": "lr",
+    "clients_per_round": "cohort_size",
+    "local_epochs": "epochs",
+}
+"""What users of other libraries call a field -> its name here."""
+
 
 class SettingsError(ValueError):
     """A configuration that cannot be run.
@@ -247,10 +254,13 @@ def unknown(name: str, known: Collection[str], model: Any = None) -> str:
         inside = [k.removeprefix("model.") for k in known if k.startswith("model.")]
         theirs = ", ".join(k for k in inside if k not in OWN_FIELDS) or "none"
         return f"{name} is not a field: the attributes of {model} are {theirs}"
-    nearest = difflib.get_close_matches(name, known, n=1)
+    section, _, leaf = name.rpartition(".")
+    leaf = _OFTEN_CALLED.get(leaf, leaf)
     # The same name in another section is a better hint than a similar path.
-    leaf = name.rpartition(".")[2]
-    nearest = [k for k in known if k.rpartition(".")[2] == leaf][:1] or nearest
+    same = [k for k in known if k.rpartition(".")[2] == leaf]
+    if f"{section}.{leaf}" in same:
+        same = [f"{section}.{leaf}"]
+    nearest = same[:1] or difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"{name} is not a field{hint}"
 

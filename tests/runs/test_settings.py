@@ -125,6 +125,12 @@ def test_fields_are_described_in_order_with_the_values_of_the_configuration():
             "client.batchsize is not a field; did you mean client.batch_size?",
         ),
         ("alpha", 0.5, "alpha is not a field; did you mean data.alpha?"),
+        (
+            "server.learning_rate",
+            1,
+            "server.learning_rate is not a field; did you mean server.lr?",
+        ),
+        ("num_rounds", 3, "num_rounds is not a field; did you mean rounds?"),
     ],
 )
 def test_one_mistake_gives_one_sentence(name, value, message):
