@@ -2,7 +2,7 @@
 
 What is measured and scaled is a change: batch statistics, the part `model_state`, are
 values, so their difference from what the client has received is taken. Integers are
-neither measured nor scaled.
+neither measured nor scaled, nor are the parts STEP_MASS and SIGNS.
 """
 
 from typing import Any
@@ -15,7 +15,9 @@ from fedjax_prune.types import Anchor, Message, Total, Tree
 MODEL_STATE = "model_state"
 """The part of a message whose values are no changes."""
 STEP_MASS = "step_mass"
-"""The part that multiplies others at the server: FedNova's. It is not scaled."""
+"""The part that multiplies others at the server: FedNova's."""
+SIGNS = "signs"
+"""The part that has the signs of a client's update, of which no size matters."""
 
 
 def clip_parts(
@@ -42,7 +44,7 @@ def clip_parts(
     """
     clipped, scaled = {}, jnp.bool(False)
     for name, part in message.items():
-        if name == STEP_MASS:
+        if name in (STEP_MASS, SIGNS):
             clipped[name] = part
             continue
         limit = jnp.asarray(bound, float)

@@ -3,7 +3,7 @@
 A hostile client trains as the others do and then multiplies what it sends: by -1 with
 `sign_flip`, by a large factor with `scaled`. Batch statistics, the part `model_state`,
 are sent as they are: a negative variance would end the run at once. Integers are sent
-as they are, too.
+as they are, too. Of the signs of an update, the part `signs`, only the sign changes.
 
 References:
   Sign flip: Li et al., RSA: Byzantine-Robust Stochastic Aggregation Methods, AAAI 2019,
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.engine.clipping import MODEL_STATE
+from fedjax_prune.engine.clipping import MODEL_STATE, SIGNS
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.fields import FINITE, FRACTION, checked, one_of
 from fedjax_prune.types import Mean, Message, Total
@@ -47,14 +47,17 @@ class Hostile(NamedTuple):
         """Returns what a client sends if it is hostile, else its message."""
         factor = jnp.where(self.includes(client_id), self.factor, 1.0)
 
-        def scale(x: jax.Array) -> jax.Array:
+        def scale(x: jax.Array, by: jax.Array) -> jax.Array:
             is_float = jnp.issubdtype(x.dtype, jnp.inexact)
-            return x * factor.astype(x.dtype) if is_float else x
+            return x * by.astype(x.dtype) if is_float else x
 
         def of_part(name: str, part: Mean | Total) -> Mean | Total:
             if name == MODEL_STATE:
                 return part
-            return part._replace(values=jax.tree.map(scale, part.values))
+            by = jnp.sign(factor) if name == SIGNS else factor
+            return part._replace(
+                values=jax.tree.map(lambda x: scale(x, by), part.values)
+            )
 
         return {name: of_part(name, part) for name, part in message.items()}
 

@@ -32,6 +32,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.engine.clipping import MODEL_STATE
 from fedjax_prune.engine.contract import (
     ClientProgram,
     FederatedAlgorithm,
@@ -57,11 +58,13 @@ from fedjax_prune.types import (
     ClientState,
     Cohort,
     LocalResult,
+    Mean,
     Message,
     RoundInputs,
     ServerState,
     Sums,
     Task,
+    Total,
     Tree,
     Variables,
 )
@@ -251,8 +254,17 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             message, after = inner.upload(result, row)
+            # A change of controls, for one, is not 0 where the mask prunes.
+            message = {
+                name: part if name == MODEL_STATE else kept_of(part)
+                for name, part in message.items()
+            }
             kept = keep_where(masks, after.client, row.client)
             return message | masking.message(result), after._replace(client=kept)
+
+        def kept_of(part: Mean | Total) -> Mean | Total:
+            zeros = jax.tree.map(jnp.zeros_like, part.values)
+            return part._replace(values=keep_where(masks, part.values, zeros))
 
         return ClientProgram(extra_args, upload, gate_flags(task, masks))
 

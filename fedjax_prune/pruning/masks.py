@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.engine.shares import num_in
 from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
@@ -193,7 +194,7 @@ def structured_masks(
         }
 
     def stay(group: ChannelGroup, thinned: Tree, alive: jax.Array) -> jax.Array:
-        density = channel_means(thinned, group)
+        density = channel_means(thinned, group).max(0)
         # Removed channels are ranked last.
         ranked = jnp.where(alive, density, -1.0)
         return (density > max_density) | _first(ranked, _fewest(group, min_units))
@@ -223,8 +224,8 @@ def lowest_channels(
     Args:
       masks: of single weights.
       scores: like the parameters; the score of a channel is the mean over the weights
-        that it is computed from: of guidance in AutoFLIP's rule `guidance_l1`, of
-        magnitudes in EFLPrune.
+        that it is computed from: of what ranks the weights in AutoFLIP's rule
+        `guidance_l1`, of magnitudes in EFLPrune.
       groups: of the model.
       share: T_s, in [0, 1); rounded down to whole channels.
       min_units: share of each group that stays at least, in [0, 1].
@@ -236,8 +237,9 @@ def lowest_channels(
     groups = removable(groups, residual=residual)
     alive = {}
     for group in groups:
-        left = max(group.size - int(share * group.size), _fewest(group, min_units))
-        alive[group.name] = _first(channel_means(scores, group), left)
+        left = max(group.size - num_in(share, group.size), _fewest(group, min_units))
+        best = [_first(means, left) for means in channel_means(scores, group)]
+        alive[group.name] = jnp.stack(best).any(0)
     return drop_channels(masks, groups, alive)
 
 
@@ -261,7 +263,7 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
       group: of channels.
 
     Returns:
-      [size], at least float32; for several branches the largest mean.
+      [branches, size], at least float32; one branch if no others are added to it.
     """
     means = []
     for slot in group.producers:
@@ -270,7 +272,7 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
         by_channel = jnp.moveaxis(leaf.astype(wide(leaf.dtype)), slot.axis, 0)
         part = by_channel.reshape(by_channel.shape[0], -1).mean(1)
         means.append(part[slot.start : slot.start + group.size])
-    return jnp.stack(means).max(0)
+    return jnp.stack(means)
 
 
 def _fewest(group: ChannelGroup, min_units: float) -> int:

@@ -2,6 +2,7 @@
 
 from fedjax_prune.runs.tables import pruning_table
 
+from .last_masks import under_last_masks
 from .table import Block, Line, Table
 
 _NAMES = {
@@ -66,6 +67,7 @@ def _table(
     data: str, words: str, differs: str, *, has_channels: bool = True, seeds: int = 5
 ) -> Table:
     """All methods on one data set, and the parts of AutoFLIP."""
+    schedules = [_line(data, f"autoflip{kind}") for kind in ("", "_static", "_v5")]
     methods = [m for m in _NAMES if has_channels or m not in _CHANNELS]
     blocks = {
         "methods": ("All methods", [_line(data, method) for method in methods]),
@@ -76,10 +78,7 @@ def _table(
                 *(_threshold(data, percent) for percent in range(10, 60, 10)),
             ],
         ),
-        "schedule": (
-            "When masks are made",
-            [_line(data, f"autoflip{kind}") for kind in ("", "_static", "_v5")],
-        ),
+        "schedule": ("When masks are made", schedules),
     }
     return Table(
         f"When does pruning by exploration pay? {words}.",
@@ -87,6 +86,13 @@ def _table(
             *(
                 Block(name, title, tuple(lines), pruning_table)
                 for name, (title, lines) in blocks.items()
+            ),
+            Block(
+                "last_masks",
+                "Under the masks of the last round",
+                tuple(schedules),
+                under_last_masks,
+                drawn=False,
             ),
             *([_started(data)] if has_channels else []),
         ),
@@ -119,7 +125,8 @@ SHAKESPEARE = _table(
     "From the authors' commands differ: a quarter of the width, ten roles (1,129), all "
     "of which explore, two in a round (18), one local epoch in batches of 20 (5 and "
     "350), steps of 3e-3 (3e-4), explorations of at most 5 epochs with patience 3 (150 "
-    "and 40), 150 rounds (200). What removes channels is left out: none of this "
+    "and 40), 150 rounds (200). Evaluated is what all roles hold out (those outside of "
+    "the round). What removes channels is left out: none of this "
     "network can be removed.",
     has_channels=False,
     seeds=3,

@@ -14,7 +14,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.models.channels import alive_channels
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.task import make_task
-from fedjax_prune.types import Probe
+from fedjax_prune.types import LocalResult, Probe
 from tests import toys
 from tests.layered import (
     BETA,
@@ -232,6 +232,23 @@ def check_nothing_changes(base, optimizer, schedule):
             control = kernel(state.server.base.control)
             mean = kernel(rows.client.base).mean(0)
             np.testing.assert_allclose(control, mean, atol=1e-6)
+
+
+def test_a_client_sends_no_control_that_the_mask_prunes():
+    algorithm = build(**FIELDS, base="scaffold", mask_schedule="fixed")
+    state, rows, _ = prepare(algorithm)
+    ones = jax.tree.map(jnp.ones_like, state.params)
+    # As a control that was learnt under another mask.
+    before = state.server.base._replace(control=ones)
+    state = state._replace(server=state.server._replace(base=before))
+    program = algorithm.rules.program(state, toys.contiguous_cohort(SIZES, [0]))
+    row = jax.tree.map(lambda x: x[0], rows)
+    row = row._replace(client=row.client.base)
+    one, zeros = jnp.float32(1), jax.tree.map(jnp.zeros_like, ones)
+    result = LocalResult(zeros, row.personal, {}, jnp.int32(4), one, (), {})
+    message, _ = program.upload(result, row)
+    sent, mask = kernel(message["control_change"].values), kernel(state.server.masks)
+    np.testing.assert_array_equal(sent, np.where(mask, np.float32(-1 / 4), 0))
 
 
 def test_a_sparse_server_forgets_what_is_pruned():

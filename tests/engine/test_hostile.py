@@ -1,5 +1,6 @@
 """Hostile clients: who they are, what they send, and what aggregators are worth."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,7 @@ def test_an_attack_scales_changes_of_hostile_clients():
         "delta": Mean({"w": jnp.float32(2), "n": jnp.int32(5)}, jnp.float32(7)),
         "model_state": Mean({"var": jnp.float32(0.5)}, jnp.float32(7)),
         "control_change": Total(jnp.float32(-1)),
+        "signs": Mean(jnp.array([-1.0, 0.0, 1.0]), jnp.float32(7)),
     }
     attack = jax.jit(attacker.attack)
     sent = attack(message, jnp.int32(4))
@@ -44,7 +46,8 @@ def test_an_attack_scales_changes_of_hostile_clients():
     assert float(sent["delta"].weight) == 7
     assert float(sent["model_state"].values["var"]) == 0.5
     assert float(sent["control_change"].values) == 3
-    assert attack(message, jnp.int32(3)) == message
+    assert sent["signs"].values.tolist() == [1, 0, -1]
+    chex.assert_trees_all_equal(attack(message, jnp.int32(3)), message)
 
 
 def train(policy, rounds=15):

@@ -217,6 +217,13 @@ def test_a_step_mass_is_no_change():
     np.testing.assert_array_equal(found["normalised_delta"].values, delta.values)
 
 
+def test_signs_have_no_size():
+    """A bound would let votes of many weights fade beside those of few."""
+    message = {"signs": Mean(jnp.ones(100), jnp.float32(2))}
+    found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
+    assert found["signs"] is message["signs"] and not scaled
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 3e38])
 def test_large_and_small_numbers_are_scaled(size):
     values = {"a": np.full(4, size, np.float32), "b": np.full((3, 4), -size)}

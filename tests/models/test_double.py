@@ -162,5 +162,5 @@ def test_scores_of_masks_are_exact_to_float64():
         "w", 3, producers=(Slot(("w",), -1),), entries=(), consumers=()
     )
     np.testing.assert_array_equal(
-        channel_means(guidance, group), np.asarray(guidance["w"]).mean(0)
+        channel_means(guidance, group), np.asarray(guidance["w"]).mean(0)[None]
     )

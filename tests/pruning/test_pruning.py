@@ -262,6 +262,34 @@ def test_branches_go_only_where_all_of_them_agree():
     np.testing.assert_array_equal(found["c"]["kernel"], [[True], [False]])
 
 
+def test_lowest_channels_of_branches_go_only_where_both_have_them():
+    group = ChannelGroup(
+        "sum",
+        4,
+        producers=(Slot(("a",), -1), Slot(("b",), -1)),
+        entries=(),
+        consumers=(Slot(("c",), -2),),
+    )
+    scores = {
+        "a": jnp.array([[1.0, 2.0, 3.0, 4.0]]),
+        "b": jnp.array([[9.0, 7.0, 6.0, 8.0]]),
+        "c": jnp.ones((4, 1)),
+    }
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), scores)
+    found = lowest_channels(masks, scores, [group], share=0.5, residual=True)
+    # Of a the first two are the lowest, of b the middle two.
+    np.testing.assert_array_equal(found["c"][:, 0], [True, False, True, True])
+
+
+def test_a_share_of_channels_is_a_decimal():
+    """In binary, 0.29 * 100 is below 29."""
+    scores = {"a": jnp.arange(100.0)[None], "c": jnp.ones((100, 1))}
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), scores)
+    group = ChannelGroup("one", 100, (Slot(("a",), -1),), (), (Slot(("c",), -2),))
+    found = lowest_channels(masks, scores, [group], share=0.29)
+    assert int(found["a"].sum()) == 71
+
+
 def test_channels_are_not_removed_from_a_model_that_does_not_declare_them():
     rule = MaskRule({"kernel": True}, None)
     with pytest.raises(ValueError, match="must be off for a model without"):

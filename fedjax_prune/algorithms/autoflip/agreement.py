@@ -10,8 +10,9 @@ References:
   Agreement Scoring, 2026, https://arxiv.org/abs/2405.10271v5.
 
 Choices:
-  A client votes for the weights whose guidance lies above its own quantile, so that all
-  clients keep equally many. The score takes the rank of the guidance, because its
+  A client votes for the weights whose guidance lies above its own quantile. So all
+  clients keep equally many, except for those with many weights that have not moved. The
+  score takes the rank of the guidance, because its
   values have another scale in every array. Of equal scores the first entries are kept.
   An update first brings the number of kept entries to the wanted one, and then swaps
   the best for the worst. A rising threshold follows a cubic ramp.
@@ -22,6 +23,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.engine.shares import num_in
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.masks import unstructured_masks
 from fedjax_prune.types import Tree
@@ -146,7 +148,7 @@ def rescore(
     wanted = _place(-scores, jnp.ones(size, bool)) < num_kept
     enter, leave = wanted & ~before, before & ~wanted
     num_enter, num_leave = (x.sum(dtype=jnp.int32) for x in (enter, leave))
-    budget = jnp.int32(int(max_change * size))
+    budget = jnp.int32(num_in(max_change, size))
     net = jnp.minimum(jnp.abs(num_leave - num_enter), budget)
     swaps = jnp.minimum(jnp.minimum(num_enter, num_leave), (budget - net) // 2)
     enters = enter & (

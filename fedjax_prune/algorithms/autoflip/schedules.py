@@ -12,9 +12,10 @@ References:
 Choices:
   The formulas of agreement are reconstructions [R]: a score is the rank of the guidance
   times a power of the smoothed share of clients that vote for a weight. Masks stay if
-  none of a round's clients explored. `participants` delivers the model under the mask
-  of all explorers, `agreement` that under its last mask. Agreement from the signs of
-  live updates starts at 1, and that of pruned weights stays.
+  none of a round's clients explored. `participants` evaluates and delivers the model
+  under the mask of all explorers, `agreement` under its last mask. The guard and the
+  channels of `agreement` go by its score as well. Agreement from the signs of live
+  updates starts at 1, and that of pruned weights stays.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 
 from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
+from fedjax_prune.engine.clipping import SIGNS
 from fedjax_prune.engine.contract import Received
 from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.pruning.guidance import guidance_matrix
@@ -218,11 +220,11 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
 
     def message(result: LocalResult) -> Message:
         signs = jax.tree.map(jnp.sign, result.delta)
-        return {"signs": Mean(signs, result.num_examples)}
+        return {SIGNS: Mean(signs, result.num_examples)}
 
     def absorb(state: ServerState, received: Received) -> Tree:
         guide = state.server.guide
-        agreed = jax.tree.map(jnp.abs, received["signs"])
+        agreed = jax.tree.map(jnp.abs, received[SIGNS])
         smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
         now = jax.tree.map(jnp.where, state.server.masks, smoothed, guide.agreement)
         return guide._replace(agreement=now)
