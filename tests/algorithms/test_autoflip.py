@@ -244,8 +244,16 @@ def test_a_client_sends_no_control_that_the_mask_prunes():
     program = algorithm.rules.program(state, toys.contiguous_cohort(SIZES, [0]))
     row = jax.tree.map(lambda x: x[0], rows)
     row = row._replace(client=row.client.base)
-    one, zeros = jnp.float32(1), jax.tree.map(jnp.zeros_like, ones)
-    result = LocalResult(zeros, row.personal, {}, jnp.int32(4), one, (), {})
+    zeros = jax.tree.map(jnp.zeros_like, ones)
+    result = LocalResult(
+        delta=zeros,
+        personal=row.personal,
+        model_state={},
+        num_examples=jnp.int32(4),
+        step_mass=jnp.float32(1),
+        solver_state=(),
+        sums={},
+    )
     message, _ = program.upload(result, row)
     sent, mask = kernel(message["control_change"].values), kernel(state.server.masks)
     np.testing.assert_array_equal(sent, np.where(mask, np.float32(-1 / 4), 0))
