@@ -63,8 +63,8 @@ METHODS = {
     "feddp_nograd": Method("scaffold", True, "hard_nograd"),
 }
 
-NORMS = {"vgg11": "bn", "resnet32": "bn"}
-"""The paper's models and their norm layers."""
+DROPOUTS = {"vgg11": 0.5, "resnet32": 0.0}
+"""The paper's models and their dropout rates."""
 
 SETTINGS = {
     "10": Setting(10, 100),
@@ -85,12 +85,17 @@ def get_config(text: str = "feddp,vgg11,10") -> Any:
     """
     method, model, clients = parse(
         text,
-        {"METHOD": tuple(METHODS), "MODEL": tuple(NORMS), "CLIENTS": tuple(SETTINGS)},
+        {
+            "METHOD": tuple(METHODS),
+            "MODEL": tuple(DROPOUTS),
+            "CLIENTS": tuple(SETTINGS),
+        },
     )
     chosen = METHODS[method]
     config = base.get_config(chosen.algorithm)
     config.model.name = model
-    config.model.norm = NORMS[model]
+    config.model.norm = "bn"
+    config.model.dropout = DROPOUTS[model]
     config.model.gated = chosen.gated
     config.model.gate_mode = chosen.gate_mode
     config.model.width = chosen.width

@@ -7,9 +7,9 @@ The string is DATA,METHOD,CLIENTS: DATA is digits, mnist or cifar10, METHOD as i
 configs/feddp.py, and CLIENTS 10, 30, 50 or 100 (digits: 10; cifar10: 10 or 100).
 Clients, cohorts and Dirichlet 0.1 are the paper's. What differs is the network, a CNN
 of two convolutions with batch norm, two local epochs in batches of 16 (paper: 10 and
-64), the images, and that nothing is augmented. MNIST is 10,000 images of 14 by 14
-pixels, CIFAR-10 is 5,000 of 24 by 24. A narrow network has about as many MACs as a
-gated one keeps.
+64), the images, the rounds, the least examples of a client (4, digits 10), and that
+nothing is augmented. MNIST is 10,000 images of 14 by 14 pixels, CIFAR-10 is 5,000 of
+24 by 24. A narrow network has about as many MACs as a gated one keeps.
 
 `python -m launch.reproduce` trains most of them; configs/results has what came out.
 """

@@ -13,8 +13,8 @@ Choices:
   L1 norm divided by a number that is the same for all channels of a layer. The same
   share is left out of every layer; at least a twentieth of its channels, and at least
   one, stays. Channels that residual additions join stay, unless `structured_residual`
-  is set. FedAvg trains under the masks, and channels that are left out keep the state
-  of the server's optimiser.
+  is set; then those go that all branches rank among their lowest. FedAvg trains under
+  the masks, and channels that are left out keep the state of the server's optimiser.
 """
 
 from typing import Annotated

@@ -1,7 +1,8 @@
 """The blocks of all image models: a gated convolution and dense layers.
 
 Each has two forms: it computes all channels of a batch and masks the dropped ones, or
-it computes only the kept channels of one sample (`gathered`).
+it returns only the kept channels of one sample (`gathered`), and computes only these
+where that is faster (`is_gathered`).
 """
 
 import math

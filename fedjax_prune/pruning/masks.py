@@ -219,7 +219,10 @@ def lowest_channels(
     min_units: float = 0.05,
     residual: bool = False,
 ) -> Tree:
-    """Removes the channels of lowest mean score, the same share of every group [R].
+    """Removes the channels of lowest mean score [R].
+
+    Of every group the same share goes. Of branches that are added a channel goes only
+    if it is among the lowest of each, so fewer can go.
 
     Args:
       masks: of single weights.

@@ -42,6 +42,7 @@ def test_paper_settings(clients, cohort_size, rounds, model):
         assert config.data.num_clients == int(clients)
         assert (config.cohort_size, config.rounds) == (cohort_size, rounds)
         assert (config.model.name, config.model.norm) == (model, "bn")
+        assert config.model.dropout == {"vgg11": 0.5, "resnet32": 0.0}[model]
         client = config.client
         assert (client.epochs, client.batch_size, client.lr) == (10, 64, 0.1)
         assert (client.lr_schedule, client.weight_decay) == ("cosine_epoch", 5e-4)

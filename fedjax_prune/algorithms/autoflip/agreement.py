@@ -12,10 +12,10 @@ References:
 Choices:
   A client votes for the weights whose guidance lies above its own quantile. So all
   clients keep equally many, except for those with many weights that have not moved. The
-  score takes the rank of the guidance, because its
-  values have another scale in every array. Of equal scores the first entries are kept.
-  An update first brings the number of kept entries to the wanted one, and then swaps
-  the best for the worst. A rising threshold follows a cubic ramp.
+  score takes the rank of the guidance, because its values have another scale in every
+  array. Of equal scores the first entries are kept. An update first brings the number
+  of kept entries to the wanted one, and then swaps the best for the worst. A rising
+  threshold follows a cubic ramp.
 """
 
 import math
