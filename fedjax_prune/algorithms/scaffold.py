@@ -17,18 +17,18 @@ Choices:
   n is the total of the cohort's examples. Algorithm 1 prints
   w^{t+1} = w^t + sum (n_k/n) w_k; w_k is read as the change of client k. A_k is the
   step mass really taken, so that c_k+ is exactly the weighted mean of the gradients
-  along the client's path; the printed 1/(E lr) of FedDP counts epochs and makes the controls too large by the
-  number of batches. Controls start at zero and a client keeps its own between
-  participations; with 1/N, c is then the mean of all c_k after every round. Aggregators
-  that change what is sent, and `on_bad_client = clip`, break this: the client's control
-  does not follow what the server has received. Deltas are weighted by size (FedDP), not
-  uniformly (SCAFFOLD). `control_weights` says which objective is minimised: `uniform`
-  the mean of the client losses, `size` that of FedAvg, weighted by examples. Batch
-  statistics are averaged, never corrected. `control_init = random_legacy` and
-  `control_divisor = m_legacy` repeat two faults of widely copied code: controls start
-  as a random network, and changes of controls are divided by the cohort's size instead
-  of the population's. With full participation these faults cannot be seen; without,
-  training diverges.
+  along the client's path; the printed 1/(E lr) of FedDP counts epochs and makes the
+  controls too large by the number of batches. Controls start at zero and a client keeps
+  its own between participations; with 1/N, c is then the mean of all c_k after every
+  round. Aggregators that change what is sent, and `on_bad_client = clip`, break this:
+  the client's control does not follow what the server has received. Deltas are weighted
+  by size (FedDP), not uniformly (SCAFFOLD). `control_weights` says which objective is
+  minimised: `uniform` the mean of the client losses, `size` that of FedAvg, weighted by
+  examples. Batch statistics are averaged, never corrected. `control_init =
+  random_legacy` and `control_divisor = m_legacy` repeat two faults of widely copied
+  code: controls start as a random network, and changes of controls are divided by the
+  cohort's size instead of the population's. With full participation these faults cannot
+  be seen; without, training diverges.
 """
 
 from typing import Annotated, NamedTuple
