@@ -20,17 +20,19 @@ Choices:
   along the client's path; the printed 1/(E lr) of FedDP counts epochs and makes the
   controls too large by the number of batches. Controls start at zero and a client keeps
   its own between participations; with 1/N, c is then the mean of all c_k after every
-  round. Aggregators that change what is sent, and `on_bad_client = clip`, break this:
-  the client's control does not follow what the server has received. Deltas are weighted
-  by size (FedDP), not uniformly (SCAFFOLD). `control_weights` says which objective is
-  minimised: `uniform` the mean of the client losses, `size` that of FedAvg, weighted by
-  examples. Batch statistics are averaged, never corrected. `control_init =
-  random_legacy` and `control_divisor = m_legacy` repeat two faults of widely copied
-  code: controls start as a random network, and changes of controls are divided by the
-  cohort's size instead of the population's. With full participation these faults cannot
-  be seen; without, training diverges.
+  round. Where messages are scaled to a norm, a client's control takes the change that
+  has arrived, so that this still holds. Medians, trimmed means and the noise of privacy
+  break it. Deltas are weighted by size (FedDP), not uniformly (SCAFFOLD).
+  `control_weights` says which objective is minimised: `uniform` the mean of the client
+  losses, `size` that of FedAvg, weighted by examples. Batch statistics are averaged,
+  never corrected. `control_init = random_legacy` and `control_divisor = m_legacy` are
+  two faults of widely copied code: controls start as a random network, and changes of
+  controls are divided by the cohort's size instead of the population's. With full
+  participation these faults cannot be seen; without, training diverges.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -44,6 +46,7 @@ from fedjax_prune.engine.contract import (
     Received,
     Rules,
 )
+from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.engine.rounds import make_algorithm
 from fedjax_prune.engine.server import scale, server_step
 from fedjax_prune.engine.solver import LocalSolver, require_step_mass
@@ -150,9 +153,8 @@ def scaffold(
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         control = state.server.control
-        divisor = (
-            cohort.cohort_size if control_divisor == "m_legacy" else cohort.num_clients
-        )
+        shared_by = control_weights if control_divisor == "num_clients" else "cohort"
+        share_of = partial(_share, cohort, shared_by, float_dtype(control))
 
         def extra_args(row: ClientState) -> dict[str, Tree]:
             return {"server_control": control, "client_control": row.client}
@@ -160,21 +162,17 @@ def scaffold(
         def upload(
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
-            mass, num_examples = result.step_mass, result.num_examples
+            num_examples = result.num_examples
             new_control = _new_control(row.client, control, result)
             change = jax.tree.map(jnp.subtract, new_control, row.client)
-            share = jnp.ones_like(mass) / jnp.asarray(divisor).astype(mass.dtype)
-            if control_weights == "size":
-                whole = jnp.asarray(cohort.num_examples).astype(mass.dtype)
-                share = num_examples.astype(mass.dtype) / whole
             message: Message = {
                 "delta": Mean(result.delta, num_examples),
-                "control_change": Total(scale(change, share)),
+                "control_change": Total(scale(change, share_of(num_examples))),
                 "model_state": Mean(result.model_state, num_examples),
             }
             return message, ClientState(result.personal, new_control)
 
-        return ClientProgram(extra_args, upload)
+        return ClientProgram(extra_args, upload, settle=partial(_settle, share_of))
 
     def update(state: ServerState, received: Received) -> ServerState:
         params, opt_state = server_step(
@@ -194,6 +192,31 @@ def scaffold(
         return sent, sent
 
     return make_algorithm(task, Rules(corrected, init, row, program, update), messages)
+
+
+def _share(
+    cohort: Cohort, shared_by: str, dtype: jnp.dtype, num_examples: jax.Array
+) -> jax.Array:
+    """Returns what a client's change of its control counts in that of the server."""
+    mine, whole = {
+        "uniform": (jnp.ones_like(num_examples), cohort.num_clients),
+        "size": (num_examples, cohort.num_examples),
+        "cohort": (jnp.ones_like(num_examples), cohort.cohort_size),
+    }[shared_by]
+    return mine.astype(dtype) / jnp.asarray(whole).astype(dtype)
+
+
+def _settle(
+    share_of: Callable[[jax.Array], jax.Array],
+    before: ClientState,
+    row: ClientState,
+    message: Message,
+) -> ClientState:
+    """Lets the client's control take the change that the server has received."""
+    sent, delta = message["control_change"].values, message["delta"]
+    assert isinstance(delta, Mean)
+    change = scale(sent, 1 / share_of(delta.weight))
+    return row._replace(client=jax.tree.map(jnp.add, before.client, change))
 
 
 def _first_control(task: Task, key: jax.Array, how: str) -> Tree:

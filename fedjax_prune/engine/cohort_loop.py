@@ -79,8 +79,8 @@ def train_cohort(
     """Trains every client of one device's block from the same parameters.
 
     A client whose loss or message becomes non-finite is dropped: its message does not
-    arrive and its row stays. The row also stays where the policy takes a large message
-    for a bad one.
+    arrive and its row stays. Where the policy takes a large message for a bad one, the
+    row follows what has arrived (`ClientProgram.settle`) and is else as it was.
 
     Args:
       task: the model and its loss.
@@ -237,8 +237,13 @@ class _Run(NamedTuple):
         """Returns message, row, how often numbers were not finite, and other sums."""
         client, anchor = lane.client, self.training.anchor
         result = self.training.result(client)
-        message, row = self.training.program.upload(result, client.row)
-        message, sent = send(message, self.policy, anchor, self.cohort, lane.position)
+        program, policy = self.training.program, self.policy
+        message, row = program.upload(result, client.row)
+        message, sent = send(message, policy, anchor, self.cohort, lane.position)
+        if policy.large_is_bad:
+            row = _where(sent["clipped"] > 0, client.row, row)
+        if policy.bounds_parts:
+            row = program.settle(client.row, row, message)
         message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
         floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
@@ -248,13 +253,8 @@ class _Run(NamedTuple):
         if "absent" in facts:
             # What it would have sent is no fault of it.
             nonfinite = jnp.where(facts["absent"] > 0, 0, nonfinite)
-        row = jax.tree.map(
-            lambda new, old: jnp.where(nonfinite == 0, new, old), row, client.row
-        )
-        for name in ("absent", "clipped") if self.policy.large_is_bad else ("absent",):
-            if name in facts:
-                row = _where(facts[name] > 0, client.row, row)
-        return message, row, nonfinite, facts
+            row = _where(facts["absent"] > 0, client.row, row)
+        return message, _where(nonfinite > 0, client.row, row), nonfinite, facts
 
     def _missing_steps(self, client: Progress) -> Sums:
         """Returns flags of a client that was told to make fewer steps or none."""

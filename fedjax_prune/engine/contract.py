@@ -41,6 +41,8 @@ class ClientProgram(NamedTuple):
       upload: (result, row) -> (message, row). The returned row is what the client
         keeps if its message arrives.
       alive: `Variables.alive` of all clients.
+      settle: (row before, row to keep, message) -> the row to keep, once the round's
+        policy has scaled the message. The default keeps the row that `upload` returned.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -55,6 +57,9 @@ class ClientProgram(NamedTuple):
     extra_args: Callable[[ClientState], dict[str, Tree]]
     upload: Callable[[LocalResult, ClientState], tuple[Message, ClientState]]
     alive: Tree = {}  # noqa: RUF012 (never changed)
+    settle: Callable[[ClientState, ClientState, Message], ClientState] = (
+        lambda before, row, message: row
+    )
 
 
 class Rules(NamedTuple):

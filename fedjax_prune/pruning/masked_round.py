@@ -266,7 +266,7 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
             zeros = jax.tree.map(jnp.zeros_like, part.values)
             return part._replace(values=keep_where(masks, part.values, zeros))
 
-        return ClientProgram(extra_args, upload, gate_flags(task, masks))
+        return ClientProgram(extra_args, upload, gate_flags(task, masks), inner.settle)
 
     def update(state: ServerState, received: Received) -> ServerState:
         after = below.update(state._replace(server=state.server.base), received)
