@@ -130,7 +130,9 @@ def _apply(config: Any, argument: str) -> Any:
     field, _, text = _OVERRIDE.sub("", argument).partition("=")
     known = settings.flatten(config)
     if not _OVERRIDE.match(argument):
-        every = ["--config", "--workdir", *(f"--config.{name}" for name in known)]
+        launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
+        every = [f"--{flag.name}" for flag in launcher]
+        every += [f"--config.{name}" for name in known]
         message = settings.unknown(argument.partition("=")[0], every)
         raise settings.SettingsError([message.replace("a field", "an argument")])
     if field == "algorithm.name" and text in ALGORITHMS:
@@ -146,11 +148,12 @@ def _apply(config: Any, argument: str) -> Any:
     ):
         config.model = ConfigDict(settings.default_model(text))
         return config
-    if field not in known:
-        raise settings.SettingsError([settings.unknown(field, known, model)])
+    declared = settings.declared(known)
+    if field not in declared:
+        raise settings.SettingsError([settings.unknown(field, [*declared], model)])
     negated = argument.lstrip("-").startswith("no")
     if "=" not in argument:
-        if settings.declared(known)[field].type is not bool:
+        if declared[field].type is not bool:
             raise settings.SettingsError(
                 [f"{field} needs a value: --config.{field}=VALUE"]
             )

@@ -108,19 +108,18 @@ def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -
         if fatal or _TOLD_BY_JAX.match(line):
             fatal.append(line)
         elif not _NOTICE.match(line):
-            sys.stderr.write(line.decode(errors="replace"))
-            sys.stderr.flush()
+            _say(line.decode(errors="replace"))
     _, status = os.waitpid(child, 0)
     told = os.read(code, 1)
     text = b"".join(fatal).decode(errors="replace")
     if told:
         if told[0] not in (0, INTERRUPTED):
             # The child's own error may come after what JAX says.
-            sys.stderr.write(text)
+            _say(text)
         return told[0]
     end = os.waitstatus_to_exitcode(status)
     if end != -signal.SIGABRT or not text:
-        sys.stderr.write(text)
+        _say(text)
     if end >= 0:
         return end
     if end == -signal.SIGABRT and text:
@@ -133,6 +132,15 @@ def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -
         f"{signal.Signals(-end).name}. {_GOES_ON}"
     )
     return 128 - end
+
+
+def _say(text: str) -> None:
+    """Writes an error of the child, who works on if nobody reads it."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        console.discard(sys.stderr)
 
 
 def _reason(text: str, seat: Seat, seconds: float) -> str:
@@ -166,12 +174,12 @@ def _reason(text: str, seat: Seat, seconds: float) -> str:
 
 
 def _pass_on_signals(child: int) -> None:
-    """The first signal asks the child to stop, and a second one kills it."""
+    """The first signal asks the child to stop, and a second SIGINT kills it."""
     asked = threading.Event()
 
     def pass_on(number: int, frame: Any) -> None:
         del frame
-        if asked.is_set() and number != signal.SIGHUP:
+        if asked.is_set() and number == signal.SIGINT:
             os.kill(child, signal.SIGKILL)
         asked.set()
         # Not SIGINT: a cluster may send that to parent and child, and a second one

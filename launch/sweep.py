@@ -62,30 +62,39 @@ def main(argv: list[str]) -> int:
         )
         workdir = local_folder(_WORKDIR.value or "")
         own = grid.of_shard(runs, shard)
-        train_grid.check_begun(own, workdir)
+        train_grid.check_begun(runs, workdir)
         if _DRY_RUN.value:
             named = [(run.folder, run) for run in own]
             print(train_grid.cost_table(named, workdir), end="")
             return 0
         train_grid.check_data(own, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
-        finished = [run for run in runs if train_grid.is_finished(run, workdir)]
-        if finished:
-            print(_table(finished, workdir), end="")
+        print(_table(runs, workdir), end="")
         return code
 
     return exit_code(sweep)
 
 
-def _table(finished: Sequence[Run], workdir: Path) -> str:
-    """The table of finished runs, also of those of other shards."""
-    methods: dict[str, list[Path]] = {}
-    for run in finished:
-        name = run.group or str(_CONFIG.value)
-        methods.setdefault(name, []).append(workdir / run.folder)
-    if any(savings.has_masks(workdir / run.folder) for run in finished):
-        return tables.pruning_table(methods)
-    return tables.comparison(methods)
+def _table(runs: Sequence[Run], workdir: Path) -> str:
+    """The table of finished runs, also of those of other shards, and what it lacks."""
+    settings: dict[str, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(run.group or str(_CONFIG.value), []).append(run)
+    folders, left = {}, {}
+    for name, each in settings.items():
+        done = [run for run in each if train_grid.is_finished(run, workdir)]
+        left[name] = [run for run in each if run not in done]
+        if done:
+            folders[name] = [workdir / run.folder for run in done]
+    if not folders:
+        return ""
+    has_masks = any(savings.has_masks(f) for each in folders.values() for f in each)
+    table = (tables.pruning_table if has_masks else tables.comparison)(folders)
+    seeds = {name: len(each) for name, each in settings.items()}
+    missing = train_grid.unfinished(left, seeds, workdir)
+    if (compared := next(iter(folders))) != next(iter(settings)):
+        missing.append(f"Differences are those to {compared}.\n")
+    return "\n".join([table, *missing])
 
 
 if __name__ == "__main__":

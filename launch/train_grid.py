@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedjax_prune.data import load
@@ -13,21 +13,28 @@ from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import agree_config
 
 from .grid import Run
-from .side_by_side import Job, Outcome, run_all
+from .side_by_side import Job, Outcome, last_line, run_all
 
 
 def check_begun(runs: Sequence[Run], workdir: Path) -> None:
-    """Refuses a workdir in which runs were begun with other fields.
+    """Refuses a workdir in which runs were begun with other fields or went further.
 
     Raises:
       SettingsError: with every difference, each once.
     """
     found = []
     for run in runs:
+        folder = workdir / run.folder
         try:
-            agree_config(workdir / run.folder, run.config)
+            agree_config(folder, run.config)
         except SettingsError as error:
             found += error.problems
+        # A mean with runs that end now would be one of different lengths.
+        if (done := estimates.rounds_done(folder)) > run.config.rounds:
+            found.append(
+                f"rounds must be at least {done}, which the run in {folder} has "
+                f"finished, got {run.config.rounds}"
+            )
     if found:
         raise SettingsError(list(dict.fromkeys(found)))
 
@@ -125,6 +132,36 @@ def ending(outcomes: Sequence[Outcome]) -> int:
         )
         return INTERRUPTED
     return int(bool(failed))
+
+
+def unfinished(
+    left: Mapping[str, Sequence[Run]], seeds: Mapping[str, int], workdir: Path
+) -> list[str]:
+    """A sentence on the settings that have not ended, and one on each with an error.
+
+    A run that diverges ends, and a mean without it would be too good.
+
+    Args:
+      left: name of a setting -> its runs that are not finished.
+      seeds: name of a setting -> all of its runs.
+      workdir: of the grid.
+    """
+    others, failed = [], []
+    for name, runs in left.items():
+        errors = dict.fromkeys(filter(None, (error_of(run, workdir) for run in runs)))
+        said = f"{name} ({len(runs)} of {seeds[name]} seeds)"
+        if errors:
+            failed.append(f"Not finished: {said}. {' '.join(errors)}\n")
+        elif runs:
+            others.append(said)
+    return [*([f"Not finished: {', '.join(others)}.\n"] if others else []), *failed]
+
+
+def error_of(run: Run, workdir: Path) -> str:
+    """The error with which a run's last start has ended; empty without one."""
+    log = workdir / f"{run.folder}.log"
+    line = last_line(log) if log.exists() else ""
+    return line if line.startswith("error:") else ""
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

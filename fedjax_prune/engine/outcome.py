@@ -86,8 +86,8 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
         cause = " All clients diverged: server.lr may be too large." * bool(everybody)
         raise TrainingError(
             f"The loss or the update of client {ids} became non-finite in round "
-            f"{number}. A smaller client.lr, or model.norm bn or gn, usually helps; "
-            f"the rounds before are kept.{cause}"
+            f"{number}. A smaller client.lr, or model.norm bn or gn, usually "
+            f"helps.{cause}"
         )
 
 
@@ -104,6 +104,5 @@ def require_finite_server(sums: dict[str, np.ndarray], number: int) -> None:
     if sums["server_nonfinite"] > 0:
         raise TrainingError(
             f"The server's step of round {number} made the model non-finite, though "
-            "all updates that arrived were finite. A smaller server.lr usually helps; "
-            "the rounds before are kept."
+            "all updates that arrived were finite. A smaller server.lr usually helps."
         )

@@ -12,14 +12,11 @@ from fedjax_prune.runs.learning import make_model, task_of
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.savings import Totals, break_even, totals
-from fedjax_prune.runs.targets import rounds_to_target
+from fedjax_prune.runs.targets import ROUNDING, rounds_to_target
 from fedjax_prune.runs.workdir import read_usable_config
 
 LAST = 10
 """The accuracy of a run with masks is the mean of this many last evaluations."""
-
-_ROUNDING = 1e-6
-"""Accuracies are written as float32: 0.95 as 0.949999988."""
 
 Row = Mapping[str, Any]
 
@@ -224,12 +221,18 @@ def read_lines(
 def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
     """Mean and interval of the differences of the seeds that both have, or nothing.
 
+    Their number is told where one of the two has other seeds, too.
+
     Args:
       values: seed -> accuracy.
       first: what is subtracted.
     """
     common = [value - first[seed] for seed, value in values.items() if seed in first]
-    return with_interval(common, "+") if common else ""
+    if not common:
+        return ""
+    some = len(common) < max(len(values), len(first))
+    seeds = f" ({len(common)} {'seed' if len(common) == 1 else 'seeds'})"
+    return with_interval(common, "+") + seeds * some
 
 
 def _common_target(line: SeedRows) -> float:
@@ -238,7 +241,7 @@ def _common_target(line: SeedRows) -> float:
         max(row[HEADLINE] for row in rows if HEADLINE in row)
         for rows in line.seeds.values()
     ]
-    return math.floor((min(best) + _ROUNDING) * 20) / 20
+    return math.floor((min(best) + ROUNDING) * 20) / 20
 
 
 def _to_target(line: SeedRows, target: float) -> list[str]:
@@ -249,7 +252,7 @@ def _to_target(line: SeedRows, target: float) -> list[str]:
         round_ = rounds_to_target(
             [row["round"] for row in evaluated],
             [row[HEADLINE] for row in evaluated],
-            target - _ROUNDING,
+            target,
         )
         if round_ is not None:
             reached.append(round_)

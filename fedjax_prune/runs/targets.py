@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+ROUNDING = 1e-6
+"""By how much an accuracy may be below a target: 0.95 in float32 is 0.949999988."""
+
 
 def cost_paper(
     num_params: float, rounds: int, cohort_size: int, *, factor: float = 1
@@ -38,7 +41,7 @@ def rounds_to_target(
     Args:
       rounds: finished rounds at which the metric was measured, ascending.
       values: the metric at these rounds.
-      target: the value that the metric must reach.
+      target: the value that the metric must reach, but for ROUNDING.
       consecutive: number of measurements in a row that must reach it, at least 1.
 
     Returns:
@@ -53,7 +56,7 @@ def rounds_to_target(
         raise ValueError(
             f"values must have the length of rounds, {len(rounds)}, got {len(values)}."
         )
-    reached = [value >= target for value in values]
+    reached = [value >= target - ROUNDING for value in values]
     for start in range(len(rounds) - consecutive + 1):
         if all(reached[start : start + consecutive]):
             return rounds[start]

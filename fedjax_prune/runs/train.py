@@ -121,6 +121,7 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     """
     config = learning.config
     _require_same_everywhere(config)
+    processes.on_first(lambda: agree_config(folder, config))
     console.print_table("This run", report.plan(learning))
     with console.working(f"loading {config.data.name}"):
         experiment = Experiment(learning, _load_everywhere(config))
@@ -128,7 +129,6 @@ def train(learning: Learning, folder: Path, last: int) -> int:
         chosen = machine.choose(experiment, folder)
     experiment = chosen.experiment
     config, learning = experiment.config, experiment.learning
-    processes.on_first(lambda: agree_config(folder, config))
     placement = placement_of(config)
     connect(placement)
     with console.working("starting the run"):

@@ -20,8 +20,7 @@ from fedjax_prune.runs.workdir import WorkdirError
 
 from ..benchmark.process import WorkerError
 from ..grid import Run
-from ..side_by_side import last_line
-from ..train_grid import is_finished
+from ..train_grid import error_of, is_finished, unfinished
 from .table import Block, LineRuns, Table
 
 FILE = "table.md"
@@ -34,8 +33,7 @@ def write_results(
     """Writes the tables of all finished runs, and a page for each block.
 
     A block is shown if its first line is, to which the others are compared. Runs that
-    are not finished are named, with the reason if they have failed: a run that diverges
-    ends, and a mean without it would be too good.
+    are not finished are named, with the reason if they have failed.
 
     Args:
       table: what is shown. If its runs share their time, all with an evaluation are
@@ -54,6 +52,9 @@ def write_results(
         if table.share_time:
             return _last_evaluation(workdir / run.folder) > 0
         return is_finished(run, workdir)
+
+    def has_failed(run: Run) -> bool:
+        return bool(error_of(run, workdir)) and not is_finished(run, workdir)
 
     folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
@@ -81,10 +82,11 @@ def write_results(
                 parts.append(f"failed: {error}\n")
                 code = 1
         left = {
-            line.name: [run for run in runs[line] if not is_shown(run)]
+            line.name: [r for r in runs[line] if not is_shown(r) or has_failed(r)]
             for line in block.lines
         }
-        parts += _not_finished(left, len(runs[block.lines[0]]), workdir)
+        seeds = {line.name: len(runs[line]) for line in block.lines}
+        parts += unfinished(left, seeds, workdir)
     text = "\n".join(parts)
     replace(folder / FILE, text.encode())
     return text, code
@@ -155,23 +157,6 @@ def _without_runs(block: Block, folder: Path) -> str:
         return block.make({}, {}, math.inf)
     file = _file(folder, block)
     return file.read_text() if file.exists() else "not measured\n"
-
-
-def _not_finished(
-    left: Mapping[str, Sequence[Run]], seeds: int, workdir: Path
-) -> list[str]:
-    """A sentence on the lines that have not ended, and one on each with an error."""
-    others, failed = [], []
-    for name, runs in left.items():
-        logs = [workdir / f"{run.folder}.log" for run in runs]
-        reasons = [last_line(log) for log in logs if log.exists()]
-        errors = [line for line in dict.fromkeys(reasons) if line.startswith("error:")]
-        said = f"{name} ({len(runs)} of {seeds} seeds)"
-        if errors:
-            failed.append(f"Not finished: {said}. {' '.join(errors)}\n")
-        elif runs:
-            others.append(said)
-    return [*([f"Not finished: {', '.join(others)}.\n"] if others else []), *failed]
 
 
 def _last_evaluation(workdir: Path) -> int:

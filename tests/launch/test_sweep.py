@@ -70,8 +70,12 @@ def test_a_grid_with_a_failure_in_shards_and_together(folder):
         assert err.startswith(f"error: {name} ended with code 1: error: num_train")
         assert err.endswith(f"see {folder}/all/{name}.log\n")
         assert "in [0, 1442]" in (folder / f"all/{name}.log").read_text()
+    # The first setting, to which others are compared, is now the one that fails.
+    axes = ("--axis=seed=0,1", "--axis=data.num_train=5000,60")
     out, err = sweep(folder, *axes, code=1)
     assert out.startswith("2 of 4 runs are finished\n")
+    assert "Not finished: data.num_train=5000 (2 of 2 seeds). error: num_train" in out
+    assert out.endswith("Differences are those to data.num_train=60.\n")
     accuracies = [
         read_metrics(folder / f"all/data.num_train=60/seed={seed}")[-1]["eval/headline"]
         for seed in (0, 1)
@@ -86,9 +90,13 @@ def test_a_grid_with_a_failure_in_shards_and_together(folder):
 @pytest.mark.long
 def test_other_fields_in_an_old_workdir_are_refused_before_anything(folder):
     sweep(folder, "--axis=client.lr=0.1")
-    changed = "--config.client.momentum=0.5"
-    _, err = sweep(folder, "--axis=client.lr=0.1,0.2", changed, code=1)
-    assert "error: client.momentum is 0.5, but the run in" in err
+    flags = ("--axis=client.lr=0.1,0.2", "--shard=2/2")
+    for changed, message in (
+        ("client.momentum=0.5", "client.momentum is 0.5, but the run in"),
+        ("rounds=1", "rounds must be at least 2, which the run in"),
+    ):
+        _, err = sweep(folder, *flags, f"--config.{changed}", code=1)
+        assert f"error: {message} {folder}/all/client.lr=0.1 " in err
     assert not (folder / "all/client.lr=0.2").exists()
 
 
@@ -149,7 +157,7 @@ def test_a_dry_run_prints_the_grid_and_holds_no_device(folder):
 def test_flags_that_lack_something_are_told_together(folder):
     command = [sys.executable, "-m", "launch.sweep", f"--config={folder}/tiny.py"]
     done = subprocess.run(
-        [*command, "--shard=3/2", "--config.rounds=0"],
+        [*command, "--shard=3/2", "--axes=seed=0,1", "--config.rounds=0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -160,5 +168,6 @@ def test_flags_that_lack_something_are_told_together(folder):
         "error: --workdir must name a folder, got ''",
         "error: --settings or --axis must be given",
         "error: --shard must be i/n with i in [1, n], got '3/2'",
+        "error: --axes is not an argument; did you mean --axis?",
         "error: rounds must be at least 1, got 0",
     ]

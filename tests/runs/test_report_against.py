@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.runs.page import computing, population
+from fedjax_prune.runs.page.against import spread
 from tests.made_up_runs import config_of, lines_of
 
 
@@ -31,6 +32,20 @@ def test_accuracy_is_drawn_against_multiplications_where_networks_differ(tmp_pat
     last = [row["eval/client_gated/mean"] for row in lines[0].runs[0].rows[16:]]
     assert panel.values[0]["mean"] == pytest.approx(100 * np.mean(last))
     assert panel.spec()["datasets"]["computing"].count("\n") == 4
+
+
+def test_seeds_that_end_apart_are_compared_at_the_end_of_the_shortest(tmp_path):
+    configs = [config_of(seed=seed, **{"eval.every": 1}) for seed in (0, 1)]
+    (line,) = lines_of(tmp_path, *configs)
+    del line.runs[0].rows[10:]
+    found = spread(line)
+    assert found is not None
+    first, second = (
+        100 * np.mean([row["eval/headline"] for row in run.rows[8:10]])
+        for run in line.runs
+    )
+    assert [found["low"], found["high"]] == pytest.approx(sorted((first, second)))
+    assert found["mean"] == pytest.approx((first + second) / 2)
 
 
 def test_accuracy_is_drawn_against_the_number_of_clients(tmp_path):

@@ -121,6 +121,11 @@ def test_churn_of_a_resumed_run_says_with_which_round_it_compares(tmp_path):
     assert "where it went on: round 10 with round 7." in panel.words
 
 
+def test_two_runs_of_a_seed_are_not_two_seeds(tmp_path):
+    with pytest.raises(WorkdirError, match=r"1 and \S+0 are runs of one .* seed"):
+        lines_of(tmp_path, config_of(rounds=2), config_of(rounds=2, save_every=1))
+
+
 def test_fields_that_tell_nothing_more_are_not_in_a_name(tmp_path):
     """All fields of an algorithm differ from those of another one."""
     configs = config_of("fedavg"), config_of("autoflip")
@@ -189,7 +194,7 @@ def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
     run = lines[0].runs[1]
     for row in run.rows:
         row["x"] *= 3
-    run.rows[2]["x"] = None
+    run.rows[2]["x"] = float("nan")
     found = bands.with_costs(lines[0], bands.points(lines[0], bands.field("x", 10)))
     assert [(p["round"], p["mean"], p["low"], p["high"]) for p in found] == [
         (1, 40, 20, 60),
@@ -197,6 +202,14 @@ def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
         (3, 60, None, None),
     ]
     assert [(p["sent"], p["computed"]) for p in found] == [(3, 2), (6, 4), (9, 6)]
+
+
+def test_lines_whose_seeds_end_apart_are_named(tmp_path):
+    seeds = [config_of(seed=seed, rounds=5) for seed in (0, 1)]
+    lines = lines_of(tmp_path, *seeds, config_of("fedavg", rounds=5))
+    assert "Not all" not in bands.banded(lines)
+    del lines[0].runs[1].rows[3:]
+    assert bands.banded(lines).endswith("Not all seeds go to the end of scaffold. ")
 
 
 def test_the_preparation_is_spent_before_the_first_round(tmp_path):
@@ -272,6 +285,24 @@ def test_clients_that_diverged_are_counted_with_their_last_finite_loss(tmp_path)
     medians = [v for v in panel.values if v["of"] == "median client"]
     assert all(np.isfinite(v["loss"]) for v in medians)
     assert troubled.losses(lines_of(tmp_path / "calm", config_of(rounds=5))) is None
+
+
+def test_a_round_without_a_step_has_no_loss(tmp_path):
+    fields = {"clients/absent": lambda n: "4" if n == 5 else ""}
+    (line,) = lines_of(tmp_path, config_of(rounds=10), **fields)
+    for record in line.runs[0].records:
+        record.clients[:], record.loss[:] = range(4, 12), 2.0
+    first = line.runs[0].records[0]
+    first.loss[0] = first.examples[0] = 0
+    (found,) = troubled.troubled([line])
+    assert (found.words, found.last) == ("did not report in 1 round", 2.0)
+    panel = troubled.losses([line])
+    assert panel is not None
+    assert {(v["of"], v["round"], v["loss"]) for v in panel.values} == {
+        ("client 4", 10, 2.0),
+        ("median client", 5, 2.0),
+        ("median client", 10, 2.0),
+    }
 
 
 def test_one_round_is_not_called_rounds(tmp_path):

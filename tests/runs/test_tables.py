@@ -68,8 +68,10 @@ def test_settings_are_compared_seed_by_seed_with_the_first(tmp_path):
     assert first["accuracy"][0].startswith("73.3% ± ")
     # The differences 0.1 and 0 have the mean 0.05 and the deviation 0.0707.
     assert (first["difference"], first["difference, own validation"]) == ([""], [""])
-    assert second["difference"] == [f"+5.0% ± {12.706 * 0.05:.1%}"]
-    assert second["difference, own validation"] == [f"+2.5% ± {12.706 * 0.025:.1%}"]
+    assert second["difference"] == [f"+5.0% ± {12.706 * 0.05:.1%} (2 seeds)"]
+    assert second["difference, own validation"] == [
+        f"+2.5% ± {12.706 * 0.025:.1%} (2 seeds)"
+    ]
     assert second["worst client"] == ["25.0% ± 0.0%"]
     assert second["before averaging"] == ["12.5% ± 0.0%"]
     assert (first["published"], second["published"]) == ([""], ["83.5 %"])
@@ -115,6 +117,14 @@ def test_seeds_are_told_by_their_configuration(tmp_path):
     other = other.rename(other.parent / "another")
     found = cells(tables.comparison({"FedAvg": [base], "SCAFFOLD": [other]}))
     assert found["SCAFFOLD"]["difference"] == ["+25.0%"]
+
+
+def test_a_difference_of_some_seeds_says_of_how_many(tmp_path):
+    base = write_seeds(tmp_path / "base", dict.fromkeys((0, 1, 2), [0.5] * 10))
+    other = write_seeds(tmp_path / "other", dict.fromkeys((0, 2, 5), [0.75] * 10))
+    found = cells(tables.comparison({"base": base, "other": other, "one": other[:1]}))
+    assert found["other"]["difference"] == ["+25.0% ± 0.0% (2 seeds)"]
+    assert found["one"]["difference"] == ["+25.0% (1 seed)"]
 
 
 def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):

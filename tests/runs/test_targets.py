@@ -21,6 +21,7 @@ def test_rounds_to_target():
     assert rounds_to_target(rounds, values, 0.5, consecutive=2) == 20
     assert rounds_to_target(rounds, values, 0.5, consecutive=3) is None
     assert rounds_to_target(rounds, values, 0.8) is None
+    assert rounds_to_target([5], [0.949999988], 0.95) == 5
     assert rounds_to_target([], [], 0.5) is None
     assert rounds_to_target([1], [math.nan], 0.0) is None
     with pytest.raises(ValueError, match="consecutive must be at least 1, got 0"):

@@ -7,10 +7,13 @@ import numpy as np
 
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.page.panel import colour, dash, data_of
-from fedjax_prune.runs.page.read import Line, PageRun, differences, names
+from fedjax_prune.runs.page.read import Line, differences, names
 from fedjax_prune.runs.tables import in_fifth
 
-WORDS = "Evaluations in the last fifth of the rounds: means of seeds, and their range."
+WORDS = (
+    "Evaluations in the last fifth of the rounds that all seeds of a line have: means "
+    "of seeds, and their range."
+)
 
 
 def others(lines: Sequence[Line], fields: Collection[str]) -> list[str]:
@@ -52,16 +55,20 @@ def _shared(names: Sequence[str]) -> str:
 
 
 def spread(line: Line) -> dict[str, float] | None:
-    """The accuracies of a line's seeds in percent; None without an evaluation."""
-    means = [100 * mean for run in line.runs if (mean := _last(run)) is not None]
-    if not means:
+    """The accuracies of a line's seeds in percent; None without an evaluation.
+
+    All seeds count up to the last evaluation of the shortest.
+    """
+    evaluated = [[row for row in run.rows if HEADLINE in row] for run in line.runs]
+    evaluated = [rows for rows in evaluated if rows]
+    if not evaluated:
         return None
+    end = min(rows[-1]["round"] for rows in evaluated)
+    means = []
+    for rows in evaluated:
+        last = in_fifth([row for row in rows if row["round"] <= end], 5)
+        means.append(100 * float(np.mean([row[HEADLINE] for row in last])))
     return {"mean": float(np.mean(means)), "low": min(means), "high": max(means)}
-
-
-def _last(run: PageRun) -> float | None:
-    rows = in_fifth(run.rows, 5)
-    return float(np.mean([row[HEADLINE] for row in rows])) if rows else None
 
 
 def chart(name: str, x: Any, tooltip: Any, kinds: Sequence[str]) -> Any:

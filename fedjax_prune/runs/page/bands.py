@@ -1,5 +1,6 @@
 """Means of seeds as lines, and their range as bands."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,11 +77,11 @@ def with_costs(line: Line, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def field(name: str, scale: float = 1) -> Measure:
-    """A field of rows, times `scale`; a null is not a number that a row has."""
+    """A field of rows, times `scale`; NaN is not a number that a row has."""
 
     def measure(row: Mapping[str, Any]) -> float | None:
-        value = row.get(name)
-        return None if value is None else scale * value
+        value = row.get(name, math.nan)
+        return None if math.isnan(value) else scale * value
 
     return measure
 
@@ -89,7 +90,15 @@ def banded(lines: Sequence[Line]) -> str:
     """What bands mean; nothing if no line has several seeds."""
     if all(len(line.runs) == 1 for line in lines):
         return ""
-    return "Lines are means of seeds; bands reach from the lowest to the highest. "
+    words = "Lines are means of seeds; bands reach from the lowest to the highest. "
+    uneven = [
+        line.name
+        for line in lines
+        if len({run.rows[-1]["round"] for run in line.runs}) > 1
+    ]
+    if uneven:
+        words += f"Not all seeds go to the end of {' and '.join(uneven)}. "
+    return words
 
 
 def band_chart(

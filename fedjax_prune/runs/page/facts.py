@@ -1,5 +1,6 @@
 """The tables of the page: results, worst clients, differences, versions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def results(lines: Sequence[Line]) -> Facts:
         done = min(run.rows[-1]["round"] for run in line.runs)
         costs = np.mean([spent(run)[done] for run in line.runs], axis=0)
         seconds = [
-            sum(row["seconds"] or 0 for row in run.rows if row["round"] <= done)
+            sum(row["seconds"] for row in run.rows if row["round"] <= done)
             for run in line.runs
         ]
         cells += [f"{costs[0]:,.1f}", f"{costs[1]:,.3g}", f"{np.mean(seconds):,.0f}"]
@@ -179,7 +180,11 @@ def _rounds(line: Line) -> int | str:
 def _last(line: Line, field: str) -> str:
     """A field in the last round in which all seeds have it; empty without one."""
     found = [
-        {row["round"]: x for row in run.rounds if (x := row.get(field)) is not None}
+        {
+            row["round"]: row[field]
+            for row in run.rounds
+            if not math.isnan(row.get(field, math.nan))
+        }
         for run in line.runs
     ]
     common = set(found[0]).intersection(*found[1:])

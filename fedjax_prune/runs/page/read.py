@@ -1,6 +1,7 @@
 """What the workdirs of a page hold, and which of them are seeds of the same thing."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,10 @@ def as_lines(
       The lines in the order of their first runs. Unless names are given, they are named
       by the fewest differing fields that tell them apart, or by method if there is only
       one.
+
+    Raises:
+      WorkdirError: naming runs of a line that have the same seed, which would count as
+        two.
     """
     groups: dict[str, list[PageRun]] = {}
     for run in runs:
@@ -123,6 +128,13 @@ def as_lines(
         compared = {k: v for k, v in run.config.items() if k not in left_out}
         groups.setdefault(repr(sorted(compared.items())), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
+    if found := [
+        f"{second.folder} and {first.folder} are runs of one configuration and seed."
+        for line in lines
+        for first, second in pairwise(line)
+        if first.config["seed"] == second.config["seed"]
+    ]:
+        raise WorkdirError("\n".join(found))
     if given:
         return [Line(given[line[0].folder], line, is_given=True) for line in lines]
     named = names([line[0].config for line in lines])

@@ -22,12 +22,12 @@ def split(run: PageRun) -> dict[str, float]:
     """Seconds of PARTS in all rounds and the preparation."""
     seconds = dict.fromkeys(PARTS, 0.0)
     for row in run.rows:
-        evaluating = row.get("seconds/evaluate") or 0.0
-        saving = row.get("seconds/save") or 0.0
-        seconds["compile"] += row.get("seconds/compile") or 0.0
+        evaluating = row.get("seconds/evaluate", 0.0)
+        saving = row.get("seconds/save", 0.0)
+        seconds["compile"] += row.get("seconds/compile", 0.0)
         seconds["evaluate"] += evaluating
         seconds["save"] += saving
-        seconds["train"] += (row["seconds"] or 0.0) - evaluating - saving
+        seconds["train"] += row["seconds"] - evaluating - saving
     return seconds
 
 

@@ -10,7 +10,7 @@ from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.page.bands import spent
 from fedjax_prune.runs.page.panel import Panel, colour_of, data_of
 from fedjax_prune.runs.page.read import Line, PageRun
-from fedjax_prune.runs.targets import rounds_to_target
+from fedjax_prune.runs.targets import ROUNDING, rounds_to_target
 
 _NUMBER = ",.3~r"
 """How numbers are written: three digits, without an exponent."""
@@ -49,10 +49,10 @@ def _chosen(lines: Sequence[Line], wanted: float) -> tuple[float, str]:
     """A target that a run reaches and what is to be said of it; 0 without one."""
     best = [max(_best(run) for run in line.runs) for line in lines]
     wanted = wanted or lines[0].runs[0].config.get("eval.target_accuracy", 0.0)
-    if wanted and wanted <= max(best):
+    if wanted and wanted <= max(best) + ROUNDING:
         return wanted, ""
     note = f"No run reaches {100 * wanted:.4g}%. " if wanted else ""
-    return math.floor(100 * min(best)) / 100, note
+    return math.floor(100 * (min(best) + ROUNDING)) / 100, note
 
 
 def _best(run: PageRun) -> float:

@@ -167,10 +167,14 @@ def _rounds(count: int) -> str:
 
 
 def _losses(run: PageRun, client: int) -> list[tuple[int, float | None]]:
-    """Recorded rounds of a client with its losses; None for one that is not finite."""
+    """Recorded rounds of a client with its losses; None for one that is not finite.
+
+    A round in which it made no step has no loss.
+    """
     found = []
     for record in run.records:
-        for loss in record.loss[record.clients == client].tolist():
+        trained = (record.clients == client) & (record.examples > 0)
+        for loss in record.loss[trained].tolist():
             found.append((record.round, loss if math.isfinite(loss) else None))
     return found
 
@@ -186,7 +190,7 @@ def _drawn(run: PageRun, client: int) -> list[tuple[int, float | None]]:
 def _medians(run: PageRun) -> list[tuple[int, float]]:
     found = []
     for record in run.records:
-        finite = record.loss[np.isfinite(record.loss)]
+        finite = record.loss[np.isfinite(record.loss) & (record.examples > 0)]
         if finite.size:
             found.append((record.round, float(np.median(finite))))
     return found
