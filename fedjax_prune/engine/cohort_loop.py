@@ -78,9 +78,10 @@ def train_cohort(
 ) -> CohortResult:
     """Trains every client of one device's block from the same parameters.
 
-    A client whose loss or message becomes non-finite is dropped: its message does not
-    arrive and its row stays. Where the policy takes a large message for a bad one, the
-    row follows what has arrived (`ClientProgram.settle`) and is else as it was.
+    A client whose loss, message or personal parameters become non-finite is dropped:
+    its message does not arrive and its row stays. Where the policy takes a large
+    message for a bad one, the row follows what has arrived (`ClientProgram.settle`) and
+    is else as it was.
 
     Args:
       task: the model and its loss.
@@ -246,7 +247,8 @@ class _Run(NamedTuple):
             row = program.settle(client.row, row, message)
         message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
-        floats = [x for x in jax.tree.leaves(message) if _is_float(x)]
+        left = jax.tree.leaves((message, row.personal))
+        floats = [x for x in left if _is_float(x)]
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
         facts = sent | self._missing_steps(client)

@@ -22,7 +22,7 @@ from fedjax_prune.models.initializers import (
     uniform,
     xavier,
 )
-from fedjax_prune.models.precision import matmul, wide
+from fedjax_prune.models.precision import add, matmul, multiply, wide
 
 EPSILON = 1e-5
 
@@ -68,7 +68,7 @@ class TorchDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch_size, in_features] float to [batch_size, features]."""
         kernel, bias = self.weights(x.shape[-1], wide(x.dtype))
-        return matmul(x, kernel) + bias[None].astype(x.dtype)
+        return add(matmul(x, kernel), bias[None])
 
     def weights(
         self, in_features: int, dtype: jnp.dtype
@@ -166,7 +166,7 @@ class GatedConv(nn.Module):
             bias = self.param(
                 "bias", nn.initializers.zeros, (self.channels,), weights_dtype
             )
-            y = y + bias[None, None, None].astype(y.dtype)
+            y = add(y, bias[None, None, None])
         if self.norm == "bn":
             y = nn.BatchNorm(
                 not train,
@@ -195,7 +195,7 @@ class GatedConv(nn.Module):
             return y, jnp.ones((x.shape[0], self.channels), weights_dtype)
         gate = Gate(self.channels, settings, before, name="gate")
         multiplier, mask = gate(x.astype(weights_dtype), example_mask)
-        return y * multiplier[:, None, None].astype(y.dtype), mask
+        return multiply(y, multiplier[:, None, None]), mask
 
     def gathered(self, kept: KeptChannels) -> KeptChannels:
         """Computes the kept channels of one sample, in evaluation mode.

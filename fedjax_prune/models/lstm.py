@@ -13,7 +13,7 @@ from fedjax_prune.models.costs import dense_layer
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.initializers import uniform
 from fedjax_prune.models.needs import Needs, check_model, check_needs
-from fedjax_prune.models.precision import at_least_float32, matmul, wide
+from fedjax_prune.models.precision import add, at_least_float32, matmul, wide
 
 EMBEDDING = 8
 HIDDEN = 256
@@ -42,7 +42,7 @@ class LSTM(nn.Module):
         kernel = draw("kernel", x.shape[-1], size)
         recurrent = draw("recurrent_kernel", self.hidden, size)
         bias = draw("bias", size)
-        inputs = matmul(x, kernel) + bias[None, None].astype(x.dtype)
+        inputs = add(matmul(x, kernel), bias[None, None])
 
         def step(
             carry: tuple[jax.Array, jax.Array], read: jax.Array

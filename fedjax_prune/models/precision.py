@@ -64,6 +64,24 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if exact else jnp.float32)
 
 
+def add(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds parameters to activations; their gradient is a sum in the wider dtype.
+
+    Args:
+      x: float.
+      bias: of the rank of `x`, float32 (float64 with a float64 `x`).
+
+    Returns:
+      The sum, dtype of x.
+    """
+    return (at_least_float32(x) + bias).astype(x.dtype)
+
+
+def multiply(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiplies activations as `add` adds to them."""
+    return (at_least_float32(x) * factor).astype(x.dtype)
+
+
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiplies by a weight matrix in the precision of `x`.

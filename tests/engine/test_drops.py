@@ -83,6 +83,27 @@ def test_a_dropped_client_equals_a_cohort_without_it(name):
     assert_dropping_is_leaving_out(algorithm, *problems.begin(algorithm))
 
 
+def test_personal_parameters_that_are_not_finite_are_not_kept():
+    """The root has no slope at 0: the loss and the message stay finite."""
+    quadratic = toys.quadratic_task(2)
+
+    def loss(variables, batch, key):
+        mean, rest = quadratic.loss(variables, batch, key)
+        return mean + jnp.sqrt(variables.personal["v"]), rest
+
+    solver = make_solver(epochs=1, batch_size=4, lr=0.1)
+    algorithm = fedavg(quadratic._replace(loss=loss), solver, make_server_tx())
+    state, rows = toys.first(algorithm, 2, jax.random.key(0))
+    rows.personal["v"] = jnp.array([0.0, 1.0])
+    dataset = jax.device_put(toys.quadratic_dataset((4, 4), 2)[0])
+    cohort = toys.contiguous_cohort((4, 4), [0, 1], num_lanes=1)
+    run = toys.compiled_round(algorithm)
+    _, after, sums = run(state, rows, dataset, cohort, jax.random.key(1))
+    np.testing.assert_array_equal(sums["arrived"], [0, 1])
+    # By hand: the slope at 1 is 1 / 2.
+    np.testing.assert_allclose(after.personal["v"], [0, 1 - 0.1 / 2])
+
+
 @pytest.mark.parametrize("schedule", ["participants", "agreement"])
 def test_masks_of_a_cohort_stay_when_a_client_is_dropped(schedule):
     algorithm = problems.build("autoflip", mask_schedule=schedule)

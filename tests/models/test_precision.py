@@ -13,7 +13,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.models.pooling import max_pool
-from fedjax_prune.models.precision import matmul, product_precision
+from fedjax_prune.models.precision import add, matmul, multiply, product_precision
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
 from tests import toys
@@ -35,6 +35,17 @@ def test_gradient_of_a_kernel_is_not_rounded(num_rows):
     exact = np.asarray(x, np.float64).T @ np.asarray(cotangent, np.float64)
     assert kernel_bar.dtype == jnp.float32
     np.testing.assert_allclose(kernel_bar, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("change", "by_hand"), [(add, 1), (multiply, None)])
+def test_gradients_of_biases_and_multipliers_are_not_rounded(change, by_hand):
+    x = draw((100, 3)).astype(jnp.bfloat16)
+    cotangent = x[::-1]
+    y, back = jax.vjp(change, x, draw((1, 3)))
+    found = back(cotangent)[1]
+    exact = np.asarray(cotangent, np.float64) * (by_hand or np.asarray(x, np.float64))
+    assert (y.dtype, found.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(found[0], exact.sum(0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
