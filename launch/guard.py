@@ -179,12 +179,13 @@ def _pass_on_signals(child: int) -> None:
 
     def pass_on(number: int, frame: Any) -> None:
         del frame
-        if asked.is_set() and number == signal.SIGINT:
+        if not asked.is_set():
+            # Not SIGINT: a cluster may send that to parent and child, and a second one
+            # would not wait for the checkpoint.
+            os.kill(child, signal.SIGTERM)
+        elif number == signal.SIGINT:
             os.kill(child, signal.SIGKILL)
         asked.set()
-        # Not SIGINT: a cluster may send that to parent and child, and a second one
-        # would not wait for the checkpoint.
-        os.kill(child, signal.SIGTERM)
 
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -71,7 +71,11 @@ def fill(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> N
             for start, piece in pieces:
                 real = piece[: max(0, like.shape[0] - start)]
                 stream.seek(first + start * _row_bytes(like))
-                np.ascontiguousarray(real).tofile(stream)
+                # `ndarray.tofile` does not tell when its last bytes find no room.
+                whole = np.ascontiguousarray(real).reshape(-1)
+                stream.write(whole.view(np.uint8).data)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def write(folder: str | Path, shapes: ClientState, leaves: Iterable[Pieces]) -> None:

@@ -10,6 +10,7 @@ own devices hold. All have the same index, and work it out alone. They wait for 
 other where rows are needed that others write, and at the next `put`.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -204,13 +205,22 @@ class DiskStore:
         """Removes files, in one process."""
         self._in_snapshots = set()
         for folder in snapshots:
-            # A damaged one cannot be restored, and needs nothing.
-            with suppress(OSError, ValueError, StorageError):
+            try:
                 saved = row_log.load(Path(folder))
-                if saved.folder == self._folder:
-                    self._in_snapshots |= saved.index.names
+            except (FileNotFoundError, ValueError):
+                # A damaged one cannot be restored, and needs nothing.
+                continue
+            except (OSError, StorageError):
+                # It may be read again later.
+                return
+            if saved.folder == self._folder:
+                self._in_snapshots |= saved.index.names
         kept = self._in_snapshots | self._index.names
-        row_log.remove_others(self._folder, kept)
+        try:
+            row_log.remove_others(self._folder, kept)
+        except OSError as error:
+            words = f"Rows that no checkpoint needs stay in {self._folder}: {error}."
+            warnings.warn(words, stacklevel=2)
 
     def _begin(self, first: np.ndarray) -> None:
         """Gives every client its first row again."""

@@ -32,7 +32,7 @@ from fedjax_prune.flower.node_half import (
     round_key,
     traced,
 )
-from fedjax_prune.flower.nodes import Nodes
+from fedjax_prune.flower.nodes import Answers, Nodes
 from fedjax_prune.flower.server_half import ServerHalf
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.runs import metrics
@@ -45,6 +45,9 @@ _LOG = getLogger("flwr")
 
 Row = dict[str, Any]
 """Fields of metrics.jsonl."""
+
+_UNREADABLE = (KeyError, TypeError, ValueError)
+"""What reading an answer raises that does not hold what it should."""
 
 
 class Replies(NamedTuple):
@@ -198,7 +201,7 @@ class Rounds:
             place = places[client]
             try:
                 told, tree = _read(content, step)
-            except (KeyError, ValueError) as error:
+            except _UNREADABLE as error:
                 answers.reasons[client] = str(error)
                 continue
             sums[place] = told
@@ -206,10 +209,7 @@ class Rounds:
                 sent[place] = tree
                 self._nodes.arrived[client] = facts.number
                 up += _num_bytes(content.array_records["message"])
-        for client, reason in sorted(answers.reasons.items()):
-            _LOG.warning(
-                "Client %s is dropped from round %s: %s", client, facts.number, reason
-            )
+        _tell(answers, f"dropped from round {facts.number}")
         down = len(sums) * _num_bytes(record)
         stacked = _stack(sums, step.sums, len(places))
         return Replies(
@@ -242,15 +242,28 @@ class Rounds:
         request = RecordDict({"model": to_record(model)})
         answers = self._nodes.ask("evaluate", clients, request, {"number": number})
         accuracies = []
-        for content in answers.contents.values():
-            counts = content.config_records["counts"]
-            correct, count = int(str(counts["correct"])), int(str(counts["count"]))
+        for client, content in answers.contents.items():
+            try:
+                counts = content.config_records["counts"]
+                correct, count = int(str(counts["correct"])), int(str(counts["count"]))
+                if not 0 <= correct <= count:
+                    raise ValueError(f"correct must be in [0, {count}], got {correct}")
+            except _UNREADABLE as error:
+                answers.reasons[client] = str(error)
+                continue
             if count:
                 accuracies.append(correct / count)
+        _tell(answers, f"not evaluated after round {number}")
         if not accuracies:
             return {}
         row = metrics.statistics("client_local", np.array(accuracies))
         return row | {"eval/clients": len(accuracies)}
+
+
+def _tell(answers: Answers, what: str) -> None:
+    """Logs which clients have not answered as they should, and why."""
+    for client, reason in sorted(answers.reasons.items()):
+        _LOG.warning("Client %s is %s: %s", client, what, reason)
 
 
 def _read(content: RecordDict, step: Step) -> tuple[dict[str, np.ndarray], Tree]:
@@ -260,7 +273,7 @@ def _read(content: RecordDict, step: Step) -> tuple[dict[str, np.ndarray], Tree]
       Sums, and what the client has sent; () if it has not arrived.
 
     Raises:
-      KeyError, ValueError: if arrays are missing, or do not fit.
+      KeyError, TypeError, ValueError: if arrays are missing, or do not fit.
     """
     sums, sent = from_record(content.array_records["sums"], step.sums), ()
     # Of a client that has diverged the loss need not be finite.

@@ -94,9 +94,8 @@ def serve(
                 "the noise is drawn from the seed, which every node is told"
             ]
         )
-    with _results(workdir, learning) as write:
-        nodes = Nodes(grid, config.data.num_clients, round_seconds)
-        nodes.wait(wait_seconds)
+    nodes = Nodes(grid, config.data.num_clients, round_seconds)
+    with _results(workdir, learning, lambda: nodes.wait(wait_seconds)) as write:
         rounds = Rounds(nodes, learning)
         state = rounds.begin()
         if learning.algorithm.prepare is not None:
@@ -111,14 +110,22 @@ def serve(
 
 
 @contextmanager
-def _results(workdir: str, learning: Learning) -> Iterator[Write]:
+def _results(
+    workdir: str, learning: Learning, wait: Callable[[], None]
+) -> Iterator[Write]:
     """Opens the workdir of a run, in which there is none yet.
+
+    Args:
+      workdir: see `serve`.
+      learning: of the run.
+      wait: returns when the run may begin. If it raises, no run has begun.
 
     Yields:
       What writes a round: its row, and a checkpoint without rows where one is due. With
       an empty workdir it only logs.
     """
     if not workdir:
+        wait()
         yield lambda number, state, row: _log(row)
         return
     config = learning.config
@@ -128,6 +135,7 @@ def _results(workdir: str, learning: Learning) -> Iterator[Write]:
                 f"{folder} has a run already, and a run on Flower does not go on: name "
                 "a new folder."
             )
+        wait()
         write_config(folder, config)
         environment.record(folder, config, 0, {})
         with open_metrics(folder, -1) as log:

@@ -29,7 +29,7 @@ from fedjax_prune.engine import processes
 from fedjax_prune.engine.store import Store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import state_files
-from fedjax_prune.runs.files import free_name, remove
+from fedjax_prune.runs.files import free_name, remove, sync
 from fedjax_prune.runs.manifest import (
     CheckpointError,
     Damage,
@@ -142,7 +142,10 @@ def begin_save(
             with _no_remains(directory, round, needed):
                 state_files.write(folder / "state", leaves)
                 write_manifest(folder, _parts(rows), facts)
+                # Without this a loss of power may spare the new name alone.
+                sync(folder)
                 folder.rename(directory / str(round))
+                sync(directory, below=False)
         for old in rounds(directory)[:-keep]:
             if not keep_every or old % keep_every:
                 try:

@@ -68,7 +68,11 @@ class _Output:
             if error.errno not in READER_GONE:
                 raise
             discard(self._stream)
-            signal.raise_signal(signal.SIGINT)
+            # A second SIGINT, as after Ctrl-C on `train | tee`, would not wait for the
+            # end of the round. Where SIGHUP asks a run to stop, it may ask again.
+            hangup = getattr(signal, "SIGHUP", signal.SIGINT)
+            asks = callable(signal.getsignal(hangup))
+            signal.raise_signal(hangup if asks else signal.SIGINT)
 
 
 class RoundProgress:

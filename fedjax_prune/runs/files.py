@@ -1,5 +1,6 @@
 """How a file of a workdir is written: whole, and never through a link."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -49,6 +50,28 @@ def replace(file: Path, data: bytes) -> None:
         temporary.replace(file)
     except OSError as error:
         raise unwritable(file, error, len(data)) from error
+
+
+def sync(folder: Path, *, below: bool = True) -> None:
+    """Waits until a folder is on the disk.
+
+    Args:
+      folder: its names are.
+      below: whether all files and folders in it are, too.
+
+    Raises:
+      OSError: if the disk takes no more.
+    """
+    for path in [*(folder.rglob("*") if below else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some file systems cannot do so for folders.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def unwritable(file: Path, error: OSError, num_bytes: int) -> WorkdirError:

@@ -64,10 +64,10 @@ def stop_requested() -> Iterator[Stop]:
     """Turns the first signal to stop into a request to stop at the round's end.
 
     The signals are SIGINT, SIGTERM and, when a terminal is closed, SIGHUP; one that the
-    process ignores, as under `nohup`, stays ignored. A second SIGINT or SIGTERM acts as
-    it would without this handler, so a user need not wait for the round; a checkpoint
-    that is being written is finished. A second SIGTERM within TWICE seconds is the same
-    request: a cluster sends it to every process, and a sweep to its runs.
+    process ignores, as under `nohup`, stays ignored. A second SIGINT or SIGTERM ends it
+    without waiting for the round; a checkpoint that is being written is finished. A
+    second SIGTERM within TWICE seconds is the same request: a cluster sends it to every
+    process, and a sweep to its runs.
     """
     together = processes.count() > 1
     stop: Stop = _Agreed() if together else threading.Event()
@@ -88,7 +88,11 @@ def stop_requested() -> Iterator[Stop]:
 
     def again(number: int, asked: float) -> None:
         if time.monotonic() - asked > TWICE:
-            signal.signal(number, before[signal.Signals(number)])
+            handler = before[signal.Signals(number)]
+            signal.signal(number, handler)
+            if handler == signal.SIG_DFL:
+                # By default a process would end within what it is writing.
+                raise KeyboardInterrupt
             signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():

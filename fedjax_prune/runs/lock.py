@@ -18,6 +18,9 @@ except ImportError:  # on Windows
 _SINCE = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 """When this process began, to tell it from an earlier one of the same number."""
 
+_HOST = socket.gethostname()
+"""The name of this machine at the start; a laptop's may change with its network."""
+
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """Errors of a file system that has no locks."""
 
@@ -91,7 +94,7 @@ def require_held(folder: Path) -> None:
 
 
 def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} since {_SINCE}"
+    return f"process {os.getpid()} on {_HOST} since {_SINCE}"
 
 
 def _open(file: Path) -> int:

@@ -168,8 +168,8 @@ class Journal(NamedTuple):
 
     def _show(self, row: dict[str, Any], images_per_second: float) -> None:
         facts = row["train/loss"], row["train/accuracy"], images_per_second
-        self.bar.advance(row["round"], *facts)
         self.log.write(row)
+        self.bar.advance(row["round"], *facts)
 
 
 class Dispatcher(NamedTuple):

@@ -7,6 +7,7 @@ goes on after them.
 
 import shutil
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.files import replace
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import open_metrics
@@ -131,15 +133,16 @@ class _Kept:
 
         def write() -> None:
             self._folder.mkdir(exist_ok=True)
-            with self._sums(done.num_groups).open("wb") as file:
-                np.savez(file, **sums)
+            stream = BytesIO()
+            np.savez(stream, **sums)
+            replace(self._sums(done.num_groups), stream.getvalue())
 
         processes.on_first(write)
-        size = np.int32(self._group_size)
+        size, number = np.int32(self._group_size), np.int32(done.num_groups)
         checkpoint.save(
             self._folder,
             done.num_groups,
-            (size, done.gathered),
+            (size, number, done.gathered),
             rows=rows,
             origin=self._origin,
             keep=1,
@@ -149,13 +152,13 @@ class _Kept:
         self, steps: Preparation, state: ServerState, rows: Store, placement: Placement
     ) -> Gathering | None:
         """Replaces the rows of the groups that are done; None if there are none."""
-        number = processes.on_first(lambda: checkpoint.latest(self._folder))
-        if number is None:
+        newest = processes.on_first(lambda: checkpoint.latest(self._folder))
+        if newest is None:
             return None
-        shapes = np.int32(0), jax.eval_shape(steps.start, state)
+        shapes = np.int32(0), np.int32(0), jax.eval_shape(steps.start, state)
         try:
             # The rows only if they are of use.
-            size, gathered = checkpoint.restore(
+            size, number, gathered = checkpoint.restore(
                 self._folder, shapes, origin=self._origin
             )
             if size != self._group_size:
@@ -163,6 +166,8 @@ class _Kept:
                     f"{self._folder} has groups of {size} clients, and this machine "
                     f"makes groups of {self._group_size}."
                 )
+            # Of a damaged one it takes the one before, so `newest` may be too large.
+            number = int(number)
             sums = processes.together(lambda: self._read_sums(number))
             checkpoint.restore(self._folder, shapes, rows)
         except (*_UNUSABLE, OSError, ValueError) as error:

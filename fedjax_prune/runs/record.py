@@ -9,6 +9,7 @@ needs it.
 
 import os
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -154,6 +155,22 @@ def recorded_rounds(workdir: Path, last: int) -> list[int]:
         if matched and int(matched[1]) <= last:
             found.append(int(matched[1]))
     return sorted(found)
+
+
+def remove_records(workdir: Path, last: int) -> None:
+    """Removes records of rounds after `last`, which a killed run has left.
+
+    Raises:
+      WorkdirError: if one cannot be removed.
+    """
+    for number in set(recorded_rounds(workdir, sys.maxsize)) - {
+        *recorded_rounds(workdir, last)
+    }:
+        file = _file(workdir, number)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(file, error, 0) from error
 
 
 def write_partition(workdir: Path, counts: np.ndarray) -> None:

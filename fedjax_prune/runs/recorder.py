@@ -28,6 +28,7 @@ from fedjax_prune.runs.record import (
     Record,
     make_record,
     recorded_rounds,
+    remove_records,
     write_partition,
     write_record,
 )
@@ -98,6 +99,7 @@ class Recorder:
         self(self._last, state, rows, ids)
 
         def write() -> None:
+            remove_records(self._folder, self._since)
             data = self._experiment.data
             ids = np.arange(min(MOST_CLIENTS, len(data.population.offsets) - 1))
             num_classes = _num_classes(self._experiment)

@@ -98,7 +98,8 @@ def background_saves(experiment: Experiment, workdir: Path) -> Iterator[Saver]:
         except BaseException:
             try:
                 saver.wait_here()
-            except checkpoint.CheckpointError as error:
+            except Exception as error:
+                # The error that has ended the block is the one to be told.
                 warnings.warn(str(error), stacklevel=1)
             raise
         saver.wait()

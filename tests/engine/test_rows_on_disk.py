@@ -1,5 +1,6 @@
 """Rows on disk: equal to rows on the host, whatever happens in between."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -116,6 +117,29 @@ def test_files_without_rows_are_removed_unless_a_snapshot_names_them(tmp_path):
     (folder / "foreign").touch()
     store.keep([tmp_path / "b", tmp_path / "nowhere"])
     assert set(files(folder)) == {"1-3.rows", "1-4.rows", "foreign"}
+
+
+def test_what_cannot_be_read_or_removed_now_is_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "rows"
+    store = on_disk(folder)
+    put(store, [1, 2])
+    store.snapshot(tmp_path / "a")
+    put(store, [1, 2], seed=1)
+    load, remove = row_log.load, row_log.remove_others
+
+    def fail(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(row_log, "load", fail)
+    store.keep([tmp_path / "a"])
+    assert set(files(folder)) == {"1-1.rows", "1-2.rows"}
+    monkeypatch.setattr(row_log, "load", load)
+    monkeypatch.setattr(row_log, "remove_others", fail)
+    with pytest.warns(UserWarning, match="no checkpoint needs stay .* Too many open"):
+        store.keep([])
+    monkeypatch.setattr(row_log, "remove_others", remove)
+    store.keep([])
+    assert set(files(folder)) == {"1-2.rows"}
 
 
 @pytest.mark.parametrize("way", ["through a parent", "through a link"])

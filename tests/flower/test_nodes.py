@@ -186,6 +186,22 @@ def test_a_reply_that_is_not_finite_is_dropped(change, tmp_path):
     assert [row.get("clients/dropped") for row in rows] == [None, "1", None]
 
 
+@pytest.mark.parametrize("counts", [{}, {"correct": 3, "count": 2}])
+def test_an_evaluation_that_says_nothing_is_left_out(counts, caplog):
+    config = config_of()
+    app = make_client_app(lambda given: config)
+
+    def answer(request, context):
+        reply = app(request, context)
+        data = request.metadata
+        if (data.message_type, data.dst_node_id) == ("evaluate", 101):
+            reply.content["counts"] = ConfigRecord(counts)
+        return reply
+
+    serve(MemoryGrid(answer, 3), make_learning(config))
+    assert "Client 1 is not evaluated after round 3: " in caplog.text
+
+
 def test_a_reply_that_is_not_finite_ends_a_run_and_names_the_client():
     config = config_of()
     grid = grid_with_wrong_replies(config, CHANGES["nan"])

@@ -185,12 +185,14 @@ def test_a_node_that_has_lost_its_row_is_dropped(caplog):
     assert largest_gap(state, expected) < 1e-5
 
 
-def test_the_first_round_waits_for_all_clients():
+def test_the_first_round_waits_for_all_clients(tmp_path):
     read_config = CONFIGS["fedavg"]
     learning = make_learning(read_config())
     grid = MemoryGrid(make_client_app(read_config), 1)
     with pytest.raises(MissingNodesError, match=r"2 of 3 clients .*\[1, 2\]"):
-        serve(grid, learning, wait_seconds=0)
+        serve(grid, learning, wait_seconds=0, workdir=str(tmp_path / "run"))
+    # The same command can be given again.
+    assert not (tmp_path / "run").exists()
     nodes = iter([101, 102])
     seen = grid.get_node_ids
 

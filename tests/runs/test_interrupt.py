@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_prune.runs import interrupt
+from fedjax_prune.runs import console, interrupt
 from fedjax_prune.runs.interrupt import SIGNALS, stop_requested
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,27 @@ def test_a_second_sigterm_at_once_is_the_same_request(monkeypatch):
             assert ended
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_sigterm_does_not_end_a_process_within_what_it_writes(monkeypatch):
+    monkeypatch.setattr(interrupt, "TWICE", 0.0)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_requested():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_output_that_nobody_reads_after_ctrl_c_does_not_end_the_round():
+    """As Ctrl-C on `train | tee` does, which ends both."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream, stop_requested() as stop:
+        signal.raise_signal(signal.SIGINT)
+        print("round 2", file=console._Output(stream), flush=True)
+        assert stop.is_set()
 
 
 def test_a_closed_terminal_may_say_so_twice():

@@ -1,5 +1,6 @@
 """Whole runs with masks: preparation, files, resuming, compaction, tables."""
 
+import shutil
 import signal
 import threading
 
@@ -113,6 +114,22 @@ def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch):
     one, other = (read_metrics(tmp_path / name)[0] for name in ("whole", "stopped"))
     times = dict.fromkeys(verify.TIMES, 0)
     assert one | times == other | times
+
+
+def test_groups_of_a_damaged_save_are_explored_again(tmp_path, monkeypatch):
+    """The second save is damaged, but the first was not removed yet: it is used."""
+    monkeypatch.setattr(devices, "ALONE", 2)
+    config = pruned_config(devices=1, rounds=1)
+    whole = prepared_with(config, tmp_path / "whole")
+    stopped, kept = tmp_path / "stopped", tmp_path / "stopped" / "preparation"
+    assert prepared_with(config, stopped, stopped=True)[0] is None
+    shutil.copytree(kept / "1", tmp_path / "1")
+    assert prepared_with(config, stopped, stopped=True)[0] is None
+    shutil.copytree(tmp_path / "1", kept / "1")
+    (kept / "2" / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match=r"1 is used"):
+        again = prepared_with(config, stopped)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 # Stops of a run and stops between groups are tested above, each on its own.

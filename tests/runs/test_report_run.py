@@ -96,7 +96,11 @@ def test_a_resumed_run_under_masks_records_how_many_entries_change(tmp_path):
     with open_shared_workdir(tmp_path) as folder:
         assert train.train(make_learning(config), folder, 1) == 1
     assert record.recorded_rounds(tmp_path, 3) == []
+    # As a killed run leaves it, which was to record every round.
+    (tmp_path / "report" / "round-2.npz").touch()
+    (tmp_path / "report" / "round-9.npz").touch()
     assert train.run(config, tmp_path) == 0
+    assert record.recorded_rounds(tmp_path, 9) == [2, 3]
     first, second = record.read_records(tmp_path, 3)
     assert (first.round, first.churn_since) == (2, 1)
     assert (second.round, second.churn_since) == (3, 2)
