@@ -319,7 +319,7 @@ def grown(client, factor):
     return problems.build("scaffold", model_task=task, solver=solver)
 
 
-def test_a_bad_client_keeps_its_row_but_for_what_the_server_has_received():
+def test_a_bad_client_is_clipped_and_its_row_follows():
     """Client 1 moves a million times too far; client 3 is not a number."""
     algorithm = grown(1, 1e6)
     state, rows = problems.begin(algorithm)

@@ -136,7 +136,7 @@ FAULTS = {
         ),
     ],
     "clients that attack": [
-        ("engine/test_robust.py", "test_a_bad_client_is_clipped_and_its_row_stays"),
+        ("engine/test_robust.py", "test_a_bad_client_is_clipped_and_its_row_follows"),
         (
             "engine/test_hostile.py",
             "test_what_each_aggregator_is_worth_with_a_fifth_of_hostile_clients",
