@@ -173,8 +173,8 @@ def make_augment(
       (key, images) -> images, [batch_size, height, width, channels] of the same dtype.
 
     Raises:
-      ValueError: if images of this shape are too small to crop, or if `jitter` is out
-        of range.
+      ValueError: if images of this shape are too small to crop or have no colours to
+        change, or if `jitter` is out of range.
 
     References:
       Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study,
@@ -190,6 +190,10 @@ def make_augment(
     if crop and padding >= side:
         raise ValueError(f"image_shape must be at least 2 by 2, got {image_shape}.")
     _check_jitter("jitter", jitter)
+    if jitter and image_shape[-1] not in (1, 3):
+        raise ValueError(
+            f"image_shape must have 1 or 3 channels with jitter, got {image_shape}."
+        )
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         crop_key, flip_key, jitter_key = jax.random.split(key, 3)

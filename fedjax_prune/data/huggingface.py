@@ -4,7 +4,7 @@ Only what such an object shows to everybody is used: `features`, the number of r
 the rows themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ def from_huggingface(
     image: str = "",
     label: str = "",
     clients: str = "",
+    classes: Sequence[str] | None = None,
     size: pixels.Side = 0,
 ) -> OwnData:
     """Makes a data set of one of the library `datasets`.
@@ -34,6 +35,8 @@ def from_huggingface(
       label: column of the labels; empty takes the only column of `ClassLabel`, whose
         names become the classes. Another column holds integers or names.
       clients: column of who holds an example, integers or names; empty if nobody does.
+      classes: names of the classes in their order; None takes those of `ClassLabel` or
+        those that occur. A test set needs the names of the training set.
       size: as in `from_image_folder`.
 
     Returns:
@@ -82,13 +85,14 @@ def from_huggingface(
         labels.append(_name(row[label], f"column {label}, row {number}"))
         if clients:
             holders.append(_name(row[clients], f"column {clients}, row {number}"))
-    names = getattr(features[label], "names", None)
+    if classes is None and not isinstance(labels[0], str):
+        classes = getattr(features[label], "names", None)
     try:
         return from_arrays(
             _alike(images),
             labels,
             clients=holders if clients else None,
-            classes=None if isinstance(labels[0], str) else names,
+            classes=classes,
         )
     except DataError as error:
         shown = f"images are column {image}, labels column {label}"

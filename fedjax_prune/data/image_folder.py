@@ -242,7 +242,8 @@ def _classes(
     """The names of the classes in their order.
 
     Raises:
-      DataError: if a class has no picture or is none of those that are given.
+      DataError: if one is none of those that are given or, where none are, has no
+        picture.
     """
     found = list(dict.fromkeys(name for own in listed for name in own))
     for name in found:
@@ -251,7 +252,7 @@ def _classes(
                 f"{path} has the folder {name}, which is none of the classes "
                 f"{', '.join(classes)}."
             )
-        if not any(own.get(name) for own in listed):
+        if classes is None and not any(own.get(name) for own in listed):
             raise DataError(
                 f"{path} must have at least one picture of each class, got none of "
                 f"{name}."

@@ -200,6 +200,10 @@ def _as_labels(
     Raises:
       ValueError: if a label is no class, or a class that must occur does not.
     """
+    if labels.dtype == object and all(isinstance(name, str) for name in labels.flat):
+        labels = labels.astype(str)
+    if classes is not None:
+        classes = tuple(map(str, classes))
     if labels.ndim != 1 or labels.dtype.kind not in "iuU" or not labels.size:
         raise ValueError(
             "labels must be integers or names of shape [num_examples], at least one, "
@@ -220,7 +224,7 @@ def _as_labels(
                 )
         return names, np.array([known[name] for name in found.tolist()])[places]
     if classes is not None:
-        return tuple(map(str, classes)), labels
+        return tuple(classes), labels
     if (least := labels.min()) < 0:
         index = int(np.flatnonzero(labels < 0)[0])
         raise ValueError(

@@ -128,7 +128,8 @@ def dirichlet_in_turn(
         if counts.sum() == 0:
             raise ValueError(
                 f"dirichlet_in_turn: alpha {alpha} leaves client {client} of "
-                f"{num_clients} without examples."
+                f"{num_clients} without examples: take another seed, a larger alpha "
+                "or fewer clients."
             )
         starts = np.array([len(pool) for pool in pools]) - left
         part = [

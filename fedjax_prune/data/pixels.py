@@ -11,8 +11,8 @@ import numpy as np
 from fedjax_prune.fields import at_least
 
 Side = Annotated[int, at_least(0), "Pixels a side of scaled pictures; 0 is as stored."]
-GREY = ("1", "L")
-"""Pillow's modes of pictures with one channel."""
+GREY = ("1", "L", "LA", "La")
+"""Pillow's modes of grey pictures, also those with transparency."""
 DEEP = ("I", "F")
 """What the names of its modes begin with that have more than 8 bits a channel."""
 _ORIENTATION = 0x0112

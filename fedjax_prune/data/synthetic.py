@@ -24,10 +24,10 @@ style.
 Client k has max(2, floor(client_size exp(client_size_sigma z_k))) examples, z_k ~
 N(0, 1), at most MOST_TIMES client_size: log-normal sizes, or all alike with sigma 0.
 
-What client k draws depends on (seed, k) alone and not on the number of clients: clients
-are drawn in blocks of BLOCK, each by generators of its own. What a client has is drawn
-for whole blocks, and its examples are drawn one after another, so that the clients
-after it change nothing.
+What client k trains on depends on (seed, k) alone and not on the number of clients:
+clients are drawn in blocks of BLOCK, each by generators of its own. What a client has
+is drawn for whole blocks, and its examples are drawn one after another, so that the
+clients after it change nothing.
 
 References:
   Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, section 5.1,

@@ -157,7 +157,8 @@ def holdout(
     if (small := np.flatnonzero(sizes < 2)).size:
         raise ValueError(
             f"holdout needs at least 2 examples per client, got {sizes[small[0]]} for "
-            f"client {small[0]}. Raise min_size."
+            f"client {small[0]}: take fewer clients, more examples or, where the "
+            "partition has it, a larger min_size."
         )
     numbers = np.clip(np.rint(fraction * sizes).astype(np.int64), 1, sizes - 1)
     is_held = choose(seed, sizes, numbers)

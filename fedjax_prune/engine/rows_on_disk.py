@@ -211,16 +211,15 @@ class DiskStore:
                 # A damaged one cannot be restored, and needs nothing.
                 continue
             except (OSError, StorageError):
-                # It may be read again later.
-                return
+                return  # It may be read again later.
             if saved.folder == self._folder:
                 self._in_snapshots |= saved.index.names
         kept = self._in_snapshots | self._index.names
         try:
             row_log.remove_others(self._folder, kept)
         except OSError as error:
-            words = f"Rows that no checkpoint needs stay in {self._folder}: {error}."
-            warnings.warn(words, stacklevel=2)
+            words = f"Rows that no checkpoint needs stay in {self._folder}"
+            warnings.warn(f"{words}: {error}.", stacklevel=2)
 
     def _begin(self, first: np.ndarray) -> None:
         """Gives every client its first row again."""

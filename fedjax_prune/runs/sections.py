@@ -154,7 +154,8 @@ class Data(NamedTuple):
     local_val: Annotated[
         str,
         one_of(("matched_test", "holdout")),
-        "A client's validation set: test examples of its classes or training examples.",
+        "A client's validation set: test examples of its classes, which are no ground "
+        "for a choice of settings, or training examples that are held out.",
     ] = "matched_test"
     augment: Annotated[
         str,

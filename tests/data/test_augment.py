@@ -171,6 +171,8 @@ def test_limits():
         make_augment((1, 4, 3), flip=True)
     with pytest.raises(ValueError, match=r"jitter must be in \[0, 0.5\], got 0.6"):
         make_augment((4, 4, 3), flip=True, jitter=0.6)
+    with pytest.raises(ValueError, match=r"1 or 3 channels with jitter, got \(4, 4, 2"):
+        make_augment((4, 4, 2), flip=True, jitter=0.5)
     with pytest.raises(ValueError, match=r"strength must be in \[0, 0.5\], got 0.6"):
         colour_jitter(jax.random.key(0), IMAGES, 0.6)
     with pytest.raises(ValueError, match="1 or 3 channels, got 2"):

@@ -86,6 +86,11 @@ def test_columns_without_features_are_named():
     data = from_huggingface(rows, image="pixels", label="kind")
     np.testing.assert_array_equal(data.dataset.images[..., 0], arrays)
     assert (data.dataset.labels.tolist(), data.classes) == ([1, 0, 1], ("a", "b"))
+    # A test set without one of the classes.
+    data = from_huggingface(
+        split(kind=["c", "a", "c"]), label="kind", classes=("a", "b", "c")
+    )
+    assert (data.dataset.labels.tolist(), data.classes[1]) == ([2, 0, 2], "b")
 
 
 def test_grey_and_coloured_pictures_have_three_channels():

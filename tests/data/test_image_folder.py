@@ -45,7 +45,9 @@ def test_each_client_has_folders_of_its_classes(tmp_path):
 
 def test_grey_pictures_have_one_channel_unless_others_have_colours(tmp_path):
     picture(tmp_path / "cat" / "1.png", 7, mode="L")
-    assert from_image_folder(tmp_path).dataset.images.shape == (1, 4, 6, 1)
+    picture(tmp_path / "cat" / "0.png", 7, mode="LA")
+    assert from_image_folder(tmp_path).dataset.images.shape == (2, 4, 6, 1)
+    (tmp_path / "cat" / "0.png").unlink()
     picture(tmp_path / "cat" / "2.png", 9, mode="RGBA")
     images = from_image_folder(tmp_path).dataset.images
     assert images.shape == (2, 4, 6, 3)
@@ -74,6 +76,7 @@ def test_pictures_of_several_sizes_are_scaled(tmp_path):
 
 def test_a_test_set_may_lack_classes(tmp_path):
     picture(tmp_path / "dog" / "1.png")
+    (tmp_path / "cat").mkdir()
     data = from_image_folder(tmp_path, classes=["ant", "cat", "dog"])
     assert data.dataset.labels.tolist() == [2]
     assert data.classes == ("ant", "cat", "dog")

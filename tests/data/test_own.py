@@ -73,6 +73,10 @@ def test_names_are_labels():
     assert data.dataset.labels.tolist() == [1, 0, 1, 2, 0, 1]
     some = from_arrays(IMAGES[:1], ["eel"], classes=["eel", "ant"])
     assert (some.dataset.labels.tolist(), some.classes) == ([0], ("eel", "ant"))
+    # As a column of pandas has them; classes may be numbers.
+    column = np.array(["10", "9"], object)
+    some = from_arrays(IMAGES[:2], column, classes=[9, 10])
+    assert (some.dataset.labels.tolist(), some.classes) == ([1, 0], ("9", "10"))
 
 
 @pytest.mark.parametrize(
