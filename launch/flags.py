@@ -131,7 +131,7 @@ def _apply(config: Any, argument: str) -> Any:
     known = settings.flatten(config)
     if not _OVERRIDE.match(argument):
         launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
-        every = [f"--{flag.name}" for flag in launcher]
+        every = [f"--{f.name}" for f in launcher] or ["--config", "--workdir"]
         every += [f"--config.{name}" for name in known]
         message = settings.unknown(argument.partition("=")[0], every)
         raise settings.SettingsError([message.replace("a field", "an argument")])

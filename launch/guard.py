@@ -139,8 +139,9 @@ def _say(text: str) -> None:
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
-    except OSError:
-        console.discard(sys.stderr)
+    except OSError as error:
+        if error.errno in console.READER_GONE:
+            console.discard(sys.stderr)
 
 
 def _reason(text: str, seat: Seat, seconds: float) -> str:
@@ -174,7 +175,7 @@ def _reason(text: str, seat: Seat, seconds: float) -> str:
 
 
 def _pass_on_signals(child: int) -> None:
-    """The first signal asks the child to stop, and a second SIGINT kills it."""
+    """The first signal asks the child to stop, and SIGINT after it kills it."""
     asked = threading.Event()
 
     def pass_on(number: int, frame: Any) -> None:

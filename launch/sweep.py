@@ -82,19 +82,20 @@ def _table(runs: Sequence[Run], workdir: Path) -> str:
         settings.setdefault(run.group or str(_CONFIG.value), []).append(run)
     folders, left = {}, {}
     for name, each in settings.items():
-        done = [run for run in each if train_grid.is_finished(run, workdir)]
-        left[name] = [run for run in each if run not in done]
-        if done:
-            folders[name] = [workdir / run.folder for run in done]
+        left[name] = [r for r in each if not train_grid.is_finished(r, workdir)]
+        missing = {run.folder for run in left[name]}
+        if done := [r.folder for r in each if r.folder not in missing]:
+            folders[name] = [workdir / folder for folder in done]
     if not folders:
         return ""
     has_masks = any(savings.has_masks(f) for each in folders.values() for f in each)
     table = (tables.pruning_table if has_masks else tables.comparison)(folders)
     seeds = {name: len(each) for name, each in settings.items()}
-    missing = train_grid.unfinished(left, seeds, workdir)
-    if (compared := next(iter(folders))) != next(iter(settings)):
-        missing.append(f"Differences are those to {compared}.\n")
-    return "\n".join([table, *missing])
+    words = train_grid.unfinished(left, seeds, workdir)
+    compared, *others = folders
+    if others and compared != next(iter(settings)):
+        words.append(f"Differences are those to {compared}.\n")
+    return "\n".join([table, *words])
 
 
 if __name__ == "__main__":

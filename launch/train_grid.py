@@ -10,7 +10,7 @@ from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.runs import console, estimates
 from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import agree_config
+from fedjax_prune.runs.workdir import WorkdirError, agree_config
 
 from .grid import Run
 from .side_by_side import Job, Outcome, last_line, run_all
@@ -20,7 +20,7 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
     """Refuses a workdir in which runs were begun with other fields or went further.
 
     Raises:
-      SettingsError: with every difference, each once.
+      SettingsError: with every difference, each once, and what cannot be read.
     """
     found = []
     for run in runs:
@@ -29,6 +29,8 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
             agree_config(folder, run.config)
         except SettingsError as error:
             found += error.problems
+        except WorkdirError as error:
+            found.append(str(error))
         # A mean with runs that end now would be one of different lengths.
         if (done := estimates.rounds_done(folder)) > run.config.rounds:
             found.append(
@@ -161,7 +163,8 @@ def error_of(run: Run, workdir: Path) -> str:
     """The error with which a run's last start has ended; empty without one."""
     log = workdir / f"{run.folder}.log"
     line = last_line(log) if log.exists() else ""
-    return line if line.startswith("error:") else ""
+    # A run that is stopped twice ends with an error, too, but goes on.
+    return line if line.startswith("error:") and line != "error: stopped" else ""
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

@@ -20,15 +20,15 @@ Choices:
   along the client's path; the printed 1/(E lr) of FedDP counts epochs and makes the
   controls too large by the number of batches. Controls start at zero and a client keeps
   its own between participations; with 1/N, c is then the mean of all c_k after every
-  round. Where messages are scaled to a norm, a client's control takes the change that
-  has arrived, so that this still holds. Medians, trimmed means and the noise of privacy
-  break it. Deltas are weighted by size (FedDP), not uniformly (SCAFFOLD).
-  `control_weights` says which objective is minimised: `uniform` the mean of the client
-  losses, `size` that of FedAvg, weighted by examples. Batch statistics are averaged,
-  never corrected. `control_init = random_legacy` and `control_divisor = m_legacy` are
-  two faults of widely copied code: controls start as a random network, and changes of
-  controls are divided by the cohort's size instead of the population's. With full
-  participation these faults cannot be seen; without, training diverges.
+  round. Where `clip_norm` scales messages, a client's control takes the change that
+  has arrived, so that this still holds. Medians, trimmed means, privacy and clients
+  that attack a plain mean break it. Deltas are weighted by size (FedDP), not uniformly
+  (SCAFFOLD). `control_weights` says which objective is minimised: `uniform` the mean of
+  the client losses, `size` that of FedAvg, weighted by examples. Batch statistics are
+  averaged, never corrected. `control_init = random_legacy` and `control_divisor =
+  m_legacy` are two faults of widely copied code: controls start as a random network,
+  and changes of controls are divided by the cohort's size instead of the population's.
+  With full participation these faults cannot be seen; without, training diverges.
 """
 
 from collections.abc import Callable
@@ -198,11 +198,11 @@ def _share(
     cohort: Cohort, shared_by: str, dtype: jnp.dtype, num_examples: jax.Array
 ) -> jax.Array:
     """Returns what a client's change of its control counts in that of the server."""
-    mine, whole = {
-        "uniform": (jnp.ones_like(num_examples), cohort.num_clients),
-        "size": (num_examples, cohort.num_examples),
-        "cohort": (jnp.ones_like(num_examples), cohort.cohort_size),
-    }[shared_by]
+    mine, whole = jnp.ones_like(num_examples), cohort.num_clients
+    if shared_by == "size":
+        mine, whole = num_examples, cohort.num_examples
+    elif shared_by == "cohort":
+        whole = cohort.cohort_size
     return mine.astype(dtype) / jnp.asarray(whole).astype(dtype)
 
 

@@ -247,7 +247,7 @@ class _Run(NamedTuple):
             row = program.settle(client.row, row, message)
         message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
-        left = jax.tree.leaves((message, row.personal))
+        left = jax.tree.leaves((message, result.personal))
         floats = [x for x in left if _is_float(x)]
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)

@@ -41,8 +41,9 @@ class ClientProgram(NamedTuple):
       upload: (result, row) -> (message, row). The returned row is what the client
         keeps if its message arrives.
       alive: `Variables.alive` of all clients.
-      settle: (row before, row to keep, message) -> the row to keep, once the round's
-        policy has scaled the message. The default keeps the row that `upload` returned.
+      settle: (row before, row to keep, message) -> the row to keep. It is called where
+        `Policy.bounds_parts` is set, with the message as it is sent, also if it needed
+        no scaling or is that of an attack. The default changes nothing.
 
     Examples:
       >>> import fedjax_prune as fp

@@ -85,7 +85,7 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
         everybody = bad.size == cohort.cohort_size
         cause = " All clients diverged: server.lr may be too large." * bool(everybody)
         raise TrainingError(
-            f"The loss or the update of client {ids} became non-finite in round "
+            f"The loss, update or gates of client {ids} became non-finite in round "
             f"{number}. A smaller client.lr, or model.norm bn or gn, usually "
             f"helps.{cause}"
         )

@@ -26,8 +26,9 @@ ORDERED = ("median", "trimmed_mean")
 """The aggregators that sort the values of all clients and so keep all messages."""
 
 BAD_CLIENT = ("abort", "drop", "clip")
-"""What is done about a client whose loss or message is not finite: a run ends, or a
-round goes on without it. With `clip` a message that is too large is bad, too."""
+"""What is done about a client whose loss, message or personal parameters are not
+finite: a run ends, or a round goes on without it. With `clip` a message that is too
+large is bad, too."""
 
 HALF = Rule(lambda v: 0 <= v < 0.5, "in [0, 0.5)")
 
@@ -70,7 +71,10 @@ class Policy(NamedTuple):
 
     @property
     def large_is_bad(self) -> bool:
-        """Whether the row of a client whose message is scaled stays as it was."""
+        """Whether the row of a client whose message is scaled stays as it was.
+
+        But for what `ClientProgram.settle` changes of it.
+        """
         return self.on_bad_client == "clip"
 
 

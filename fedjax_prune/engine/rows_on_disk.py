@@ -196,27 +196,23 @@ class DiskStore:
         """See `Store.keep`.
 
         Raises:
-          OSError, RowsError: if files cannot be listed or removed.
+          RowsError: if object storage does not answer or refuses. Of a disk it warns.
         """
         self._settle()
         processes.on_first(lambda: self._keep(snapshots))
 
     def _keep(self, snapshots: Iterable[str | Path]) -> None:
         """Removes files, in one process."""
-        self._in_snapshots = set()
-        for folder in snapshots:
-            try:
-                saved = row_log.load(Path(folder))
-            except (FileNotFoundError, ValueError):
-                # A damaged one cannot be restored, and needs nothing.
-                continue
-            except (OSError, StorageError):
-                return  # It may be read again later.
-            if saved.folder == self._folder:
-                self._in_snapshots |= saved.index.names
-        kept = self._in_snapshots | self._index.names
+        names: set[str] = set()
         try:
-            row_log.remove_others(self._folder, kept)
+            for folder in snapshots:
+                # A damaged one cannot be restored, and needs nothing.
+                with suppress(FileNotFoundError, ValueError):
+                    saved = row_log.load(Path(folder))
+                    if saved.folder == self._folder:
+                        names |= saved.index.names
+            self._in_snapshots = names
+            row_log.remove_others(self._folder, names | self._index.names)
         except OSError as error:
             words = f"Rows that no checkpoint needs stay in {self._folder}"
             warnings.warn(f"{words}: {error}.", stacklevel=2)

@@ -145,6 +145,8 @@ def begin_save(
                 # Without this a loss of power may spare the new name alone.
                 sync(folder)
                 folder.rename(directory / str(round))
+            # It is there; if only its name is lost, the one before is not removed yet.
+            with suppress(OSError):
                 sync(directory, below=False)
         for old in rounds(directory)[:-keep]:
             if not keep_every or old % keep_every:

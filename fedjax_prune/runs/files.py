@@ -5,6 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+_WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems say that cannot wait for a folder."""
+
 
 class WorkdirError(RuntimeError):
     """A workdir that cannot be used; the message names it and the reason.
@@ -68,7 +71,7 @@ def sync(folder: Path, *, below: bool = True) -> None:
             os.fsync(descriptor)
         except OSError as error:
             # Some file systems cannot do so for folders.
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            if error.errno not in _WITHOUT_FOLDERS or not path.is_dir():
                 raise
         finally:
             os.close(descriptor)

@@ -163,12 +163,11 @@ def remove_records(workdir: Path, last: int) -> None:
     Raises:
       WorkdirError: if one cannot be removed.
     """
-    for number in set(recorded_rounds(workdir, sys.maxsize)) - {
-        *recorded_rounds(workdir, last)
-    }:
+    for number in recorded_rounds(workdir, sys.maxsize):
         file = _file(workdir, number)
         try:
-            file.unlink(missing_ok=True)
+            if number > last:
+                file.unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(file, error, 0) from error
 

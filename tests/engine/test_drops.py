@@ -12,7 +12,8 @@ from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.data.population import to_population
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
-from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from tests import problems, toys
@@ -97,11 +98,13 @@ def test_personal_parameters_that_are_not_finite_are_not_kept():
     rows.personal["v"] = jnp.array([0.0, 1.0])
     dataset = jax.device_put(toys.quadratic_dataset((4, 4), 2)[0])
     cohort = toys.contiguous_cohort((4, 4), [0, 1], num_lanes=1)
-    run = toys.compiled_round(algorithm)
-    _, after, sums = run(state, rows, dataset, cohort, jax.random.key(1))
-    np.testing.assert_array_equal(sums["arrived"], [0, 1])
-    # By hand: the slope at 1 is 1 / 2.
-    np.testing.assert_allclose(after.personal["v"], [0, 1 - 0.1 / 2])
+    clips = make_policy(on_bad_client="clip", clip_norm=1e-3)
+    # By hand: the slope at 1 is 1 / 2. With `clip` the second client is a bad one, too.
+    for policy, kept in ((make_policy(), 1 - 0.1 / 2), (clips, 1)):
+        run = toys.compiled_round(algorithm, ONE_DEVICE._replace(policy=policy))
+        _, after, sums = run(state, rows, dataset, cohort, jax.random.key(1))
+        np.testing.assert_array_equal(sums["arrived"], [0, 1])
+        np.testing.assert_allclose(after.personal["v"], [0, kept])
 
 
 @pytest.mark.parametrize("schedule", ["participants", "agreement"])

@@ -122,7 +122,7 @@ def test_churn_of_a_resumed_run_says_with_which_round_it_compares(tmp_path):
 
 
 def test_two_runs_of_a_seed_are_not_two_seeds(tmp_path):
-    with pytest.raises(WorkdirError, match=r"1 and \S+0 are runs of one .* seed"):
+    with pytest.raises(WorkdirError, match=r"0 and \S+1 are runs of one .* seed"):
         lines_of(tmp_path, config_of(rounds=2), config_of(rounds=2, save_every=1))
 
 
@@ -273,8 +273,8 @@ def test_clients_that_diverged_are_counted_with_their_last_finite_loss(tmp_path)
         record.loss[0] = loss
     found = troubled.troubled([line])
     assert [(x.client, x.words) for x in found] == [
-        (4, "loss or update not finite in 10 rounds"),
-        (11, "loss or update not finite in 5 rounds"),
+        (4, "loss, update or gates not finite in 10 rounds"),
+        (11, "loss, update or gates not finite in 5 rounds"),
     ]
     assert found[0].last == 2.5
     panel = troubled.losses([line])

@@ -57,7 +57,8 @@ def _shared(names: Sequence[str]) -> str:
 def spread(line: Line) -> dict[str, float] | None:
     """The accuracies of a line's seeds in percent; None without an evaluation.
 
-    All seeds count up to the last evaluation of the shortest.
+    Seeds without one are left out, and the others count up to the last evaluation of
+    the shortest.
     """
     evaluated = [[row for row in run.rows if HEADLINE in row] for run in line.runs]
     evaluated = [rows for rows in evaluated if rows]
@@ -67,7 +68,10 @@ def spread(line: Line) -> dict[str, float] | None:
     means = []
     for rows in evaluated:
         last = in_fifth([row for row in rows if row["round"] <= end], 5)
-        means.append(100 * float(np.mean([row[HEADLINE] for row in last])))
+        if last:
+            means.append(100 * float(np.mean([row[HEADLINE] for row in last])))
+    if not means:
+        return None
     return {"mean": float(np.mean(means)), "low": min(means), "high": max(means)}
 
 

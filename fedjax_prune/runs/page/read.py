@@ -75,7 +75,11 @@ def read_runs(workdirs: Sequence[Path]) -> list[PageRun]:
       WorkdirError: naming each workdir that has no run or no finished round.
     """
     runs, found = [], []
-    for folder in dict.fromkeys(workdirs):
+    named: dict[Path, Path] = {}
+    for folder in workdirs:
+        # It may be named twice, also through a link.
+        named.setdefault(folder.resolve(), folder)
+    for folder in named.values():
         try:
             run = _read(folder)
         except WorkdirError as error:
@@ -129,7 +133,8 @@ def as_lines(
         groups.setdefault(repr(sorted(compared.items())), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
     if found := [
-        f"{second.folder} and {first.folder} are runs of one configuration and seed."
+        f"{first.folder} and {second.folder} are runs of one configuration and seed: "
+        "name one of them."
         for line in lines
         for first, second in pairwise(line)
         if first.config["seed"] == second.config["seed"]

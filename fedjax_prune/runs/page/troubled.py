@@ -20,7 +20,7 @@ from fedjax_prune.runs.page.read import Line, PageRun
 from fedjax_prune.runs.record import MOST_TROUBLED
 
 FLAGS = {
-    "clients/dropped": "loss or update not finite",
+    "clients/dropped": "loss, update or gates not finite",
     "clients/clipped": "message clipped",
     "clients/absent": "did not report",
     "clients/slow": "made fewer steps",
