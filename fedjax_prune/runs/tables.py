@@ -72,7 +72,9 @@ def comparison(
         for field in (HEADLINE, "eval/client_local/mean"):
             values = line.values(field)
             cells.append(with_interval(list(values.values())))
-            cells.append("" if line is first else less(values, first.values(field)))
+            cells.append(
+                "" if line is first else _difference(values, first.values(field))
+            )
         for field in ("eval/client_local/min", "eval/after_local/mean", ACCURACY):
             shown = field != ACCURACY or config.model.gated
             values = list(line.values(field).values()) if shown else []
@@ -119,7 +121,7 @@ def pruning_table(
                 line.name,
                 str(len(seeds)),
                 with_interval(list(lasts.values())),
-                "" if line is lines[0] else less(lasts, first),
+                "" if line is lines[0] else _difference(lasts, first),
                 f"{np.mean([max(_accuracies(seed)) for seed in seeds]):.1%}",
                 f"{saved.sparsity:.1%}",
                 f"{saved.realisable:.1%} ({saved.realisable_all:.1%})",
@@ -221,18 +223,20 @@ def read_lines(
 def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
     """Mean and interval of the differences of the seeds that both have, or nothing.
 
-    Their number is told where one of the two has other seeds, too.
-
     Args:
       values: seed -> accuracy.
       first: what is subtracted.
     """
     common = [value - first[seed] for seed, value in values.items() if seed in first]
-    if not common:
-        return ""
-    some = len(common) < max(len(values), len(first))
-    seeds = f" ({len(common)} {'seed' if len(common) == 1 else 'seeds'})"
-    return with_interval(common, "+") + seeds * some
+    return with_interval(common, "+") if common else ""
+
+
+def _difference(values: Mapping[int, float], first: Mapping[int, float]) -> str:
+    """The same, with the number of seeds if one of the two has others, too."""
+    words, count = less(values, first), len(values.keys() & first.keys())
+    if not words or count == max(len(values), len(first)):
+        return words
+    return f"{words} ({count} {'seed' if count == 1 else 'seeds'})"
 
 
 def _common_target(line: SeedRows) -> float:

@@ -114,8 +114,8 @@ def as_lines(
 
     Args:
       runs: at least one.
-      given: workdir of each run -> name of its line; none may be missing. Of runs of
-        one line the first run's counts.
+      given: workdir of each run -> name of its line; none may be missing. Runs of two
+        names are two lines.
 
     Returns:
       The lines in the order of their first runs. Unless names are given, they are named
@@ -126,11 +126,12 @@ def as_lines(
       WorkdirError: naming runs of a line that have the same seed, which would count as
         two.
     """
-    groups: dict[str, list[PageRun]] = {}
+    groups: dict[tuple[str, str], list[PageRun]] = {}
     for run in runs:
         left_out = uncompared(run.config)
         compared = {k: v for k, v in run.config.items() if k not in left_out}
-        groups.setdefault(repr(sorted(compared.items())), []).append(run)
+        name = given[run.folder] if given else ""
+        groups.setdefault((name, repr(sorted(compared.items()))), []).append(run)
     lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
     if found := [
         f"{first.folder} and {second.folder} are runs of one configuration and seed: "
