@@ -150,7 +150,8 @@ def _apply(config: Any, argument: str) -> Any:
         return config
     declared = settings.declared(known)
     if field not in declared:
-        raise settings.SettingsError([settings.unknown(field, [*declared], model)])
+        others = [name for name in known if name in declared]
+        raise settings.SettingsError([settings.unknown(field, others, model)])
     negated = argument.lstrip("-").startswith("no")
     if "=" not in argument:
         if declared[field].type is not bool:

@@ -180,7 +180,7 @@ def test_an_explorer_that_diverges_is_left_out_where_bad_clients_are():
         done = prepare(experiment, where, first, rows)
         return done, all_rows(rows, where)
 
-    with pytest.raises(TrainingError, match="update of client 2 became non-finite"):
+    with pytest.raises(TrainingError, match="gates of client 2 became non-finite"):
         explore("abort")
     done, rows = explore("drop")
     np.testing.assert_array_equal(done.client_ids, range(5))

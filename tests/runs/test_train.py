@@ -203,7 +203,7 @@ def test_what_a_builder_refuses_is_reported_with_its_section(section):
 def test_diverging_client_stops_the_run_and_is_named(tmp_path):
     config = tiny_config()
     config.client.lr = 1e20
-    with pytest.raises(TrainingError, match=r"update of client [\d, ]+ became .* 1\."):
+    with pytest.raises(TrainingError, match=r"gates of client [\d, ]+ became .* 1\."):
         train.run(config, tmp_path)
     assert read_metrics(tmp_path) == []
     assert checkpoint.latest(tmp_path / "checkpoints") is None
