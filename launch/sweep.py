@@ -80,12 +80,12 @@ def _table(runs: Sequence[Run], workdir: Path) -> str:
     settings: dict[str, list[Run]] = {}
     for run in runs:
         settings.setdefault(run.group or str(_CONFIG.value), []).append(run)
+    ended = {run.folder for run in runs if train_grid.is_finished(run, workdir)}
     folders, left = {}, {}
     for name, each in settings.items():
-        left[name] = [r for r in each if not train_grid.is_finished(r, workdir)]
-        missing = {run.folder for run in left[name]}
-        if done := [r.folder for r in each if r.folder not in missing]:
-            folders[name] = [workdir / folder for folder in done]
+        left[name] = [run for run in each if run.folder not in ended]
+        if done := [workdir / run.folder for run in each if run.folder in ended]:
+            folders[name] = done
     if not folders:
         return ""
     has_masks = any(savings.has_masks(f) for each in folders.values() for f in each)

@@ -80,8 +80,7 @@ def train_cohort(
 
     A client whose loss, message or personal parameters become non-finite is dropped:
     its message does not arrive and its row stays. Where the policy takes a large
-    message for a bad one, the row follows what has arrived (`ClientProgram.settle`) and
-    is else as it was.
+    message for a bad one, the row stays but for what `ClientProgram.settle` changes.
 
     Args:
       task: the model and its loss.

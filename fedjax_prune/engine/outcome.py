@@ -48,7 +48,7 @@ def of_clients(sums: dict[str, np.ndarray], cohort: Cohort) -> dict[str, np.ndar
 
 
 def diverged(sums: dict[str, np.ndarray], cohort: Cohort) -> np.ndarray:
-    """Lists the clients whose loss or update was not finite, by ascending id.
+    """Lists the clients whose loss, update or gates were not finite, by ascending id.
 
     Args:
       sums: of clients, as `of_clients` gives them.

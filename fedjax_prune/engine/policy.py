@@ -116,8 +116,8 @@ def make_policy(
     on_bad_client: Annotated[
         str,
         one_of(BAD_CLIENT),
-        "What a round does about a client whose loss or message is not finite, end the "
-        "run or go on without it; clip also scales what exceeds clip_norm.",
+        "What a round does about a client whose loss, message or gates are not finite: "
+        "end the run or go on without it; clip also scales what exceeds clip_norm.",
     ] = "abort",
     client_dropout: Annotated[
         float,

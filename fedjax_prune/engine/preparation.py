@@ -107,7 +107,7 @@ def prepare(
     Raises:
       ValueError: if a client has an index that the dataset does not have, a number is
         out of range, or the rounds are private.
-      TrainingError: if a client's loss or update becomes non-finite, unless it is left
+      TrainingError: if a client diverges, see `outcome.diverged`, unless it is left
         out and others of its group are not.
 
     References:

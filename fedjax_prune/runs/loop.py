@@ -130,8 +130,8 @@ class Journal(NamedTuple):
           When it was finished, on the same clock.
 
         Raises:
-          TrainingError: if a client's loss or update became non-finite and is not
-            dropped, if the server's step did, or if masks leave nothing of an array.
+          TrainingError: if a client has diverged and is not dropped, if the server's
+            step has, or if masks leave nothing of an array.
         """
         sums, accuracies, hashes, recorded = read_devices(
             (done.sums, done.accuracies, done.hashes, done.recorded)

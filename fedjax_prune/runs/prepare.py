@@ -66,8 +66,7 @@ def prepare(
       The state before the first round, or None if groups are left.
 
     Raises:
-      TrainingError: if a client's loss or update becomes non-finite, or masks leave
-        nothing of an array.
+      TrainingError: if a client diverges, or masks leave nothing of an array.
     """
     config, learning, data = experiment.config, experiment.learning, experiment.data
     steps = learning.algorithm.prepare

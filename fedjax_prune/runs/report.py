@@ -196,7 +196,7 @@ def summary(
     ]
     if num_dropped := sum(map(len, dropped)):
         facts["dropped"] = (
-            f"{num_dropped:,} messages, because losses or messages were not finite"
+            f"{num_dropped:,} messages, as losses, updates or gates were not finite"
         )
     if EPSILON in last:
         facts["privacy"] = _privacy(last)

@@ -232,7 +232,7 @@ def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
 
 
 def _difference(values: Mapping[int, float], first: Mapping[int, float]) -> str:
-    """The same, with the number of seeds if one of the two has others, too."""
+    """What `less` gives, with the number of seeds if one of the two has others, too."""
     words, count = less(values, first), len(values.keys() & first.keys())
     if not words or count == max(len(values), len(first)):
         return words

@@ -71,8 +71,8 @@ def run(config: Config, workdir: str | Path) -> int:
       DataError, WorkdirError, CheckpointError, SettingsError: before the first
         round, if the run cannot be started.
       ProcessError: if another process has raised one of these.
-      TrainingError: if a client's loss or update becomes non-finite. The last
-        checkpoint and the rows of the rounds before stay.
+      TrainingError: if a client diverges. The last checkpoint and the rows of the
+        rounds before stay.
     """
     track.require_installed(config.logger)
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):

@@ -333,12 +333,12 @@ def test_a_bad_client_is_clipped_and_its_row_follows():
     np.testing.assert_array_equal(sums["clipped"], [0, 1, 0, 0, 0])
     np.testing.assert_array_equal(sums["nonfinite"] > 0, [0, 0, 0, 1, 0])
     np.testing.assert_array_equal(sums["arrived"], [1, 1, 1, 0, 1])
-    chex.assert_trees_all_equal(rows_after.personal, rows.personal)
-    np.testing.assert_array_equal(rows_after.client["kernel"][3], 0)
     controls = jax.vmap(lambda x: jax.flatten_util.ravel_pytree(x)[0])(
         rows_after.client
     )
-    np.testing.assert_allclose(np.linalg.norm(controls[1]), 5, rtol=1e-5)
+    lengths = np.linalg.norm(controls, axis=1)
+    np.testing.assert_allclose(lengths[1], 5, rtol=1e-5)
+    assert lengths[3] == 0 and (lengths[[0, 2, 4]] > 0).all()
     np.testing.assert_allclose(
         flat(after.server.control), np.mean(controls, axis=0), atol=1e-6
     )
