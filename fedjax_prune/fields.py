@@ -15,6 +15,7 @@ import ast
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
@@ -144,16 +145,18 @@ class Field(NamedTuple):
             return text
         if self.type is bool:
             return _SWITCHES.get(text.lower(), text)
+        # Names alone may read as Python, too: `1,2` are not two numbers here.
+        if self.type == Sequence[str] and not _WRITTEN_AS_IN_PYTHON.match(text):
+            return tuple(part for part in text.split(",") if part)
         try:
             return (
                 self.type(text) if self.type in (int, float) else ast.literal_eval(text)
             )
         except (ValueError, SyntaxError):
-            if self.type == Sequence[str]:
-                return tuple(part for part in text.split(",") if part)
             return text
 
 
+_WRITTEN_AS_IN_PYTHON = re.compile(r"[(\['\"]|None$")
 _SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 

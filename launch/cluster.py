@@ -5,6 +5,7 @@ each process is started with `--coordinator_address`, `--num_processes` and
 `--process_id`.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -35,7 +36,8 @@ class Seat(NamedTuple):
       coordinator: HOST:PORT of the first process.
       num_processes: at least 2.
       number: of this process, in [0, num_processes).
-      local_devices: numbers of the devices of this machine that it uses; None are all.
+      local_devices: numbers of the devices of this machine that it uses; None are those
+        of `JAX_LOCAL_DEVICE_IDS`, or all.
     """
 
     coordinator: str
@@ -107,7 +109,9 @@ def _detect() -> Seat | None:
             cluster_detection_method=None,
             initialization_timeout=PATIENCE,
         )
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # The packages of a cluster have their own errors.
+        if _is_plain_pod():
+            return None
         raise SettingsError(
             [
                 f"the processes of this cluster cannot be found: {error}. "
@@ -116,7 +120,23 @@ def _detect() -> Seat | None:
         ) from error
     if address is None or number is None or count is None or count < 2:
         return None
+    # JAX supposes a process for each device. One that is alone on its machine has all.
+    if _is_alone_on_its_machine() or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        local = None
     return Seat(address, count, number, local)
+
+
+def _is_alone_on_its_machine() -> bool:
+    """Whether Slurm or Open MPI has started one process on each machine."""
+    if size := os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return size == "1"
+    return os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
+
+
+def _is_plain_pod() -> bool:
+    """Whether Kubernetes runs this process outside of indexed Jobs and TPU slices."""
+    names, of_several = os.environ.keys(), {"JOB_COMPLETION_INDEX", "TPU_WORKER_ID"}
+    return "KUBERNETES_SERVICE_HOST" in names and not of_several & names
 
 
 @contextmanager

@@ -32,11 +32,13 @@ make_environment() {
     fi
   fi
   echo "Installing into $PWD/.venv (some minutes the first time) ..."
-  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".${EXTRAS:-}"
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".${EXTRAS:-}" ||
+    return 1
   touch "$stamp"
 }
 
-make_environment
+# Told here, too, because not every shell that sources this ends at an error.
+make_environment || return 1
 source .venv/bin/activate
 # Python keeps the bytecode of what it imports, also where PYTHONDONTWRITEBYTECODE is set.
 # Without bytecode, each process spends more than half of its start on compiling.

@@ -8,7 +8,12 @@ from pathlib import Path
 import jax
 
 PATIENCE = 7 * 24 * 3600
-"""Seconds that a CPU device waits for the others."""
+"""Seconds that a device waits for the others."""
+_WAITS = (
+    "cpu_collective_call_terminate_timeout",
+    "cpu_collective_call_warn_stuck_timeout",
+    "gpu_first_collective_call_terminate_timeout",
+)
 
 
 def configure() -> None:
@@ -16,12 +21,12 @@ def configure() -> None:
 
     A CPU device of XLA uses several cores only for large matrix products; one device
     per core keeps all cores busy. If clients are few and unequal, a device may wait
-    long for another, and XLA would end the process after a minute. The user's own
+    long for another, and XLA would end the process after a minute. GPUs would wait 40
+    seconds in the first collective of a program. The user's own
     `JAX_NUM_CPU_DEVICES`, `JAX_COMPILATION_CACHE_DIR`, `JAX_LOGGING_LEVEL`,
     `TF_CPP_MIN_LOG_LEVEL` and `XLA_FLAGS` take precedence.
     """
-    waits = ("terminate_timeout", "warn_stuck_timeout")
-    flags = [f"--xla_cpu_collective_call_{wait}_seconds={PATIENCE}" for wait in waits]
+    flags = [f"--xla_{wait}_seconds={PATIENCE}" for wait in _WAITS]
     # If a flag is given twice, the last value counts.
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
     if (
@@ -103,3 +108,5 @@ def _silence_alarms() -> None:
     # JAX's own warnings stay: it reports, for example, that a GPU is not used.
     for name in ("jax", "jaxlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The setting has given JAX a handler of its own, beside that of Abseil.
+    logging.getLogger("jax").propagate = False

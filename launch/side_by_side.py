@@ -17,6 +17,10 @@ from . import runtime
 
 _PAUSE = 0.1
 """Seconds between two looks at the processes."""
+_MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""Either says which share of a GPU's memory JAX takes; it takes 75% at once if not."""
+_USABLE = 0.9
+"""Share of a GPU's memory that jobs have together."""
 _TAIL = 2**16
 """Bytes of a log in which its last line is looked for."""
 
@@ -72,6 +76,9 @@ def run_all(
 ) -> list[Outcome]:
     """Runs all jobs; one that fails does not keep the others from running.
 
+    Jobs that run side by side share a GPU's memory equally, unless the user's own
+    variables say which share JAX takes. A TPU is for one process.
+
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
     take their time to save; no other job is started. A second SIGINT is passed on, too.
 
@@ -107,7 +114,7 @@ def run_all(
                     left = end - time.monotonic()
                     part = left / (len(waiting) + 1) if share_time else left
                     try:
-                        running.append(_start(job, cores, part))
+                        running.append(_start(job, cores, part, at_a_time))
                         say(f"{job.name}: {shlex.join(job.command)}")
                     except OSError as error:
                         free.append(cores)
@@ -132,9 +139,11 @@ def run_all(
     return [outcomes.get(job, Outcome(job, None)) for job in jobs]
 
 
-def _start(job: Job, cores: list[int], seconds: float) -> _Started:
+def _start(job: Job, cores: list[int], seconds: float, at_a_time: int) -> _Started:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
+    if at_a_time > 1 and not any(name in environment for name in _MEMORY):
+        environment[_MEMORY[0]] = f"{_USABLE / at_a_time:.3f}"
     before = None
     if hasattr(os, "sched_setaffinity"):
         # A child process inherits the cores of the thread that starts it.

@@ -41,7 +41,7 @@ _SETTINGS = flags.DEFINE_string("settings", "", "config strings, separated by sp
 _AXES = flags.DEFINE_multi_string("axis", [], "FIELD=VALUE,VALUE,...; once per field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all runs")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "runs at a time, each on its share of the cores", 1, 1000
+    "jobs", 1, "runs at a time, each on its share of the cores; 1 on a TPU", 1, 1000
 )
 _SHARD = flags.DEFINE_string("shard", "", "i/n: the i-th of n parts, from 1")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the runs and what they cost")

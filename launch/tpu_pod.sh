@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice whose hosts share a disk.
 #
-#   tpu_pod.sh [--dry_run] create NAME            asks for the slice, waits, installs
+#   tpu_pod.sh [--dry_run] create NAME            asks for the slice, waits, installs;
+#                                                 given again, it goes on
 #   tpu_pod.sh [--dry_run] run NAME FLAG...       trains with these flags on all hosts
 #   tpu_pod.sh [--dry_run] follow NAME            prints what the hosts print
 #   tpu_pod.sh [--dry_run] resume NAME            a new slice goes on with the same run
@@ -75,12 +76,17 @@ wait_until_active() {
 }
 
 create() {
+  # After a failure the same command goes on with the slice that it has asked for.
+  if [ -n "$dry_run" ] || ! state > /dev/null 2>&1; then ask; fi
+  wait_until_active
+  install
+}
+
+ask() {
   local options=(--accelerator-type="${ACCELERATOR:-v5litepod-16}"
     --runtime-version="${RUNTIME:-v2-alpha-tpuv5-lite}" --node-id="$name")
   if [ -n "${SPOT-1}" ]; then options+=(--spot); fi
   queued create "${options[@]}"
-  wait_until_active
-  install
 }
 
 # Mounts the share on all hosts, copies this checkout's last commit and installs it.
@@ -90,8 +96,9 @@ install() {
   # shellcheck disable=SC2064 # the folder is known now
   trap "rm -rf '$code'" EXIT
   do_ git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --output="$code/code.tar" HEAD
-  on_host all "sudo apt-get update -qq && \
-    sudo apt-get install -y -qq nfs-common python3.11-venv && \
+  # A fresh host may still be installing its updates.
+  local apt="sudo apt-get -qq -o DPkg::Lock::Timeout=600"
+  on_host all "$apt update && $apt install -y nfs-common python3.11-venv && \
     sudo mkdir -p $MOUNT && { mountpoint -q $MOUNT || sudo mount $SHARE $MOUNT; } && \
     sudo chmod 1777 $MOUNT && mkdir -p fedjax_prune"
   do_ gcloud compute tpus tpu-vm scp "$code/code.tar" "$name:fedjax_prune/" \
@@ -121,15 +128,22 @@ follow() {
 }
 
 resume() {
-  local now=none
+  local now=SUSPENDED
   if [ -z "$dry_run" ]; then now=$(state || echo none); fi
-  if [ "$now" = ACTIVE ]; then
-    echo "error: the slice $name is ACTIVE: follow its run, or, if that has ended," \
-      "give the same run command again" >&2
-    exit 1
-  fi
-  if [ -n "$dry_run" ] || [ "$now" != none ]; then delete; fi
-  create
+  case $now in
+    ACTIVE)
+      echo "error: the slice $name is ACTIVE: follow its run, or, if that has ended," \
+        "give the same run command again" >&2
+      exit 1
+      ;;
+    FAILED | SUSPENDING | SUSPENDED)
+      delete
+      ask
+      ;;
+    none) ask ;;
+  esac
+  wait_until_active
+  install
   start
 }
 

@@ -6,9 +6,10 @@ It compares the rows of metrics.jsonl exactly, except for times, and the newest
 checkpoint, if the replay comes to its round. A run with `hash_every=1` also has a hash
 of the server's state in each row. The exit code is 0 if all is equal and 1 if not. Then
 the first difference is printed, and what differs in versions, processes, devices and
-flags. The workdir is not written to; TMPDIR names the place of the temporary folder.
-With --against two workdirs are compared, and nothing is trained. In a checkout
-`python -m launch.verify` is the same. For example:
+flags. On GPUs XLA adds in an order that changes, unless both runs have
+XLA_FLAGS=--xla_gpu_deterministic_ops=true. The workdir is not written to; TMPDIR names
+the place of the temporary folder. With --against two workdirs are compared, and nothing
+is trained. In a checkout `python -m launch.verify` is the same. For example:
 
     python -m fedjax_prune verify --workdir=runs/quickstart
     python -m fedjax_prune verify --workdir=runs/quickstart --rounds=2

@@ -104,7 +104,9 @@ def fedsnip(
     pruned = algorithm.masked
     assert pruned is not None
     still = solver._replace(epochs=1).before_descent(accumulate(lambda g: g))
-    still = still.after_descent(optax.set_to_zero())
+    # Gates stay, too: the gradient is that of w^0 and of the gates before it.
+    nowhere = optax.with_extra_args_support(optax.set_to_zero())
+    still = still.after_descent(nowhere)._replace(personal_tx=nowhere)
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         del state, cohort

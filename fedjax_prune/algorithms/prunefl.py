@@ -256,8 +256,10 @@ def _first_stage(
         state, base = inputs.state, inputs.state.server.base
         lone = state.server._replace(base=alone.init(inputs.key).server.base)
         state = state._replace(server=lone)
-        state, rows, sums, is_small = train(state, inputs.rows, jnp.int32(0))
-        first = (state, rows, sums, is_small.astype(jnp.int32), jnp.int32(1))
+        zero = jnp.int32(0)
+        shapes = jax.eval_shape(train, state, inputs.rows, zero)[2]
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        first = state, inputs.rows, sums, zero, zero
         state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
         state = state._replace(server=state.server._replace(base=base))
         return state, rows, sums

@@ -26,6 +26,7 @@ import optax
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import zero_random
 from fedjax_prune.fields import DECAY, checked, fields_of, like, one_of
@@ -174,7 +175,7 @@ def shrinking_counts(params: Tree, ratio: float) -> Tree:
     """
     leaves, treedef = jax.tree.flatten(params)
     sizes = [math.prod(leaf.shape) for leaf in leaves]
-    budget, counts = int(ratio * sum(sizes)), []
+    budget, counts = num_in(ratio, sum(sizes)), []
     for size in sizes:
         counts.append(budget * size // sum(sizes))
         budget -= counts[-1]

@@ -120,11 +120,30 @@ class Preparation(NamedTuple):
     def run(
         self, inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
-        """Runs all clients as one group; it is called like a round."""
+        """Runs all clients as one group; it is called like a round.
+
+        Raises:
+          ValueError: as `require_public`.
+        """
+        self.require_public(placement)
         gathered = self.start(inputs.state)
         gathered, rows, sums = self.gather(gathered, inputs, placement.plain)
-        state, facts = self.finish(inputs.state, gathered, inputs.key)
+        # Compiled, so that no two arrays of the state share a buffer: donating the
+        # state would donate it twice.
+        state, facts = jax.jit(self.finish)(inputs.state, gathered, inputs.key)
         return state, rows, sums | facts
+
+    def require_public(self, placement: Placement) -> None:
+        """Refuses private rounds.
+
+        Raises:
+          ValueError: if the rounds are private.
+        """
+        if placement.policy.privacy is not None:
+            raise ValueError(
+                "a preparation sends what has no bound and no noise: the rounds of "
+                "this algorithm cannot be private."
+            )
 
 
 class MaskedRound(NamedTuple):

@@ -157,7 +157,8 @@ class LocalTraining(NamedTuple):
             progress.shared_state,
             params,
             step_size=step_size,
-            key=jax.random.fold_in(key, 0),
+            # The loss may split its key, so this one is no child of it.
+            key=jax.random.fold_in(jax.random.fold_in(progress.key, 2), progress.step),
             epoch=progress.epoch,
             batch=progress.batch,
             **self.program.extra_args(progress.row),

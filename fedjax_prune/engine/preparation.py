@@ -129,11 +129,7 @@ def prepare(
     steps = algorithm.prepare
     if steps is None:
         return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
-    if placement.policy.privacy is not None:
-        raise ValueError(
-            "a preparation sends what has no bound and no noise: the rounds of this "
-            "algorithm cannot be private."
-        )
+    steps.require_public(placement)
     ids, groups = draw_groups(
         algorithm.rules.solver,
         steps,

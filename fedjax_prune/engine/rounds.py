@@ -140,7 +140,7 @@ def make_round(
             clients keep something between rounds or send integers.
         """
         if placement.policy.privacy is not None:
-            _require_nothing_kept(inputs.rows)
+            require_nothing_kept(inputs.rows)
         gathered, rows, sums = train(inputs, placement)
         cohort_size = jnp.asarray(inputs.cohort.cohort_size)
         after, facts = conclude_round(
@@ -156,7 +156,15 @@ def make_round(
     return round
 
 
-def _require_nothing_kept(rows: ClientState) -> None:
+def require_nothing_kept(rows: Tree) -> None:
+    """Refuses private rounds of clients that keep something.
+
+    Args:
+      rows: what they keep, or a part of it.
+
+    Raises:
+      ValueError: if there is an array.
+    """
     if jax.tree.leaves(rows):
         raise ValueError(
             "a private round must have clients that keep nothing between rounds: no "

@@ -37,6 +37,11 @@ def shapes_of(row: ClientState, num_clients: int) -> ClientState:
     )
 
 
+def unshared(rows: Tree) -> Tree:
+    """Copies numpy arrays, which their owner may change; those of JAX stay."""
+    return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, rows)
+
+
 def take(
     rows: ClientState, client_ids: jax.Array, placement: Placement = ONE_DEVICE
 ) -> ClientState:

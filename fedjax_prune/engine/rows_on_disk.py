@@ -31,7 +31,7 @@ from fedjax_prune.engine.placing import (
     put_whole,
     send_own,
 )
-from fedjax_prune.engine.row_arrays import shapes_of
+from fedjax_prune.engine.row_arrays import shapes_of, unshared
 from fedjax_prune.engine.row_errors import RowsError, StorageError, reason_of
 from fedjax_prune.engine.row_folder import Folder, open_folder
 from fedjax_prune.engine.row_index import NOBODY, Index
@@ -129,7 +129,7 @@ class DiskStore:
         self._settle()
         if not self._attempt:
             self._attempt = self._next_attempt()
-        client_ids = np.asarray(client_ids)
+        client_ids, rows = unshared((np.asarray(client_ids), rows))
         real = (client_ids >= 0) & (client_ids < self._num_clients)
         if len(self._first) and real.any():
             self._number += 1

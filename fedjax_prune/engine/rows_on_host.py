@@ -10,7 +10,7 @@ from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.filling import first_row, open_log, put_own, put_saved
 from fedjax_prune.engine.placing import gather_whole, put_split, put_whole
-from fedjax_prune.engine.row_arrays import join_split, join_whole, shapes_of
+from fedjax_prune.engine.row_arrays import join_split, join_whole, shapes_of, unshared
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.types import ClientState, Tree
 
@@ -60,6 +60,7 @@ class HostStore:
         self._rows = jax.tree.map(
             lambda x: x if x.flags.writeable else x.copy(), self._settled()
         )
+        client_ids, rows = unshared((client_ids, rows))
         self._arriving = client_ids, gather_whole(self._placement, rows)
 
     def personal(self, client_ids: np.ndarray) -> Tree:

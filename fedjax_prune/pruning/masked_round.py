@@ -42,7 +42,7 @@ from fedjax_prune.engine.contract import (
     Rules,
 )
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
-from fedjax_prune.engine.rounds import make_round
+from fedjax_prune.engine.rounds import make_round, require_nothing_kept
 from fedjax_prune.fields import checked, one_of
 from fedjax_prune.pruning.enforce import (
     alive_entries,
@@ -239,8 +239,8 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
     def init(key: jax.Array) -> ServerState:
         state = below.init(key)
         masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
-        zero, guide = jnp.int32(0), masking.start(state.params)
-        server = MaskedServer(state.server, masks, zero, zero, guide)
+        guide = masking.start(state.params)
+        server = MaskedServer(state.server, masks, jnp.int32(0), jnp.int32(0), guide)
         return state._replace(server=server)
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
@@ -287,12 +287,13 @@ def _training(task: Task, rules: Rules) -> Round:
         inputs: RoundInputs, placement: Placement = ONE_DEVICE
     ) -> tuple[ServerState, ClientState, Sums]:
         state, kept = inputs.state, inputs.rows.client
+        if placement.policy.privacy is not None:
+            require_nothing_kept(kept.own)
         inner_rows = inputs.rows._replace(client=kept.base)
         after, inner_rows, sums = train(
             inputs._replace(state=sent(state), rows=inner_rows), placement
         )
-        after = restored(task, state, after)
-        version = state.server.version
+        after, version = restored(task, state, after), state.server.version
         outdated = (jnp.asarray(inputs.cohort.sizes) > 0) & (kept.version != version)
         # The server does not know which masks a dropped client has.
         known = jnp.where(sums["arrived"] > 0, version, kept.version)

@@ -147,7 +147,9 @@ def _chosen_before(folder: Path) -> dict[str, Any]:
 def fastest_lanes(
     experiment: Experiment, most: int
 ) -> tuple[int, list[tuple[int, float]]]:
-    """Doubles the lanes as long as that trains more images a second.
+    """Doubles the lanes as long as that trains more images a second, and fits.
+
+    The estimate of the memory may be too small.
 
     Args:
       experiment: with `devices` as a number.
@@ -158,7 +160,12 @@ def fastest_lanes(
     """
     best, rates = 1, [(1, images_per_second(experiment, 1))]
     while 2 * best <= min(most, MOST_LANES):
-        rates.append((2 * best, images_per_second(experiment, 2 * best)))
+        try:
+            rates.append((2 * best, images_per_second(experiment, 2 * best)))
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                raise
+            break
         if rates[-1][1] < LEAST_GAIN * rates[-2][1]:
             break
         best *= 2

@@ -46,7 +46,11 @@ _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
 _BLOCKS = flags.DEFINE_list("blocks", [], "of the table; all unless given")
 _SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "runs at a time, each on its share of the cores; 1 if timed", 1, 1000
+    "jobs",
+    1,
+    "runs at a time, each on its share of the cores; 1 if timed or on a TPU",
+    1,
+    1000,
 )
 _MINUTES = flags.DEFINE_float("minutes", math.inf, "after which runs save and stop")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "folder of all tables")

@@ -54,7 +54,7 @@ def _threshold(data: str, percent: int) -> Line:
 def _started(data: str) -> Block:
     """What the start from the explorers' mean is worth without masks, and with them."""
     channels = f"autoflip:{data},autoflip_channels,cpu"
-    nothing_pruned = ("algorithm.structured_share=0",)
+    nothing_pruned = ("algorithm.structured_rule=off",)
     lines = (
         _line(data, "fedavg"),
         Line("FedAvg, from the explorers' mean", channels, nothing_pruned),

@@ -36,6 +36,9 @@ from fedjax_prune.pruning.masked_round import Masking, masked
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.runs import settings
 
+# Runs multiply in full float32. Here it is asked for: GPUs and TPUs would round.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 # %% [markdown]
 # ## 1. Data, network and loop
 #

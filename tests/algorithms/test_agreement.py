@@ -64,6 +64,16 @@ def test_swaps_with_the_largest_gap_come_first():
     assert few["bias"].all()
 
 
+def test_of_equal_entries_the_first_enter_and_the_last_leave():
+    """Wanted are the two of score 1; one swap is allowed, of three that may leave."""
+    scores = scores_of([0, 0, 0, 0, 1, 1])
+    kept = masks_of([1, 1, 1, 0, 0, 0])
+    found = rescore(kept, scores, MAY, 0.5, 0.34)
+    np.testing.assert_array_equal(found["kernel"], [1, 1, 0, 0, 1, 0])
+    fewer = rescore(masks_of([1] * 6), scores, MAY, 0.5, 0.34)
+    np.testing.assert_array_equal(fewer["kernel"], [1, 1, 0, 0, 1, 1])
+
+
 def test_a_higher_threshold_prunes_before_it_swaps():
     """Eight kept, five wanted: with a budget of three only the lowest three go."""
     scores = scores_of([9, 8, 7, 6, 5, 4, 3, 2, 1, 0])

@@ -45,6 +45,14 @@ from tests.layered import LR, build, layered_task
             {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
             "threshold_scope must be global with mask_schedule agreement, got 'per_t",
         ),
+        (
+            {"structured_rule": "guidance_l1"},
+            "structured_share must be above 0 with structured_rule guidance_l1, got 0",
+        ),
+        (
+            {"mask_schedule": "agreement", "threshold_start": 0.1},
+            r"threshold_start must be 0 with threshold_ramp 0, got 0\.1",
+        ),
     ],
 )
 def test_bad_fields(fields, words):

@@ -8,10 +8,13 @@ import pytest
 
 from fedjax_prune.algorithms.prunefl import adjust
 from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
+from fedjax_prune.engine.aggregate import receive
+from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.transforms import accumulate, zero_random
 from fedjax_prune.models import CNN
 from fedjax_prune.models.task import make_task
+from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.problems import SIZES, build, dataset_of_clients, task
 
@@ -77,6 +80,30 @@ def test_fedsnip_keeps_what_the_loss_is_sensitive_to():
     np.testing.assert_array_equal(after.server.masks["kernel"], expected)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     assert int(after.round) == 0 and int(sums["mask/kept/kernel"]) == expected.sum()
+
+
+def test_fedsnip_moves_no_gate():
+    """The loss is scaled by a gate, which would fall from batch to batch."""
+    linear = task()
+
+    def init(key):
+        return linear.init(key)._replace(personal={"gate": jnp.float32(1)})
+
+    def loss(variables, batch, key):
+        mean, rest = linear.loss(variables, batch, key)
+        return variables.personal["gate"] * mean, rest
+
+    gated, gradients = linear._replace(init=init, loss=loss), []
+    for lr in (1e-6, 0.1):
+        solver = make_solver(epochs=1, batch_size=4, lr=lr)
+        algorithm = build("fedsnip", model_task=gated, solver=solver)
+        state, rows = first(algorithm)
+        dataset, cohort = dataset_of_clients(), toys.contiguous_cohort(SIZES)
+        inputs = RoundInputs(state, rows, dataset, cohort, KEY)
+        begun = algorithm.prepare.start(state)
+        gathered, _, _ = algorithm.prepare.gather(begun, inputs, ONE_DEVICE)
+        gradients.append(receive(gathered)["gradient"])
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
 def test_eflprune_sends_the_channels_of_largest_norm():
@@ -196,6 +223,8 @@ def test_shrinking_budget_by_hand():
     shapes = {n: jax.ShapeDtypeStruct((k,), jnp.float32) for n, k in sizes.items()}
     # B = 90: floor(90 / 2) = 45; 45 left: floor(45 / 4) = 11; 34 left: 8.
     assert shrinking_counts(shapes, 0.45) == {"a": 45, "b": 11, "c": 8}
+    # In binary 0.29 * 100 is below 29.
+    assert shrinking_counts({"a": shapes["a"]}, 0.29) == {"a": 29}
 
 
 def test_random_entries_are_zero_after_every_step():

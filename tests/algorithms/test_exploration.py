@@ -12,7 +12,7 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.types import Dataset, Task, Variables
-from tests import toys
+from tests import problems, toys
 from tests.layered import (
     FIELDS,
     KEY,
@@ -66,6 +66,20 @@ def test_starting_from_the_explored_mean():
     w = kernel(algorithm.init(KEY).params)
     expected = np.mean([walk(w, b, 3) for b in bowls], axis=0)
     np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_explored_mean_has_the_batch_statistics_of_the_explorers():
+    """Each client has one batch, whose mean pixel is its statistic."""
+    solver = make_solver(epochs=1, batch_size=12, lr=0.1)
+    fields = {"start_from": "explored_mean", "mask_schedule": "fixed"}
+    algorithm = problems.build("autoflip", solver=solver, **fields)
+    state, _ = problems.begin(algorithm)
+    images = np.asarray(problems.dataset_of_clients().images, np.float64) / 255
+    parts = np.split(images, np.cumsum(problems.SIZES)[:-1])
+    expected = np.mean([part.mean() for part in parts])
+    np.testing.assert_allclose(state.model_state["mean"], expected, rtol=1e-5)
+    received, sent = algorithm.prepare.messages(state)
+    assert len(jax.tree.leaves(received)) == 2 and len(jax.tree.leaves(sent)) == 5
 
 
 def test_stopped_explorers_make_room():

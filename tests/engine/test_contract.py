@@ -42,6 +42,20 @@ def test_state_keeps_tree_shapes_and_dtypes(algorithm):
     assert {x.dtype for x in floats} <= allowed
 
 
+def test_no_two_arrays_of_a_state_share_a_buffer(algorithm):
+    """Nothing here is compiled. A state may be donated, and none of it twice."""
+    key = jax.random.key(0)
+    state = algorithm.init(key)
+    if algorithm.prepare is not None:
+        ids = np.arange(algorithm.prepare.num_clients(len(SIZES)))
+        rows = jax.tree.map(lambda x: jnp.stack([x] * len(ids)), algorithm.row(key))
+        cohort = toys.contiguous_cohort(SIZES, ids)
+        inputs = RoundInputs(state, rows, dataset_of_clients(), cohort, key)
+        state, _, _ = algorithm.prepare.run(inputs)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size]
+    assert len(set(buffers)) == len(buffers)
+
+
 def test_other_cohorts_do_not_recompile(algorithm):
     run = toys.CompiledRound(algorithm)
     rounds(run, *begin(algorithm), range(4))

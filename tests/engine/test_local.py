@@ -10,6 +10,7 @@ from fedjax_prune.engine import store
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.engine.transforms import make_transformation
 from fedjax_prune.types import Anchor, Mean, RoundInputs
 from tests import problems, toys
 
@@ -187,6 +188,44 @@ def test_every_epoch_is_a_permutation_of_the_clients_own_examples(double):
                 own = np.zeros(num_examples)
                 own[end - size : end] = count
                 np.testing.assert_array_equal(seen, own)
+
+
+def test_the_loss_and_the_transforms_draw_other_numbers():
+    """Neither key of a step is a child of the other: either may split its own."""
+
+    def drawn(key):
+        keys = [key, *jax.random.split(key, 2)]
+        return jnp.stack([jax.random.uniform(key) for key in keys])
+
+    def loss(variables, batch, key):
+        mean, (state, sums) = task.loss(variables, batch, key)
+        return mean, (state, sums | {"drawn": drawn(key)})
+
+    def update(updates, state, params=None, *, key, **extra_args):
+        return updates, drawn(key)
+
+    def init(params):
+        return jnp.zeros(3)
+
+    task = problems.task()
+    solver = make_solver(epochs=1, batch_size=4).after_descent(
+        make_transformation(update, init)
+    )
+    algorithm = problems.build("fedavg", solver=solver)
+    state, rows = problems.begin(algorithm)
+    result = train_client(
+        task=task._replace(loss=loss),
+        solver=solver,
+        program=algorithm.rules.program(state, ()),
+        anchor=Anchor(state.params, state.model_state, state.round),
+        row=jax.tree.map(lambda x: x[0], rows),
+        dataset=problems.dataset_of_clients(),
+        indices=jnp.arange(4),
+        size=jnp.int32(4),
+        key=jax.random.key(0),
+    )
+    of_transform = jax.tree.leaves(result.solver_state)[-1]
+    assert len({*result.sums["drawn"].tolist(), *of_transform.tolist()}) == 6
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova"])

@@ -161,6 +161,16 @@ def test_preparations_are_refused():
     placement = ONE_DEVICE._replace(policy=private(1.0, 1.0))
     with pytest.raises(ValueError, match="a preparation sends what has no bound"):
         prepare(algorithm, state, None, None, None, seed=0, placement=placement)
+    with pytest.raises(ValueError, match="a preparation sends what has no bound"):
+        algorithm.prepare.run(None, placement)
+
+
+def test_what_a_pruning_method_keeps_of_a_client_is_refused():
+    """With `participants` the masks would come from the deviations in the rows."""
+    algorithm = problems.build("autoflip")
+    begin = problems.begin(algorithm)
+    with pytest.raises(ValueError, match="clients that keep nothing between rounds"):
+        play(algorithm, range(5), private(1.0, 1.0), begin=begin)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,18 @@ def test_rows_come_and_go(kind, num_devices):
         np.testing.assert_array_equal(again[name][real], expected[name][ids[real]])
 
 
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_what_was_put_may_be_changed_afterwards(kind, tmp_path):
+    """Rows and ids are copied, because both stores write them later."""
+    row, ids = ClientState({}, {"x": np.zeros(1)}), np.array([0, 1])
+    store = make_store(kind, row, 3, folder=tmp_path if kind == "disk" else None)
+    rows = ClientState({}, {"x": np.ones((2, 1))})
+    store.put(ids, rows)
+    rows.client["x"][:], ids[:] = 7, 2
+    taken = store.take(np.arange(3)).client["x"]
+    np.testing.assert_array_equal(taken, [[1], [1], [0]])
+
+
 @pytest.mark.parametrize(("kind", "num_devices"), HOMES)
 def test_the_first_row_is_everybodys(kind, num_devices):
     row = jax.tree.map(lambda x: x[1], make_rows())

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,53 @@ SLURM = {
     "SLURM_NTASKS": "2",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
 }
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_slurm_is_found_by_jax(monkeypatch, count):
-    for name, value in (SLURM | {"SLURM_NTASKS": str(count)}).items():
+@pytest.mark.parametrize(
+    ("changes", "count", "local"),
+    [
+        ({}, 2, None),
+        # Four processes on two machines have a device each, unless they are told.
+        ({"SLURM_NTASKS": "4"}, 4, [0]),
+        ({"SLURM_NTASKS": "4", "JAX_LOCAL_DEVICE_IDS": "0,1"}, 4, None),
+        ({"SLURM_NTASKS": "1"}, 1, None),
+    ],
+)
+def test_slurm_is_found_by_jax(monkeypatch, changes, count, local):
+    for name, value in (SLURM | changes).items():
         monkeypatch.setenv(name, value)
-    wanted = Seat("node003:62440", 2, 1, [0]) if count == 2 else None
+    wanted = Seat("node003:62440", count, 1, local) if count > 1 else None
     assert find_seat(None, None, None) == wanted
+
+
+@pytest.mark.parametrize(("size", "local"), [("1", None), ("2", [1])])
+def test_open_mpi_says_how_many_processes_share_a_machine(monkeypatch, size, local):
+    for name, value in {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": size,
+    }.items():
+        monkeypatch.setenv(name, value)
+    seat = find_seat(None, None, None)
+    assert seat is not None
+    assert (seat.num_processes, seat.number, seat.local_devices) == (2, 1, local)
+
+
+@pytest.mark.parametrize("index", [None, "1"])
+def test_a_pod_of_no_indexed_job_trains_alone(monkeypatch, index):
+    """A package without the names that JAX asks for stands for any of its errors."""
+    monkeypatch.setitem(sys.modules, "kubernetes", types.ModuleType("kubernetes"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    if index is None:
+        assert find_seat(None, None, None) is None
+        return
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    with pytest.raises(SettingsError, match="cluster cannot be found: module 'kuber"):
+        find_seat(None, None, None)
 
 
 POLLED = (

@@ -96,20 +96,27 @@ def printed(out):
 
 
 def test_a_slice_is_awaited_and_made_ready(pod):
-    states = "WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE"
+    states = "missing\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE"
     calls, _, _ = pod("create", "feddp", states=states)
-    assert verbs(calls) == ["create", *["describe"] * 3, "ssh", "scp", "ssh"]
-    assert calls[0] == [
+    ready = ["ssh", "scp", "ssh"]
+    assert verbs(calls) == ["describe", "create", *["describe"] * 3, *ready]
+    assert calls[1] == [
         *("compute", "tpus", "queued-resources", "create", "feddp"),
         *("--project=p", "--zone=z", "--accelerator-type=v5litepod-16"),
         *("--runtime-version=v2-alpha-tpuv5-lite", "--node-id=feddp", "--spot"),
     ]
     assert all("--worker=all" in call for call in calls[-3:])
     assert "sudo mount 10.0.0.2:/runs /mnt/runs" in calls[-3][-1]
-    calls, _, _ = pod("create", "feddp", SPOT="", ACCELERATOR="v6e-8")
-    assert "--spot" not in calls[0] and "--accelerator-type=v6e-8" in calls[0]
+    calls, _, _ = pod(
+        "create", "feddp", states="missing\nACTIVE", SPOT="", ACCELERATOR="v6e-8"
+    )
+    assert "--spot" not in calls[1] and "--accelerator-type=v6e-8" in calls[1]
+    # After a failure, the slice that was asked for is awaited.
+    for action, start in (("create", []), ("resume", ["ssh"])):
+        calls, _, _ = pod(action, "feddp", states="PROVISIONING\nACTIVE")
+        assert verbs(calls) == ["describe", "describe", *ready, *start]
     calls, _, err = pod("create", "feddp", states="PROVISIONING\nFAILED", code=1)
-    assert verbs(calls) == ["create", "describe", "describe"]
+    assert verbs(calls) == ["describe", "describe"]
     assert err == "error: the slice feddp is FAILED: resume or delete it\n"
 
 
@@ -148,7 +155,7 @@ def test_a_preempted_run_is_resumed_on_a_new_slice_by_the_same_command(pod):
 @pytest.mark.parametrize(
     ("action", "states"),
     [
-        (["create"], "ACTIVE"),
+        (["create"], "missing\nACTIVE"),
         (["run", "--config=a,b", "--config.data.dir=a b"], "ACTIVE"),
         (["follow"], "ACTIVE"),
         (["resume"], "SUSPENDED\nACTIVE"),
@@ -161,8 +168,8 @@ def test_a_dry_run_prints_each_command_and_runs_none(pod, action, states):
     calls, out, _ = pod("--dry_run", verb, "feddp", *flags)
     assert calls == []
     calls, _, _ = pod(verb, "feddp", *flags, states=states)
-    # Whether there is a slice to replace is known only when it is asked.
-    calls = calls[verb == "resume" :]
+    # Whether there is a slice already is known only when it is asked.
+    calls = calls[verb in ("create", "resume") :]
     assert without_folder(printed(out)) == without_folder(calls) != []
 
 
@@ -190,6 +197,7 @@ def test_mistakes_are_told_before_anything_is_done(pod, arguments, settings, mes
 
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "$CALLED"
+echo "$SRUN_CPUS_PER_TASK" > "$CALLED.cores"
 exit 130
 """
 
@@ -212,7 +220,8 @@ def submit(tmp_path, *arguments, **variables):
 def test_slurm_starts_a_process_on_each_node_and_a_shard_in_each_task(tmp_path):
     start = ["--kill-on-bad-exit=1", "python", "-m", "fedjax_prune"]
     given = ["sweep", "--settings=fedavg,10 feddp,10", "--workdir=/shared/runs"]
-    assert submit(tmp_path, *given) == [*start, *given]
+    assert submit(tmp_path, *given, SLURM_CPUS_PER_TASK="4") == [*start, *given]
+    assert (tmp_path / "called.cores").read_text() == "4\n"
     task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     assert submit(tmp_path, *given, **task) == [*start, *given, "--shard=3/8"]
 
@@ -237,3 +246,15 @@ def test_slurm_reads_all_directives():
         *("job-name", "ntasks-per-node", "cpus-per-task", "time", "signal", "requeue"),
         *("open-mode", "output"),
     }
+
+
+def test_an_environment_that_could_not_be_made_is_an_error(tmp_path):
+    """Also in a shell that goes on after errors, as a host of a slice does."""
+    pip = tmp_path / ".venv" / "bin" / "pip"
+    pip.parent.mkdir(parents=True)
+    pip.write_text("#!/bin/sh\nexit 1\n")
+    pip.chmod(0o755)
+    command = f"EXTRAS='[tpu]' && source {shlex.quote(str(LAUNCH / 'environment.sh'))}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert not (tmp_path / ".venv" / "installed[tpu]").exists()

@@ -43,6 +43,22 @@ def test_a_failure_does_not_keep_others_from_running(tmp_path):
     assert "unwritable: not started" in said
 
 
+@pytest.mark.parametrize(
+    ("at_a_time", "own", "told"),
+    [(1, None, "None None"), (2, None, "0.450 None"), (2, "0.3", "None 0.3")],
+)
+def test_jobs_share_the_memory_of_a_gpu(tmp_path, monkeypatch, at_a_time, own, told):
+    """Each would take 75% of it otherwise; the user's own share stays."""
+    names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(names[1], own)
+    code = f"import os; print(*map(os.environ.get, {names}))"
+    run_all([job(tmp_path, "one", code)], at_a_time, lambda text: None)
+    assert (tmp_path / "one.log").read_text() == f"{told}\n"
+
+
 def test_jobs_stop_when_their_time_is_over(tmp_path):
     """The first job ends by itself, the second is stopped, the third never starts."""
     jobs = [

@@ -154,8 +154,10 @@ def rescore(
     enters = enter & (
         _place(-scores, enter) < swaps + jnp.where(num_enter > num_leave, net, 0)
     )
+    # Backwards, so that of equal entries the last one leaves first.
     leaves = leave & (
-        _place(scores, leave) < swaps + jnp.where(num_leave > num_enter, net, 0)
+        _place(scores[::-1], leave[::-1])[::-1]
+        < swaps + jnp.where(num_leave > num_enter, net, 0)
     )
     return _unflatten((before | enters) & ~leaves, kept, prunable, True)
 

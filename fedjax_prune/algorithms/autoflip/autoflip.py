@@ -128,6 +128,16 @@ _EXPLORATION, _AGREEMENT = Exploration(), schedules.Agreement()
         lambda scope, schedule: scope == "global" or schedule != "agreement",
         "{threshold_scope} must be global with {mask_schedule} {1}, got {0!r}",
     ),
+    Relation(
+        ("structured_share", "structured_rule"),
+        lambda share, rule: share > 0 or rule != "guidance_l1",
+        "{structured_share} must be above 0 with {structured_rule} {1}, got {0}",
+    ),
+    Relation(
+        ("threshold_start", "threshold_ramp"),
+        lambda first, ramp: not first or ramp > 0,
+        "{threshold_start} must be 0 with {threshold_ramp} {1}, got {0}",
+    ),
 )
 def autoflip(
     task: Task,
@@ -237,8 +247,9 @@ def autoflip(
 
     Raises:
       ValueError: if a number is out of range, a name unknown, `server_store` not
-        possible with the base, `threshold_scope` not `global` with agreement, or if a
-        pattern fits no array or the model does not say what its channels are.
+        possible with the base, `threshold_scope` not `global` with agreement,
+        `structured_share` 0 with `guidance_l1`, `threshold_start` without a ramp, or if
+        a pattern fits no array or the model does not say what its channels are.
 
     References:
       Internò et al., https://arxiv.org/abs/2405.10271v3 and v5.

@@ -86,11 +86,13 @@ class Explored(NamedTuple):
     Attributes:
       deviation: D, their weighted mean squared deviation.
       delta: w^0 minus the weighted mean of their parameters.
+      model_state: the weighted mean of theirs.
       pooled: the mean, weighted by examples, of what their schedule pools.
     """
 
     deviation: Tree
     delta: Tree
+    model_state: Tree
     pooled: Tree
 
 
@@ -146,13 +148,14 @@ def make_exploration(
                     lambda d, w, f: d - (w - f), result.delta, state.params, first
                 )
             deviation = jax.tree.map(jnp.square, moved)
-            own, weight = keep(deviation), result.num_examples
+            own, size = keep(deviation), result.num_examples
             message = _message(
                 deviation,
                 result.delta,
+                result.model_state,
                 pool(own, deviation),
-                jnp.ones_like(weight) if settings.weighting == "uniform" else weight,
-                weight,
+                weight=size if settings.weighting == "samples" else jnp.ones_like(size),
+                size=size,
             )
             return message, row._replace(client=own)
 
@@ -161,11 +164,14 @@ def make_exploration(
     train = make_training(task, solver, program)
 
     def start(state: ServerState) -> Gathered:
-        params, pooled = jax.eval_shape(
-            lambda: (state.params, pool(keep(state.params), state.params))
+        (params, model_state), pooled = jax.eval_shape(
+            lambda: (
+                (state.params, state.model_state),
+                pool(keep(state.params), state.params),
+            )
         )
         one = jnp.int32(1)
-        message = _message(params, params, pooled, one, one)
+        message = _message(params, params, model_state, pooled, weight=one, size=one)
         return nothing(jax.eval_shape(weigh, message))
 
     def gather(
@@ -178,11 +184,18 @@ def make_exploration(
 
 
 def _message(
-    deviation: Tree, delta: Tree, pooled: Tree, weight: jax.Array, size: jax.Array
+    deviation: Tree,
+    delta: Tree,
+    model_state: Tree,
+    pooled: Tree,
+    *,
+    weight: jax.Array,
+    size: jax.Array,
 ) -> Message:
     """Makes a message; `weight` counts in the guidance, `size` in the pool."""
     return {
         "deviation": Mean(deviation, weight),
         "delta": Mean(delta, weight),
+        "model_state": Mean(model_state, weight),
         "pooled": Mean(pooled, size),
     }

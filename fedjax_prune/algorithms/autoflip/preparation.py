@@ -7,9 +7,9 @@ References:
 Choices:
   Rounds begin at w^0, so that AutoFLIP starts where the methods do that it is compared
   with; the authors' code goes on from trained parameters. With `explored_mean` rounds
-  begin at the mean of the explorers, and each of them sends its parameters beside its
-  deviations. Only the masks are made here: the server's momentum and the count of
-  rounds begin with the first round.
+  begin at the mean of the explorers, batch statistics included, and each of them sends
+  both beside its deviations. Only the masks are made here: the server's momentum and
+  the count of rounds begin with the first round.
 """
 
 import jax
@@ -68,12 +68,14 @@ def make_preparation(
         explored = what_explorers_left(gathered)
         if start_from == "explored_mean":
             params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
-            state = state._replace(params=params)
+            state = state._replace(params=params, model_state=explored.model_state)
         state = with_masks(state, *schedule.begin(explored))
         return state, rounds.facts(state)
 
     def explore_messages(state: ServerState) -> tuple[Tree, Tree]:
-        sent = (state.params,) * (1 + (start_from == "explored_mean"))
+        sent = state.params
+        if start_from == "explored_mean":
+            sent = state.params, state.params, state.model_state
         return state.params, sent
 
     return Preparation(
