@@ -129,6 +129,23 @@ def test_fewer_lanes_are_taken_where_memory_is_short():
         capacity.fitting_lanes(estimate, 64, need[0] - 1)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 8])
+def test_lanes_are_doubled_until_they_do_not_fit(monkeypatch, limit):
+    """Each doubling would be worth it, and the estimate allows eight lanes."""
+
+    def rate(experiment, lanes):
+        if lanes > limit:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return 100.0 * lanes
+
+    monkeypatch.setattr(machine, "images_per_second", rate)
+    best, rates = machine.fastest_lanes(None, 8)
+    assert best == limit and [lanes for lanes, _ in rates][-1] == limit
+    monkeypatch.setattr(machine, "images_per_second", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        machine.fastest_lanes(None, 8)
+
+
 def test_rows_that_the_host_cannot_hold_are_refused(tmp_path):
     """A billion clients: on the host all rows count, on disk those of the rounds."""
     experiment = build(tiny_config(devices=1, lanes=1))
