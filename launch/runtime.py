@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -47,6 +49,15 @@ def configure() -> None:
 def hold_no_device() -> None:
     """Keeps this process on the CPU, so that its child processes have the devices."""
     jax.config.update("jax_platforms", "cpu")
+
+
+def platform_of_children() -> str:
+    """The platform that JAX takes in a child process; empty if it finds none."""
+    code = "import jax; print(jax.default_backend())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 def configure_compiler() -> None:

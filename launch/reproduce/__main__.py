@@ -86,6 +86,7 @@ def main(argv: list[str]) -> int:
             print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:
             return 0
+        _require_accelerator()
         end = time.monotonic() + 60 * _MINUTES.value
         train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
@@ -107,6 +108,17 @@ def main(argv: list[str]) -> int:
         return code or failed or unmade
 
     return exit_code(reproduce)
+
+
+def _require_accelerator() -> None:
+    """Refuses the size of an accelerator where JAX has none."""
+    if _SCALE.value == "gpu" and runtime.platform_of_children() in ("cpu", ""):
+        raise SettingsError(
+            [
+                "--scale=gpu needs an accelerator, and JAX finds none: pip install -e "
+                "'.[cuda]' or '.[tpu]' brings it for one"
+            ]
+        )
 
 
 def _mistakes() -> list[str]:

@@ -1,6 +1,7 @@
 """Tables of results: their runs, what is printed, and the command line."""
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,6 +278,7 @@ def reproduce(*flags):
     return subprocess.run(
         [sys.executable, "-m", "launch.reproduce", *flags],
         cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
@@ -308,6 +310,10 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
     assert left.stdout.startswith("What do learned gates learn?")
     assert "| feddp_cpu/digits,scaffold_dp,10/client.lr=0.3 | 100 | " in left.stdout
     assert "client.lr=0.03" not in left.stdout
+    accelerated = "--table=accelerator", "--scale=gpu", f"--workdir={tmp_path}"
+    nowhere = reproduce(*accelerated)
+    assert nowhere.returncode == 1
+    assert nowhere.stderr.startswith("error: --scale=gpu needs an accelerator, and JAX")
     # A folder that cannot be made, so that nothing is downloaded.
     file = tmp_path / "file"
     file.touch()
