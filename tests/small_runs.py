@@ -45,6 +45,14 @@ def plain_config(**changes):
     return config
 
 
+def own_config(path, cls="Small", config=None, **changes):
+    """A small run, of FedAvg if none is given, with a class of the file at a path."""
+    config = plain_config() if config is None else config
+    config.model = base.model(f"{path}:{cls}")
+    config.update_from_flattened_dict({"client.lr": 0.1} | changes)
+    return config
+
+
 def pruned_config(name="autoflip", fields=PRUNED_FIELDS, **changes):
     config = tiny_config(**{"devices": 2, "lanes": 1, "model.gated": False})
     config.server.optimizer = "damped"

@@ -5,7 +5,8 @@ them physically and counting what that saves read only this description.
 
 A slot names an array by the end of its path. So it also finds the arrays of other trees
 that contain a tree like the model's: momenta, control variates, and the rows of all
-clients, which have a leading axis.
+clients, which have a leading axis. Of several slots whose paths an array's path ends
+in, the longest name it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -91,12 +92,12 @@ def map_slots(
     for group in groups:
         for slot in group.slots:
             slots.setdefault(slot.path, []).append((group, slot))
-    lengths = {len(path) for path in slots}
+    lengths = sorted({len(path) for path in slots}, reverse=True)
 
     def visit(path: tuple[Any, ...], leaf: Any, *rest: Any) -> Any:
         names = _names(path)
-        ends = {names[-n:] for n in lengths}
-        found = [pair for end in ends for pair in slots.get(end, ())]
+        ends = [names[-n:] for n in lengths]
+        found = next((slots[end] for end in ends if end in slots), [])
         return function(leaf, found, *rest)
 
     return jax.tree_util.tree_map_with_path(visit, tree, *others)

@@ -1,12 +1,16 @@
 """Checks of the Flax modules that a task is made of, and of what they return."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.types import Tree
+from fedjax_prune.layers import ChannelGroup, Slot
+from fedjax_prune.models.channels import map_slots
+from fedjax_prune.types import Tree, Variables
 
 COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
 """The names that the collections of a model may have."""
@@ -100,6 +104,102 @@ def check_state(model: nn.Module, before: Tree, after: Tree) -> None:
                 f"batch_stats of {name_of(model)} must keep their shapes and "
                 f"dtypes in a step, got {kinds[1]} from {kinds[0]} at {path}."
             )
+
+
+def check_groups(
+    model: nn.Module, groups: Sequence[ChannelGroup], variables: Variables
+) -> None:
+    """Refuses channels that cannot be removed, and slots that do not fit the arrays.
+
+    Args:
+      model: a linen module.
+      groups: of the model.
+      variables: its arrays, or their shapes.
+
+    Raises:
+      ValueError: if the model has no method `layers` or no attribute `left`, if a
+        producer is no parameter, no consumer is an array, a slot names several arrays,
+        or an axis has not the channels of its group; it names the model and the group.
+    """
+    name = name_of(model)
+    attributes = {field.name for field in dataclasses.fields(model)}
+    if "left" not in attributes or not callable(getattr(model, "layers", None)):
+        raise ValueError(
+            f"{name} has channel_groups, so it must have the method layers and the "
+            "attribute left, which says how many channels of each group were not "
+            "removed."
+        )
+    named = _named(groups, variables)
+    known = ", ".join(
+        _joined(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(variables.params)
+    )
+    for group in groups:
+        where = f"channel_groups of {name}: {group.name}"
+        for slot in group.slots:
+            _check_slot(where, group, slot, named.get((group.name, slot), {}))
+        for slot in group.producers:
+            path = "/".join(slot.path)
+            if f"params/{path}" not in named.get((group.name, slot), {}):
+                raise ValueError(
+                    f"{where} must be written by one of {known}, got {path}."
+                )
+        readers = ["/".join(slot.path) for slot in group.consumers]
+        if readers and not any((group.name, slot) in named for slot in group.consumers):
+            raise ValueError(
+                f"{where} must be read by one of {known}, got {', '.join(readers)}."
+            )
+
+
+def _check_slot(
+    where: str, group: ChannelGroup, slot: Slot, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses a slot that names several arrays, or one with another axis.
+
+    Args:
+      where: model and group, for the messages.
+      group: of the slot.
+      slot: of the group.
+      found: path -> shape of the arrays that it names.
+
+    Raises:
+      ValueError: if it does.
+    """
+    if len(found) > 1:
+        raise ValueError(
+            f"{where} must name one array by {'/'.join(slot.path)}, got "
+            f"{' and '.join(found)}: give one of the modules another name."
+        )
+    for path, shape in found.items():
+        fits = -len(shape) <= slot.axis < 0 and shape[slot.axis] % slot.repeats == 0
+        stop = slot.start + group.size
+        if not fits or stop > shape[slot.axis] // slot.repeats:
+            raise ValueError(
+                f"{where} must have its {group.size} channels on an axis of {path} "
+                f"{list(shape)}, got axis {slot.axis}, start {slot.start} and repeats "
+                f"{slot.repeats}."
+            )
+
+
+def _named(
+    groups: Sequence[ChannelGroup], variables: Variables
+) -> dict[tuple[str, Slot], dict[str, tuple[int, ...]]]:
+    """Name of a group and one of its slots -> path and shape of what the slot names."""
+    arrays = {
+        "params": variables.params,
+        "gates": variables.personal,
+        "batch_stats": variables.model_state,
+    }
+    paths = jax.tree_util.tree_map_with_path(lambda path, _: _joined(path), arrays)
+    named: dict[tuple[str, Slot], dict[str, tuple[int, ...]]] = {}
+
+    def note(leaf: Any, slots: list[tuple[ChannelGroup, Slot]], path: str) -> Any:
+        for group, slot in slots:
+            named.setdefault((group.name, slot), {})[path] = leaf.shape
+        return leaf
+
+    map_slots(arrays, groups, note, paths)
+    return named
 
 
 def _joined(path: tuple[Any, ...]) -> str:

@@ -39,11 +39,12 @@ class GateSettings(NamedTuple):
       rescale: one of RESCALES. Kept channels are multiplied by 1, by rho^-1/2, which
         keeps the second moment of the features, or by 1/rho, with rho = K/C.
       bias: first bias of the logits, finite.
-      first: whether the first convolution is gated; that of a ResNet never is.
+      first: whether the first convolution is gated; that of ResNet32 never is.
       input_grad: whether a gate's gradient also reaches the layers before it.
-      resnet: one of RESNET_GATINGS. A gate follows both convolutions of a block
-        (`branch`), only the first (`inner`), or both, and the first convolution reads
-        only the channels that the previous block's gate kept (`literal`).
+      resnet: one of RESNET_GATINGS, for ResNet32 alone. A gate follows both
+        convolutions of a block (`branch`), only the first (`inner`), or both, and the
+        first convolution reads only the channels that the previous block's gate kept
+        (`literal`).
 
     References:
       FedDP, equations 2 to 4.
@@ -69,7 +70,7 @@ class GateSettings(NamedTuple):
         bool, "Whether the gates' gradient also reaches the layers before them."
     ] = True
     resnet: Annotated[
-        str, one_of(RESNET_GATINGS), "Which convolutions of a residual block are gated."
+        str, one_of(RESNET_GATINGS), "Which convolutions of resnet32 are gated."
     ] = "branch"
 
 

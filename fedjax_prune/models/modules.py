@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
+from fedjax_prune.models.gates import GateSettings
+
 IN_TRAINING = {
     "train": True,
     "training": True,
@@ -124,9 +126,11 @@ def without_gates(model: Any) -> Any:
     return model if gates_of(model) is None else model.clone(gates=None)
 
 
-def gates_of(model: Any) -> Any:
+def gates_of(model: Any) -> GateSettings | None:
     """The gate settings of a model; None if it has no gates."""
-    return getattr(model, "gates", None)
+    gates = getattr(model, "gates", None)
+    # Gates of a user's own may be something else, such as a number of experts.
+    return gates if isinstance(gates, GateSettings) else None
 
 
 def _instance(model: nnx.bridge.ToLinen) -> nnx.Module:
@@ -170,7 +174,8 @@ def _taken(cls: type) -> tuple[str, ...]:
                 f"without a default, {p.name}."
             )
     named = {p.name for p in others}
-    if any(p.kind == p.VAR_KEYWORD for p in others):
+    passes_all_on = parameters[1].kind == inspect.Parameter.VAR_POSITIONAL
+    if not passes_all_on and any(p.kind == p.VAR_KEYWORD for p in others):
         # Other switches might reach a submodule that does not know them.
         named |= {"train", "example_mask"}
     return tuple(name for name in GIVEN if name in named)

@@ -44,6 +44,11 @@ class OwnClass(NamedTuple):
     fields: Mapping[str, Field]
     attributes: tuple[str, ...]
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether it can be gated: a linen class whose `gates` are None by default."""
+        return issubclass(self.cls, nn.Module) and getattr(self.cls, "gates", 0) is None
+
     def build(self, values: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
         """Makes a model.
 

@@ -13,6 +13,7 @@ from fedjax_prune.data.augment import check_normalisation, normalise, to_float
 from fedjax_prune.fields import at_least, checked
 from fedjax_prune.models.checks import (
     check_collections,
+    check_groups,
     check_logits,
     check_state,
 )
@@ -66,7 +67,10 @@ def make_task(
         state, floats or integers such as counters. Values sown into
         `gate_sums/.../NAME/{lasso, selected}` are added up. The methods `layers` and
         `channel_groups` may describe what it costs and which channels belong together;
-        without the former, the layers are those that read weights in its program.
+        without the former, the layers are those that read weights in its program. If
+        there are groups, `layers` is needed, and so is the attribute `left`, name of a
+        group -> number of its channels that were not removed, {} if none was removed.
+        With it the model is cloned to have fewer channels.
       image_shape: (height, width, channels).
       to_input: stored examples -> the examples that the model reads.
       augment: is applied to training images only; None leaves them as they are.
@@ -83,8 +87,8 @@ def make_task(
       ValueError: if `normalize` is unknown or `lasso_weight` is out of range, or if the
         model is no such module, needs other arguments, does not return logits, has no
         params, has weights that are not floats, model state without an example mask, or
-        other collections. Errors that show only in training mode are raised when the
-        loss is traced.
+        other collections, or groups that do not fit its arrays or cannot lose channels.
+        Errors that show only in training mode are raised when the loss is traced.
 
     References:
       Yu et al., Heterogeneous Federated Learning using Dynamic Model Pruning and
@@ -123,6 +127,9 @@ def make_task(
             variables._replace(params={}),
             jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
         )
+    groups = described(module, "channel_groups", image_shape)
+    if groups:
+        check_groups(module, groups, variables)
     return Task(
         init,
         _make_loss(
@@ -134,7 +141,7 @@ def make_task(
             lasso_weight=lasso_weight,
         ),
         predict,
-        groups=described(module, "channel_groups", image_shape),
+        groups=groups,
         layers=layers,
     )
 

@@ -1,30 +1,27 @@
 """The layers of a model that does not describe them, found in its program.
 
-A layer is an array of weights and the matrix products and convolutions that read it.
-Products of two activations, as in attention, belong to no layer.
+A layer is an array of weights and the products, of matrices or convolutions, of it and
+an activation. The array may be transformed before, as kernels of a recurrent cell are
+joined and others are normalised. Products of two activations, as in attention, belong
+to no layer, and neither do those in loops of unknown length (`while`). Products of
+weights alone are not made for each image and are not counted.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from fedjax_prune.layers import Layer
+from fedjax_prune.models.platforms import ANY, tracing_for
 from fedjax_prune.types import Tree
 
-SAME_ENTRIES = (
-    "broadcast_in_dim",
-    "convert_element_type",
-    "copy",
-    "expand_dims",
-    "reshape",
-    "squeeze",
-    "stop_gradient",
-    "transpose",
-)
-"""Operations whose result has the entries of their operand."""
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+Weights = tuple[int, ...]
+"""Places of arrays among the leaves of the parameters."""
 
 
 def traced_layers(
@@ -33,13 +30,15 @@ def traced_layers(
     """Finds the layers of a program.
 
     Args:
-      function: (params, *inputs) -> anything; the inputs are those of one image.
+      function: (params, *inputs) -> anything.
       params: arrays or `jax.ShapeDtypeStruct`s.
-      inputs: the same.
+      inputs: the same. The last one is a batch of one image; the others do not depend
+        on it, as norm statistics do not.
 
     Returns:
       A layer for each array that a product reads, in the order of their first products.
-      A kernel's layer has the name of its module, any other array's its own path.
+      A kernel's layer has the name of its module, any other array's its own path. If a
+      product reads several arrays joined, each has a share by its number of entries.
 
     Examples:
       >>> layers = traced_layers(
@@ -50,12 +49,18 @@ def traced_layers(
       >>> [(layer.name, layer.in_channels, layer.out_channels) for layer in layers]
       [('fc', 4, 3)]
     """
-    closed = jax.make_jaxpr(function)(params, *inputs)
+    # The forms that `convolve` has for one platform have other numbers of products.
+    with tracing_for(ANY):
+        closed = jax.make_jaxpr(function)(params, *inputs)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    held = dict(zip(closed.jaxpr.invars, range(len(leaves)), strict=False))
+    sizes = [math.prod(leaf.shape) for _, leaf in leaves]
+    held: dict[Any, Weights] = dict.fromkeys(closed.jaxpr.invars[:-1], ())
+    held |= {closed.jaxpr.invars[place]: (place,) for place in range(len(leaves))}
     macs: dict[int, int] = {}
-    for place, count in _products(closed.jaxpr, held, 1):
-        macs[place] = macs.get(place, 0) + count
+    for weights, count in _products(closed.jaxpr, held, sizes, 1):
+        total = sum(sizes[place] for place in weights)
+        for place in weights:
+            macs[place] = macs.get(place, 0) + count * sizes[place] // total
     found = [(*leaves[place], count) for place, count in macs.items()]
     return tuple(_layer(path, leaf, count) for path, leaf, count in found)
 
@@ -76,43 +81,62 @@ def _layer(path: Any, leaf: Any, macs: int) -> Layer:
 
 
 def _products(
-    jaxpr: core.Jaxpr, held: dict[Any, int], times: int
-) -> Iterator[tuple[int, int]]:
-    """Yields the products of a program that read a weight.
+    jaxpr: core.Jaxpr, held: dict[Any, Weights], sizes: Sequence[int], times: int
+) -> Iterator[tuple[Weights, int]]:
+    """Yields the products of weights and activations in a program.
 
     Args:
       jaxpr: the program.
-      held: variable -> place of the weights that it holds; gets more variables.
+      held: variable -> the weights that it holds, () if it is a constant. A variable
+        that depends on the image is missing. It gets more variables.
+      sizes: number of entries of each array of weights.
       times: how often the program runs.
 
     Yields:
-      (place of the weights, multiply-accumulates).
+      (weights, multiply-accumulates).
     """
+    held.update(dict.fromkeys(jaxpr.constvars, ()))
     for equation in jaxpr.eqns:
-        places = [
-            None if isinstance(v, core.Literal) else held.get(v)
-            for v in equation.invars
+        read = [
+            () if isinstance(v, core.Literal) else held.get(v) for v in equation.invars
         ]
         name = equation.primitive.name
-        if name in ("dot_general", "conv_general_dilated"):
-            found = [place for place in places[:2] if place is not None]
-            if found:
-                yield found[-1], times * _macs(equation)
-        elif name in SAME_ENTRIES and places[0] is not None:
-            held[equation.outvars[0]] = places[0]
+        if None not in read:
+            for out in equation.outvars:
+                held[out] = _passed_on(read, out, sizes)
+        elif name in PRODUCTS and (weights := read[0] or read[1]):
+            yield weights, times * _macs(equation)
         for inner in _programs_in(equation):
             # What comes before, such as the number of a branch, is not an argument.
-            own = places[len(places) - len(inner.invars) :]
+            own = read[len(read) - len(inner.invars) :]
+            if name == "scan":
+                # What is carried holds other entries from the second step on.
+                first = equation.params["num_consts"]
+                last = first + equation.params["num_carry"]
+                own[first:last] = [None] * (last - first)
             known = {
-                v: place
-                for v, place in zip(inner.invars, own, strict=True)
-                if place is not None
+                v: weights
+                for v, weights in zip(inner.invars, own, strict=True)
+                if weights is not None
             }
             length = equation.params.get("length", 1) if name == "scan" else 1
-            yield from _products(inner, known, times * length)
+            yield from _products(inner, known, sizes, times * length)
             for out, result in zip(equation.outvars, inner.outvars, strict=False):
                 if not isinstance(result, core.Literal) and result in known:
                     held[out] = known[result]
+
+
+def _passed_on(read: Sequence[Any], out: Any, sizes: Sequence[int]) -> Weights:
+    """The weights that the result of an operation on weights alone holds.
+
+    They are those of the first operand that has an entry for each of the result: of a
+    kernel times its scale the kernel. If there is none, as where arrays are joined or
+    cut, they are those of all operands.
+    """
+    for weights in read:
+        if sum(sizes[place] for place in weights) == math.prod(out.aval.shape):
+            return weights
+    return tuple(dict.fromkeys(place for weights in read for place in weights))
 
 
 def _programs_in(equation: Any) -> list[core.Jaxpr]:
@@ -135,4 +159,6 @@ def _macs(equation: Any) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         return size * math.prod(left[axis] for axis in contracted)
     outputs = right[equation.params["dimension_numbers"].rhs_spec[0]]
-    return size * math.prod(right) // outputs
+    # A transposed convolution puts zeros between the pixels that it reads.
+    zeros = math.prod(equation.params["lhs_dilation"])
+    return size * math.prod(right) // outputs // zeros

@@ -297,10 +297,11 @@ def _multiplied(params: Tree, factors: Mapping[str, np.ndarray]) -> Tree:
 
     def multiply(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        layer = names[:-2] if names[-2] == "norm" else names[:-1]
+        in_norm = names[-2:-1] == ["norm"]
+        layer = names[:-2] if in_norm else names[:-1]
         by_norm = find_leaf(params, (*layer, "norm")) is not None
         factor = factors.get("/".join(layer))
-        if factor is None or by_norm != (names[-2] == "norm"):
+        if factor is None or by_norm != in_norm:
             return leaf
         factor = jnp.asarray(factor, leaf.dtype)
         return leaf * factor.reshape((1,) * (leaf.ndim - 1) + (-1,))

@@ -52,12 +52,14 @@ def masked_macs(
     kept = _named(facts, "mask/kept/")
     layers = model.layers(image_shape) if layers is None else layers
     smaller = model.clone(left=left).layers(image_shape) if left else layers
+    names = {layer.name for layer in layers}
     dense = theoretical = realisable = hybrid = 0.0
     for before, after in zip(layers, smaller, strict=True):
         entries = sum(
             count
             for path, count in kept.items()
-            if path == before.name or _is_kernel_of(before, path)
+            if path == before.name
+            or (path not in names and _is_kernel_of(before, path))
         )
         entries = entries if kept else num_weights(before)
         macs = num_weights_kept(before) * before.positions

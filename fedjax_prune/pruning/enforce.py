@@ -40,7 +40,7 @@ def gate_flags(task: Task, masks: Tree) -> Tree:
     if not task.groups:
         return {}
     gates = jax.tree.map(
-        lambda gate: {"alive": gate["bias"]},
+        lambda gate: {"alive": gate["bias"]} if isinstance(gate, dict) else {},
         jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
         is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
     )

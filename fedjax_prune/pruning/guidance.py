@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.models.precision import wide
 from fedjax_prune.models.selection import kth_largest
 from fedjax_prune.types import Tree
 
@@ -87,9 +88,12 @@ def _rank(deviation: jax.Array) -> jax.Array:
     ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
     first = jax.lax.cummax(jnp.where(starts, places, 0))
     last = jax.lax.cummin(jnp.where(ends, places, flat.size), reverse=True)
-    middle = first.astype(flat.dtype) / 2 + last.astype(flat.dtype) / 2
-    ranks = jnp.zeros_like(flat).at[order].set(middle)
-    return (ranks / max(1, flat.size - 1)).reshape(deviation.shape)
+    # Ranks of a large array would be infinite in float16.
+    exact = wide(flat.dtype)
+    middle = first.astype(exact) / 2 + last.astype(exact) / 2
+    ranks = jnp.zeros(flat.shape, exact).at[order].set(middle)
+    shares = ranks / max(1, flat.size - 1)
+    return shares.astype(flat.dtype).reshape(deviation.shape)
 
 
 NORMALIZATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

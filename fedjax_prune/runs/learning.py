@@ -130,7 +130,7 @@ def make_model(config: Config) -> Any:
         input_grad=fields.gate_input_grad,
         resnet=fields.resnet_gating,
     )
-    if not fields.keep_ratio and not hasattr(model, "layers"):
+    if not fields.keep_ratio and not callable(getattr(model, "layers", None)):
         raise ValueError(
             f"model.keep_ratio must be given for {fields.name}, which has no method "
             "layers to compute it of model.flops_target."

@@ -255,7 +255,7 @@ def model_fields(name: Any) -> Mapping[str, Field]:
 
     Args:
       name: of the model. A class of the user's own has the fields that are its
-        attributes, and those of gates if it has the attribute `gates`.
+        attributes, and those of gates if it `has_gates`.
 
     Raises:
       ValueError: if the class cannot be loaded, or an attribute has a field's name.
@@ -264,7 +264,7 @@ def model_fields(name: Any) -> Mapping[str, Field]:
     if not own.is_own(name):
         return fields
     found = own.load_class(name)
-    if "gates" in found.attributes:
+    if found.has_gates:
         not_gates = {"width", "norm", "dropout"}
         shared = {k: v for k, v in fields.items() if k not in not_gates}
     else:

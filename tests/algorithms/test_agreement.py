@@ -44,6 +44,14 @@ def test_ranks_are_of_prunable_entries_and_the_first_of_equals_is_higher():
     np.testing.assert_array_equal(found["bias"], [0, 0])
 
 
+def test_ranks_of_more_entries_than_float16_counts_are_shares():
+    """2^17 equal entries: the first has rank 1, the last 0."""
+    guidance = {"kernel": jnp.ones(2**17, jnp.float16)}
+    found = ranks(guidance, {"kernel": True})["kernel"]
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found, np.linspace(1, 0, 2**17), atol=1e-3)
+
+
 def test_a_client_votes_for_what_is_above_its_own_quantile():
     """Deviations 0 to 4, T_p = 0.5: the median 2 is not above itself."""
     found = votes({"kernel": jnp.arange(5.0), "bias": jnp.zeros(2)}, MAY, 0.5, "minmax")

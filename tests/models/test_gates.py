@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_prune.fields import fields_of
+from fedjax_prune.models.costs import macs
 from fedjax_prune.models.gates import (
     MODES,
+    RESNET_GATINGS,
     Gate,
     GateSettings,
     active_gates,
@@ -20,13 +23,25 @@ from fedjax_prune.models.gates import (
 )
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.models.selection import FEW_COMPARISONS, mark_largest
-from tests.small_models import draw
+from tests.small_models import SMALL, draw
 
 LOGITS = (2.0, 1.0, 0.0, -1.0)
 
 
 def sigmoid(z):
     return 1 / (1 + np.exp(-np.asarray(z, np.float64)))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_which_convolutions_of_a_block_are_gated_is_a_choice_of_resnet32(name):
+    """The description of the field says so."""
+    model, shape = SMALL[name]
+    kept = {
+        macs(model.clone(gates=GateSettings(0.5, resnet=each)), shape).kept
+        for each in RESNET_GATINGS
+    }
+    words = fields_of(GateSettings)["resnet"].words
+    assert (len(kept) > 1) == (name in words)
 
 
 def test_num_kept_rounds_to_nearest_and_keeps_one():

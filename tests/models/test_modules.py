@@ -1,11 +1,15 @@
-"""The switches by which a linen module is told whether it trains."""
+"""What modules are given, and the switches that tell them whether they train."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from fedjax_prune.models import CNN
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.modules import gates_of, without_gates
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import Batch
 
@@ -50,6 +54,37 @@ class Forwarding(nn.Module):
     def __call__(self, x, **further):
         del further["example_mask"]
         return Dropping(name="told")(x, **further)
+
+
+def flat(x):
+    return x.reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential([flat, nn.Dense(5), nn.relu, nn.Dense(3)]),
+        lambda rngs: nnx.Sequential(
+            flat, nnx.Linear(4, 5, rngs=rngs), nnx.relu, nnx.Linear(5, 3, rngs=rngs)
+        ),
+    ],
+)
+def test_layers_in_sequence_are_given_images_alone(model):
+    task = make_task(model, SHAPE)
+    assert [layer.out_channels for layer in task.layers] == [5, 3]
+    logits = task.predict(task.init(KEY), a_batch().images)
+    loss, _ = task.loss(task.init(KEY), a_batch(), KEY)
+    assert logits.shape == (4, 3) and np.isfinite(loss)
+
+
+class Experts(nn.Module):
+    gates: int = 4
+
+
+def test_gates_that_are_no_gate_settings_are_the_modules_own():
+    assert gates_of(Experts()) is None
+    assert without_gates(Experts()).gates == 4
+    assert gates_of(CNN(3, gates=GateSettings(0.5))) == GateSettings(0.5)
 
 
 @pytest.mark.parametrize(

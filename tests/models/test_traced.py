@@ -3,10 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import nnx
 
+import fedjax_prune as fp
+from fedjax_prune.data.augment import TO_INPUT
+from fedjax_prune.models.costs import macs, macs_of
 from fedjax_prune.models.task import make_task
 from fedjax_prune.models.traced import traced_layers
+from tests.small_models import LSTM, SMALL
 
 
 class Net(nn.Module):
@@ -67,6 +72,113 @@ def test_programs_inside_the_program_count_as_often_as_they_run():
 
     layers = traced_layers(function, params, jnp.ones((1, 4)))
     assert {layer.name: layer.positions for layer in layers} == {"w": 5, "stack": 1}
+
+
+@pytest.mark.parametrize(("model", "shape"), [*SMALL.values(), LSTM])
+def test_layers_are_those_that_networks_list(model, shape):
+    """Their convolutions have other forms on CPUs, which multiply less often."""
+    task = make_task(model, shape, to_input=TO_INPUT[model.needs().kind])
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    traced = traced_layers(
+        lambda params, rest, x: task.predict(rest._replace(params=params), x),
+        variables.params,
+        variables._replace(params={}),
+        jax.ShapeDtypeStruct((1, *shape), jnp.uint8),
+    )
+    listed = macs(model, shape)
+    assert macs_of(traced).dense == listed.dense
+    if model is not LSTM[0]:  # which lists the two kernels of a layer as one
+        assert macs_of(traced).layers == listed.layers
+
+
+class Reading(nn.Module):
+    cell: nn.RNNCellBase
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="fc")(nn.RNN(self.cell)(x[..., 0])[:, -1])
+
+
+def test_joined_kernels_of_a_cell_count_as_separate_ones():
+    """Flax's optimised LSTM cell has the mathematics of its plain one."""
+    plain = found(make_task(Reading(nn.LSTMCell(4, name="cell")), (5, 2, 1)))
+    joined = found(make_task(Reading(nn.OptimizedLSTMCell(4, name="cell")), (5, 2, 1)))
+    assert joined == plain
+    # Four kernels for the two inputs and four for the hidden units, five times.
+    each = {f"cell/i{gate}": (2 * 4, 5) for gate in "ifgo"}
+    each |= {f"cell/h{gate}": (4 * 4, 5) for gate in "ifgo"}
+    assert plain == each | {"fc": (4 * 3, 1)}
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.WeightNorm(nn.Conv(4, (3, 3), name="by_norm"))(x)
+        x = nn.SpectralNorm(nn.Dense(3, name="by_value"))(x, update_stats=train)
+        kernel = self.param("kernel", nn.initializers.normal(), (2, 3))
+        # Weight standardisation.
+        x = x[..., :2] @ ((kernel - kernel.mean(0, keepdims=True)) / kernel.std())
+        return x.mean((1, 2))
+
+
+def test_normalised_kernels_count_as_kernels():
+    variables = Normalised().init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
+    layers = traced_layers(
+        lambda params, rest, x: Normalised().apply({"params": params, **rest}, x),
+        variables["params"],
+        {"batch_stats": variables["batch_stats"]},
+        jnp.ones((1, 4, 4, 2)),
+    )
+    assert {layer.name: layer.positions for layer in layers} == {
+        "by_norm": 16,
+        "by_value": 16,
+        "kernel": 16,
+    }
+
+
+def test_activations_are_no_weights_whatever_is_added_to_them():
+    """Neither a learned position nor a learned first state of a loop is a kernel."""
+    params = {
+        "kernel": jnp.ones((4, 4)),
+        "low": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))},
+        "place": jnp.ones((4, 4)),
+        "start": jnp.ones((4, 4)),
+    }
+
+    def function(params, x):
+        x = x + params["place"]
+        x = x @ x.T
+        adapted = params["kernel"] + params["low"]["a"] @ params["low"]["b"]
+        left, right = jnp.split(adapted, 2, axis=1)
+        x = jnp.concatenate([x @ left, x @ right], 1)
+        return jax.lax.scan(lambda h, r: (h @ h.T, r), params["start"], x)
+
+    layers = traced_layers(function, params, jnp.ones((4, 4)))
+    assert {layer.name: layer.positions for layer in layers} == {"kernel": 4}
+
+
+class Growing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.ConvTranspose(4, (3, 3), strides=(2, 2), name="up")(x)
+        return nn.Dense(3, name="fc")(x.mean((1, 2)))
+
+
+def test_a_transposed_convolution_counts_no_zeros_that_it_inserts():
+    """Each of the 16 pixels that it reads meets each weight once."""
+    assert found(make_task(Growing(), (4, 4, 2)))["up"] == (3 * 3 * 2 * 4, 16)
+
+
+class Convolving(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (3, 3, 32, 4))
+        return fp.convolve(x, kernel).mean((1, 2))
+
+
+def test_the_librarys_convolution_counts_as_one_of_flax():
+    """On CPUs it is Winograd's, which transforms the kernel."""
+    assert found(make_task(Convolving(), (8, 8, 32))) == {"kernel": (9 * 32 * 4, 64)}
 
 
 def test_a_model_without_products_has_no_layers():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_prune.models import CNN
 from fedjax_prune.models.costs import macs
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.task import make_task
@@ -215,3 +216,34 @@ def test_refuses_what_no_network_can_be_made_of():
         make_client_selection(model)(variables, np.zeros((0, *shape), np.uint8))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         make_client_selection(model, batch_size=0)
+
+
+class Tempered(CNN):
+    """Its logits are multiplied by a parameter that is in no module."""
+
+    def setup(self):
+        super().setup()
+        self.temperature = self.param("temperature", jax.nn.initializers.ones, (1,))
+
+    def __call__(self, images, *, train, example_mask):
+        logits = super().__call__(images, train=train, example_mask=example_mask)
+        return logits * self.temperature[None]
+
+
+def test_parameters_of_no_module_stay_as_they_are():
+    model, shape = Tempered(3, width=0.25, gates=GateSettings(0.5)), (8, 8, 1)
+    task = make_task(model, shape)
+    variables = task.init(jax.random.key(0))
+    variables.params["temperature"] = jnp.full(1, 0.25)
+    images = same_images(shape, 2)
+    selection = make_client_selection(model, to_input=as_read)(variables, images)
+    found = client_network(model, variables, selection, shape)
+    assert found.variables.params["temperature"] == 0.25
+    np.testing.assert_allclose(
+        make_task(found.model, shape, to_input=as_read).predict(
+            found.variables, images
+        ),
+        make_task(model, shape, to_input=as_read).predict(variables, images),
+        rtol=1e-5,
+        atol=1e-6,
+    )

@@ -1,9 +1,13 @@
 """Costs under masks: the counts of small examples, by hand."""
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.models import CNN
+from fedjax_prune.models.lstm import LSTM
+from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.pruning.wire import encode_masks, encode_values, mask_facts
@@ -65,3 +69,21 @@ def test_macs_under_a_mask_by_hand():
     assert found.hybrid == found.theoretical
     unmasked = masked_macs(model, shape, {})
     assert set(unmasked) == {found.dense}
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3, name="fc")(LSTM(4, name="lstm")(images[..., 0])[:, -1])
+
+
+def test_a_mask_that_keeps_all_costs_what_the_dense_model_does():
+    """Two kernels of one module are two layers: of 2 inputs, and of 4 units."""
+    shape = (5, 2, 1)
+    task = make_task(Recurrent(), shape)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    counted = mask_facts(masks, (), prunable(masks))
+    facts = {name: int(x) for name, x in counted.items()}
+    found = masked_macs(Recurrent(), shape, facts, layers=task.layers)
+    assert set(found) == {5 * (2 + 4) * 16 + 4 * 3}

@@ -1,10 +1,14 @@
 """Masks act on trees of their own shapes only."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.pruning.enforce import apply_masks, freeze_pruned
+from fedjax_prune.models import CNN
+from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.task import make_task
+from fedjax_prune.pruning.enforce import apply_masks, freeze_pruned, gate_flags
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import MaskedServer, with_masks
 from fedjax_prune.types import ServerState
@@ -47,3 +51,32 @@ def test_new_masks_must_have_the_old_shapes_and_be_bool():
     for wrong in (jnp.ones(2, bool), jnp.ones(3)):
         with pytest.raises(AssertionError):
             with_masks(server_state(), GuardedMasks({"w": wrong}, jnp.int32(0)), ())
+
+
+class Shifted(CNN):
+    """A gated network with one more personal array, which belongs to no channel."""
+
+    def setup(self):
+        super().setup()
+        self.shift = self.variable("gates", "shift", jnp.zeros, (1,))
+
+    def __call__(self, images, *, train, example_mask):
+        images = images + self.shift.value[None, None, None]
+        return super().__call__(images, train=train, example_mask=example_mask)
+
+
+def test_personal_arrays_that_are_no_gates_have_no_flags():
+    gates = GateSettings(0.5)
+    task = make_task(Shifted(3, width=0.25, gates=gates), (8, 8, 1))
+    variables = task.init(jax.random.key(0))
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), variables.params)
+    masks["conv1"]["kernel"] = masks["conv1"]["kernel"].at[..., 1].set(False)
+    masks["conv1"]["bias"] = masks["conv1"]["bias"].at[1].set(False)
+    alive = gate_flags(task, masks)
+    flags = alive["conv1"]["gate"]["alive"]
+    np.testing.assert_array_equal(flags, np.arange(4) != 1)
+    assert not jax.tree.leaves(alive["shift"])
+    logits = task.predict(
+        variables._replace(alive=alive), jnp.zeros((2, 8, 8, 1), jnp.uint8)
+    )
+    assert logits.shape == (2, 3)

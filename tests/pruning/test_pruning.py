@@ -61,6 +61,17 @@ def test_guidance_equals_numpy(normalization):
             )
 
 
+def test_ranks_of_more_entries_than_float16_counts_prune_the_share():
+    """2^16 entries whose last rank, 65535, is infinite in float16, of 1024 values."""
+    values = jnp.arange(2**16, dtype=jnp.int32) // 64
+    deviation = jax.lax.bitcast_convert_type(values.astype(jnp.int16), jnp.float16)
+    guidance = guidance_matrix({"kernel": deviation}, normalization="rank")
+    assert guidance["kernel"].dtype == jnp.float16
+    masks = unstructured_masks(guidance, {"kernel": True}, 0.25)
+    # A value of 64 entries goes or stays as one; float16 tells neighbours apart.
+    assert abs(int(masks["kernel"].sum()) - 0.75 * 2**16) <= 64
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_an_array_that_moved_evenly_has_finite_guidance(normalization, value):

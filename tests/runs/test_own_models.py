@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import base
 from fedjax_prune.models import own
 from fedjax_prune.runs import export, train
 from fedjax_prune.runs.learning import make_learning
@@ -18,14 +17,7 @@ from fedjax_prune.runs.workdir import WorkdirError, read_config
 from launch.flags import load_config
 from tests.exported import write_run
 from tests.own_files import NETS, write_nets
-from tests.small_runs import plain_config, pruned_config
-
-
-def own_config(path, cls="Small", config=None, **changes):
-    config = plain_config() if config is None else config
-    config.model = base.model(f"{path}:{cls}")
-    config.update_from_flattened_dict({"client.lr": 0.1} | changes)
-    return config
+from tests.small_runs import own_config, plain_config, pruned_config
 
 
 @pytest.mark.parametrize("cls", ["Small", "Same"])

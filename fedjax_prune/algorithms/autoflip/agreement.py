@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.engine.shares import num_in
+from fedjax_prune.models.precision import wide
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.masks import unstructured_masks
 from fedjax_prune.types import Tree
@@ -108,8 +109,10 @@ def ranks(guidance: Tree, prunable: Tree) -> Tree:
     """
     flat = _flatten(guidance, prunable)
     order = jnp.argsort(flat, descending=True, stable=True)
-    places = jnp.arange(flat.size - 1, -1, -1, dtype=flat.dtype)
-    ranked = jnp.zeros_like(flat).at[order].set(places / max(1, flat.size - 1))
+    # In float16 the places of many entries would be infinite.
+    places = jnp.arange(flat.size - 1, -1, -1, dtype=wide(flat.dtype))
+    shares = (places / max(1, flat.size - 1)).astype(flat.dtype)
+    ranked = jnp.zeros_like(flat).at[order].set(shares)
     return _unflatten(ranked, guidance, prunable, 0.0)
 
 

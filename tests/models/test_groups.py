@@ -1,0 +1,129 @@
+"""Channel groups that own networks describe, and the errors for wrong ones."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_prune.layers import ChannelGroup, Slot
+from fedjax_prune.models.channels import between, drop_channels
+from fedjax_prune.models.costs import dense_layer
+from fedjax_prune.models.task import make_task
+
+SHAPE = (2, 2, 1)
+
+
+class Hidden(nn.Module):
+    """Hidden units `a`, and a further layer of as many units inside a module."""
+
+    groups: tuple[ChannelGroup, ...]
+    biased: bool = False
+    left: Mapping[str, int] = nn.FrozenDict()
+
+    @nn.compact
+    def __call__(self, images):
+        units = self.left.get("a", 4)
+        x = nn.relu(nn.Dense(units, name="a")(images.reshape(len(images), -1)))
+        return nn.Dense(3, name="b")(Inner(self.biased, name="inner")(x))
+
+    def layers(self, image_shape):
+        units = self.left.get("a", 4)
+        return (
+            dense_layer("a", 4, units, 4),
+            dense_layer("inner/a", units, 4, units),
+            dense_layer("b", 4, 3, 4),
+        )
+
+    def channel_groups(self, image_shape):
+        return self.groups
+
+
+class Inner(nn.Module):
+    biased: bool
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Dense(4, name="a", use_bias=self.biased)(x))
+
+
+def written(path=("a", "kernel"), axis=-1, size=4, start=0):
+    """A group with the reader of Hidden."""
+    reader = Slot(("inner", "a", "kernel"), -2)
+    return ChannelGroup("a", size, (Slot(path, axis, start),), (), (reader,))
+
+
+class WithoutLeft(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(4, name="a")(images.reshape(len(images), -1))
+        return nn.Dense(3, name="b")(x)
+
+    def channel_groups(self, image_shape):
+        return (between("a", 4, "b"),)
+
+
+class WithoutLayers(WithoutLeft):
+    left: Mapping[str, int] = nn.FrozenDict()
+
+
+@pytest.mark.parametrize("model", [WithoutLeft(), WithoutLayers()])
+def test_channels_that_cannot_be_removed_are_refused(model):
+    with pytest.raises(ValueError, match=r"must have the method layers and .* left"):
+        make_task(model, SHAPE)
+
+
+KNOWN = "a/bias, a/kernel, b/bias, b/kernel, inner/a/kernel"
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (
+            written(("typo", "kernel")),
+            f"Hidden: a must be written by one of {KNOWN}, got typo/kernel",
+        ),
+        (
+            written(("kernel",)),
+            "must name one array by kernel, got params/a/kernel and",
+        ),
+        (
+            between("inner/a", 4, "typo"),
+            f"Hidden: inner/a must be read by one of {KNOWN}, got typo/kernel, typo",
+        ),
+        (
+            written(size=5),
+            r"have its 5 channels on an axis of params/a/kernel \[4, 4\]",
+        ),
+        (written(start=1), r"its 4 channels .*, got axis -1, start 1 and repeats 1"),
+        (written(axis=-3), r"its 4 channels .*, got axis -3, start 0 and repeats 1"),
+    ],
+)
+def test_groups_that_do_not_fit_the_arrays_are_refused(group, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(Hidden((group,)), SHAPE)
+
+
+def test_of_two_paths_that_end_alike_the_longer_one_is_meant():
+    """Without the units of `a` nothing is missing of what `inner/a` writes."""
+    task = make_task(Hidden((written(),)), SHAPE)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    alive = np.array([True, False, True, True])
+    masks = drop_channels(ones, task.groups, {"a": jnp.asarray(alive)})
+    rows = np.broadcast_to(alive, (4, 4))
+    np.testing.assert_array_equal(masks["a"]["kernel"], rows)
+    np.testing.assert_array_equal(masks["inner"]["a"]["kernel"], rows.T)
+
+
+def test_a_path_that_two_arrays_end_in_is_refused():
+    """The bias of `inner/a`, which no slot names, would lose the channels of `a`."""
+    group = written()._replace(entries=(Slot(("a", "bias"), -1),))
+    message = (
+        "Hidden: a must name one array by a/bias, got params/a/bias and "
+        "params/inner/a/bias: give one of the modules another name"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_task(Hidden((group,), biased=True), SHAPE)

@@ -1,0 +1,75 @@
+"""Own classes with attributes that have the names of the library's."""
+
+import re
+
+import pytest
+
+from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.settings import SettingsError, problems
+from tests.own_files import write_nets
+from tests.small_runs import own_config
+
+NETS = """
+import flax.linen as nn
+from flax import nnx
+from fedjax_prune.models.channels import between
+
+class Switched(nnx.Module):
+    def __init__(self, num_classes, gates=None, *, rngs):
+        self.fc = nnx.Linear(64, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(x.reshape(len(x), -1))
+
+class Experts(nn.Module):
+    num_classes: int
+    gates: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        chosen = nn.softmax(nn.Dense(self.gates, name="router")(x))
+        return nn.Dense(self.num_classes, name="fc")(chosen)
+
+class Deep(nn.Module):
+    num_classes: int
+    gates: object = None
+    layers: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_classes, name="fc")(x.reshape(len(x), -1))
+
+class Grouped(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1)))
+        return nn.Dense(self.num_classes, name="fc")(x)
+
+    def channel_groups(self, image_shape):
+        return (between("hidden", 8, "fc"),)
+"""
+
+
+@pytest.mark.parametrize("cls", ["Switched", "Experts"])
+def test_an_attribute_gates_is_one_of_a_linen_class_that_is_none(tmp_path, cls):
+    config = own_config(write_nets(tmp_path, NETS), cls)
+    assert make_learning(config).macs.dense > 0
+    config.model.gated = True
+    [message] = problems(config)
+    assert re.search(rf"model.gated must be false for .*nets.py:{cls}, which", message)
+
+
+def test_an_attribute_layers_is_no_method(tmp_path):
+    config = own_config(write_nets(tmp_path, NETS), "Deep")
+    config.model.gated = True
+    with pytest.raises(SettingsError, match=r"keep_ratio must be given for .*Deep"):
+        make_learning(config)
+
+
+def test_channels_of_a_class_that_cannot_lose_them_are_refused(tmp_path):
+    config = own_config(write_nets(tmp_path, NETS), "Grouped")
+    with pytest.raises(SettingsError, match=r"^model and data: Grouped has .* left"):
+        make_learning(config)
