@@ -147,13 +147,18 @@ class Field(NamedTuple):
             return _SWITCHES.get(text.lower(), text)
         # Names alone may read as Python, too: `1,2` are not two numbers here.
         if self.type == Sequence[str] and not _WRITTEN_AS_IN_PYTHON.match(text):
-            return tuple(part for part in text.split(",") if part)
+            return _names_in(text)
         try:
             return (
                 self.type(text) if self.type in (int, float) else ast.literal_eval(text)
             )
         except (ValueError, SyntaxError):
-            return text
+            # A pattern may begin with a bracket: `[ab]/*,c`.
+            return _names_in(text) if self.type == Sequence[str] else text
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
 
 
 _WRITTEN_AS_IN_PYTHON = re.compile(r"[(\['\"]|None$")

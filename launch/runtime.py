@@ -119,5 +119,5 @@ def _silence_alarms() -> None:
     # JAX's own warnings stay: it reports, for example, that a GPU is not used.
     for name in ("jax", "jaxlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # The setting has given JAX a handler of its own, beside that of Abseil.
-    logging.getLogger("jax").propagate = False
+        # The setting has given both a handler, and Abseil has one for all.
+        logging.getLogger(name).propagate = False

@@ -98,6 +98,7 @@ def run_all(
     """
     waiting, running = deque(jobs), []
     outcomes: dict[Job, Outcome] = {}
+    at_a_time = max(1, min(at_a_time, len(jobs)))
     free = deque(_shares_of_cores(at_a_time))
     end = time.monotonic() + seconds
     told: list[_Started] = []

@@ -98,7 +98,8 @@ install() {
   do_ git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --output="$code/code.tar" HEAD
   # A fresh host may still be installing its updates.
   local apt="sudo apt-get -qq -o DPkg::Lock::Timeout=600"
-  on_host all "$apt update && $apt install -y nfs-common python3.11-venv && \
+  on_host all "timeout 600 sh -c 'until $apt update; do sleep 10; done' && \
+    $apt install -y nfs-common python3.11-venv && \
     sudo mkdir -p $MOUNT && { mountpoint -q $MOUNT || sudo mount $SHARE $MOUNT; } && \
     sudo chmod 1777 $MOUNT && mkdir -p fedjax_prune"
   do_ gcloud compute tpus tpu-vm scp "$code/code.tar" "$name:fedjax_prune/" \

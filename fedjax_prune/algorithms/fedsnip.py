@@ -104,7 +104,7 @@ def fedsnip(
     pruned = algorithm.masked
     assert pruned is not None
     still = solver._replace(epochs=1).before_descent(accumulate(lambda g: g))
-    # Gates stay, too: the gradient is that of w^0 and of the gates before it.
+    # Gates stay, too: every gradient is taken at w^0 and at the gates of the row.
     nowhere = optax.with_extra_args_support(optax.set_to_zero())
     still = still.after_descent(nowhere)._replace(personal_tx=nowhere)
 

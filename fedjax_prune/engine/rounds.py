@@ -168,7 +168,7 @@ def require_nothing_kept(rows: Tree) -> None:
     if jax.tree.leaves(rows):
         raise ValueError(
             "a private round must have clients that keep nothing between rounds: no "
-            "gates and no control variates."
+            "gates, no control variates and nothing of a pruning method."
         )
 
 

@@ -118,8 +118,9 @@ def check_groups(
 
     Raises:
       ValueError: if the model has no method `layers` or no attribute `left`, if a
-        producer is no parameter, no consumer is an array, a slot names several arrays,
-        or an axis has not the channels of its group; it names the model and the group.
+        producer is no parameter, no consumer is an array, a slot names several arrays
+        or one that another slot names by a longer path, or an axis has not the channels
+        of its group; it names the model and the group.
     """
     name = name_of(model)
     attributes = {field.name for field in dataclasses.fields(model)}
@@ -130,14 +131,21 @@ def check_groups(
             "removed."
         )
     named = _named(groups, variables)
-    known = ", ".join(
-        _joined(path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(variables.params)
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(variables.params)
+    paths = [_joined(path) for path, _ in leaves]
+    known = ", ".join(paths)
     for group in groups:
         where = f"channel_groups of {name}: {group.name}"
         for slot in group.slots:
-            _check_slot(where, group, slot, named.get((group.name, slot), {}))
+            found = named.get((group.name, slot), {})
+            _check_slot(where, group, slot, found)
+            end = "/".join(slot.path)
+            hidden = [path for path in paths if f"/{path}".endswith(f"/{end}")]
+            if hidden and not found:
+                raise ValueError(
+                    f"{where} must name {hidden[0]} by its whole path, got {end}: "
+                    "another slot names it by a longer one."
+                )
         for slot in group.producers:
             path = "/".join(slot.path)
             if f"params/{path}" not in named.get((group.name, slot), {}):

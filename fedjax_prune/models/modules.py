@@ -174,8 +174,9 @@ def _taken(cls: type) -> tuple[str, ...]:
                 f"without a default, {p.name}."
             )
     named = {p.name for p in others}
-    passes_all_on = parameters[1].kind == inspect.Parameter.VAR_POSITIONAL
-    if not passes_all_on and any(p.kind == p.VAR_KEYWORD for p in others):
+    # A Sequential passes keywords on to functions that know none, such as `nn.relu`.
+    is_sequential = issubclass(cls, (nn.Sequential, nnx.Sequential))
+    if not is_sequential and any(p.kind == p.VAR_KEYWORD for p in others):
         # Other switches might reach a submodule that does not know them.
         named |= {"train", "example_mask"}
     return tuple(name for name in GIVEN if name in named)

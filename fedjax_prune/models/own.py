@@ -181,7 +181,9 @@ def _attributes(path: Path, cls: type) -> tuple[dict[str, Field], tuple[str, ...
     ]
     fields = {}
     for p in named:
-        if p.name in (*FACTS, *KEPT):
+        # A `gates` or `left` of another meaning, such as a number, is like any other.
+        is_number = isinstance(p.default, int | float | str)
+        if p.name in FACTS or (p.name in KEPT and not is_number):
             continue
         if p.default is p.empty:
             raise ValueError(

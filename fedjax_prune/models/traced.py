@@ -109,7 +109,7 @@ def _products(
         for inner in _programs_in(equation):
             # What comes before, such as the number of a branch, is not an argument.
             own = read[len(read) - len(inner.invars) :]
-            if name == "scan":
+            if name == "scan" and None in read:
                 # What is carried holds other entries from the second step on.
                 first = equation.params["num_consts"]
                 last = first + equation.params["num_carry"]
@@ -122,8 +122,10 @@ def _products(
             length = equation.params.get("length", 1) if name == "scan" else 1
             yield from _products(inner, known, sizes, times * length)
             for out, result in zip(equation.outvars, inner.outvars, strict=False):
-                if not isinstance(result, core.Literal) and result in known:
-                    held[out] = known[result]
+                found = None if isinstance(result, core.Literal) else known.get(result)
+                # A constant of one branch depends on the image by the choice of it.
+                if found or (found is not None and None not in read):
+                    held[out] = found
 
 
 def _passed_on(read: Sequence[Any], out: Any, sizes: Sequence[int]) -> Weights:

@@ -80,13 +80,15 @@ def main(argv: list[str]) -> int:
             train_grid.cost_table([(run.group, run) for run in runs], workdir),
             flush=True,
         )
-        for block in results.left_to_measure(table, folder):
+        unmeasured = results.left_to_measure(table, folder)
+        for block in unmeasured:
             print(f"to be measured first: {block.title}")
         if table.beside:
             print("to be trained after them: the other library, unless it is finished")
         if _DRY_RUN.value:
             return 0
-        _require_accelerator()
+        if unmeasured or not all(train_grid.is_finished(r, workdir) for r in runs):
+            _require_accelerator()
         end = time.monotonic() + 60 * _MINUTES.value
         train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.

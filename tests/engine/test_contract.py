@@ -43,7 +43,7 @@ def test_state_keeps_tree_shapes_and_dtypes(algorithm):
 
 
 def test_no_two_arrays_of_a_state_share_a_buffer(algorithm):
-    """Nothing here is compiled. A state may be donated, and none of it twice."""
+    """Here `init` is not compiled. A state may be donated, and none of it twice."""
     key = jax.random.key(0)
     state = algorithm.init(key)
     if algorithm.prepare is not None:

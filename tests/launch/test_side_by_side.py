@@ -45,7 +45,7 @@ def test_a_failure_does_not_keep_others_from_running(tmp_path):
 
 @pytest.mark.parametrize(
     ("at_a_time", "own", "told"),
-    [(1, None, "None None"), (2, None, "0.450 None"), (2, "0.3", "None 0.3")],
+    [(1, None, "None None"), (8, None, "0.450 None"), (8, "0.3", "None 0.3")],
 )
 def test_jobs_share_the_memory_of_a_gpu(tmp_path, monkeypatch, at_a_time, own, told):
     """Each would take 75% of it otherwise; the user's own share stays."""
@@ -55,7 +55,8 @@ def test_jobs_share_the_memory_of_a_gpu(tmp_path, monkeypatch, at_a_time, own, t
     if own is not None:
         monkeypatch.setenv(names[1], own)
     code = f"import os; print(*map(os.environ.get, {names}))"
-    run_all([job(tmp_path, "one", code)], at_a_time, lambda text: None)
+    jobs = [job(tmp_path, name, code) for name in ("one", "two")]
+    run_all(jobs, at_a_time, lambda text: None)
     assert (tmp_path / "one.log").read_text() == f"{told}\n"
 
 

@@ -118,6 +118,15 @@ def test_of_two_paths_that_end_alike_the_longer_one_is_meant():
     np.testing.assert_array_equal(masks["inner"]["a"]["kernel"], rows.T)
 
 
+def test_a_slot_whose_arrays_are_all_named_by_longer_paths_is_refused():
+    """Without the refusal what it reads would keep the rows of removed channels."""
+    short = Slot(("kernel",), -2)
+    logits = ChannelGroup("b", 3, (Slot(("b", "kernel"), -1),), (), (short,))
+    message = "b must name a/kernel by its whole path, got kernel: another slot names"
+    with pytest.raises(ValueError, match=message):
+        make_task(Hidden((written(), logits)), SHAPE)
+
+
 def test_a_path_that_two_arrays_end_in_is_refused():
     """The bias of `inner/a`, which no slot names, would lose the channels of `a`."""
     group = written()._replace(entries=(Slot(("a", "bias"), -1),))

@@ -136,6 +136,27 @@ def test_normalised_kernels_count_as_kernels():
     }
 
 
+def test_products_of_weights_alone_are_not_made_for_each_image():
+    """A power iteration in a loop of known length, before the kernel is applied."""
+
+    def scaled(params, x):
+        w = params["kernel"]
+        v = jax.lax.fori_loop(0, 3, lambda _, v: w @ (w.T @ v), jnp.ones(4))
+        return x @ (w / jnp.linalg.norm(v))
+
+    (layer,) = traced_layers(scaled, {"kernel": jnp.ones((4, 4))}, jnp.ones((1, 4)))
+    assert layer.positions == 1
+
+
+def test_a_choice_that_the_image_makes_is_no_constant():
+    def chosen(params, x):
+        zeros = jnp.zeros((1, 4))
+        return jax.lax.cond(x.sum() > 0, lambda: zeros, lambda: x) @ params["kernel"]
+
+    (layer,) = traced_layers(chosen, {"kernel": jnp.ones((4, 3))}, jnp.ones((1, 4)))
+    assert (layer.name, layer.positions) == ("kernel", 1)
+
+
 def test_activations_are_no_weights_whatever_is_added_to_them():
     """Neither a learned position nor a learned first state of a loop is a kernel."""
     params = {

@@ -186,6 +186,7 @@ def test_rules(rule, held, refused):
         (Sequence[str], "a/*,b", ("a/*", "b")),
         (Sequence[str], "('a',)", ("a",)),
         (Sequence[str], "'a', 'b'", ("a", "b")),
+        (Sequence[str], "[ab]/*,c", ("[ab]/*", "c")),
         (Sequence[str], "1,2", ("1", "2")),
         (Sequence[str], "3", ("3",)),
         (Sequence[str], "[1, 2]", [1, 2]),

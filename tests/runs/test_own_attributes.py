@@ -54,7 +54,7 @@ class Grouped(nn.Module):
 
 
 @pytest.mark.parametrize("cls", ["Switched", "Experts"])
-def test_an_attribute_gates_is_one_of_a_linen_class_that_is_none(tmp_path, cls):
+def test_only_a_linen_class_whose_gates_are_none_can_be_gated(tmp_path, cls):
     config = own_config(write_nets(tmp_path, NETS), cls)
     assert make_learning(config).macs.dense > 0
     config.model.gated = True

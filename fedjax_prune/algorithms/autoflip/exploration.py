@@ -86,7 +86,7 @@ class Explored(NamedTuple):
     Attributes:
       deviation: D, their weighted mean squared deviation.
       delta: w^0 minus the weighted mean of their parameters.
-      model_state: the weighted mean of theirs.
+      model_state: the weighted mean of their batch statistics; of integers the largest.
       pooled: the mean, weighted by examples, of what their schedule pools.
     """
 
