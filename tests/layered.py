@@ -64,6 +64,17 @@ def prepare(algorithm, ids=(0, 1, 2, 3), num_lanes=2):
     return toys.prepare(algorithm, problem()[0], cohort, KEY)
 
 
+def rounds(algorithm, state, rows, cohorts, dataset=None):
+    """State and rows after a round with each of these cohorts, and the last sums."""
+    run = toys.compiled_round(algorithm)
+    dataset = dataset or problem()[0]
+    for number, ids in enumerate(cohorts):
+        cohort = toys.contiguous_cohort(SIZES, ids)
+        key = jax.random.fold_in(KEY, number)
+        state, rows, sums = run(state, rows, dataset, cohort, key)
+    return state, rows, sums
+
+
 def kernel(tree):
     return np.asarray(tree["fc"]["kernel"])
 

@@ -11,7 +11,7 @@ from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
 from fedjax_prune.engine.aggregate import receive
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.engine.transforms import accumulate, zero_random
+from fedjax_prune.engine.transforms import accumulate, mean_accumulated, zero_random
 from fedjax_prune.models import CNN
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
@@ -57,10 +57,11 @@ def test_magnitude_after_a_warm_up():
     np.testing.assert_array_equal(state.server.masks["kernel"], expected)
 
 
-def test_fedsnip_keeps_what_the_loss_is_sensitive_to():
+@pytest.mark.parametrize("batch_size", [12, 1])
+def test_fedsnip_keeps_what_the_loss_is_sensitive_to(batch_size):
     """s = |w sum_k p_k g_k|, g_k the mean of the gradients of a client's batches."""
-    # One batch a client: the mean over its batches does not depend on the order.
-    solver = make_solver(epochs=2, batch_size=12, lr=0.2)
+    # Batches of one example or of all: their mean does not depend on the order.
+    solver = make_solver(epochs=2, batch_size=batch_size, lr=0.2)
     algorithm = build("fedsnip", solver=solver, threshold=0.4)
     state, dataset = algorithm.init(KEY), dataset_of_clients()
     w = np.asarray(state.params["kernel"], np.float64)
@@ -197,6 +198,57 @@ def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero():
     assert (masks[1] != masks[2]).any()
 
 
+def adjusted(algorithm, state):
+    """The state after an adjustment, as if every squared gradient were 1."""
+    ones = {"squares": jax.tree.map(jnp.ones_like, state.params)}
+    server = state.server._replace(guide=state.server.guide | ones)
+    state = state._replace(round=jnp.int32(1), server=server)
+    return jax.jit(algorithm.masked.remask)(state, None, None)
+
+
+def test_prunefl_drops_a_share_that_decays():
+    """floor(27 / 2), then floor(14 / 4) entries; as time is even, none comes back."""
+    fields = {"byte_time": 1.0, "mac_time": 0.0, "constant_time": 1e-30}
+    algorithm = build(
+        "prunefl", adjust_every=1, prune_share=0.5, share_decay=0.5, **fields
+    )
+    state, kept = algorithm.init(KEY), []
+    for _ in range(2):
+        state = adjusted(algorithm, state)
+        kept.append(int(state.server.masks["kernel"].sum()))
+    assert kept == [14, 11]
+
+
+def test_prunefl_regrows_what_is_multiplied_at_few_places():
+    """8x8 and 4x4 for the convolutions, one for the others, of which all come back."""
+    network = make_task(CNN(3, width=0.1), (8, 8, 1))
+    algorithm = build(
+        "prunefl",
+        model_task=network,
+        adjust_every=1,
+        prune_share=0.5,
+        byte_time=0.0,
+        mac_time=1.0,
+    )
+    masks = adjusted(algorithm, algorithm.init(KEY)).server.masks
+    kept = {name: float(masks[name]["kernel"].mean()) for name in masks}
+    assert kept == {"conv1": 0.5, "conv2": 0.5, "fc1": 1.0, "fc2": 1.0}
+
+
+def test_places_without_a_client_are_sent_no_masks():
+    algorithm = build("magnitude", threshold=0.5)
+    cohort = toys.contiguous_cohort(SIZES, [0, 1, 2, 3])
+    cohort = cohort._replace(
+        client_ids=np.array([0, 1, 2, 3, len(SIZES)], np.int32),
+        sizes=np.array([*SIZES[:4], 0], np.int32),
+        indices=np.pad(cohort.indices, ((0, 1), (0, 0))),
+        queues=np.array([[0, 1, 2, 3, 5]], np.int32),
+    )
+    run = toys.compiled_round(algorithm)
+    _, _, sums = run(*first(algorithm), dataset_of_clients(), cohort, KEY)
+    assert int(sums["mask/sent"]) == 4
+
+
 def test_random_masks_have_as_many_entries_of_every_array():
     fields = {"explore_epochs": 2, "threshold": 0.4}
     guided = build("autoflip", mask_schedule="fixed", **fields)
@@ -262,6 +314,7 @@ def test_accumulated_squares():
         _, state = tx.update({"a": jnp.array([value, 2.0])}, state)
     np.testing.assert_array_equal(state[0]["a"], [10, 8])
     assert float(state[1]) == 2
+    np.testing.assert_array_equal(mean_accumulated(state)["a"], [5, 4])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.layered import (
     FIELDS,
     KEY,
     LR,
+    SIZES,
     build,
     kernel,
     layered_task,
@@ -65,6 +66,16 @@ def test_starting_from_the_explored_mean():
     state, _, _ = prepare(algorithm)
     w = kernel(algorithm.init(KEY).params)
     expected = np.mean([walk(w, b, 3) for b in bowls], axis=0)
+    np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_explorers_may_count_by_their_examples():
+    _, bowls = problem()
+    fields = {"start_from": "explored_mean", "mask_schedule": "fixed"}
+    algorithm = build(**FIELDS, **fields, explorer_weighting="samples")
+    state, _, _ = prepare(algorithm)
+    w = kernel(algorithm.init(KEY).params)
+    expected = np.average([walk(w, b, 3) for b in bowls], axis=0, weights=SIZES)
     np.testing.assert_allclose(kernel(state.params), expected, rtol=1e-5, atol=1e-6)
 
 

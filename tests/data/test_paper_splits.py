@@ -18,6 +18,25 @@ def test_pathological_clients_have_two_whole_shards(seed):
         assert len(classes) == 2 and (counts == 125).all()
 
 
+def test_pathological_clients_draw_by_the_shards_that_are_left():
+    """Of two shards of two classes each, a second draw is of the other class in 2/3."""
+    labels = np.repeat([0, 1], 2)
+    others = 0
+    for seed in range(300):
+        parts = pathological(labels, 4, 1, np.random.RandomState(seed))
+        others += int(labels[parts[0][0]] != labels[parts[1][0]])
+    # Binomial(300, 2/3): mean 200, standard deviation 8.2.
+    assert abs(others - 200) < 4 * 8.2
+
+
+def test_pathological_shards_are_drawn_from_the_whole_class():
+    labels = np.repeat(np.arange(10), 500)
+    for part in pathological(labels, 20, 2, np.random.RandomState(0)):
+        for label in np.unique(labels[part]):
+            own = part[labels[part] == label]
+            assert own.max() - own.min() > len(own)
+
+
 def test_pathological_limits():
     rng = np.random.RandomState(0)
     with pytest.raises(ValueError, match=r"multiple of the 10 classes, got 3 \* 2"):
@@ -39,3 +58,14 @@ def test_dirichlet_in_turn_takes_at_most_an_even_share(alpha):
         own = np.sort(taken[LABELS[taken] == label])
         front = np.flatnonzero(label == LABELS)[: len(own)]
         np.testing.assert_array_equal(own, front)
+
+
+def test_dirichlet_in_turn_leaves_out_a_class_that_has_too_few():
+    """The first client wants two of the one of class 0: it gets floor(50 U) of 1."""
+    labels = np.append(0, np.ones(99, int))
+    rng = np.random.RandomState(3)
+    assert 50 * rng.dirichlet([1.0, 1.0])[0] >= 2
+    rng.dirichlet([1.0])
+    count = int(50 * rng.random_sample(2)[1])
+    first, _ = dirichlet_in_turn(labels, 2, 1.0, np.random.RandomState(3))
+    np.testing.assert_array_equal(first, np.arange(1, 1 + count))

@@ -144,6 +144,13 @@ def test_shards_of_a_large_class_are_more_not_larger():
     np.testing.assert_array_equal(population.sizes, 10)
 
 
+@pytest.mark.parametrize("split", [dirichlet, quantity])
+def test_clients_may_have_exactly_the_smallest_size(split):
+    rng = np.random.RandomState(0)
+    population = split(np.zeros(20, int), 2, 1e6, rng, min_size=10)
+    np.testing.assert_array_equal(population.sizes, [10, 10])
+
+
 def test_padding_and_one_client():
     population = dirichlet(LABELS[:20], 1, 0.1, np.random.RandomState(0))
     assert_covers(population, 20)

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
-from fedjax_prune.engine.local import train_client
+from fedjax_prune.engine.local import LocalTraining, train_client
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.transforms import make_transformation
@@ -155,6 +155,58 @@ def test_clients_one_by_one_are_the_lanes(name, fields):
         )
 
 
+def alone(solver, *, task=None, round=0):
+    """Arguments with which client 1, of 12 examples, trains alone."""
+    algorithm = problems.build("fedavg", solver=solver)
+    state, rows = problems.begin(algorithm)
+    return {
+        "task": task or problems.task(),
+        "solver": solver,
+        "program": algorithm.rules.program(state, ()),
+        "anchor": Anchor(state.params, state.model_state, jnp.int32(round)),
+        "row": jax.tree.map(lambda x: x[1], rows),
+        "dataset": problems.dataset_of_clients(),
+        "indices": jnp.arange(5, 17, dtype=jnp.int32),
+        "size": jnp.int32(12),
+        "key": jax.random.key(0),
+    }
+
+
+@pytest.mark.parametrize("round", [0, 1, 3])
+def test_the_step_size_decays_from_the_second_round_on(round):
+    """Round t, the first of which is 0, has 0.5 * 0.25^t."""
+    solver = make_solver(epochs=1, batch_size=12, lr=0.5, lr_decay=0.25)
+    mass = train_client(**alone(solver, round=round)).step_mass
+    assert float(mass) == 0.5 * 0.25**round
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    given = alone(make_solver(epochs=4, batch_size=4, lr=0.1))
+    fields = ("task", "solver", "program", "anchor", "dataset")
+    training = LocalTraining(**{name: given[name] for name in fields})
+    indices = given["indices"]
+    first = training.begin(given["row"], indices, given["size"], given["key"], {})
+    orders = [
+        training.draw_order(first._replace(epoch=jnp.int32(n)), indices)
+        for n in range(4)
+    ]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+
+
+def test_the_loss_draws_another_number_at_every_step():
+    """Two epochs of three batches draw six of 1,000 numbers."""
+    task = problems.task()
+
+    def loss(variables, batch, key):
+        mean, (state, sums) = task.loss(variables, batch, key)
+        drawn = jax.nn.one_hot(jax.random.randint(key, (), 0, 1000), 1000)
+        return mean, (state, sums | {"drawn": drawn})
+
+    solver = make_solver(epochs=2, batch_size=4, lr=0.1)
+    result = train_client(**alone(solver, task=task._replace(loss=loss)))
+    assert int(jnp.count_nonzero(result.sums["drawn"])) == 6
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_every_epoch_is_a_permutation_of_the_clients_own_examples(double):
     """What a wrapped loss sees, epoch after epoch: example i is labelled i."""
@@ -208,22 +260,10 @@ def test_the_loss_and_the_transforms_draw_other_numbers():
         return jnp.zeros(3)
 
     task = problems.task()
-    solver = make_solver(epochs=1, batch_size=4).after_descent(
+    solver = make_solver(epochs=1, batch_size=12).after_descent(
         make_transformation(update, init)
     )
-    algorithm = problems.build("fedavg", solver=solver)
-    state, rows = problems.begin(algorithm)
-    result = train_client(
-        task=task._replace(loss=loss),
-        solver=solver,
-        program=algorithm.rules.program(state, ()),
-        anchor=Anchor(state.params, state.model_state, state.round),
-        row=jax.tree.map(lambda x: x[0], rows),
-        dataset=problems.dataset_of_clients(),
-        indices=jnp.arange(4),
-        size=jnp.int32(4),
-        key=jax.random.key(0),
-    )
+    result = train_client(**alone(solver, task=task._replace(loss=loss)))
     of_transform = jax.tree.leaves(result.solver_state)[-1]
     assert len({*result.sums["drawn"].tolist(), *of_transform.tolist()}) == 6
 
@@ -263,18 +303,6 @@ def test_a_step_size_of_zero_changes_nothing(name):
 )
 def test_a_client_without_its_own_examples_is_refused(changes, words):
     """Without an example its training would never end."""
-    algorithm = problems.build("fedavg")
-    state, rows = problems.begin(algorithm)
-    arguments = {
-        "task": problems.task(),
-        "solver": algorithm.rules.solver,
-        "program": algorithm.rules.program(state, ()),
-        "anchor": Anchor(state.params, state.model_state, state.round),
-        "row": jax.tree.map(lambda x: x[0], rows),
-        "dataset": problems.dataset_of_clients(),
-        "indices": jnp.zeros(4, jnp.int32),
-        "size": jnp.int32(4),
-        "key": jax.random.key(0),
-    }
+    four = {"indices": jnp.zeros(4, jnp.int32), "size": jnp.int32(4)}
     with pytest.raises(ValueError, match=words):
-        train_client(**arguments | changes)
+        train_client(**alone(problems.SOLVER) | four | changes)

@@ -274,6 +274,26 @@ def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
     assert "| a | 8 | 1 |" in text and "| b | 8 | 1 | " in text
 
 
+def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
+    """Rounds 9 and 10 less 7 and 8: -2 and -4 points, and +0.5 in the third line."""
+    changes = {"a": (0.0, 0.0), "b": (-0.02, -0.04), "c": (0.005, 0.005)}
+    lines = [
+        Line(name, "quickstart", (f"client.lr=0.{n}",))
+        for n, name in enumerate(changes, 1)
+    ]
+    blocks = (Block("all", "All", tuple(lines), drawn=False),)
+    table = Table("How far?", blocks, (0, 1), share_time=True)
+    found = runs_of(table, (0, 1), [])
+    for each, wanted in zip(found, changes.values(), strict=True):
+        for run, change in zip(each.runs, wanted, strict=True):
+            config = config_of(rounds=10, seed=run.config.seed, **{"eval.every": 1})
+            own = {HEADLINE: lambda n, c=change: 0.5 + c * (n > 8)}
+            write_run(tmp_path / run.folder, config, records=False, **own)
+    out = tmp_path / "out"
+    text, _ = results.write_results(table, found, tmp_path, out, pages=False)
+    assert "or more: a +0.0 (at most 0.0), b -3.0 (at most 4.0).\n" in text
+
+
 def reproduce(*flags):
     return subprocess.run(
         [sys.executable, "-m", "launch.reproduce", *flags],

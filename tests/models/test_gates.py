@@ -146,8 +146,14 @@ def test_gradient_reaches_the_logits_as_the_mode_says(mode, gradient):
 
 
 def test_gradient_has_the_published_digits():
-    # q (1 - q) at 2, 1, 0: 0.10499, 0.19661, 0.25.
-    np.testing.assert_allclose(slope([2, 1, 0]), [0.10499, 0.19661, 0.25], atol=5e-6)
+    """q (1 - q) at 2, 1 and 0."""
+
+    def total(z):
+        mask = top_k_mask(z, 3)
+        return straight_through(mask, jax.nn.sigmoid(z), "hard_ste").sum()
+
+    found = jax.jit(jax.grad(total))(jnp.array([2.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, [0.10499, 0.19661, 0.25], atol=5e-6)
 
 
 def test_hard_masks_are_exact():
@@ -192,6 +198,21 @@ def test_gate_pools_projects_and_counts_real_samples_only():
     np.testing.assert_allclose(sums["lasso"], np.abs(logits[real]).sum(), rtol=1e-5)
     np.testing.assert_array_equal(sums["selected"], expected[real].sum(0))
     assert sums["lasso"].shape == () and sums["selected"].dtype == jnp.float32
+
+
+def test_the_lasso_leaves_out_the_logits_of_pruned_channels():
+    gate, variables, x = gate_and_variables(GateSettings(0.5))
+    alive = np.array([True, False, True, True, False, True])
+    weights = jax.tree.map(np.asarray, variables["gates"])
+    _, sown = gate.apply(
+        variables | {"alive": {"alive": jnp.asarray(alive)}},
+        x,
+        jnp.ones(4, bool),
+        mutable=["gate_sums"],
+    )
+    logits = np.asarray(x).mean((1, 2)) @ weights["kernel"] + weights["bias"]
+    expected = np.abs(logits[:, alive]).sum()
+    np.testing.assert_allclose(sown["gate_sums"]["lasso"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("input_grad", [True, False])

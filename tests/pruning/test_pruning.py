@@ -301,6 +301,25 @@ def test_a_share_of_channels_is_a_decimal():
     assert int(found["a"].sum()) == 71
 
 
+def test_as_many_channels_stay_as_asked_whatever_the_share():
+    scores = {"a": jnp.arange(10.0)[None], "c": jnp.ones((10, 1))}
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), scores)
+    group = ChannelGroup("one", 10, (Slot(("a",), -1),), (), (Slot(("c",), -2),))
+    found = lowest_channels(masks, scores, [group], share=0.9, min_units=0.25)
+    np.testing.assert_array_equal(np.flatnonzero(found["a"][0]), [7, 8, 9])
+
+
+def test_exempt_arrays_lose_no_channels():
+    masks = network_masks()
+    masks["one"]["kernel"][..., 1] = False
+    masks = jax.tree.map(jnp.asarray, masks)
+    may = jax.tree.map(lambda m: True, masks)
+    may["one"]["kernel"] = False
+    scores = jax.tree.map(lambda m: m.astype(jnp.float32), masks)
+    found = MaskRule(may, GROUPS, min_keep=0.0).complete(masks, scores)
+    jax.tree.map(np.testing.assert_array_equal, found.masks, masks)
+
+
 def test_channels_are_not_removed_from_a_model_that_does_not_declare_them():
     rule = MaskRule({"kernel": True}, None)
     with pytest.raises(ValueError, match="must be off for a model without"):

@@ -105,7 +105,8 @@ def test_the_numbers_of_parameters_do_not_depend_on_their_precision():
             text = report.summary(learning, [row], Path())["to target"]
         count = int(count.replace(",", ""))
         assert count == sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-        assert f"({4 * count * 7 * 3 * 2 / 2**30:.3g} GiB by the paper" in text
+        paper = 4 * count * 7 * 3 * 2 / 2**30
+        assert f"in 7 rounds, 2.0 MB sent ({paper:.3g} GiB by the paper" in text
 
 
 def test_the_headline_is_that_of_the_run():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fedjax_prune.runs import tables
-from fedjax_prune.runs.savings import break_even
+from fedjax_prune.runs.savings import break_even, in_words, totals
 from fedjax_prune.runs.tables import changes_at_the_end, with_interval
 from tests.made_up_runs import config_of, write_run
 
@@ -137,6 +137,15 @@ def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):
     assert changes_at_the_end([seldom]) == []
 
 
+def test_a_method_has_its_last_ten_evaluations_and_its_best_one(tmp_path):
+    values = [0.0, 0.9] + [0.5] * 9 + [0.6]
+    own = {"eval/global_dense/accuracy": lambda n: values[n - 1]}
+    config = config_of(rounds=12, **{"eval.every": 1})
+    folder = write_run(tmp_path / "run", config, records=False, **own)
+    row = cells(tables.pruning_table({"one": [folder]}))["one"]
+    assert (row["accuracy"], row["best"]) == (["51.0%"], ["90.0%"])
+
+
 def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
     """It takes 5 MB and half a round's FLOPs; a round saves 1 MB and a fifth of them,
     two fifths in theory.
@@ -161,6 +170,30 @@ def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):
     assert found["AutoFLIP"]["pays from round: MACs, theoretical"] == ["2"]
     assert found["AutoFLIP"]["difference"] == ["+25.0%"]
     assert found["FedAvg"]["pays from round: traffic"] == [""]
+
+
+def test_savings_are_of_what_unpruned_rounds_would_take():
+    """4 FLOPs and 3 bytes a round; an exploration before takes 2 FLOPs and 1 byte."""
+    sent = {"bytes/dense": 3.0, "bytes/down": 0.5, "bytes/up": 1.0}
+    dense = sent | {"flops/dense": 4.0, "flops/theoretical": 1.0}
+    rows = [
+        {"round": 0, "flops/dense": 2.0, "bytes/down": 0.5, "bytes/up": 0.5},
+        dense | {"round": 1, "flops/realisable": 3.0, "sparsity/all": 0.5},
+        dense | {"round": 2, "flops/realisable": 2.0, "sparsity/all": 0.75},
+    ]
+    found = totals(rows)
+    assert found[:4] == (0.625, 1 - 2 / 8, 1 - 5 / 8, 1 - 3 / 6)
+    assert found[4:] == (1 - 4 / 8, 1 - 7 / 8, 1 - 4 / 6, 4 / 1e6)
+    hardware, sparse = "of the FLOPs on dense hardware", "with sparse kernels"
+    words = {
+        "pruned": "75.0% of the parameters in the last round, 62.5% on average",
+        "compute saved": f"37.5% {hardware}, 75.0% {sparse}",
+        "traffic saved": "50.0% of the bytes",
+    }
+    assert in_words(rows[1:]) == words
+    before = f"12.5% {hardware}, 50.0% {sparse}, 33.3% of the bytes: "
+    before += "what came before round 1 included"
+    assert in_words(rows) == words | {"with round 0": before}
 
 
 def test_what_came_before_the_first_round_is_divided_by_what_a_round_saves():
