@@ -154,7 +154,7 @@ def test_weights_are_pruned_and_channels_say_what_they_need(tmp_path, cls):
     exported = export.export_model(tmp_path / "run", tmp_path / "model")
     kernel = np.asarray(exported.variables.params["conv"]["kernel"])
     assert 0.2 < (kernel == 0).mean() < 1
-    config.algorithm.structured_rule = "guidance_l1"
+    config.algorithm.structured_rule = "keep_ratio"
     with pytest.raises(
         SettingsError, match=r"structured_rule must be off .* channel_gr"
     ):

@@ -66,6 +66,8 @@ BROKEN = [
         "autoflip",
         {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
     ),
+    ("algorithm", "autoflip", {"structured_rule": "guidance_l1"}),
+    ("algorithm", "autoflip", {"threshold_start": 0.1}),
 ]
 """Section, builder, and values that break one of the relations declared beside it."""
 
