@@ -98,8 +98,9 @@ def run_all(
     """
     waiting, running = deque(jobs), []
     outcomes: dict[Job, Outcome] = {}
-    at_a_time = max(1, min(at_a_time, len(jobs)))
-    free = deque(_shares_of_cores(at_a_time))
+    # Cores are shared as if there were jobs for all, so that the number of those that
+    # are left does not change how a run rounds.
+    free, together = deque(_shares_of_cores(at_a_time)), min(at_a_time, len(jobs))
     end = time.monotonic() + seconds
     told: list[_Started] = []
     with stop_requested() as stop:
@@ -115,7 +116,7 @@ def run_all(
                     left = end - time.monotonic()
                     part = left / (len(waiting) + 1) if share_time else left
                     try:
-                        running.append(_start(job, cores, part, at_a_time))
+                        running.append(_start(job, cores, part, together))
                         say(f"{job.name}: {shlex.join(job.command)}")
                     except OSError as error:
                         free.append(cores)
@@ -140,11 +141,11 @@ def run_all(
     return [outcomes.get(job, Outcome(job, None)) for job in jobs]
 
 
-def _start(job: Job, cores: list[int], seconds: float, at_a_time: int) -> _Started:
+def _start(job: Job, cores: list[int], seconds: float, together: int) -> _Started:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
-    if at_a_time > 1 and not any(name in environment for name in _MEMORY):
-        environment[_MEMORY[0]] = f"{_USABLE / at_a_time:.3f}"
+    if together > 1 and not any(name in environment for name in _MEMORY):
+        environment[_MEMORY[0]] = f"{_USABLE / together:.3f}"
     before = None
     if hasattr(os, "sched_setaffinity"):
         # A child process inherits the cores of the thread that starts it.

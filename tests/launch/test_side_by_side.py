@@ -96,6 +96,9 @@ def test_jobs_share_the_cores_and_this_process_keeps_its_own(tmp_path):
     shares = [eval(j.log.read_text()) for j in jobs]
     assert shares == [before[n::2] or before for n in range(2)]
     assert runtime.cores() == before
+    # The last one left has its share, too: on more cores it would round otherwise.
+    run_all([job(tmp_path, "last", code)], 2, lambda _: None)
+    assert eval((tmp_path / "last.log").read_text()) == (before[::2] or before)
 
 
 MANY = """

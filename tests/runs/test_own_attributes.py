@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from fedjax_prune.models.own import load_class
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError, problems
 from tests.own_files import write_nets
@@ -60,6 +61,13 @@ def test_only_a_linen_class_whose_gates_are_none_can_be_gated(tmp_path, cls):
     config.model.gated = True
     [message] = problems(config)
     assert re.search(rf"model.gated must be false for .*nets.py:{cls}, which", message)
+
+
+def test_gates_that_are_a_number_can_be_set(tmp_path):
+    """Those of the library's kind are set by the run alone."""
+    nets = write_nets(tmp_path, NETS)
+    assert load_class(f"{nets}:Experts").fields["gates"].default == 4
+    assert "gates" not in load_class(f"{nets}:Deep").fields
 
 
 def test_an_attribute_layers_is_no_method(tmp_path):
