@@ -39,7 +39,7 @@ SYNTHETIC = Table(
     "is late, and 1,000 rounds in place of 200. There FedProx is ahead of FedAvg.",
 )
 
-_W1 = ("report.every=0", "data.normalize=cifar10")
+_W1 = ("report.every=0", "eval.every=50", "data.normalize=cifar10")
 
 W1 = Table(
     "What does the CIFAR-10 benchmark of pfl-research reach? 1,500 rounds.",
