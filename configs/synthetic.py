@@ -6,7 +6,8 @@
 The string is the kind of the data. `vectors`, the default, is synthetic(1, 1) of the
 FedProx paper with logistic regression. `images` are images of 8 by 8 pixels with a
 small CNN. The formulas are in fedjax_prune/data/synthetic.py. Clients have about five
-examples each. Ten of them train in a round, and a hundred are evaluated.
+examples each. Ten of them train in a round and are evaluated, after the last round a
+hundred.
 
 The labels of vectors follow a model of each client's own, so that a shared model is
 better than chance, 10 %, only if the clients are few: with data.num_clients=30,
