@@ -16,7 +16,7 @@ from fedjax_prune.types import Tree
 
 
 class MaskedMacs(NamedTuple):
-    """The multiply-accumulates of a masked model for one image, by its kept channels.
+    """The multiply-accumulates of a masked model for one image, without its gates.
 
     Attributes:
       dense: those of the model without a mask.
@@ -25,12 +25,14 @@ class MaskedMacs(NamedTuple):
         kernels.
       hybrid: realisable ones, times the density inside each smaller layer: the cost
         with removed channels and sparse kernels both used.
+      kept: realisable ones of the channels that gates keep; all without gates.
     """
 
     dense: float
     theoretical: float
     realisable: float
     hybrid: float
+    kept: float
 
 
 def masked_macs(
@@ -49,26 +51,28 @@ def masked_macs(
       layers: of the model, if it does not list them itself; None if it does.
     """
     left = _named(facts, "mask/channels/")
-    kept = _named(facts, "mask/kept/")
+    unpruned = _named(facts, "mask/kept/")
     layers = model.layers(image_shape) if layers is None else layers
     smaller = model.clone(left=left).layers(image_shape) if left else layers
     names = {layer.name for layer in layers}
-    dense = theoretical = realisable = hybrid = 0.0
+    dense = theoretical = realisable = hybrid = kept = 0.0
     for before, after in zip(layers, smaller, strict=True):
         entries = sum(
             count
-            for path, count in kept.items()
+            for path, count in unpruned.items()
             if path == before.name
             or (path not in names and _is_kernel_of(before, path))
         )
-        entries = entries if kept else num_weights(before)
-        macs = num_weights_kept(before) * before.positions
-        macs_after = num_weights_kept(after) * after.positions
+        entries = entries if unpruned else num_weights(before)
+        macs = num_weights(before) * before.positions
+        macs_after = num_weights(after) * after.positions
         dense += macs
         theoretical += macs * entries / num_weights(before)
         realisable += macs_after
-        hybrid += macs_after * entries / num_weights(after)
-    return MaskedMacs(dense, theoretical, realisable, hybrid)
+        # Of the entries kept some may read a removed channel.
+        hybrid += macs_after * min(1, entries / num_weights(after))
+        kept += num_weights_kept(after) * after.positions
+    return MaskedMacs(dense, theoretical, realisable, hybrid, kept)
 
 
 class Traffic(NamedTuple):

@@ -46,6 +46,12 @@ class Learning(NamedTuple):
         """The multiply-accumulates of the network for one image."""
         return costs.macs_of(self.task.layers)
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether the network has gates; with keep ratio 1 it has none."""
+        shapes = jax.eval_shape(self.task.init, jax.random.key(0))
+        return bool(jax.tree.leaves(shapes.personal))
+
 
 def make_learning(config: Config, model: Any = None) -> Learning:
     """Builds what a run learns with.

@@ -127,7 +127,7 @@ def cost_row(
       sums: of the round, on the host, leaves [cohort_size, ...].
 
     Returns:
-      Flat fields; those of masks only if there are masks.
+      Flat fields; those of gates and masks only if there are any.
     """
     facts = {name: int(x) for name, x in sums.items() if name.startswith("mask/")}
     cohort_size, num_absent = len(sums["count"]), int(np.sum(sums.get("absent", 0)))
@@ -140,6 +140,8 @@ def cost_row(
     unmasked = traffic(messages, cohort_size, {}, num_absent=num_absent)
     row["bytes/dense"] = unmasked.down + unmasked.up
     row["flops/dense"] = 6 * macs.dense * images
+    if learning.config.model.gated:
+        row["flops/kept"] = 6 * macs.kept * images
     if not facts:
         return row
     row |= {

@@ -15,7 +15,6 @@ from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import by_id
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.store import Store
-from fedjax_prune.models.modules import gates_of
 from fedjax_prune.models.task import make_selection
 from fedjax_prune.runs.evaluated import evaluated_clients
 from fedjax_prune.runs.experiment import Experiment
@@ -74,7 +73,7 @@ class Recorder:
         learning = experiment.learning
         if learning.algorithm.masked is not None:
             self._churn = churn_program()
-        if gates_of(learning.model) is not None:
+        if learning.has_gates:
             self._select = selection_program(learning)
             examples = by_class(experiment.data.test, _num_classes(experiment))
             self._examples = put_whole(placement, examples)

@@ -114,9 +114,11 @@ Image.open(folder / "report" / "accuracy.png")
 # %%
 for name, workdir in runs.items():
     last = read_metrics(workdir)[-1]
+    # Gates add a field: what the channels that they keep need.
+    flops = last.get("flops/kept", last["flops/dense"])
     print(
         f"{name}: {last['eval/headline']:.1%} of the test images after round "
-        f"{last['round']}, {last['flops/dense'] / 1e9:.2f} GFLOP in a round"
+        f"{last['round']}, {flops / 1e9:.2f} GFLOP in a round"
     )
 
 # %% [markdown]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.models import CNN
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.lstm import LSTM
 from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import masked_macs, traffic
@@ -67,8 +68,23 @@ def test_macs_under_a_mask_by_hand():
     assert found.theoretical == 9 * 64 + 18 * 16 + 64 + 12
     assert found.realisable == 9 * 64 + 36 * 16 + 128 + 24
     assert found.hybrid == found.theoretical
+    assert found.kept == found.realisable
     unmasked = masked_macs(model, shape, {})
     assert set(unmasked) == {found.dense}
+
+
+def test_gates_change_kept_macs_alone():
+    """One of two channels, then two of four, all of the hidden units."""
+    shape = (8, 8, 1)
+    plain = CNN(3, width=0.125)
+    gated = plain.clone(gates=GateSettings(0.5))
+    found = masked_macs(gated, shape, {})
+    assert found[:-1] == masked_macs(plain, shape, {})[:-1]
+    assert found.kept == 9 * 64 + 18 * 16 + 64 + 24
+    # A mask leaves one channel of conv1 and two of conv2, of which the gates keep all.
+    facts = {"mask/channels/conv1": 1, "mask/channels/conv2": 2, "mask/channels/fc1": 8}
+    found = masked_macs(gated, shape, facts)
+    assert found.kept == found.realisable == 9 * 64 + 18 * 16 + 64 + 24
 
 
 class Recurrent(nn.Module):

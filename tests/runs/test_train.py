@@ -279,6 +279,7 @@ def test_keep_ratio_one_is_the_ungated_run_bit_for_bit(tmp_path):
     plain, all_kept = tiny_config(rounds=2), tiny_config(rounds=2)
     plain.model.gated = False
     all_kept.model.keep_ratio = 1.0
+    all_kept.report.every = 1
     train.run(plain, tmp_path / "plain")
     train.run(all_kept, tmp_path / "all")
     first = final_state(plain, tmp_path / "plain")

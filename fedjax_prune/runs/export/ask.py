@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from fedjax_prune.fields import SHARE
 from fedjax_prune.models.checks import name_of
 from fedjax_prune.runs.learning import Learning, make_learning
@@ -67,12 +65,6 @@ def problems(asked: Asked) -> list[str]:
     ]
 
 
-def has_gates(learning: Learning) -> bool:
-    """Whether the network has personal parameters; with keep ratio 1 it has none."""
-    shapes = jax.eval_shape(learning.task.init, jax.random.key(0))
-    return bool(jax.tree.leaves(shapes.personal))
-
-
 def _default(learning: Learning, client: int | None) -> str:
     if client is not None:
         return "gated"
@@ -86,7 +78,7 @@ def _of_client(asked: Asked) -> Iterator[str]:
     count = asked.learning.config.data.num_clients
     if client is None:
         return
-    if not has_gates(asked.learning):
+    if not asked.learning.has_gates:
         yield f"client must be left out for a run without gates, got {client}"
     elif kind in ("dense", "masked"):
         yield f"client must be left out for kind {kind}, which is the same for all"
@@ -120,7 +112,7 @@ def _of_kind(asked: Asked) -> Iterator[str]:
     if kind == "gated" and client is None:
         yield (
             "kind gated needs a client, whose gates are exported: --client=ID"
-            if has_gates(learning)
+            if learning.has_gates
             else "kind must not be gated for a run without gates (model.gated)"
         )
 

@@ -18,7 +18,7 @@ from fedjax_prune.pruning.client_network import (
 )
 from fedjax_prune.pruning.smaller import compact
 from fedjax_prune.runs.experiment import RunData, load_data
-from fedjax_prune.runs.export.ask import Asked, ask, has_gates, problems
+from fedjax_prune.runs.export.ask import Asked, ask, problems
 from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accuracy
 from fedjax_prune.runs.learning import Learning, data_info, first_row, task_of
 from fedjax_prune.runs.origin import Origin, origin_of
@@ -106,7 +106,7 @@ def read(asked: Asked) -> Chosen:
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
         shared = _shared(asked, restore_state(learning, workdir))
-        if not has_gates(learning):
+        if not learning.has_gates:
             return shared
         where = "--client=ID exports a client's gates"
         if not has_rows(workdir):

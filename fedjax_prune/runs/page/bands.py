@@ -18,7 +18,8 @@ class Spent(NamedTuple):
 
     Attributes:
       sent: MB (10^6 bytes), both directions.
-      computed: TFLOP (10^12) of the clients' training on dense hardware.
+      computed: TFLOP (10^12) of the clients' training, without the channels that masks
+        remove or gates drop.
     """
 
     sent: float
@@ -30,7 +31,8 @@ def spent(run: PageRun) -> dict[int, Spent]:
     found, sent, computed = {}, 0.0, 0.0
     for row in run.rows:
         sent += (row["bytes/down"] + row["bytes/up"]) / 1e6
-        computed += row.get("flops/realisable", row["flops/dense"]) / 1e12
+        left = row.get("flops/realisable", row["flops/dense"])
+        computed += row.get("flops/kept", left) / 1e12
         found[row["round"]] = Spent(sent, computed)
     return found
 

@@ -52,7 +52,8 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
         title="Accuracy against rounds, bytes and client compute",
         words=f"{banded(lines)}Accuracy of the shared parameters on the test set; with "
         "gates those of each client, mean over clients. "
-        "Compute is local training on dense hardware, without what masks remove.",
+        "Compute is local training without the channels that masks remove or gates "
+        "drop. Gates drop them for each image, which dense hardware does not save.",
         chart=alt.hconcat(*parts),
         values=values,
     )

@@ -43,8 +43,9 @@ def results(lines: Sequence[Line]) -> Facts:
         title="Results",
         words="Accuracies at the last evaluation that all seeds have; of several seeds "
         "the mean with its 95 % interval (Student's t). MB of both directions, TFLOP "
-        "of local training on dense hardware, seconds without compiling: means of "
-        "seeds, up to the last round that all of them have finished.",
+        "of local training without the channels that masks remove or gates drop, "
+        "seconds without compiling: means of seeds, up to the last round that all of "
+        "them have finished.",
         columns=[*columns, "workdirs"],
         rows=rows,
     )
