@@ -6,7 +6,8 @@ Examples:
   ['fednova', 'scaffold']
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
@@ -33,8 +34,8 @@ class Algorithm(NamedTuple):
       has_masks: whether it prunes parameters of the shared model.
       base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
         that it has this entry's need of the step mass; empty if it has no such field.
-      weights_field: its field that says how clients count in what they send, `uniform`
-        or in another way; empty if it has no such field.
+      equal_shares: its fields that say what a client counts in a total, with the values
+        for which each counts 1 / num_clients.
       not_private: why its rounds cannot be differentially private; empty if they can.
     """
 
@@ -42,7 +43,7 @@ class Algorithm(NamedTuple):
     needs_step_mass: bool = False
     has_masks: bool = False
     base_field: str = ""
-    weights_field: str = ""
+    equal_shares: Mapping[str, str] = MappingProxyType({})
     not_private: str = ""
 
     def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
@@ -62,7 +63,9 @@ ALGORITHMS = {
     "scaffold": Algorithm(
         scaffold,
         needs_step_mass=True,
-        weights_field="control_weights",
+        equal_shares=MappingProxyType(
+            {"control_weights": "uniform", "control_divisor": "num_clients"}
+        ),
         not_private="its clients keep control variates, and the accounting of drawn "
         "cohorts is for clients that keep nothing between rounds",
     ),

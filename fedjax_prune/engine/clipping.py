@@ -26,7 +26,8 @@ def clip_parts(
     """Scales each part whose norm is above a bound, by itself, to the bound.
 
     A total is one client's share of what is added up over the population, as SCAFFOLD's
-    changes of controls are divided by `num_clients`. Its bound is divided likewise.
+    changes of controls are divided by `num_clients`. Its bound is divided likewise, and
+    so fits shares that are equal.
 
     Args:
       message: of one client, not weighted.

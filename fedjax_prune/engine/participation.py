@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_DROPOUT, _STRAGGLER, _SHARE = 2, 3, 4
-"""Folded into a client's key. Local training uses 0 and 1."""
+_STRAGGLER, _SHARE, _DROPOUT = 3, 4, 5
+"""Folded into a client's key. Local training uses 0 to 2."""
 
 
 class Participation(NamedTuple):
