@@ -45,7 +45,7 @@ class _Seed(NamedTuple):
     Attributes:
       round: of its last evaluation.
       accuracy: then, on the test set.
-      seconds: of a round, mean, without evaluations, saving and compiling.
+      seconds: of a round, median, without evaluations, saving and compiling.
     """
 
     round: int
@@ -144,7 +144,8 @@ def beside_pfl(
 
     Returns:
       Means over seeds, with a 95 % interval, and the differences of the seeds that both
-      have. Seconds are those of all rounds, without evaluations, saving and compiling.
+      have. Seconds are the median of a round, without evaluations, saving and
+      compiling, times the number of rounds.
     """
     del published, most_rounds
     (name, workdirs), *_ = runs.items()
@@ -189,7 +190,7 @@ def _at(rows: Sequence[Mapping[str, Any]], last: int) -> _Seed | None:
     seconds = [row["seconds"] for row in rows if row["round"] <= last]
     for row in rows:
         if row["round"] == last:
-            return _Seed(last, row["accuracy"], float(np.nanmean(seconds)))
+            return _Seed(last, row["accuracy"], float(np.nanmedian(seconds)))
     return None
 
 
@@ -202,4 +203,4 @@ def _of_ours(workdir: Path) -> _Seed:
         for row in rows
         if ACCURACY not in row
     ]
-    return _Seed(last["round"], last[ACCURACY], float(np.mean(seconds)))
+    return _Seed(last["round"], last[ACCURACY], float(np.median(seconds)))

@@ -83,7 +83,7 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
       data: of the work w1.
       more: the test set, and how images are normalised.
       seed: of the first weights and of dropout.
-      output: file of the rows: rounds, accuracy, and seconds of a round, the mean of
+      output: file of the rows: rounds, accuracy, and seconds of a round, the median of
         those since the row before, without evaluations and warm-up.
     """
     torch.manual_seed(_mixed(seed))
@@ -112,7 +112,7 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
             seconds.append(time.perf_counter() - began)
         done = number + 1
         if done % EVERY == 0 or done == len(data.cohorts):
-            row = {"round": done, "seconds": float(np.mean(seconds or [np.nan]))}
+            row = {"round": done, "seconds": float(np.median(seconds or [np.nan]))}
             row["accuracy"] = accuracy(network, more.test_images, more.test_labels)
             rows.append(row)
             seconds = []
