@@ -108,8 +108,7 @@ def prunefl(
     """Builds PruneFL on FedAvg.
 
     Args:
-      task: the model and its loss. `mac_time` distinguishes weights only if it has
-        `layers`, which a network describes by a method `layers`.
+      task: the model and its loss. `mac_time` distinguishes weights by its `layers`.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
 
@@ -209,8 +208,10 @@ def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:
 
     def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
         del leaf
-        layer = "/".join(str(entry.key) for entry in path[:-1])
-        return VALUE.itemsize * byte_time + mac_time * uses.get(layer, 1)
+        *parent, name = (str(entry.key) for entry in path)
+        # A layer may be named by its only array, as one of two in a module is.
+        count = uses.get("/".join([*parent, name]), uses.get("/".join(parent), 1))
+        return VALUE.itemsize * byte_time + mac_time * count
 
     return jax.tree_util.tree_map_with_path(time_of, shapes)
 

@@ -159,7 +159,8 @@ def shrinking_counts(params: Tree, ratio: float) -> Tree:
     """Computes how many entries of each array are set to 0.
 
     With N entries in all, the budget is B = floor(ratio N). For each array in turn, the
-    count is c = floor(B size / N), and B shrinks by c.
+    count is c = floor(B size / N), and B shrinks by c. Arrays are in the order of their
+    names [R]; in the authors' code they are in that of the network's layers.
 
     Args:
       params: arrays or their shapes.

@@ -9,6 +9,8 @@ clients, which have a leading axis. Of several slots whose paths an array's path
 in, the longest name it.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -140,17 +142,29 @@ def alive_channels(masks: Tree, group: ChannelGroup) -> Any:
     A channel is not alive if masks prune all that it is computed from: its slice of
     every producer, its bias and its norm. Then its value is 0.
     """
+    return _any_kept(masks, group, (*group.producers, *group.entries))
+
+
+def trained_channels(masks: Tree, group: ChannelGroup) -> Any:
+    """Finds the channels of a group of which a round may move a parameter, [size] bool.
+
+    These are the alive ones, and those that masks leave a reader: the server's momentum
+    and the clients' weight decay move it also where its input is 0.
+    """
+    return _any_kept(masks, group, group.slots)
+
+
+def _any_kept(masks: Tree, group: ChannelGroup, slots: Sequence[Slot]) -> Any:
+    """Finds the channels of which masks keep an entry in any of the slots."""
     flags = []
-    for slot in (*group.producers, *group.entries):
+    for slot in slots:
         mask = find_leaf(masks, slot.path)
         if mask is not None:
             axis = slot.axis + mask.ndim
             part = mask.any(tuple(i for i in range(mask.ndim) if i != axis))
+            part = part.reshape(slot.repeats, -1).any(0)
             flags.append(part[slot.start : slot.start + group.size])
-    alive = flags[0]
-    for flag in flags[1:]:
-        alive = alive | flag
-    return alive
+    return functools.reduce(operator.or_, flags)
 
 
 def match_masks(

@@ -64,6 +64,11 @@ def alive_entries(task: Task, masks: Tree, tree: Tree) -> Tree:
     return drop_channels(ones, groups, alive)
 
 
+def keep_alive(task: Task, masks: Tree, new: Tree, old: Tree) -> Tree:
+    """Takes the new tree in the channels that the masks have left, else the old one."""
+    return jax.tree.map(jnp.where, alive_entries(task, masks, old), new, old)
+
+
 def keep_where(masks: Tree, new: Tree, old: Tree) -> Tree:
     """Takes the new tree where the masks keep, the old one where they prune.
 

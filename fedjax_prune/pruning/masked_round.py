@@ -45,10 +45,10 @@ from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.rounds import make_round, require_nothing_kept
 from fedjax_prune.fields import checked, one_of
 from fedjax_prune.pruning.enforce import (
-    alive_entries,
     apply_masks,
     freeze_pruned,
     gate_flags,
+    keep_alive,
     keep_where,
 )
 from fedjax_prune.pruning.mask_rule import GuardedMasks
@@ -259,8 +259,10 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
                 name: part if name == MODEL_STATE else kept_of(part)
                 for name, part in message.items()
             }
-            kept = keep_where(masks, after.client, row.client)
-            return message | masking.message(result), after._replace(client=kept)
+            client = keep_where(masks, after.client, row.client)
+            # Weight decay has moved the gates of removed channels.
+            personal = keep_alive(task, masks, after.personal, row.personal)
+            return message | masking.message(result), ClientState(personal, client)
 
         def kept_of(part: Mean | Total) -> Mean | Total:
             zeros = jax.tree.map(jnp.zeros_like, part.values)
@@ -315,12 +317,7 @@ def restored(task: Task, state: ServerState, after: ServerState) -> ServerState:
     old = state.params, state.server.base
     params, server = keep_where(masks, (after.params, after.server.base), old)
     # A removed channel keeps its statistics until it comes back.
-    model_state = jax.tree.map(
-        jnp.where,
-        alive_entries(task, masks, state.model_state),
-        after.model_state,
-        state.model_state,
-    )
+    model_state = keep_alive(task, masks, after.model_state, state.model_state)
     return after._replace(
         params=params,
         model_state=model_state,

@@ -5,18 +5,22 @@ channels, and its result is put back. A compiled round depends only on how many 
 stay. These numbers are rounded up, so few rounds are compiled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.engine.contract import MaskedRound
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import gather_whole, put_whole
+from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models import costs
-from fedjax_prune.models.channels import alive_channels
+from fedjax_prune.models.channels import trained_channels
+from fedjax_prune.pruning.enforce import gate_flags
 from fedjax_prune.pruning.smaller import (
+    KeptIndices,
     choose_channels,
     expand,
     round_up,
@@ -33,6 +37,7 @@ from fedjax_prune.types import (
     RoundInputs,
     ServerState,
     Sums,
+    Tree,
 )
 
 MULTIPLE = 8
@@ -85,11 +90,12 @@ class CompactRounds:
         @jax.jit
         def remask(
             state: ServerState, rows: ClientState, cohort: Cohort
-        ) -> tuple[ServerState, Sums, dict[str, jax.Array]]:
+        ) -> tuple[ServerState, Sums, dict[str, jax.Array], Tree]:
             state = masked.remask(state, rows, cohort)
             masks = state.server.masks
-            alive = {group.name: alive_channels(masks, group) for group in groups}
-            return state, masked.facts(state), alive
+            needed = {group.name: trained_channels(masks, group) for group in groups}
+            flags = gate_flags(learning.task, masks)
+            return state, masked.facts(state), needed, flags
 
         self._remask = remask
         self._shrink = jax.jit(lambda tree, kept: shrink(tree, groups, kept))
@@ -97,15 +103,20 @@ class CompactRounds:
             lambda small, kept, full: expand(small, groups, kept, full),
             donate_argnums=2,
         )
+        self._expand_counts = jax.jit(
+            lambda sums, kept, flags: _expand_counts(sums, groups, kept, flags)
+        )
 
     def __call__(
         self, inputs: RoundInputs, test: Dataset, wanted: jax.Array
     ) -> tuple[ServerState, ClientState, Sums]:
         """See `programs.Rounds`."""
-        state, facts, alive = self._remask(inputs.state, inputs.rows, inputs.cohort)
-        alive = jax.device_get(gather_whole(self._placement, alive))
-        widths = self._widths(alive)
-        kept = put_whole(self._placement, choose_channels(alive, widths))
+        state, facts, needed, flags = self._remask(
+            inputs.state, inputs.rows, inputs.cohort
+        )
+        needed = jax.device_get(gather_whole(self._placement, needed))
+        widths = self._widths(needed)
+        kept = put_whole(self._placement, choose_channels(needed, widths))
         whole = state, inputs.rows
         small_state, small_rows = self._shrink(whole, kept)
         rounds = self._rounds_of(widths)
@@ -114,14 +125,14 @@ class CompactRounds:
         )
         self.seconds = rounds.seconds
         state, rows = self._expand(tuple(after), kept, whole)
-        return state, rows, sums | facts
+        return state, rows, sums | facts | self._expand_counts(sums, kept, flags)
 
-    def _widths(self, alive: Mapping[str, np.ndarray]) -> Widths:
+    def _widths(self, needed: Mapping[str, np.ndarray]) -> Widths:
         """How many channels stay; those of a compiled round if it is close enough."""
-        least = {name: int(flags.sum()) for name, flags in alive.items()}
+        least = {name: int(flags.sum()) for name, flags in needed.items()}
         wanted = {
             name: round_up(least[name], len(flags), MULTIPLE)
-            for name, flags in alive.items()
+            for name, flags in needed.items()
         }
         wide_enough = [
             dict(key)
@@ -142,6 +153,29 @@ class CompactRounds:
             train = _masked(small).train
             self._rounds[key] = WholeRounds(small.task, train, self._placement)
         return self._rounds[key]
+
+
+def _expand_counts(
+    sums: Sums, groups: Sequence[ChannelGroup], kept: KeptIndices, flags: Tree
+) -> Sums:
+    """Puts the counts of the channels that gates select at their places in the model.
+
+    Args:
+      sums: of the round, leaves [cohort_size, ...].
+      groups: of the whole model.
+      kept: which of their channels stayed.
+      flags: of the whole model, as `gate_flags` makes them.
+    """
+
+    def name(path: tuple[Any, ...]) -> str:
+        return f"selected/{'/'.join(str(entry.key) for entry in path[:-2])}"
+
+    small = jax.tree_util.tree_map_with_path(lambda path, _: sums[name(path)], flags)
+    full = jax.tree.map(
+        lambda x, flag: jnp.zeros((*x.shape[:-1], flag.size), x.dtype), small, flags
+    )
+    found = expand(small, groups, kept, full)
+    return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
 def _masked(learning: Learning) -> MaskedRound:

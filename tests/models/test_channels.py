@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from fedjax_prune.models import NextCharLSTM
-from fedjax_prune.models.channels import alive_channels, drop_channels
+from fedjax_prune.models.channels import (
+    alive_channels,
+    drop_channels,
+    trained_channels,
+)
 from fedjax_prune.models.costs import macs
 from fedjax_prune.models.gates import GateSettings, num_kept
 from fedjax_prune.pruning.smaller import compact, expand, kept_channels, shrink
@@ -161,6 +165,23 @@ def test_a_channel_is_alive_by_its_bias_alone():
     assert alive_channels(masks, group).all()
     masks["conv1"]["bias"][2] = False
     np.testing.assert_array_equal(np.flatnonzero(~alive_channels(masks, group)), [2])
+
+
+def test_a_pruned_channel_that_is_read_is_trained():
+    """fc1 reads channel 1 of conv2 at the second pixel of its map."""
+    model, shape = SMALL["cnn"]
+    masks = jax.tree.map(
+        np.zeros_like, ones_like(draw_variables(model, shape)["params"])
+    )
+    _, group, _ = model.channel_groups(shape)
+    assert not trained_channels(masks, group).any()
+    masks["fc1"]["kernel"][group.size + 1, 0] = True
+    assert not alive_channels(masks, group).any()
+    np.testing.assert_array_equal(np.flatnonzero(trained_channels(masks, group)), [1])
+    masks["conv2"]["bias"][0] = True
+    np.testing.assert_array_equal(
+        np.flatnonzero(trained_channels(masks, group)), [0, 1]
+    )
 
 
 def test_of_a_group_without_channels_one_stays():

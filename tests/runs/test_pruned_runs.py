@@ -12,7 +12,15 @@ import pytest
 from configs import autoflip
 from fedjax_prune.engine import devices
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.runs import checkpoint, experiment, savings, tables, train, verify
+from fedjax_prune.runs import (
+    checkpoint,
+    compact_rounds,
+    experiment,
+    savings,
+    tables,
+    train,
+    verify,
+)
 from fedjax_prune.runs import prepare as preparing
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import ACCURACY
@@ -202,6 +210,30 @@ def test_compacted_rounds_end_as_whole_ones(whole, tmp_path):
     for one, other in zip(*rows, strict=True):
         for name in ("bytes/down", "sparsity/all", "flops/realisable"):
             assert one[name] == other[name]
+
+
+def test_compacted_rounds_leave_gates_as_whole_ones_do(tmp_path, monkeypatch):
+    """Channels are removed by other masks in each round, and weights decay."""
+    monkeypatch.setattr(compact_rounds, "MULTIPLE", 1)
+    fields = PRUNED_FIELDS | {"explore_epochs": 1}
+    states, rows = [], []
+    for compact in (False, True):
+        config = pruned_config(fields=fields, compact_training=compact)
+        config.update({"rounds": 3, "hash_every": 0})
+        config.update_from_flattened_dict(
+            {"model.gated": True, "client.weight_decay": 0.1, "report.every": 0}
+        )
+        assert train.run(config, tmp_path / str(compact)) == 0
+        states.append(final_state(config, tmp_path / str(compact)))
+        rows.append(read_metrics(tmp_path / str(compact)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states
+    )
+    for one, other in zip(*rows, strict=True):
+        names = [name for name in one if name.startswith("gates/")]
+        assert len(names) == 4
+        for name in names:
+            assert one[name] == pytest.approx(other[name], rel=1e-5)
 
 
 def test_a_layer_without_weights_ends_the_run(tmp_path):

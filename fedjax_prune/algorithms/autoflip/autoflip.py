@@ -170,7 +170,7 @@ def autoflip(
     start_from: Annotated[
         str,
         one_of(START_FROM),
-        "Where the rounds begin, at w^0 [R] or at the mean of the explorers [C].",
+        "Where the rounds begin, at w^0 [R] or at the mean of the explorers [R].",
     ] = "init",
     guidance_norm: Annotated[
         str,
