@@ -34,6 +34,8 @@ class Algorithm(NamedTuple):
       has_masks: whether it prunes parameters of the shared model.
       base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
         that it has this entry's need of the step mass; empty if it has no such field.
+      weights_field: its field that says how clients count in what they send, `uniform`
+        or in another way; empty if it has no such field.
       equal_shares: its fields that say what a client counts in a total, with the values
         for which each counts 1 / num_clients.
       not_private: why its rounds cannot be differentially private; empty if they can.
@@ -43,6 +45,7 @@ class Algorithm(NamedTuple):
     needs_step_mass: bool = False
     has_masks: bool = False
     base_field: str = ""
+    weights_field: str = ""
     equal_shares: Mapping[str, str] = MappingProxyType({})
     not_private: str = ""
 
@@ -63,6 +66,7 @@ ALGORITHMS = {
     "scaffold": Algorithm(
         scaffold,
         needs_step_mass=True,
+        weights_field="control_weights",
         equal_shares=MappingProxyType(
             {"control_weights": "uniform", "control_divisor": "num_clients"}
         ),

@@ -108,7 +108,8 @@ def prunefl(
     """Builds PruneFL on FedAvg.
 
     Args:
-      task: the model and its loss. `mac_time` distinguishes weights by its `layers`.
+      task: the model and its loss. Its `layers` say at how many positions an image
+        uses a weight, by which `mac_time` is multiplied.
       solver: local training.
       server_tx: applied to the weighted mean of the deltas.
 

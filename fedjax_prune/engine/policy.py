@@ -24,8 +24,6 @@ from fedjax_prune.fields import (
 AGGREGATORS = ("mean", "median", "trimmed_mean", "norm_clipping")
 ORDERED = ("median", "trimmed_mean")
 """The aggregators that sort the values of all clients and so keep all messages."""
-EQUAL = (*ORDERED, "norm_clipping")
-"""The aggregators that count or bound what all clients add to a total the same."""
 
 BAD_CLIENT = ("abort", "drop", "clip")
 """What is done about a client whose loss, message or personal parameters are not

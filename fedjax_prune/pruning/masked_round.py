@@ -16,12 +16,12 @@ References:
 Choices:
   The server's values stay where a mask prunes (`server_store`), so that a weight that
   comes back goes on from its last value. A removed channel keeps the batch statistics
-  of the last round in which it was alive; they come back with it. The code of AutoFLIP
-  does not aggregate batch statistics. A client is sent a mask only if it holds another
-  one. Masks are made before the clients train and do not depend on what arrives: if
-  nothing arrives, the masks and the guide of the round stay, and nothing else has
-  changed except for the count of rounds. A sparse server has also set to 0 what these
-  masks prune.
+  and the gates of the last round in which it was alive; they come back with it. The
+  code of AutoFLIP does not aggregate batch statistics. A client is sent a mask only if
+  it holds another one. Masks are made before the clients train and do not depend on
+  what arrives: if nothing arrives, the masks and the guide of the round stay, and
+  nothing else has changed except for the count of rounds. A sparse server has also set
+  to 0 what these masks prune.
 """
 
 from collections.abc import Callable
@@ -254,19 +254,20 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
             result: LocalResult, row: ClientState
         ) -> tuple[Message, ClientState]:
             message, after = inner.upload(result, row)
-            # A change of controls, for one, is not 0 where the mask prunes.
-            message = {
-                name: part if name == MODEL_STATE else kept_of(part)
-                for name, part in message.items()
-            }
+            # What is pruned does not count in the norm of what is sent.
+            message = {name: kept_of(name, part) for name, part in message.items()}
             client = keep_where(masks, after.client, row.client)
             # Weight decay has moved the gates of removed channels.
             personal = keep_alive(task, masks, after.personal, row.personal)
             return message | masking.message(result), ClientState(personal, client)
 
-        def kept_of(part: Mean | Total) -> Mean | Total:
-            zeros = jax.tree.map(jnp.zeros_like, part.values)
-            return part._replace(values=keep_where(masks, part.values, zeros))
+        def kept_of(name: str, part: Mean | Total) -> Mean | Total:
+            if name == MODEL_STATE:
+                values = keep_alive(task, masks, part.values, state.model_state)
+            else:
+                zeros = jax.tree.map(jnp.zeros_like, part.values)
+                values = keep_where(masks, part.values, zeros)
+            return part._replace(values=values)
 
         return ClientProgram(extra_args, upload, gate_flags(task, masks), inner.settle)
 

@@ -168,13 +168,21 @@ def _expand_counts(
     """
 
     def name(path: tuple[Any, ...]) -> str:
-        return f"selected/{'/'.join(str(entry.key) for entry in path[:-2])}"
+        gate = "/".join(str(entry.key) for entry in path[:-1])
+        return f"selected/{gate.removesuffix('/gate')}"
 
-    small = jax.tree_util.tree_map_with_path(lambda path, _: sums[name(path)], flags)
-    full = jax.tree.map(
-        lambda x, flag: jnp.zeros((*x.shape[:-1], flag.size), x.dtype), small, flags
-    )
-    found = expand(small, groups, kept, full)
+    def small(path: tuple[Any, ...], flag: jax.Array) -> Tree:
+        del flag
+        return sums.get(name(path), ())
+
+    def full(path: tuple[Any, ...], flag: jax.Array) -> Tree:
+        # Other personal layers with a bias have flags, too, but no counts.
+        if (counts := sums.get(name(path))) is None:
+            return ()
+        return jnp.zeros((*counts.shape[:-1], flag.size), counts.dtype)
+
+    trees = (jax.tree_util.tree_map_with_path(f, flags) for f in (small, full))
+    found = expand(next(trees), groups, kept, next(trees))
     return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 

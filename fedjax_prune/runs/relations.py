@@ -12,7 +12,7 @@ from typing import Any
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS, info_of
 from fedjax_prune.data.partition import OPTIONS
-from fedjax_prune.engine.policy import EQUAL
+from fedjax_prune.engine.policy import ORDERED
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, relations_of
@@ -272,27 +272,30 @@ def _of_algorithm(name: Any) -> list[Relation]:
                 f"{{0!r}}: {entry.not_private}",
             )
         )
+    if entry.weights_field:
+        found.append(
+            Relation(
+                (f"algorithm.{entry.weights_field}", "aggregator"),
+                lambda weights, aggregator: (
+                    weights == "uniform" or aggregator not in ORDERED
+                ),
+                f"algorithm.{entry.weights_field} must be uniform with aggregator "
+                "{1}, which counts all clients the same, got {0!r}",
+            )
+        )
+    bounds = {"aggregator": "norm_clipping", "on_bad_client": "clip"}
     for field, equal in entry.equal_shares.items():
-        found.append(
-            Relation(
-                (f"algorithm.{field}", "aggregator"),
-                lambda value, aggregator, equal=equal: (
-                    value == equal or aggregator not in EQUAL
-                ),
-                f"algorithm.{field} must be {equal} with aggregator {{1}}, which "
-                "counts or bounds all clients the same, got {0!r}",
+        for other, bounding in bounds.items():
+            found.append(
+                Relation(
+                    (f"algorithm.{field}", other),
+                    lambda share, policy, equal=equal, bounding=bounding: (
+                        share == equal or policy != bounding
+                    ),
+                    f"algorithm.{field} must be {equal} with {other} {{1}}, which "
+                    "bounds all clients the same, got {0!r}",
+                )
             )
-        )
-        found.append(
-            Relation(
-                (f"algorithm.{field}", "on_bad_client"),
-                lambda value, on_bad_client, equal=equal: (
-                    value == equal or on_bad_client != "clip"
-                ),
-                f"algorithm.{field} must be {equal} with on_bad_client {{1}}, which "
-                "bounds all clients the same, got {0!r}",
-            )
-        )
     if entry.base_field:
         found.append(_step_mass(f"algorithm.{entry.base_field}"))
     return found

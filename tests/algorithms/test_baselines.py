@@ -219,9 +219,15 @@ def test_prunefl_drops_a_share_that_decays():
     assert kept == [14, 11]
 
 
-def test_prunefl_regrows_what_is_multiplied_at_few_places():
-    """8x8 and 4x4 for the convolutions, one for the others, of which all come back."""
+@pytest.mark.parametrize("array", ["", "/kernel"])
+def test_prunefl_regrows_what_is_multiplied_at_few_places(array):
+    """8x8 and 4x4 for the convolutions, one for the others, of which all come back.
+
+    A layer is named by its module or by its array.
+    """
     network = make_task(CNN(3, width=0.1), (8, 8, 1))
+    layers = [layer._replace(name=layer.name + array) for layer in network.layers]
+    network = network._replace(layers=tuple(layers))
     algorithm = build(
         "prunefl",
         model_task=network,

@@ -43,7 +43,7 @@ def test_state_keeps_tree_shapes_and_dtypes(algorithm):
 
 
 def test_no_two_arrays_of_a_state_share_a_buffer(algorithm):
-    """`init` is not compiled. A state may be donated, and none of it twice."""
+    """Here `init` is not compiled. A state may be donated, and none of it twice."""
     key = jax.random.key(0)
     state = algorithm.init(key)
     if algorithm.prepare is not None:
@@ -51,7 +51,7 @@ def test_no_two_arrays_of_a_state_share_a_buffer(algorithm):
         rows = jax.tree.map(lambda x: jnp.stack([x] * len(ids)), algorithm.row(key))
         cohort = toys.contiguous_cohort(SIZES, ids)
         inputs = RoundInputs(state, rows, dataset_of_clients(), cohort, key)
-        state, _, _ = toys.compiled_preparation(algorithm)(inputs)
+        state, _, _ = algorithm.prepare.run(inputs)
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size]
     assert len(set(buffers)) == len(buffers)
 

@@ -71,6 +71,9 @@ def test_macs_under_a_mask_by_hand():
     assert found.kept == found.realisable
     unmasked = masked_macs(model, shape, {})
     assert set(unmasked) == {found.dense}
+    # Of conv2 the mask keeps also what reads the removed channel.
+    found = masked_macs(model, shape, facts | {"mask/kept/conv2/kernel": 40})
+    assert found.hybrid == found.realisable - 64 - 12
 
 
 def test_gates_change_kept_macs_alone():

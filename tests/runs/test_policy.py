@@ -57,7 +57,26 @@ def test_a_private_run_tells_its_epsilon(tmp_path, capsys):
     assert capsys.readouterr().out.count(told) == 2
 
 
-@pytest.mark.parametrize("aggregator", ["median", "trimmed_mean", "norm_clipping"])
+@pytest.mark.parametrize("aggregator", ["median", "trimmed_mean"])
+def test_an_aggregator_that_counts_clients_the_same_takes_no_weights(aggregator):
+    fields = {"aggregator": aggregator, "trim_fraction": 0.4}
+    fields["algorithm.control_weights"] = "size"
+
+    def problems(**changes):
+        config = tiny_config(**fields | changes)
+        return settings.problems(config)
+
+    assert problems() == [
+        f"algorithm.control_weights must be uniform with aggregator {aggregator}, "
+        "which counts all clients the same, got 'size'"
+    ]
+    assert problems(**{"algorithm.control_weights": "uniform"}) == []
+    assert problems(aggregator="mean") == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "value"), [("aggregator", "norm_clipping"), ("on_bad_client", "clip")]
+)
 @pytest.mark.parametrize(
     ("field", "equal", "other"),
     [
@@ -65,18 +84,12 @@ def test_a_private_run_tells_its_epsilon(tmp_path, capsys):
         ("algorithm.control_divisor", "num_clients", "m_legacy"),
     ],
 )
-def test_clients_that_count_the_same_have_equal_shares(aggregator, field, equal, other):
+def test_a_bound_is_for_equal_shares(policy, value, field, equal, other):
     def problems(**changes):
-        fields = {"trim_fraction": 0.4, field: other} | changes
-        return settings.problems(tiny_config(**fields))
+        return settings.problems(tiny_config(**changes))
 
-    assert problems(aggregator=aggregator) == [
-        f"{field} must be {equal} with aggregator {aggregator}, which counts or bounds "
-        f"all clients the same, got '{other}'"
+    assert problems(**{policy: value, field: other}) == [
+        f"{field} must be {equal} with {policy} {value}, which bounds all clients the "
+        f"same, got '{other}'"
     ]
-    assert problems(on_bad_client="clip") == [
-        f"{field} must be {equal} with on_bad_client clip, which bounds all clients "
-        f"the same, got '{other}'"
-    ]
-    assert problems(aggregator=aggregator, **{field: equal}) == []
-    assert problems() == []
+    assert problems(**{policy: value, field: equal}) == problems(**{field: other}) == []
