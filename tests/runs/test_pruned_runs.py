@@ -213,13 +213,12 @@ def test_compacted_rounds_end_as_whole_ones(whole, tmp_path):
 
 
 def test_compacted_rounds_leave_gates_as_whole_ones_do(tmp_path, monkeypatch):
-    """Channels are removed by other masks in each round, and weights decay."""
+    """Half of the channels are removed, and weights decay."""
     monkeypatch.setattr(compact_rounds, "MULTIPLE", 1)
-    fields = PRUNED_FIELDS | {"explore_epochs": 1}
-    states, rows = [], []
+    fields, states, rows = {"channel_share": 0.5}, [], []
     for compact in (False, True):
-        config = pruned_config(fields=fields, compact_training=compact)
-        config.update({"rounds": 3, "hash_every": 0})
+        config = pruned_config("eflprune", fields, compact_training=compact)
+        config.update({"rounds": 2, "hash_every": 0})
         config.update_from_flattened_dict(
             {"model.gated": True, "client.weight_decay": 0.1, "report.every": 0}
         )
