@@ -14,8 +14,9 @@ magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent
 is full (the authors' commands) or cpu (minutes on two cores).
 
 FEMNIST and Shakespeare are read from the folder `data.dir`; `data.num_clients` of its
-clients take part. Settings that the authors' commands leave open are those of their
-code.
+clients take part. A role of Shakespeare needs 791 windows to hold some out. If fewer
+roles than asked for have them, the error says how many do. Settings that the authors'
+commands leave open are those of their code.
 
 References:
   Internò et al., Federated Hybrid Model Pruning through Loss Landscape Exploration,
