@@ -38,6 +38,8 @@ class Algorithm(NamedTuple):
         or in another way; empty if it has no such field.
       equal_shares: its fields that say what a client counts in a total, with the values
         for which each counts 1 / num_clients.
+      needs_mean: its fields that have a value for which the server needs a mean over
+        clients, with that value.
       not_private: why its rounds cannot be differentially private; empty if they can.
     """
 
@@ -47,6 +49,7 @@ class Algorithm(NamedTuple):
     base_field: str = ""
     weights_field: str = ""
     equal_shares: Mapping[str, str] = MappingProxyType({})
+    needs_mean: Mapping[str, str] = MappingProxyType({})
     not_private: str = ""
 
     def __call__(self, *args: Any, **fields: Any) -> FederatedAlgorithm:
@@ -74,7 +77,11 @@ ALGORITHMS = {
         "cohorts is for clients that keep nothing between rounds",
     ),
     "autoflip": Algorithm(
-        autoflip, has_masks=True, base_field="base", not_private=_PREPARES
+        autoflip,
+        has_masks=True,
+        base_field="base",
+        needs_mean=MappingProxyType({"agreement_source": "update_sign"}),
+        not_private=_PREPARES,
     ),
     "random_pruning": Algorithm(
         random_pruning, has_masks=True, base_field="base", not_private=_PREPARES

@@ -21,8 +21,8 @@ Choices:
   controls too large by the number of batches. Controls start at zero and a client keeps
   its own between participations; with 1/N, c is then the mean of all c_k after every
   round. Where `clip_norm` scales messages, a client's control takes the change that
-  has arrived, so that this still holds. Medians, trimmed means, privacy and clients
-  that attack a plain mean break it. Deltas are weighted by size (FedDP), not uniformly
+  has arrived, so that this still holds. Medians, trimmed means and clients that
+  attack a plain mean break it. Deltas are weighted by size (FedDP), not uniformly
   (SCAFFOLD). `control_weights` says which objective is minimised: `uniform` the mean of
   the client losses, `size` that of FedAvg, weighted by examples. Batch statistics are
   averaged, never corrected. `control_init = random_legacy` and `control_divisor =

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_prune.engine.clipping import MODEL_STATE, SIGNS
+from fedjax_prune.engine.clipping import MODEL_STATE, SIGNS, STEP_MASS
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.fields import FINITE, FRACTION, checked, one_of
 from fedjax_prune.types import Mean, Message, Total
@@ -52,7 +52,8 @@ class Hostile(NamedTuple):
             return x * by.astype(x.dtype) if is_float else x
 
         def of_part(name: str, part: Mean | Total) -> Mean | Total:
-            if name == MODEL_STATE:
+            # The step mass multiplies the other parts, which attack already.
+            if name in (MODEL_STATE, STEP_MASS):
                 return part
             by = jnp.sign(factor) if name == SIGNS else factor
             return part._replace(

@@ -1,8 +1,9 @@
 """Aggregation by the order of values: medians and trimmed means.
 
 Every number is taken by itself, over the clients whose messages have arrived, and all
-of these clients count the same. So a minority of clients, whatever it sends, moves a
-number at most to where the values of the others end. As with the fixed order, each
+of these clients count the same. So clients that are a minority, or no more than are
+left out at each end, move a number at most to where the values of the others end,
+whatever they send. As with the fixed order, each
 device keeps one message per client of the cohort, and the order of clients and devices
 does not matter.
 
@@ -13,13 +14,13 @@ References:
 Choices:
   A part whose weight is 0 does not count. With an even number of clients the median is
   the mean of the two in the middle. `trimmed_mean` leaves out floor(fraction * m)
-  values of m at each end. A total is the number of clients times the statistic of what
-  they have sent: SCAFFOLD's server control is then no longer the mean of the clients'
-  controls. A run refuses `control_weights = size`, which would multiply what is sent by
-  the sizes of the clients before it is sorted. FedNova's server multiplies the
-  statistic of the step masses by that of the normalised deltas. Integers, which a mean
-  would replace by the largest, are replaced by the lower median with both statistics;
-  so are flags.
+  values of the m that have arrived at each end, which may be none. A total is the
+  number of clients times the statistic of what they have sent: SCAFFOLD's server
+  control is then no longer the mean of the clients' controls. A run refuses
+  `control_weights = size`, which would multiply what is sent by the sizes of the
+  clients before it is sorted. FedNova's server multiplies the statistic of the step
+  masses by that of the normalised deltas. Integers, which a mean would replace by the
+  largest, are replaced by the lower median with both statistics; so are flags.
 """
 
 import math

@@ -283,6 +283,17 @@ def _of_algorithm(name: Any) -> list[Relation]:
                 "{1}, which counts all clients the same, got {0!r}",
             )
         )
+    for field, mean in entry.needs_mean.items():
+        found.append(
+            Relation(
+                (f"algorithm.{field}", "aggregator"),
+                lambda value, aggregator, mean=mean: (
+                    value != mean or aggregator not in ORDERED
+                ),
+                f"algorithm.{field} must not be {mean} with aggregator {{1}}: it needs "
+                "a mean over clients",
+            )
+        )
     bounds = {"aggregator": "norm_clipping", "on_bad_client": "clip"}
     for field, equal in entry.equal_shares.items():
         for other, bounding in bounds.items():

@@ -39,6 +39,7 @@ def test_an_attack_scales_changes_of_hostile_clients():
         "model_state": Mean({"var": jnp.float32(0.5)}, jnp.float32(7)),
         "control_change": Total(jnp.float32(-1)),
         "signs": Mean(jnp.array([-1.0, 0.0, 1.0]), jnp.float32(7)),
+        "step_mass": Mean(jnp.float32(0.25), jnp.float32(7)),
     }
     attack = jax.jit(attacker.attack)
     sent = attack(message, jnp.int32(4))
@@ -47,6 +48,7 @@ def test_an_attack_scales_changes_of_hostile_clients():
     assert float(sent["model_state"].values["var"]) == 0.5
     assert float(sent["control_change"].values) == 3
     assert sent["signs"].values.tolist() == [1, 0, -1]
+    assert float(sent["step_mass"].values) == 0.25
     chex.assert_trees_all_equal(attack(message, jnp.int32(3)), message)
 
 

@@ -7,7 +7,7 @@ from fedjax_prune.engine.policy import PLAIN
 from fedjax_prune.runs import settings, train
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.policy import policy_of
-from tests.small_runs import plain_config, tiny_config, undocumented
+from tests.small_runs import plain_config, pruned_config, tiny_config, undocumented
 
 
 def test_a_run_without_a_policy_has_none():
@@ -72,6 +72,17 @@ def test_an_aggregator_that_counts_clients_the_same_takes_no_weights(aggregator)
     ]
     assert problems(**{"algorithm.control_weights": "uniform"}) == []
     assert problems(aggregator="mean") == []
+
+
+def test_agreement_of_signs_is_a_mean():
+    fields = {"mask_schedule": "agreement", "agreement_source": "update_sign"}
+    config = pruned_config("autoflip", fields, aggregator="median")
+    assert settings.problems(config) == [
+        "algorithm.agreement_source must not be update_sign with aggregator median: it "
+        "needs a mean over clients"
+    ]
+    config.aggregator = "norm_clipping"
+    assert settings.problems(config) == []
 
 
 @pytest.mark.parametrize(
