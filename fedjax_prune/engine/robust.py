@@ -3,9 +3,8 @@
 Every number is taken by itself, over the clients whose messages have arrived, and all
 of these clients count the same. So clients that are a minority, or no more than are
 left out at each end, move a number at most to where the values of the others end,
-whatever they send. As with the fixed order, each
-device keeps one message per client of the cohort, and the order of clients and devices
-does not matter.
+whatever they send. As with the fixed order, each device keeps one message per client of
+the cohort, and the order of clients and devices does not matter.
 
 References:
   Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates,

@@ -181,8 +181,10 @@ def _expand_counts(
             return ()
         return jnp.zeros((*counts.shape[:-1], flag.size), counts.dtype)
 
-    trees = (jax.tree_util.tree_map_with_path(f, flags) for f in (small, full))
-    found = expand(next(trees), groups, kept, next(trees))
+    map_with_path = jax.tree_util.tree_map_with_path
+    found = expand(
+        map_with_path(small, flags), groups, kept, map_with_path(full, flags)
+    )
     return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 
