@@ -28,8 +28,17 @@ def numbers_evaluated(config: Config) -> set[int]:
 
 def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarray:
     """The first clients of the cohort; after the last round, of the population."""
-    wanted = config.eval.num_clients
-    if finished < config.rounds:
-        count = _at_most(wanted, config.cohort_size)
-        return cohort.client_ids[by_id(cohort)[:count]]
-    return np.arange(_at_most(wanted, config.data.num_clients), dtype=np.int32)
+    if finished == config.rounds:
+        return last_clients(config)
+    count = _at_most(config.eval.num_clients, config.cohort_size)
+    return cohort.client_ids[by_id(cohort)[:count]]
+
+
+def last_clients(config: Config) -> np.ndarray:
+    """The clients that are evaluated after the last round, those with the lowest ids.
+
+    Returns:
+      [count] int32.
+    """
+    count = _at_most(config.eval.num_clients, config.data.num_clients)
+    return np.arange(count, dtype=np.int32)

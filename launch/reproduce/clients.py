@@ -1,6 +1,6 @@
 """Accuracies of several methods against the number of clients (FedDP, figure 5)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedjax_prune.runs.metrics import HEADLINE
@@ -18,6 +18,8 @@ def by_clients(
     runs: Mapping[str, Sequence[Path]],
     published: Mapping[str, str],
     most_rounds: float,
+    *,
+    plain: Mapping[str, str],
 ) -> str:
     """A row for each method and a column for each number of clients, in Markdown.
 
@@ -25,12 +27,14 @@ def by_clients(
       runs: `line_name` -> workdirs of its seeds, with at least one evaluation each.
       published: is not shown.
       most_rounds: of each run; later ones are left out.
+      plain: method with gates or narrow -> the same method without.
 
     Returns:
-      Three tables of means over seeds with a 95 % interval: the accuracy on the shared
-      test set, what it is less that of the first method with as many clients, seed by
-      seed, and the accuracy on own validation. A run's accuracy is its mean in the last
-      fifth of its rounds. "(of 2)" marks a mean of 2 seeds if another has more.
+      Tables of means over seeds with a 95 % interval: accuracies on the shared test set
+      and on own validation, what the first is less that of the first method with as
+      many clients, and what both are less those of the plain method, seed by seed. A
+      run's accuracy is its mean in the last fifth of its rounds. "(of 2)" marks a mean
+      of 2 seeds if another has more.
     """
     del published
     lines = {line.name: line for line in read_lines(runs, most_rounds)}
@@ -39,10 +43,10 @@ def by_clients(
     columns = list(dict.fromkeys(clients for _, _, clients in parts.values()))
     most = max(len(line.seeds) for line in lines.values())
 
-    def table(heading: str, cells: Mapping[str, str]) -> str:
+    def table(heading: str, cells: Mapping[str, str], shown: Iterable[str]) -> str:
         rows = [
             [m, *(cells.get(f"{m}, {clients}", "") for clients in columns)]
-            for m in methods
+            for m in shown
         ]
         return markdown([heading, *columns], rows)
 
@@ -55,20 +59,28 @@ def by_clients(
             for name, seeds in values.items()
         }
 
+    def differences(
+        values: Mapping[str, Mapping[int, float]], others: Mapping[str, str]
+    ) -> dict[str, str]:
+        """What lines are less that of another method with as many clients."""
+        found = {}
+        for name, (method, _, clients) in parts.items():
+            first = values.get(f"{others.get(method)}, {clients}")
+            if first:
+                common = values[name].keys() & first.keys()
+                found[name] = marked(less(values[name], first), common)
+        return found
+
     accuracy = {name: line.values(HEADLINE) for name, line in lines.items()}
     own = {name: line.values(_OWN) for name, line in lines.items()}
-    first = {
-        name: f"{methods[0]}, {clients}" for name, (_, _, clients) in parts.items()
-    }
-    differences = {
-        name: marked(less(values, compared), values.keys() & compared.keys())
-        for name, values in accuracy.items()
-        if first[name] != name and (compared := accuracy.get(first[name]))
-    }
-    return "\n".join(
-        [
-            table("accuracy", with_intervals(accuracy)),
-            table(f"less {methods[0]}", differences),
-            table("own validation", with_intervals(own)),
-        ]
-    )
+    to_first = dict.fromkeys(methods[1:], methods[0])
+    changed = [method for method in methods if method in plain]
+    tables = [
+        table("accuracy", with_intervals(accuracy), methods),
+        table("own validation", with_intervals(own), methods),
+        table(f"less {methods[0]}", differences(accuracy, to_first), methods[1:]),
+    ]
+    for words, values in (("accuracy", accuracy), ("own validation", own)):
+        heading = f"{words} less that without gates"
+        tables.append(table(heading, differences(values, plain), changed))
+    return "\n".join(tables)

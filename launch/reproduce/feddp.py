@@ -1,8 +1,10 @@
 """Tables of FedDP and its baselines."""
 
+import functools
 from collections.abc import Sequence
 
 from .clients import by_clients, line_name
+from .fine_tuned import fine_tuned
 from .personal import by_client_and_class, swapped_gates
 from .table import Block, Line, Table
 
@@ -67,8 +69,13 @@ def _figure_5(
         for clients in numbers
         for line in with_controls(data, clients, methods)
     )
+    plain = {}
+    for method in methods:
+        first, *others = _gated(data, numbers[0], method).lines
+        plain |= {line.name: first.name for line in others}
+    make = functools.partial(by_clients, plain=plain)
     return (
-        Block("all", "Every method", all_lines, by_clients),
+        Block("all", "Every method", all_lines, make),
         *(
             block
             for clients in numbers
@@ -77,6 +84,18 @@ def _figure_5(
                 *(_gated(data, clients, method) for method in methods),
             )
         ),
+        *(_personal(data, clients) for clients in (numbers[0], numbers[-1])),
+    )
+
+
+def _personal(data: str, clients: str) -> Block:
+    """What FedAvg and SCAFFOLD are worth to each client, once it has fine-tuned."""
+    return Block(
+        f"{clients}_fine_tuned",
+        f"{clients} clients, fine-tuned",
+        with_controls(data, clients, ("fedavg", "scaffold")),
+        fine_tuned,
+        drawn=False,
     )
 
 
@@ -94,7 +113,8 @@ _PARTS = {
     "gradient also from channels not kept": "model.gate_mode=hard_dense_ste",
     "channels multiplied by their scores": "model.gate_mode=scale",
     "no lasso": "model.lasso_weight=0",
-    "a strong lasso, 1e-3": "model.lasso_weight=1e-3",
+    "lasso 1e-5, not 1e-8": "model.lasso_weight=1e-5",
+    "lasso 1e-3": "model.lasso_weight=1e-3",
     "first gates of each client's own": "model.gate_init=per_client",
 }
 """What differs from FedDP -> the field that says so."""
@@ -132,6 +152,7 @@ DIGITS_GATES = Table(
             by_client_and_class,
             drawn=False,
         ),
+        _personal("digits", "10"),
         *(
             _changed(f"step_size_{lr}", f"Step size {lr}", f"client.lr={lr}")
             for lr in _STEP_SIZES

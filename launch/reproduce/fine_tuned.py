@@ -1,0 +1,149 @@
+"""Simpler ways to a model of each client's own: fine-tuning, and its largest class."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from fedjax_prune.data.padded import table_of
+from fedjax_prune.data.validation import class_counts
+from fedjax_prune.engine.contract import ClientProgram
+from fedjax_prune.engine.evaluate import correct_examples, local_accuracy
+from fedjax_prune.engine.local import train_client
+from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models.precision import product_precision
+from fedjax_prune.runs.evaluated import last_clients
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.learning import Learning, make_learning
+from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.tables import markdown, with_interval
+from fedjax_prune.runs.workdir import read_usable_config
+from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
+
+
+class Measured(NamedTuple):
+    """Accuracies of a run's newest checkpoint, means over clients.
+
+    Attributes:
+      own: on own validation, as delivered.
+      test: on the test set, as delivered.
+      tuned_own: on own validation, after each client has trained the model once more.
+      tuned_test: on the test set, after that.
+      largest: on own validation, if a client always names the class of which it has
+        most training examples.
+    """
+
+    own: float
+    test: float
+    tuned_own: float
+    tuned_test: float
+    largest: float
+
+
+def fine_tuned(
+    runs: Mapping[str, Sequence[Path]],
+    published: Mapping[str, str],
+    most_rounds: float,
+) -> str:
+    """Accuracies before and after each client trains on its own, in Markdown.
+
+    Args:
+      runs: name -> workdirs of its seeds; all have the same clients.
+      published: is not shown.
+      most_rounds: is not used; the newest checkpoint is measured.
+
+    Returns:
+      Means over clients and seeds, with a 95 % interval, after the last round.
+    """
+    del published, most_rounds
+    rows, largest = [], 0.0
+    for name, workdirs in runs.items():
+        of_seeds = [measure(workdir) for workdir in workdirs]
+        largest = of_seeds[0].largest
+        *columns, _ = zip(*of_seeds, strict=True)
+        rows.append([name, str(len(of_seeds)), *map(with_interval, columns)])
+    rows.append(["always the client's largest class", "", f"{largest:.1%}", "", "", ""])
+    header = ["run", "seeds", "own validation", "test"]
+    return markdown([*header, "fine-tuned, own validation", "fine-tuned, test"], rows)
+
+
+def measure(workdir: Path) -> Measured:
+    """Measures a run's newest checkpoint before and after fine-tuning.
+
+    A client trains the delivered model, and its gates if there are any, as in a round
+    of FedAvg: with the run's optimiser, step size, local epochs and batch size, and
+    without control variates and proximal terms. Clients are those that the run has
+    evaluated after its last round.
+
+    Args:
+      workdir: of a run without masks; validation sets are of test images.
+
+    Raises:
+      WorkdirError, CheckpointError, DataError: if there is nothing to measure.
+    """
+    config = read_usable_config(workdir)
+    with product_precision(config.precision):
+        learning, data = make_learning(config), load_data(config)
+        state, rows = restore(learning, workdir)
+        ids = last_clients(config)
+        shared = jax.jit(learning.algorithm.deliver)(state)
+        train, test = jax.device_put((data.train, data.test))
+        held, gates = table_of(data.population, ids), rows.take(ids).personal
+        round_key = jax.random.fold_in(jax.random.key(config.seed), int(state.round))
+        keys = jax.vmap(lambda client: jax.random.fold_in(round_key, client))(ids)
+
+        @jax.jit
+        def correct(anchor: Anchor, train: Dataset, test: Dataset, clients: tuple):
+            tuned = _fine_tuning(learning, anchor, train)
+
+            def of_client(client: tuple) -> list[jax.Array]:
+                before = Variables(anchor.params, client[0], anchor.model_state)
+                models = (before, tuned(*client))
+                return [correct_examples(learning.task, m, test) for m in models]
+
+            return jax.lax.map(of_client, clients)
+
+        anchor = Anchor(shared.params, shared.model_state, state.round)
+        clients = (gates, held.indices, held.sizes, keys)
+        before, after = correct(anchor, train, test, clients)
+        validation = data.validation(ids)
+        num_classes = 1 + int(data.train.labels.max())
+        counts = class_counts(data.train.labels, data.population, num_classes)[ids]
+        largest = data.test.labels[None, :] == counts.argmax(1)[:, None]
+        return Measured(
+            own=float(local_accuracy(before, validation).mean()),
+            test=float(before.mean()),
+            tuned_own=float(local_accuracy(after, validation).mean()),
+            tuned_test=float(after.mean()),
+            largest=float(local_accuracy(largest, validation).mean()),
+        )
+
+
+def _fine_tuning(
+    learning: Learning, anchor: Anchor, train: Dataset
+) -> Callable[..., Variables]:
+    """(gates, indices, size, key) -> what a client makes of the shared model."""
+    solver = make_solver(**learning.config.client)
+    program = ClientProgram(
+        extra_args=lambda row: {"anchor": anchor.params},
+        upload=lambda result, row: ({}, row),
+    )
+
+    def tuned(gates: Tree, indices: jax.Array, size: jax.Array, key: jax.Array):
+        row = ClientState(personal=gates, client={})
+        found = train_client(
+            task=learning.task,
+            solver=solver,
+            program=program,
+            anchor=anchor,
+            row=row,
+            dataset=train,
+            indices=indices,
+            size=size,
+            key=key,
+        )
+        params = jax.tree.map(lambda x, dx: x - dx, anchor.params, found.delta)
+        return Variables(params, found.personal, found.model_state)
+
+    return tuned

@@ -1,0 +1,65 @@
+"""What fine-tuning makes of a run's model, beside the next round of the same run."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedjax_prune.runs import train
+from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.metrics_log import read_metrics
+from launch.reproduce.fine_tuned import fine_tuned, measure
+from tests.small_runs import plain_config, tiny_config
+
+
+def trained(config, workdir, rounds):
+    config.rounds = rounds
+    assert train.run(config, workdir) == 0
+    return read_metrics(workdir)[-1]
+
+
+def everyone(make):
+    """All clients train in each round, and all are evaluated after it."""
+    return make(**{"cohort_size": 5, "eval.num_clients": 0, "eval.every": 1})
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_client_is_fine_tuned_as_in_the_next_round_of_fedavg(tmp_path, gated):
+    config = everyone(plain_config)
+    config.model.gated = gated
+    last = trained(config, tmp_path, 2)
+    found = measure(tmp_path)
+    following = trained(config, tmp_path, 3)
+    np.testing.assert_allclose(
+        [found.own, found.test, found.tuned_test],
+        [
+            last["eval/client_local/mean"],
+            last["eval/client_gated/mean"],
+            following["eval/after_local/mean"],
+        ],
+        rtol=1e-6,
+    )
+    assert found.tuned_own != found.own
+
+
+def test_control_variates_do_not_take_part(tmp_path):
+    """The next round of SCAFFOLD has them, so its clients end elsewhere."""
+    config = everyone(tiny_config)
+    trained(config, tmp_path, 2)
+    found = measure(tmp_path).tuned_test
+    assert found != trained(config, tmp_path, 3)["eval/after_local/mean"]
+
+
+def test_the_largest_class_of_each_client_by_hand(tmp_path):
+    config = everyone(plain_config)
+    trained(config, tmp_path, 1)
+    data, shares = load_data(config), []
+    for client in range(config.data.num_clients):
+        own = np.bincount(data.training_of(client).labels)
+        shares.append(np.mean(data.validation_of(client).labels == own.argmax()))
+    found = measure(tmp_path)
+    assert found.largest == pytest.approx(np.mean(shares))
+    _, _, line, last = fine_tuned({"FedAvg": [tmp_path]}, {}, math.inf).splitlines()
+    shown = [found.own, found.test, found.tuned_own, found.tuned_test]
+    assert line == f"| FedAvg | 1 | {' | '.join(f'{x:.1%}' for x in shown)} |"
+    assert last.split(" | ")[2] == f"{np.mean(shares):.1%}"
