@@ -27,16 +27,12 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
         folder = workdir / run.folder
         try:
             agree_config(folder, run.config)
+            # A mean with runs that end now would be one of different lengths.
+            estimates.require_rounds(run.config, folder)
         except SettingsError as error:
             found += error.problems
         except WorkdirError as error:
             found.append(str(error))
-        # A mean with runs that end now would be one of different lengths.
-        if (done := estimates.rounds_done(folder)) > run.config.rounds:
-            found.append(
-                f"rounds must be at least {done}, which the run in {folder} has "
-                f"finished, got {run.config.rounds}"
-            )
     if found:
         raise SettingsError(list(dict.fromkeys(found)))
 

@@ -59,11 +59,13 @@ class Gathering(NamedTuple):
       num_groups: how many groups are done.
       gathered: as in `Preparation.gather`; the next group takes its memory.
       of_groups: sums of groups that are done, numpy, each of one group or of several.
+      seconds: that they have taken, without compiling.
     """
 
     num_groups: int
     gathered: Tree
     of_groups: tuple[dict[str, np.ndarray], ...]
+    seconds: float
 
 
 @checked
@@ -149,10 +151,12 @@ def prepare(
         return rows.take(group.client_ids), inputs
 
     began = time.monotonic()
-    done = begin or Gathering(0, jax.jit(steps.start)(state), ())
+    done = begin or Gathering(0, jax.jit(steps.start)(state), (), 0.0)
     gather = gather_program(steps, placement)
     run = gather.lower(done.gathered, *inputs_of(groups[0])).compile()
     compile_seconds = time.monotonic() - began
+    # As if this start had trained the groups that are done.
+    began -= done.seconds
     for number, group in enumerate(groups[done.num_groups :], done.num_groups + 1):
         gathered, taken, sums = run(done.gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
@@ -160,7 +164,8 @@ def prepare(
         # Somebody must be left in each group, or there may be nothing to go on with.
         if placement.policy.on_bad_client == "abort" or not own["arrived"].any():
             require_finite(own, 0, group)
-        done = Gathering(number, gathered, (*done.of_groups, own))
+        seconds = time.monotonic() - began - compile_seconds
+        done = Gathering(number, gathered, (*done.of_groups, own), seconds)
         if number < len(groups):
             after_group(done)
     gathering_ended = time.monotonic()

@@ -15,6 +15,9 @@ from fedjax_prune.layers import Layer
 from fedjax_prune.models.gates import GateSettings, active_gates, num_kept
 from fedjax_prune.types import Tree
 
+FORWARDS = 3
+"""Forward passes that an image which is trained on counts for."""
+
 GRID = 1000
 """`keep_ratio_for` searches keep ratios in steps of 1 / GRID."""
 
@@ -152,13 +155,22 @@ def macs_of(described: Sequence[Layer]) -> Macs:
     )
 
 
-def params_used(model: PrunableModel, image_shape: tuple[int, int, int]) -> float:
+def training_flops(macs: float, images: float) -> float:
+    """Counts the FLOPs of training: two of each multiply-accumulate.
+
+    Args:
+      macs: of one image.
+      images: that are trained on.
+    """
+    return 2 * FORWARDS * macs * images
+
+
+def params_used(layers: Sequence[Layer]) -> float:
     """Gives the share of weights that one image uses, in (0, 1].
 
     Only the weights of convolutions and dense layers count, without biases, norms and
     gates.
     """
-    layers = model.layers(image_shape)
     return sum(map(num_weights_kept, layers)) / sum(map(num_weights, layers))
 
 

@@ -35,9 +35,6 @@ from fedjax_prune.types import (
     Tree,
 )
 
-TRAINED, MEASURED = 3, 1
-"""Forward passes that an image counts for: a training step costs as much as three."""
-
 
 def compile_run(config: Config, target: Slice) -> bool:
     """Compiles round, preparation and evaluation, and prints what they take.
@@ -160,7 +157,7 @@ def _preparation(
     gather = gather_program(steps, placement)
     whole = shapes_on(placement, WHOLE, gathered)
     examples = sum(int(group.sizes.sum()) for group in groups) / len(groups)
-    flops = _flops(experiment, TRAINED * steps.solver.epochs * examples)
+    flops = _flops(experiment, costs.FORWARDS * steps.solver.epochs * examples)
 
     def compile() -> jax.stages.Compiled:
         return gather.lower(whole, rows, inputs).compile()
@@ -178,7 +175,7 @@ def _round(
     wanted = shapes_on(placement, SPLIT, np.zeros(len(cohort.client_ids), bool))
     rounds = WholeRounds(learning.task, learning.algorithm.round, placement)
     images = experiment.config.client.epochs * float(cohort.cohort_examples)
-    flops = _flops(experiment, TRAINED * images)
+    flops = _flops(experiment, costs.FORWARDS * images)
     return Program("round", True, flops, lambda: rounds.compile(inputs, test, wanted))
 
 
@@ -188,7 +185,7 @@ def _shared(
     test = experiment.data.test
     arguments = shapes_on(placement, WHOLE, (state, test))
     share = shared_program(experiment.learning, placement)
-    flops = _flops(experiment, MEASURED * len(test.labels))
+    flops = _flops(experiment, len(test.labels))
     name = "evaluation of the model without gates"
     return Program(name, False, flops, lambda: share.lower(*arguments).compile())
 
@@ -212,7 +209,7 @@ def _own(
     images = len(group) * len(data.test.labels) if correct is None else 0
     if data.held_out:
         images += int(table.sizes.sum())
-    flops = _flops(experiment, MEASURED * images)
+    flops = _flops(experiment, images)
     name = f"evaluation of {len(group)} clients"
     return Program(name, False, flops, lambda: measure.lower(*arguments).compile())
 

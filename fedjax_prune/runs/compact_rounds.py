@@ -64,6 +64,7 @@ class CompactRounds:
     Attributes:
       seconds: spent compiling the round in the last call. Compiling the short programs
         that rank, cut and put back counts as time of the round.
+      compiled: as in `Rounds`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class CompactRounds:
           rebuild: smaller model -> the `Learning` with it.
         """
         masked = _masked(learning)
-        self.seconds = 0.0
+        self.seconds = self.compiled = 0.0
         self._learning, self._rebuild = learning, rebuild
         self._placement = placement
         self._shape = learning.image_shape
@@ -123,7 +124,7 @@ class CompactRounds:
         *after, sums = rounds(
             inputs._replace(state=small_state, rows=small_rows), test, wanted
         )
-        self.seconds = rounds.seconds
+        self.seconds, self.compiled = rounds.seconds, rounds.compiled
         state, rows = self._expand(tuple(after), kept, whole)
         return state, rows, sums | facts | self._expand_counts(sums, kept, flags)
 

@@ -3,6 +3,9 @@
 import bisect
 import math
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import jax
 
@@ -91,9 +94,34 @@ def check_pictures(config: Config, count: int) -> None:
         )
 
 
-def machine_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def machine_bytes(root: Path = Path("/")) -> int:
+    """Memory of this machine, or less if a container or a batch job is given less.
+
+    Args:
+      root: of the file system in which Linux shows control groups.
+    """
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in _limits(root):
+        # A group without a limit says `max`, or has no such file.
+        with suppress(OSError, ValueError):
+            found = min(found, int(file.read_text()))
+    return found
+
+
+def _limits(root: Path) -> Iterator[Path]:
+    """The files with the limits of this process's control group and those above it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers in ("", "memory"):
+            # Version 2 has one tree and no name for it.
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            above = (Path(own.lstrip("/")), *Path(own.lstrip("/")).parents)
+            tree = root / "sys/fs/cgroup" / controllers
+            yield from (tree / folder / name for folder in above)
 
 
 def _copies() -> int:

@@ -14,11 +14,13 @@ from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.load import count_examples, is_at_hand
 from fedjax_prune.data.own_splits import Facts, count_pictures
 from fedjax_prune.data.synthetic import client_sizes
+from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import FOLDER
 from fedjax_prune.types import Config
 
@@ -41,6 +43,21 @@ class Estimate(NamedTuple):
 def rounds_done(workdir: Path) -> int:
     """The round of the newest checkpoint of a run; 0 if there is none."""
     return checkpoint.latest(workdir / FOLDER) or 0
+
+
+def require_rounds(config: Config, workdir: Path) -> None:
+    """Refuses fewer rounds than a run has finished.
+
+    Raises:
+      SettingsError: if there are fewer.
+    """
+    if (done := rounds_done(workdir)) > config.rounds:
+        raise SettingsError(
+            [
+                f"rounds must be at least {done}, which the run in {workdir} has "
+                f"finished, got {config.rounds}"
+            ]
+        )
 
 
 def is_finished(config: Config, workdir: Path) -> bool:
@@ -85,7 +102,7 @@ def _costs_of_a_round(fields: str) -> tuple[int, float]:
     images = (
         _examples_a_client(learning.config) * config.client.epochs * config.cohort_size
     )
-    return sent.down + sent.up, 3 * macs * images
+    return sent.down + sent.up, costs.FORWARDS * macs * images
 
 
 def _examples_a_client(config: Config) -> float:

@@ -76,13 +76,14 @@ class Dispatched(NamedTuple):
     Attributes:
       number: of the round, from 1.
       cohort: numpy.
-      num_measured: clients that are evaluated after it; 0 if it is not evaluated.
+      num_measured: clients measured before they are averaged; 0 without evaluation.
       sums: of the round, on the devices.
       accuracies: of the evaluation, on the devices; {} if there is none.
       hashes: of the state after it, on the devices; {} if it is not hashed.
       compile_seconds: spent compiling for it.
+      compiled: when that ended, in seconds of the monotonic clock.
       recorded: what the recorder has measured, on the devices; {} if it is not due.
-      trained: when its sums were there, in seconds of the monotonic clock.
+      trained: when its sums were there, on the same clock.
       measured: the same of the accuracies and of what is recorded.
     """
 
@@ -93,9 +94,14 @@ class Dispatched(NamedTuple):
     accuracies: dict[str, jax.Array]
     hashes: dict[str, jax.Array]
     compile_seconds: float
+    compiled: float
     recorded: dict[str, Tree]
     trained: Future[float]
     measured: Future[float]
+
+    def compiled_after(self, moment: float) -> float:
+        """How many seconds of compiling were after a moment, on the same clock."""
+        return max(0.0, min(self.compile_seconds, self.compiled - moment))
 
 
 class Journal(NamedTuple):
@@ -149,12 +155,7 @@ class Journal(NamedTuple):
         row |= privacy_row(self.experiment.config, done.number) | hash_row(hashes)
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
-            arrived = sums["arrived"][: done.num_measured] > 0
-            after = sums["after_local"][: done.num_measured]
-            after = after / len(self.experiment.data.test.labels)
-            # What nobody has sent has no accuracy.
-            after = after[arrived] if arrived.any() else np.full(1, np.nan)
-            row |= metrics.statistics("after_local", after)
+            row |= metrics.after_local_row(self.experiment, sums, done.num_measured)
             row["seconds/evaluate"] = finished - trained
         if waited := self.saver.waited():
             row["seconds/save"] = waited
@@ -227,7 +228,7 @@ class Dispatcher(NamedTuple):
         wanted = put_split(self.placement, first_by_id(cohort, measured))
         state, taken, sums = self.rounds(inputs, self.evaluation.test, wanted)
         self.rows.put(cohort.client_ids, taken)
-        seconds, trained = self.rounds.seconds, self.clock.submit(_when_ready, sums)
+        trained = self.clock.submit(_when_ready, sums)
         return state, Dispatched(
             number=number,
             cohort=cohort,
@@ -235,7 +236,8 @@ class Dispatcher(NamedTuple):
             sums=gather_whole(self.placement, sums),
             accuracies={},
             hashes=gather_whole(self.placement, self.hashes(number, state)),
-            compile_seconds=seconds,
+            compile_seconds=self.rounds.seconds,
+            compiled=self.rounds.compiled,
             recorded={},
             trained=trained,
             measured=trained,
@@ -326,19 +328,16 @@ def run_rounds(
             saver.check()
             finished += 1
             state, dispatched = dispatcher.dispatch(state, finished)
-            # The time of a round does not include compiling.
-            began += dispatched.compile_seconds
             if running is not None:
                 began = journal.write(running, began)
+            # While it is compiled the devices may still run the round before.
+            began += dispatched.compiled_after(began)
             # Not earlier: with rows on the host this waits for the round.
             running = dispatcher.evaluate(state, dispatched)
-            running = running._replace(
-                compile_seconds=running.compile_seconds + compiling
-            )
-            compiling = 0.0
+            compiling += running.compile_seconds
+            running, compiling = running._replace(compile_seconds=compiling), 0.0
             if finished % config.save_every == 0:
-                began = journal.write(running, began)
-                running = None
+                began, running = journal.write(running, began), None
                 aside.check()
                 saver.save(finished, state, rows)
         if running is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_prune.engine.evaluate import summarise
 from fedjax_prune.engine.outcome import TrainingError, flagged
+from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
@@ -96,7 +97,7 @@ def named_clients(sums: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, str
 
 
 def accuracy_row(experiment: Experiment, values: dict[str, Any]) -> dict[str, float]:
-    """The accuracies of the shared parameters, as fields of a metrics row."""
+    """What an evaluation has found, as fields of a metrics row."""
     row = {ACCURACY: float(values["global_dense"])}
     for name in ("client_gated", "client_local"):
         row |= statistics(name, values[name])
@@ -106,6 +107,24 @@ def accuracy_row(experiment: Experiment, values: dict[str, Any]) -> dict[str, fl
         "eval/clients": len(values["client_local"]),
         "eval/examples": len(experiment.data.test.labels),
     }
+
+
+def after_local_row(
+    experiment: Experiment, sums: dict[str, np.ndarray], num_measured: int
+) -> dict[str, float]:
+    """Accuracies of clients before they are averaged, as fields of a metrics row.
+
+    Args:
+      experiment: of the run.
+      sums: of the round, on the host, leaves [cohort_size, ...].
+      num_measured: how many of the cohort are measured, its first ones.
+    """
+    arrived = sums["arrived"][:num_measured] > 0
+    after = sums["after_local"][:num_measured] / len(experiment.data.test.labels)
+    # What nobody has sent has no accuracy.
+    return statistics(
+        "after_local", after[arrived] if arrived.any() else np.full(1, np.nan)
+    )
 
 
 def statistics(name: str, accuracies: np.ndarray) -> dict[str, float]:
@@ -118,8 +137,8 @@ def cost_row(
 ) -> dict[str, Any]:
     """What a round has sent and computed, and how much of the model is pruned.
 
-    A training step counts as three forward passes, a multiply-accumulate as two FLOPs.
-    A client that does not report receives a message, makes no step and sends nothing.
+    FLOPs are those of `costs.training_flops`. A client that does not report receives a
+    message, makes no step and sends nothing.
 
     Args:
       learning: of the run.
@@ -139,17 +158,17 @@ def cost_row(
     row: dict[str, Any] = {"bytes/down": sent.down, "bytes/up": sent.up}
     unmasked = traffic(messages, cohort_size, {}, num_absent=num_absent)
     row["bytes/dense"] = unmasked.down + unmasked.up
-    row["flops/dense"] = 6 * macs.dense * images
-    if learning.config.model.gated:
-        row["flops/kept"] = 6 * macs.kept * images
+    row["flops/dense"] = costs.training_flops(macs.dense, images)
+    if learning.macs.gates:
+        row["flops/kept"] = costs.training_flops(macs.kept, images)
     if not facts:
         return row
     row |= {
         "bytes_spec/down": sent.spec_down,
         "bytes_spec/up": sent.spec_up,
-        "flops/theoretical": 6 * macs.theoretical * images,
-        "flops/realisable": 6 * macs.realisable * images,
-        "flops/hybrid": 6 * macs.hybrid * images,
+        "flops/theoretical": costs.training_flops(macs.theoretical, images),
+        "flops/realisable": costs.training_flops(macs.realisable, images),
+        "flops/hybrid": costs.training_flops(macs.hybrid, images),
         "macs/theoretical": _ratio(macs.theoretical, macs.dense),
         "macs/realisable": _ratio(macs.realisable, macs.dense),
         "mask/guarded": facts["mask/guarded"],

@@ -36,6 +36,9 @@ FOLDER = "preparation"
 
 
 # What one of them raises in the first process, the others hear of as a ProcessError.
+_SECONDS = "seconds"
+"""Beside the sums of clients: what the groups have taken."""
+
 _UNUSABLE = (checkpoint.CheckpointError, RowsError, processes.ProcessError)
 
 
@@ -129,6 +132,7 @@ class _Kept:
 
     def save(self, done: Gathering, rows: Store) -> None:
         sums: dict[str, Any] = {**preparation.add_up(done.of_groups)}
+        sums[_SECONDS] = done.seconds
 
         def write() -> None:
             self._folder.mkdir(exist_ok=True)
@@ -168,15 +172,29 @@ class _Kept:
             # Of a damaged one it takes the one before, so `newest` may be too large.
             number = int(number)
             sums = processes.together(lambda: self._read_sums(number))
-            checkpoint.restore(self._folder, shapes, rows)
-        except (*_UNUSABLE, OSError, ValueError) as error:
+            _, with_rows, _ = checkpoint.restore(self._folder, shapes, rows)
+            if with_rows != number:
+                raise checkpoint.CheckpointError(
+                    f"{self._folder} has the rows of {with_rows} groups, and the sums "
+                    f"of {number}."
+                )
+        except (*_UNUSABLE, OSError) as error:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             return None
-        return Gathering(number, put_whole(placement, gathered), (sums,))
+        seconds = float(sums.pop(_SECONDS))
+        return Gathering(number, put_whole(placement, gathered), (sums,), seconds)
 
     def _read_sums(self, num_groups: int) -> dict[str, np.ndarray]:
-        with np.load(self._sums(num_groups)) as saved:
-            return dict(saved)
+        file = self._sums(num_groups)
+        try:
+            with file.open("rb") as stream, np.load(stream) as saved:
+                found = dict(saved)
+            found[_SECONDS]
+        except Exception as error:  # A damaged file raises what its bytes happen to.
+            raise checkpoint.CheckpointError(
+                f"{file} cannot be read: {error}."
+            ) from error
+        return found
 
     def _sums(self, num_groups: int) -> Path:
         return self._folder / f"sums-of-{num_groups}-groups.npz"

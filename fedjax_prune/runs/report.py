@@ -50,18 +50,19 @@ def plan(learning: Learning) -> dict[str, str]:
         facts["aggregator"] = config.aggregator
     if config.hostile.fraction:
         facts["attack"] = (
-            f"{config.hostile.attack}, by {config.hostile.fraction:.0%} of the clients"
+            f"{config.hostile.attack}, by {_percent(config.hostile.fraction)} of the "
+            "clients"
         )
     if spent := privacy_row(config, config.rounds):
         facts["privacy"] = _privacy(spent)
     if config.model.gated:
+        facts["keep ratio"] = f"{learning.model.gates.keep_ratio:.3f} of the channels"
+    # Which layers have gates is not known of a class that does not describe them.
+    if macs.gates:
         kept, more = (_share(part, macs.dense) for part in (macs.kept, macs.gates))
         facts["MACs an image"] += f" dense, {kept} kept, {more} more for the gates"
-        used = costs.params_used(learning.model, learning.image_shape)
-        facts["keep ratio"] = (
-            f"{learning.model.gates.keep_ratio:.3f} of the channels, an image uses "
-            f"{used:.1%} of the weights"
-        )
+        used = costs.params_used(learning.task.layers)
+        facts["keep ratio"] += f", an image uses {used:.1%} of the weights"
     return facts
 
 
@@ -134,7 +135,8 @@ def round_seconds(chosen: Chosen, rows: list[dict[str, Any]]) -> float:
     experiment, config = chosen.experiment, chosen.experiment.config
     sizes = np.asarray(experiment.data.population.sizes)
     images = float(sizes.mean()) * config.client.epochs * config.cohort_size
-    if 3 * _forward_flops(experiment) * images * config.rounds < WORTH_TIMING:
+    flops = costs.training_flops(experiment.learning.macs.dense, images)
+    if flops * config.rounds < WORTH_TIMING:
         return 0.0
     rate = chosen.images_per_second or images_per_second(experiment, config.lanes)
     return images / (rate * config.devices)
@@ -147,11 +149,6 @@ def _rounds_of_preparation(experiment: Experiment) -> float:
         return 0.0
     epochs = steps.num_clients(config.data.num_clients) * steps.solver.epochs
     return epochs / (config.cohort_size * config.client.epochs)
-
-
-def _forward_flops(experiment: Experiment) -> float:
-    learning = experiment.learning
-    return 2 * learning.macs.dense
 
 
 def summary(
@@ -248,7 +245,7 @@ def _to_target(
     target, numbers = config.eval.target_accuracy, [row["round"] for row in evaluated]
     reached = rounds_to_target(numbers, [row[HEADLINE] for row in evaluated], target)
     if reached is None:
-        return f"{target:.0%} not reached"
+        return f"{_percent(target)} not reached"
     sent = sum(
         row["bytes/down"] + row["bytes/up"] for row in rows if row["round"] <= reached
     )
@@ -263,9 +260,14 @@ def _to_target(
     steady = rounds_to_target(
         numbers, [row[HEADLINE] for row in evaluated], target, consecutive=3
     )
-    text = f"{target:.0%} in {reached} rounds, {_megabytes(sent)} sent"
+    text = f"{_percent(target)} in {reached} rounds, {_megabytes(sent)} sent"
     text += f" ({paper:.3g} GiB by the paper's formula)"
     return text + (f"; for 3 evaluations in a row: round {steady}" if steady else "")
+
+
+def _percent(share: float) -> str:
+    """A share that the user has written, as he has."""
+    return f"{100 * share:.4g}%"
 
 
 def _method(config: Config) -> str:

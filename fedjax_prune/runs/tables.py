@@ -28,11 +28,18 @@ class SeedRows(NamedTuple):
     seeds: Mapping[int, Sequence[Row]]
 
     def values(self, field: str) -> dict[int, float]:
-        """Seed -> mean of a field over the last fifth of the rounds."""
-        return {
-            seed: float(np.mean([row[field] for row in in_fifth(rows, 5)]))
-            for seed, rows in self.seeds.items()
-        }
+        """Seed -> mean of a field over the last fifth of the rounds.
+
+        Evaluations in which the field is NaN, because no measured client has arrived,
+        are left out, and so are seeds that have no other.
+        """
+        found = {}
+        for seed, rows in self.seeds.items():
+            known = [row[field] for row in in_fifth(rows, 5)]
+            known = [value for value in known if not math.isnan(value)]
+            if known:
+                found[seed] = float(np.mean(known))
+        return found
 
 
 def comparison(
@@ -78,7 +85,7 @@ def comparison(
         for field in ("eval/client_local/min", "eval/after_local/mean", ACCURACY):
             shown = field != ACCURACY or config.model.gated
             values = list(line.values(field).values()) if shown else []
-            cells.append(with_interval(values) if shown else "")
+            cells.append(with_interval(values) if values else "")
         cells += [f"{macs.kept:,}", *(_to_target(line, target) if target else [])]
         cells.append(f"{np.mean([_megabytes(s) for s in line.seeds.values()]):,.0f}")
         table.append([*cells, *([published.get(line.name, "")] if published else [])])
@@ -92,7 +99,8 @@ def pruning_table(
 ) -> str:
     """One row for each method, as a Markdown table.
 
-    The accuracy of a run is the mean of its last 10 evaluations of the shared model.
+    The accuracy of a run is the mean of its last 10 evaluations, with the gates of each
+    client if there are any.
     Differences are those to the first method, seed by seed.
 
     Args:
@@ -287,7 +295,7 @@ def _lasts(line: SeedRows) -> dict[int, float]:
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:
-    return [row[ACCURACY] for row in rows if ACCURACY in row]
+    return [row[HEADLINE] for row in rows if HEADLINE in row]
 
 
 def _first_paid(rounds: float, last: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fedjax_prune.engine import processes
+from fedjax_prune.runs import environment
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import plain_fields
@@ -195,8 +196,13 @@ def _short(value: Any) -> str:
 
 
 def _identity(folder: Path) -> str:
-    """The same 12 digits for each start of the run in a folder."""
-    return hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    """The same 12 digits for each start of the run in a folder.
+
+    A run that begins anew in a folder has others.
+    """
+    starts = environment.read(folder)
+    began = starts[0].get("started", "") if starts else ""
+    return hashlib.sha256(f"{folder} {began}".encode()).hexdigest()[:12]
 
 
 def _failed(name: str, error: Exception) -> str:

@@ -20,6 +20,7 @@ from fedjax_prune.runs import (
     track,
 )
 from fedjax_prune.runs.completed import completed
+from fedjax_prune.runs.estimates import require_rounds
 from fedjax_prune.runs.evaluated import numbers_evaluated
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
@@ -121,7 +122,12 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     """
     config = learning.config
     _require_same_everywhere(config)
-    processes.on_first(lambda: agree_config(folder, config))
+
+    def agree() -> None:
+        agree_config(folder, config)
+        require_rounds(config, folder)
+
+    processes.on_first(agree)
     console.print_table("This run", report.plan(learning))
     with console.working(f"loading {config.data.name}"):
         experiment = Experiment(learning, _load_everywhere(config))

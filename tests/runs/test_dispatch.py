@@ -1,5 +1,6 @@
 """What the loop of a run reads from the devices, and when."""
 
+import time
 import traceback
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from fedjax_prune.engine import row_files, rows_on_host, store
 from fedjax_prune.runs import loop, state_files, train
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import Saver
 from tests.small_runs import tiny_config
 
@@ -42,11 +44,31 @@ class SealedRounds:
     def seconds(self):
         return self.rounds.seconds
 
+    @property
+    def compiled(self):
+        return self.rounds.compiled
+
     def __call__(self, inputs, test, wanted):
         self.events.append("a round starts")
         inputs = inputs._replace(state=unseal(inputs.state))
         state, rows, sums = self.rounds(inputs, test, wanted)
         return seal(state), rows, seal(sums)
+
+
+class Recompiled:
+    """Rounds of which the third says that it was compiled for 100 seconds."""
+
+    def __init__(self, rounds):
+        self.rounds, self.seconds, self.compiled, self.calls = rounds, 0.0, 0.0, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        found = self.rounds(*args)
+        if self.calls == 3:
+            self.seconds, self.compiled = 100.0, time.monotonic()
+        else:
+            self.seconds, self.compiled = self.rounds.seconds, self.rounds.compiled
+        return found
 
 
 class SealedEvaluation(loop.Evaluation):
@@ -119,3 +141,25 @@ def test_a_round_is_dispatched_before_the_previous_one_is_read(watched):
     letters = {"a round starts": "s", "read_devices": "r"}
     order = "".join(letters.get(event, "") for event in events)
     assert order == "ssr" + "srr" + "ssrr"
+
+
+def test_compiling_takes_no_time_from_the_round_before(tmp_path, monkeypatch):
+    """The devices run round 2 while round 3 is compiled, here for 100 seconds."""
+    make_rounds = loop.make_rounds
+    monkeypatch.setattr(
+        loop, "make_rounds", lambda *args: Recompiled(make_rounds(*args))
+    )
+    assert train.run(tiny_config(rounds=4, save_every=4), tmp_path) == 0
+    rows = read_metrics(tmp_path)
+    assert rows[2]["seconds/compile"] == 100.0
+    assert all(0 < row["seconds"] < 100 for row in rows)
+
+
+@pytest.mark.parametrize(("moment", "seconds"), [(5.0, 3.0), (8.0, 2.0), (11.0, 0.0)])
+def test_seconds_of_compiling_after_a_moment_by_hand(moment, seconds):
+    """It took 3 seconds, from 7 to 10."""
+    found = dict.fromkeys(loop.Dispatched._fields) | {
+        "compile_seconds": 3.0,
+        "compiled": 10.0,
+    }
+    assert loop.Dispatched(**found).compiled_after(moment) == seconds

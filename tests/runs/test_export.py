@@ -86,6 +86,7 @@ def test_a_card_says_what_was_written_and_what_it_costs(finished, tmp_path):
     card = (tmp_path / "README.md").read_text()
     size = (tmp_path / "model.safetensors").stat().st_size
     assert f"model.safetensors: {size:,} bytes" in card
+    assert f"eval/examples: {config.eval.num_examples:,}" in card
     assert facts["what"] in card and "autoflip" in card
     assert str(workdir) not in card
     assert str(Path.cwd()).encode() not in (tmp_path / "model.stablehlo").read_bytes()

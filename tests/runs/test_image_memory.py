@@ -102,6 +102,26 @@ def test_pictures_beyond_the_memory_are_refused_before_they_are_decoded(
         experiment.load_data(config)
 
 
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/jobs/7", "jobs/memory.max"),
+        ("4:memory:/jobs/7\n0::/", "memory/jobs/7/memory.limit_in_bytes"),
+    ],
+)
+def test_a_control_group_limits_the_memory(tmp_path, groups, file):
+    whole = data_memory.machine_bytes(tmp_path)
+    assert whole > 10**6
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{groups}\n")
+    limit = tmp_path / "sys/fs/cgroup" / file
+    limit.parent.mkdir(parents=True)
+    limit.write_text("max\n")
+    assert data_memory.machine_bytes(tmp_path) == whole
+    limit.write_text("1000000\n")
+    assert data_memory.machine_bytes(tmp_path) == 10**6
+
+
 def test_a_network_beyond_the_memory_is_refused():
     """1.15e9 parameters of the first dense layer; the images are one byte, repeated."""
     config = tiny_config(devices=1, **ALL_DIGITS, **{"data.size": 3000})

@@ -5,7 +5,9 @@ import re
 import pytest
 
 from fedjax_prune.models.own import load_class
+from fedjax_prune.runs import report, train
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, problems
 from tests.own_files import write_nets
 from tests.small_runs import own_config
@@ -81,3 +83,31 @@ def test_channels_of_a_class_that_cannot_lose_them_are_refused(tmp_path):
     config = own_config(write_nets(tmp_path, NETS), "Grouped")
     with pytest.raises(SettingsError, match=r"^model and data: Grouped has .* left"):
         make_learning(config)
+
+
+GATED = """
+import flax.linen as nn
+from fedjax_prune.models.blocks import GatedConv
+from fedjax_prune.models.gates import GateSettings
+
+class Undescribed(nn.Module):
+    num_classes: int
+    gates: GateSettings | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train, example_mask):
+        conv = GatedConv(8, self.gates, "none", name="conv")
+        x, _ = conv(images, train=train, example_mask=example_mask)
+        return nn.Dense(self.num_classes, name="logits")(x.mean((1, 2)))
+"""
+
+
+def test_gates_of_a_class_that_does_not_describe_its_layers_are_not_counted(tmp_path):
+    changes = {"rounds": 1, "model.gated": True, "model.keep_ratio": 0.5}
+    config = own_config(write_nets(tmp_path, GATED), "Undescribed", **changes)
+    told = report.plan(make_learning(config))
+    assert told["keep ratio"] == "0.500 of the channels"
+    assert told["MACs an image"].replace(",", "").isdigit()
+    assert train.run(config, tmp_path / "run") == 0
+    (row,) = read_metrics(tmp_path / "run")
+    assert row["flops/dense"] > 0 and "flops/kept" not in row

@@ -109,6 +109,16 @@ def test_the_numbers_of_parameters_do_not_depend_on_their_precision():
         assert f"in 7 rounds, 2.0 MB sent ({paper:.3g} GiB by the paper" in text
 
 
+def test_shares_are_told_as_they_were_written():
+    config = tiny_config(**{"eval.target_accuracy": 0.985, "hostile.fraction": 0.125})
+    learning = make_learning(config)
+    row = {"round": 1, "seconds": 1.0, "bytes/down": 1e6, "bytes/up": 1e6}
+    row |= {"eval/global_dense/accuracy": 0.5, "eval/headline": 0.5, "eval/clients": 1}
+    assert report.summary(learning, [row], Path())["to target"] == "98.5% not reached"
+    attack = report.plan(learning)["attack"]
+    assert attack.endswith("by 12.5% of the clients")
+
+
 def test_the_headline_is_that_of_the_run():
     """With gates the clients' mean, without the shared model; one field for both."""
     values = {

@@ -94,6 +94,23 @@ def test_seeds_that_are_not_equally_far_are_compared_where_all_have_been(tmp_pat
     assert facts.results(lines).rows[0][3] == ""
 
 
+def test_a_row_that_is_lost_is_not_counted(tmp_path):
+    """Round 7 of one seed; the other ended there."""
+    configs = [config_of(rounds=20, seed=seed) for seed in (0, 1)]
+    (line,) = lines_of(tmp_path, *configs)
+    del line.runs[1].rows[7:], line.runs[0].rows[6]
+    (row,) = facts.results([line]).rows
+    found = dict(zip(facts.results([line]).columns, row, strict=True))
+    assert found["MB sent"] == "19.5"  # of 6 and 7 rounds of 3 MB
+
+
+def test_a_whole_number_is_equal_to_its_float(tmp_path):
+    configs = [config_of(seed=seed, **{"data.alpha": 1.0}) for seed in (0, 1)]
+    (line,) = lines_of(tmp_path, *configs)
+    line.runs[1].config["data.alpha"] = 1
+    assert len(as_lines(line.runs)) == 1
+
+
 def test_churn_is_that_of_arrays_that_masks_prune(tmp_path):
     """By hand: (10 % + 30 %) / 2; a bias and a norm are not pruned, so not counted."""
     (line,) = lines_of(tmp_path, config_of(rounds=5))

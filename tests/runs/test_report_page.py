@@ -218,9 +218,14 @@ def test_records_come_back_and_damaged_ones_are_left_out(tmp_path):
     assert first.accuracies["client_local"].dtype == np.float32
     # Those of rounds that a killed run has lost are not read.
     assert [r.round for r in record.read_records(folder, 12)] == [5, 10]
-    (folder / "report" / "round-10.npz").write_bytes(b"PK\3\4 damaged")
-    with pytest.warns(UserWarning, match=r"round-10\.npz cannot be read"):
-        assert [r.round for r in record.read_records(folder, 15)] == [5, 15]
+    file = folder / "report" / "round-10.npz"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    zeroed = whole[:middle] + bytes(512) + whole[middle + 512 :]
+    for damaged in (b"PK\3\4 damaged", whole[:-40], zeroed):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"round-10\.npz cannot be read"):
+            assert [r.round for r in record.read_records(folder, 15)] == [5, 15]
 
 
 def test_a_run_is_followed_line_by_line_to_its_last_round(tmp_path, capsys):

@@ -139,11 +139,29 @@ def test_the_change_at_the_end_is_that_of_the_last_fifth(tmp_path):
 
 def test_a_method_has_its_last_ten_evaluations_and_its_best_one(tmp_path):
     values = [0.0, 0.9] + [0.5] * 9 + [0.6]
-    own = {"eval/global_dense/accuracy": lambda n: values[n - 1]}
+    own = {"eval/headline": lambda n: values[n - 1]}
     config = config_of(rounds=12, **{"eval.every": 1})
     folder = write_run(tmp_path / "run", config, records=False, **own)
     row = cells(tables.pruning_table({"one": [folder]}))["one"]
     assert (row["accuracy"], row["best"]) == (["51.0%"], ["90.0%"])
+
+
+def test_methods_with_gates_are_compared_with_them(tmp_path):
+    own = {"eval/headline": lambda n: 0.75}
+    folder = write_run(tmp_path / "run", config_of(), records=False, **own)
+    row = cells(tables.pruning_table({"one": [folder]}))["one"]
+    assert (row["accuracy"], row["best"]) == (["75.0%"], ["75.0%"])
+
+
+@pytest.mark.parametrize(("last", "shown"), [(8, "20.0%"), (7, "")])
+def test_evaluations_to_which_nobody_came_do_not_count(tmp_path, last, shown):
+    """Of the last two rounds, 9 and 10, round 9 alone has a number, or none has."""
+    values = {9: 0.2 if last == 8 else math.nan, 10: math.nan}
+    own = {"eval/after_local/mean": lambda n: values.get(n, 0.1)}
+    config = config_of(rounds=10, **{"eval.every": 1})
+    folder = write_run(tmp_path / "run", config, records=False, **own)
+    row = cells(tables.comparison({"one": [folder]}))["one"]
+    assert row["before averaging"] == [shown]
 
 
 def test_an_exploration_pays_when_rounds_have_saved_what_it_took(tmp_path):

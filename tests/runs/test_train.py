@@ -30,6 +30,14 @@ def finished(tmp_path_factory):
     return config, workdir
 
 
+def test_fewer_rounds_than_are_done_are_refused(finished):
+    _, workdir = finished
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(SettingsError, match=r"^rounds must be at least 4, .* got 3$"):
+        train.run(tiny_config(rounds=3), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
 def test_rows_have_the_promised_fields(finished):
     _, workdir = finished
     rows = read_metrics(workdir)

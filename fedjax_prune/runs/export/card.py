@@ -156,7 +156,11 @@ def _accuracies(facts: Mapping[str, Any]) -> str:
     """Accuracies of the last evaluation, and those of a client's compact network."""
     parts = []
     if found := dict(facts["accuracy"]):
-        rows = {name: f"{x:.4g}" for name, x in found.items() if name != "round"}
+        rows = {
+            name: f"{x:,}" if isinstance(x, int) else f"{x:.4g}"
+            for name, x in found.items()
+            if name != "round"
+        }
         whose = [
             f"{words} `{field}`"
             for field, words in _WHOSE.items()

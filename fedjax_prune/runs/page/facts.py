@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.page import clients, troubled
-from fedjax_prune.runs.page.bands import spent
+from fedjax_prune.runs.page.bands import Spent, spent
 from fedjax_prune.runs.page.html import Facts
 from fedjax_prune.runs.page.read import Line, PageRun, differences, uncompared
 from fedjax_prune.runs.tables import with_interval
@@ -30,7 +30,7 @@ def results(lines: Sequence[Line]) -> Facts:
         cells: list[Any] = [line.name, len(line.runs), _rounds(line)]
         cells += [_last(line, field) for field in _LASTS.values()]
         done = min(run.rows[-1]["round"] for run in line.runs)
-        costs = np.mean([spent(run)[done] for run in line.runs], axis=0)
+        costs = np.mean([_spent_by(run, done) for run in line.runs], axis=0)
         seconds = [
             sum(row["seconds"] for row in run.rows if row["round"] <= done)
             for run in line.runs
@@ -49,6 +49,12 @@ def results(lines: Sequence[Line]) -> Facts:
         columns=[*columns, "workdirs"],
         rows=rows,
     )
+
+
+def _spent_by(run: PageRun, done: int) -> Spent:
+    """What a run has spent up to a round, or the last one before it with a row."""
+    found = spent(run)
+    return found[max(number for number in found if number <= done)]
 
 
 def worst_clients(lines: Sequence[Line]) -> Facts | None:

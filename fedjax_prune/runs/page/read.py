@@ -126,13 +126,18 @@ def as_lines(
       WorkdirError: naming runs of a line that have the same seed, which would count as
         two.
     """
-    groups: dict[tuple[str, str], list[PageRun]] = {}
+    groups: list[tuple[tuple[str, dict[str, Any]], list[PageRun]]] = []
     for run in runs:
         left_out = uncompared(run.config)
         compared = {k: v for k, v in run.config.items() if k not in left_out}
-        name = given[run.folder] if given else ""
-        groups.setdefault((name, repr(sorted(compared.items()))), []).append(run)
-    lines = [sorted(g, key=lambda run: run.config["seed"]) for g in groups.values()]
+        key = given[run.folder] if given else "", compared
+        # Compared, not hashed: 1 and 1.0 are one value of a field.
+        alike = next((group for known, group in groups if known == key), None)
+        if alike is None:
+            groups.append((key, [run]))
+        else:
+            alike.append(run)
+    lines = [sorted(group, key=lambda run: run.config["seed"]) for _, group in groups]
     if found := [
         f"{first.folder} and {second.folder} are runs of one configuration and seed: "
         "name one of them."
