@@ -57,7 +57,8 @@ class Layer(NamedTuple):
       kept_in: channels it reads for one sample, at most `in_channels`.
       kept_out: channels it writes for one sample, at most `out_channels`.
       taps: height times width of the kernel.
-      positions: height times width of the output.
+      positions: height times width of the output. A fraction where a program reads
+        only a part of the weights, or several arrays multiplied with each other.
       gated: whether it has a gate, from `in_channels` to `out_channels`.
     """
 
@@ -67,5 +68,5 @@ class Layer(NamedTuple):
     kept_in: int
     kept_out: int
     taps: int
-    positions: int
+    positions: float
     gated: bool

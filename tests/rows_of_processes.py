@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fedjax_prune.engine import row_files
+from fedjax_prune.engine import row_files, row_log
 from fedjax_prune.engine.devices import make_placement
 from fedjax_prune.engine.placing import connect, put_split
 from fedjax_prune.engine.processes import ProcessError
@@ -107,6 +107,24 @@ def any_sequence(seed, folder):
     return store, saved
 
 
+def without_reading(folder, number):
+    """Process 1 cannot read the rows of a snapshot, which stores of all kinds load."""
+
+    def refuse(*args):
+        raise OSError("no such device")
+
+    placement, read = make_placement(4), row_log.read
+    for kind in ("device", "host", "disk"):
+        rows = folder / "other rows"
+        store = make_store(kind, first_row(), NUM_CLIENTS, placement, folder=rows)
+        row_log.read = refuse if number == 1 else read
+        try:
+            store.restore(folder / "end")
+        except (OSError, ProcessError) as error:
+            print(f"{kind}: {type(error).__name__}: {error}")
+        row_log.read = read
+
+
 def without_room(store, number):
     """A limit on the size of files stands for a full disk, in process 1."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -147,6 +165,7 @@ def main(port, number, seed, folder):
     store.snapshot(Path(folder) / "end")
     with (Path(folder) / f"{number}.pickle").open("wb") as stream:
         pickle.dump(wanted, stream)
+    without_reading(Path(folder), int(number))
     without_room(store, int(number))
     places(Path(folder), int(number))
     jax.distributed.shutdown()

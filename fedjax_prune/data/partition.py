@@ -204,7 +204,7 @@ PARTITIONERS: dict[str, Callable[..., Population]] = {
         dirichlet_in_turn(labels, *args, **options), num_examples=len(labels)
     ),
 }
-"""Name -> (labels, num_clients, seed, options) -> a Population."""
+"""Name -> (labels, num_clients, rng, options) -> a Population."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "iid": (),

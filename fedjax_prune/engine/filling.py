@@ -7,7 +7,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from fedjax_prune.engine import row_files, row_log
+from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import put_split
 from fedjax_prune.engine.row_arrays import create
@@ -90,7 +90,7 @@ def first_row(saved: Saved, shapes: ClientState) -> ClientState:
     return jax.tree.map(lambda x: x[0], rows)
 
 
-def read_pieces(
+def _read_pieces(
     saved: Saved, shapes: ClientState
 ) -> Iterator[tuple[np.ndarray, ClientState]]:
     """Reads all rows that were ever written, in pieces, file by file.
@@ -112,13 +112,28 @@ def read_pieces(
         yield index.clients[found], row_log.from_bytes(rows, shapes)
 
 
+def read_together(
+    saved: Saved, shapes: ClientState
+) -> Iterator[tuple[np.ndarray, ClientState]]:
+    """Reads as `_read_pieces` in every process; if it fails in one, it fails in all.
+
+    Between two pieces the processes may exchange what they have read.
+
+    Raises:
+      OSError, ProcessError: see above.
+    """
+    pieces = _read_pieces(saved, shapes)
+    while (piece := processes.together(lambda: next(pieces, None))) is not None:
+        yield piece
+
+
 def put_saved(store: Fillable, saved: Saved, placement: Placement) -> None:
     """Puts all rows of a log into a store in which all clients have their first row.
 
     Raises:
-      OSError: if they cannot be read.
+      OSError, ProcessError: if they cannot be read.
     """
-    for client_ids, rows in read_pieces(saved, store.shapes):
+    for client_ids, rows in read_together(saved, store.shapes):
         # Every device gets an equal part; what it is filled up with is nobody's.
         missing = -len(client_ids) % placement.num_blocks
         places = np.minimum(np.arange(len(client_ids) + missing), len(client_ids) - 1)

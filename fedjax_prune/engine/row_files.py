@@ -137,7 +137,9 @@ def pieces_of_devices(leaf: jax.Array) -> Pieces:
         for start, count in _pieces(part):
             piece = part
             if count < len(part):
-                piece = jax.lax.dynamic_slice_in_dim(part, start, count)
+                # Put explicitly, as a loop under a transfer guard asks for.
+                place = jax.device_put(np.int32(start), shard.device)
+                piece = jax.lax.dynamic_slice_in_dim(part, place, count)
             yield first + start, jax.device_get(piece)
 
 

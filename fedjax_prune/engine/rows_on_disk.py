@@ -23,7 +23,7 @@ import numpy as np
 
 from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
-from fedjax_prune.engine.filling import open_log, read_pieces
+from fedjax_prune.engine.filling import open_log, read_together
 from fedjax_prune.engine.placing import (
     fetch_own,
     own_places,
@@ -186,10 +186,9 @@ class DiskStore:
             # The files that this store writes next are of another attempt.
             self._attempt, self._in_snapshots = 0, saved.index.names
             return
-        pieces = read_pieces(saved, self.shapes)
         self._begin(saved.first)
-        while (piece := processes.together(lambda: next(pieces, None))) is not None:
-            self.put(*piece)
+        for client_ids, rows in read_together(saved, self.shapes):
+            self.put(client_ids, rows)
         self._settle()
 
     def keep(self, snapshots: Iterable[str | Path]) -> None:

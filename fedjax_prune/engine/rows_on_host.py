@@ -79,15 +79,12 @@ class HostStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
-        processes.together(lambda: self._restore(folder))
-
-    def _restore(self, folder: str | Path) -> None:
         if row_log.is_log(folder):
-            saved = open_log(folder, self.shapes)
+            saved = processes.together(lambda: open_log(folder, self.shapes))
             self._begin(first_row(saved, self.shapes))
             put_saved(self, saved, self._placement)
             return
-        leaves = row_files.open_leaves(folder, self.shapes)
+        leaves = processes.together(lambda: row_files.open_leaves(folder, self.shapes))
         self._rows = jax.tree.map(lambda x: x[self._own], leaves)
         self._arriving = self._row_to_draw = None
 

@@ -109,7 +109,7 @@ def scale(tree: Tree, factor: jax.Array) -> Tree:
 
     Args:
       tree: float arrays.
-      factor: [] float, rounded to the dtype of each array.
+      factor: [] float, rounded to the dtype of each array, at least to float32.
     """
     return jax.tree.map(lambda x: jnp.asarray(factor, wide(x.dtype)) * x, tree)
 

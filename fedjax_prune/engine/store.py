@@ -177,14 +177,14 @@ class DeviceStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
-        processes.together(lambda: self._restore(folder))
+        if not row_log.is_log(folder):
+            processes.together(lambda: self._restore(folder))
+            return
+        saved = processes.together(lambda: open_log(folder, self.shapes))
+        self._begin(first_row(saved, self.shapes))
+        put_saved(self, saved, self._placement)
 
     def _restore(self, folder: str | Path) -> None:
-        if row_log.is_log(folder):
-            saved = open_log(folder, self.shapes)
-            self._begin(first_row(saved, self.shapes))
-            put_saved(self, saved, self._placement)
-            return
         leaves, tree = jax.tree.flatten(self._rows)
         saved = jax.tree.leaves(row_files.open_leaves(folder, self.shapes))
         for place, new in enumerate(saved):
@@ -254,7 +254,10 @@ def make_store(
             raise ValueError("folder must be given for rows on disk, got None.")
         mesh = placement.mesh
         if processes.count() > 1 and (mesh is None or not mesh.is_multi_process):
-            raise ValueError("rows on disk need a placement over all processes.")
+            raise ValueError(
+                "placement must be over all processes for rows on disk: their number "
+                f"is {processes.count()}, and the placement is of one."
+            )
         return DiskStore(
             row,
             num_clients,

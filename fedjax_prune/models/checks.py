@@ -77,6 +77,14 @@ def check_collections(model: nn.Module, collections: Any, takes_mask: bool) -> N
                     f"{collection} of {name} must be floats, got {leaf.dtype} at "
                     f"{_joined(path)}: keep integers in the collection batch_stats."
                 )
+    for collection, tree in collections.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+                raise ValueError(
+                    f"{collection} of {name} must be float32 or wider, in which they "
+                    f"are added up over clients, got {leaf.dtype} at {_joined(path)}: "
+                    "give dtype to activations alone, and not to param_dtype."
+                )
 
 
 def check_state(model: nn.Module, before: Tree, after: Tree) -> None:

@@ -141,8 +141,8 @@ def macs_of(described: Sequence[Layer]) -> Macs:
     """Counts the multiply-accumulates of layers for one image, as `macs`."""
     layers = {
         layer.name: LayerMacs(
-            dense=num_weights(layer) * layer.positions,
-            kept=num_weights_kept(layer) * layer.positions,
+            dense=round(num_weights(layer) * layer.positions),
+            kept=round(num_weights_kept(layer) * layer.positions),
             gates=layer.gated * layer.in_channels * layer.out_channels,
         )
         for layer in described

@@ -235,6 +235,13 @@ class PlainNetwork(nn.Module):
             height, width = height + grown, width + grown
             sizes.append((height, width))
             height, width = stage.pool.size(height), stage.pool.size(width)
+        if self.norm == "gn" and (1, 1) in sizes:
+            rows, columns, _ = image_shape
+            raise ValueError(
+                f"norm must be none or bn for {type(self).__name__} on images of "
+                f"{rows}x{columns} pixels, got 'gn': a map of conv"
+                f"{1 + sizes.index((1, 1))} is one pixel, which it makes a constant."
+            )
         return [*sizes, (height, width)]
 
     def _convs(self) -> list[tuple[str, int, int, GateSettings | None]]:

@@ -9,6 +9,7 @@ weights alone are not made for each image and are not counted.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -56,16 +57,18 @@ def traced_layers(
     sizes = [math.prod(leaf.shape) for _, leaf in leaves]
     held: dict[Any, Weights] = dict.fromkeys(closed.jaxpr.invars[:-1], ())
     held |= {closed.jaxpr.invars[place]: (place,) for place in range(len(leaves))}
-    macs: dict[int, int] = {}
+    macs: dict[int, Fraction] = {}
     for weights, count in _products(closed.jaxpr, held, sizes, 1):
         total = sum(sizes[place] for place in weights)
         for place in weights:
-            macs[place] = macs.get(place, 0) + count * sizes[place] // total
+            share = Fraction(count * sizes[place], total)
+            macs[place] = macs.get(place, Fraction()) + share
     found = [(*leaves[place], count) for place, count in macs.items()]
     return tuple(_layer(path, leaf, count) for path, leaf, count in found)
 
 
-def _layer(path: Any, leaf: Any, macs: int) -> Layer:
+def _layer(path: Any, leaf: Any, macs: Fraction) -> Layer:
+    positions = macs / math.prod(leaf.shape)
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     *taps, inputs, outputs = (1, 1, *leaf.shape)
     return Layer(
@@ -75,7 +78,7 @@ def _layer(path: Any, leaf: Any, macs: int) -> Layer:
         kept_in=inputs,
         kept_out=outputs,
         taps=math.prod(taps),
-        positions=macs // math.prod(leaf.shape),
+        positions=(int if positions.denominator == 1 else float)(positions),
         gated=False,
     )
 

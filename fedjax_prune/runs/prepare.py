@@ -171,7 +171,7 @@ class _Kept:
                 )
             # Of a damaged one it takes the one before, so `newest` may be too large.
             number = int(number)
-            sums = processes.together(lambda: self._read_sums(number))
+            sums, seconds = processes.together(lambda: self._read_sums(number))
             _, with_rows, _ = checkpoint.restore(self._folder, shapes, rows)
             if with_rows != number:
                 raise checkpoint.CheckpointError(
@@ -181,20 +181,18 @@ class _Kept:
         except (*_UNUSABLE, OSError) as error:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             return None
-        seconds = float(sums.pop(_SECONDS))
         return Gathering(number, put_whole(placement, gathered), (sums,), seconds)
 
-    def _read_sums(self, num_groups: int) -> dict[str, np.ndarray]:
+    def _read_sums(self, num_groups: int) -> tuple[dict[str, np.ndarray], float]:
         file = self._sums(num_groups)
         try:
             with file.open("rb") as stream, np.load(stream) as saved:
                 found = dict(saved)
-            found[_SECONDS]
+            return found, float(found.pop(_SECONDS))
         except Exception as error:  # A damaged file raises what its bytes happen to.
             raise checkpoint.CheckpointError(
                 f"{file} cannot be read: {error}."
             ) from error
-        return found
 
     def _sums(self, num_groups: int) -> Path:
         return self._folder / f"sums-of-{num_groups}-groups.npz"

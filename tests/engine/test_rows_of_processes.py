@@ -97,6 +97,9 @@ def test_any_sequence_of_two_processes(seed, tmp_path):
     ]
     said = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
+    for kind in ("device", "host", "disk"):
+        failed = f"{kind}: ProcessError: process 1 of 2 has failed: no such device"
+        assert failed in said[0] and f"{kind}: OSError: no such device" in said[1]
     reason = f"The rows of a round cannot be written in {tmp_path}/rows: File too large"
     assert f"ProcessError: process 1 of 2 has failed: {reason}" in said[0]
     assert f"RowsError: {reason}" in said[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.models import CNN, VGG11, NextCharLSTM, ResNet32
+from fedjax_prune.models import CNN, VGG11, NextCharLSTM, ResNet32, TwoCNN
 from fedjax_prune.models.blocks import GatedConv, TorchDense, scaled
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.pooling import max_pool
@@ -291,3 +291,10 @@ def test_impossible_models_are_refused():
             model(10, gates=GateSettings(2))
         with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
             model(0)
+
+
+def test_a_group_norm_of_one_pixel_is_refused():
+    """It would be a constant: conv2 of TwoCNN has such a map on images of 6x6."""
+    assert TwoCNN(10, norm="gn").layers((8, 8, 1))
+    with pytest.raises(ValueError, match=r"none or bn for TwoCNN .*6x6.* of conv2"):
+        TwoCNN(10, norm="gn").layers((6, 6, 1))

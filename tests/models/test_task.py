@@ -66,6 +66,12 @@ class IntegerWeights(Net):
         return logits + shift.astype(logits.dtype)[None]
 
 
+class Narrow(Net):
+    def finish(self, logits, train):
+        shift = self.param("shift", lambda key: jnp.zeros(3, jnp.bfloat16))
+        return logits + shift.astype(logits.dtype)[None]
+
+
 class IntegerGates(Net):
     def finish(self, logits, train):
         shift = self.variable("gates", "shift", jnp.zeros, (3,), jnp.int32)
@@ -115,6 +121,10 @@ class Summed(Net):
         (
             IntegerWeights(),
             "params of IntegerWeights must be floats, got int32 at shift: keep",
+        ),
+        (
+            Narrow(),
+            "params of Narrow must be float32 or wider, .* got bfloat16 at shift: give",
         ),
         (
             IntegerGates(),

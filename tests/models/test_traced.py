@@ -148,6 +148,20 @@ def test_products_of_weights_alone_are_not_made_for_each_image():
     assert layer.positions == 1
 
 
+@pytest.mark.parametrize(
+    ("used", "macs"),
+    [
+        (lambda params, x: x @ params["a"][:, :3], {"a": 12}),
+        (lambda params, x: x @ (params["a"][:, :2] @ params["b"]), {"a": 14, "b": 6}),
+    ],
+)
+def test_weights_that_are_read_in_part_count_as_what_is_read(used, macs):
+    """By hand: 4 x 3 of 4 x 6 entries; 4 x 5 products, shared 24 to 10."""
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones((2, 5))}
+    found = macs_of(traced_layers(used, params, jnp.ones((1, 4))))
+    assert {name: layer.dense for name, layer in found.layers.items()} == macs
+
+
 def test_a_choice_that_the_image_makes_is_no_constant():
     def chosen(params, x):
         zeros = jnp.zeros((1, 4))

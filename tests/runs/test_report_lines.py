@@ -253,7 +253,7 @@ def test_bars_show_what_the_target_costs_and_who_misses_it(tmp_path):
     assert values == {
         ("fedavg", "rounds"): 5,
         ("fedavg", "MB sent, both directions"): 15,
-        ("fedavg", "TFLOP of clients"): 10,
+        ("fedavg", "TFLOP of kept channels"): 10,
     }
     assert "fedprox: 0 of 1 runs reach it." in panel.words
     panel = target.target(lines, 0.505)

@@ -41,7 +41,7 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
     axes = (
         ("round", "round"),
         ("sent", "MB sent so far, both directions"),
-        ("computed", "TFLOP of clients so far"),
+        ("computed", "TFLOP of kept channels so far"),
     )
     parts = [
         band_chart(data, lines, x, "accuracy (%)", marks=marks).properties(width=270)

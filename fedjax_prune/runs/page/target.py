@@ -14,7 +14,7 @@ from fedjax_prune.runs.targets import ROUNDING, rounds_to_target
 
 _NUMBER = ",.3~r"
 """How numbers are written: three digits, without an exponent."""
-COSTS = ("rounds", "MB sent, both directions", "TFLOP of clients")
+COSTS = ("rounds", "MB sent, both directions", "TFLOP of kept channels")
 
 
 def target(lines: Sequence[Line], wanted: float = 0.0) -> Panel | None:
