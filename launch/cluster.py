@@ -26,7 +26,8 @@ SILENCE = 40
 """Seconds without a heartbeat after which a process counts as lost."""
 _LEAVING = 10
 """Seconds that a process waits at its end for the others."""
-_ADDRESS = re.compile(r".+:\d+")
+_ADDRESS = re.compile(r".+:(\d+)")
+_LAST_PORT = 65_535
 
 
 class Seat(NamedTuple):
@@ -80,9 +81,11 @@ def find_seat(
 
 def _check(seat: Seat) -> Seat | None:
     found = []
-    if not _ADDRESS.fullmatch(seat.coordinator):
+    address = _ADDRESS.fullmatch(seat.coordinator)
+    if not address or not 1 <= int(address[1]) <= _LAST_PORT:
         found.append(
-            f"--coordinator_address must be HOST:PORT, got {seat.coordinator!r}"
+            "--coordinator_address must be HOST:PORT with a port in "
+            f"[1, {_LAST_PORT}], got {seat.coordinator!r}"
         )
     if seat.num_processes < 1:
         found.append(f"--num_processes must be at least 1, got {seat.num_processes}")

@@ -2,9 +2,11 @@
 # Sourced: makes .venv beside the code, installs into it when needed, activates it.
 # EXTRAS (for example "[test]") names the extras; PYTHON the interpreter to use.
 
-newest_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3 python}; do
+find_python() {
+  local candidate candidates
+  candidates=(python3.12 python3.11 python3.13 python3 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     then
       echo "$candidate"
@@ -16,14 +18,23 @@ newest_python() {
   return 1
 }
 
+# Not so once the checkout was moved, or the Python that it was made with is gone.
+environment_works() {
+  (
+    source .venv/bin/activate &&
+      python -c 'import os, sys; sys.exit(not os.path.samefile(sys.prefix, ".venv"))'
+  ) 2>/dev/null
+}
+
 make_environment() {
   local python stamp
   stamp=".venv/installed${EXTRAS:-}"
+  environment_works || rm -rf .venv
   if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ]; then
     return
   fi
   if [ ! -x .venv/bin/pip ]; then
-    python=$(newest_python) || return 1
+    python=$(find_python) || return 1
     if ! "$python" -m venv .venv; then
       rm -rf .venv
       echo "error: $python has no working venv module." >&2

@@ -101,7 +101,12 @@ def load_config(
 def overridden(arguments: Sequence[str]) -> set[str]:
     """The fields that arguments `--config.field=value` and `--noconfig.field` set."""
     given = filter(_OVERRIDE.match, arguments)
-    return {_OVERRIDE.sub("", argument).partition("=")[0] for argument in given}
+    return {_assignment(argument).partition("=")[0] for argument in given}
+
+
+def _assignment(argument: str) -> str:
+    """What an argument has after its `--config.`, whatever its value holds."""
+    return _OVERRIDE.sub("", argument, count=1)
 
 
 def _help(section: str, overrides: Sequence[str]) -> str:
@@ -127,7 +132,7 @@ def _changed(config: Any, arguments: Sequence[str], found: list[str]) -> Any:
 
 
 def _apply(config: Any, argument: str) -> Any:
-    field, _, text = _OVERRIDE.sub("", argument).partition("=")
+    field, _, text = _assignment(argument).partition("=")
     known = settings.flatten(config)
     if not _OVERRIDE.match(argument):
         launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])

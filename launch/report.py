@@ -18,6 +18,8 @@ In a checkout `python -m launch.report` is the same. For example:
     python -m fedjax_prune report --workdirs=runs/quickstart --live
 """
 
+from pathlib import Path
+
 from absl import app, flags
 
 from fedjax_prune.runs import live
@@ -36,21 +38,34 @@ _TARGET = flags.DEFINE_float(
 _LIVE = flags.DEFINE_bool("live", False, "follow one running workdir in the terminal")
 
 
+def folders_of(parts: list[str]) -> list[Path]:
+    """The folders that a list names; commas may be in the name of one that exists."""
+    folders = []
+    while parts:
+        for count in range(len(parts), 0, -1):
+            folder = local_folder(",".join(parts[:count]))
+            if count == 1 or folder.is_dir():
+                folders.append(folder)
+                parts = parts[count:]
+                break
+    return folders
+
+
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 1 if there is nothing to draw."""
 
     def report() -> int:
         found = [f"{argument} is not an argument" for argument in argv[1:]]
-        given = [folder for folder in _WORKDIRS.value if folder]
+        given = [part for part in _WORKDIRS.value if part]
         if not given:
             found.append("--workdirs must name the folders of runs, got ''")
         if not _OUT.value:
             found.append("--out must name a folder, got ''")
-        if _LIVE.value and len(given) > 1:
-            found.append(f"--live follows one run, got {len(given)} workdirs")
+        folders = folders_of(given)
+        if _LIVE.value and len(folders) > 1:
+            found.append(f"--live follows one run, got {len(folders)} workdirs")
         if found:
             raise SettingsError(found)
-        folders = [local_folder(folder) for folder in given]
         if _LIVE.value:
             live.follow(folders[0])
             return 0

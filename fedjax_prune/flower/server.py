@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
+from pathlib import Path
 from typing import Annotated, Any
 
 from flwr.app import Context
@@ -81,19 +82,26 @@ def serve(
       The state after the last round.
 
     Raises:
-      SettingsError: if the run is to be private.
+      SettingsError: if the run is to be private, logged or hashed, or the workdir is
+        relative.
       MissingNodesError: if a client has no node when the first round should begin.
       TrainingError: as a simulated run.
       WorkdirError, CheckpointError: if the workdir has a run or cannot be written.
     """
-    config = learning.config
+    config, found = learning.config, []
     if clip_norm := config.privacy.clip_norm:
-        raise SettingsError(
-            [
-                f"privacy.clip_norm must be 0 for a run on Flower, got {clip_norm}: "
-                "the noise is drawn from the seed, which every node is told"
-            ]
+        found.append(
+            f"privacy.clip_norm must be 0 for a run on Flower, got {clip_norm}: the "
+            "noise is drawn from the seed, which every node is told"
         )
+    for name, unused in (("logger", "none"), ("hash_every", 0)):
+        if (value := config[name]) != unused:
+            found.append(f"{name} must be {unused} for a run on Flower, got {value}")
+    if workdir and not Path(workdir).is_absolute():
+        # Flower runs this in a folder of its own.
+        found.append(f"workdir must be empty or an absolute path, got {workdir!r}")
+    if found:
+        raise SettingsError(found)
     nodes = Nodes(grid, config.data.num_clients, round_seconds)
     with _results(workdir, learning, lambda: nodes.wait(wait_seconds)) as write:
         rounds = Rounds(nodes, learning)

@@ -156,7 +156,7 @@ def macs_of(described: Sequence[Layer]) -> Macs:
 
 
 def training_flops(macs: float, images: float) -> float:
-    """Counts the FLOPs of training: two of each multiply-accumulate.
+    """Counts the FLOPs of training: FORWARDS passes, two for a multiply-accumulate.
 
     Args:
       macs: of one image.

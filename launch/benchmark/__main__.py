@@ -38,7 +38,7 @@ from ..errors import exit_code
 from ..flags import parse
 from .inference import NAME as INFERENCE
 from .inference import run_inference
-from .process import WorkerError, install, python_of
+from .process import WorkerError, install, is_installed
 from .suites import PEERS, SUITES
 from .turns import Options, run_suite
 
@@ -66,7 +66,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    peers_dir = Path(_PEERS_DIR.value or runtime.cache_folder() / "peers").absolute()
+    peers_dir = Path(_PEERS_DIR.value or runtime.cache_folder() / "peers")
+    peers_dir = peers_dir.expanduser().absolute()
     if found := _mistakes(argv):
         raise settings.SettingsError(found)
     trains = any(name in SUITES for name in _SUITE.value)
@@ -112,7 +113,7 @@ def _mistakes(argv: list[str]) -> list[str]:
     cores = len(runtime.cores())
     if _THREADS.value is not None and not 1 <= _THREADS.value <= cores:
         found.append(f"--threads must be in [1, {cores}], got {_THREADS.value}")
-    output = Path(_OUTPUT.value or "result.json")
+    output = Path(_OUTPUT.value or "result.json").expanduser()
     if output.is_dir() or not output.parent.is_dir():
         found.append(f"--output must be a file in a folder, got {str(output)!r}")
     return found
@@ -122,7 +123,7 @@ def _available_peers(wanted: Sequence[str] | None, peers_dir: Path) -> list[str]
     """Installs the peers asked for; without --peers, finds the installed ones."""
 
     def missing(names: Sequence[str]) -> list[str]:
-        return [name for name in names if not python_of(name, peers_dir).exists()]
+        return [name for name in names if not is_installed(name, peers_dir)]
 
     if wanted:
         install(wanted, peers_dir)

@@ -22,9 +22,11 @@ packages() {
 }
 
 find_python() {
-  local candidate check
+  local candidate candidates check
   check="import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])"
-  for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
+  candidates=(python3.11 python3.12 python3 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" - 2>/dev/null <<<"$check"; then
       echo "$candidate"
       return

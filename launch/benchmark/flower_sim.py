@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# No usage data is sent. Flower reads the variable when it is imported.
+# Nothing is sent of the use and the machine. Flower reads them when it is imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray would give its actors a lower priority than the other peers have.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, the name that Ray reads

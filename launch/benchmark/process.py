@@ -128,6 +128,11 @@ def python_of(peer: str, peers_dir: Path) -> Path:
     return peers_dir / PEERS[peer] / "bin" / "python"
 
 
+def is_installed(peer: str, peers_dir: Path) -> bool:
+    """Whether environments.sh has come to the end of a peer's environment."""
+    return (peers_dir / PEERS[peer] / "installed").exists()
+
+
 def install(peers: Sequence[str], peers_dir: Path) -> bool:
     """Makes the environments of peers, unless they are complete.
 

@@ -91,17 +91,16 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
     scaled = network[0]
     network[0] = nn.Sequential(scaled, _Normalised(more.mean, more.std))
     network.to(torch_models.device())
-    saved: dict[str, Any] = {"rows": [], "trained_on": _digest(data, more, seed)}
-    file = output.with_suffix(".pt")
+    rows: list[dict[str, Any]] = []
+    file, seconds, first = output.with_suffix(".pt"), [], 0
     if file.exists():
         found = torch.load(file, weights_only=True)
-        if found["trained_on"] != saved["trained_on"]:
+        rows = found["rows"]
+        first = rows[-1]["round"]
+        if found["trained_on"] != _digest(data, more, seed, first):
             sys.exit(f"error: {file} was trained on other data or settings; delete it")
-        saved = found
-        network.load_state_dict(saved["network"])
-        _write(saved["rows"], output)
-    rows, seconds = saved["rows"], []
-    first = rows[-1]["round"] if rows else 0
+        network.load_state_dict(found["network"])
+        _write(rows, output)
     for number in range(first, len(data.cohorts)):
         # Of the round, so that a run that was stopped ends like one that was not.
         torch.manual_seed(_mixed(seed, number))
@@ -118,7 +117,9 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
             seconds = []
             print(json.dumps(rows[-1]), flush=True)
             new = file.with_suffix(".new")
-            torch.save({**saved, "network": network.state_dict()}, new)
+            saved = {"rows": rows, "network": network.state_dict()}
+            saved["trained_on"] = _digest(data, more, seed, done)
+            torch.save(saved, new)
             new.replace(file)
             _write(rows, output)
 
@@ -128,8 +129,9 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _digest(data: worker.Data, more: More, seed: int) -> str:
-    arrays = (data.labels, data.indices, data.cohorts, more.mean, more.std)
+def _digest(data: worker.Data, more: More, seed: int, rounds: int) -> str:
+    """Of all that the model after a number of rounds depends on, and its accuracy."""
+    arrays = (data.labels, data.indices, data.offsets, data.cohorts[:rounds], *more)
     settings = (data.batch_size, data.epochs, data.client_lr, data.server_lr, seed)
     content = b"".join(array.tobytes() for array in arrays) + repr(settings).encode()
     return hashlib.sha256(content).hexdigest()

@@ -248,6 +248,20 @@ def test_the_folder_of_a_node_wins_over_that_of_the_run():
     assert config.data.dir == "of the run"
 
 
+def test_what_a_server_does_not_read_is_refused_and_a_relative_folder():
+    config = vectors("fedavg")
+    config.update_from_flattened_dict({"logger": "wandb", "hash_every": 2})
+    grid = MemoryGrid(make_client_app(lambda given: config), 3)
+    with pytest.raises(SettingsError) as told:
+        serve(grid, make_learning(config), workdir="runs/here")
+    assert told.value.problems == [
+        "logger must be none for a run on Flower, got wandb",
+        "hash_every must be 0 for a run on Flower, got 2",
+        "workdir must be empty or an absolute path, got 'runs/here'",
+    ]
+    assert not grid.sent
+
+
 def test_a_private_run_is_refused_before_it_begins(tmp_path):
     """Its noise would come from the seed, and every node knows that."""
     config = vectors("fedavg")

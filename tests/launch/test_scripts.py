@@ -224,6 +224,8 @@ def test_slurm_starts_a_process_on_each_node_and_a_shard_in_each_task(tmp_path):
     assert (tmp_path / "called.cores").read_text() == "4\n"
     task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
     assert submit(tmp_path, *given, **task) == [*start, *given, "--shard=3/8"]
+    again = task | {"SLURM_ARRAY_TASK_COUNT": "2", "SHARDS": "8"}
+    assert submit(tmp_path, *given, **again) == [*start, *given, "--shard=3/8"]
 
 
 def test_slurm_reads_all_directives():
