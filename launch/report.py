@@ -18,14 +18,12 @@ In a checkout `python -m launch.report` is the same. For example:
     python -m fedjax_prune report --workdirs=runs/quickstart --live
 """
 
-from pathlib import Path
-
 from absl import app, flags
 
 from fedjax_prune.runs import live
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import local_folder, runs_below
+from fedjax_prune.runs.workdir import folders_named, local_folder, runs_below
 
 from .errors import exit_code
 from .flags import parse
@@ -38,19 +36,6 @@ _TARGET = flags.DEFINE_float(
 _LIVE = flags.DEFINE_bool("live", False, "follow one running workdir in the terminal")
 
 
-def folders_of(parts: list[str]) -> list[Path]:
-    """The folders that a list names; commas may be in the name of one that exists."""
-    folders = []
-    while parts:
-        for count in range(len(parts), 0, -1):
-            folder = local_folder(",".join(parts[:count]))
-            if count == 1 or folder.is_dir():
-                folders.append(folder)
-                parts = parts[count:]
-                break
-    return folders
-
-
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 1 if there is nothing to draw."""
 
@@ -61,7 +46,7 @@ def main(argv: list[str]) -> int:
             found.append("--workdirs must name the folders of runs, got ''")
         if not _OUT.value:
             found.append("--out must name a folder, got ''")
-        folders = folders_of(given)
+        folders = folders_named(given)
         if _LIVE.value and len(folders) > 1:
             found.append(f"--live follows one run, got {len(folders)} workdirs")
         if found:

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,23 @@ def runs_below(folder: Path) -> list[Path]:
     if has_config(folder):
         return [folder]
     return sorted(file.parent for file in folder.rglob("config.json"))
+
+
+def folders_named(parts: Sequence[str]) -> list[Path]:
+    """The folders that a list names; commas may be in the name of one that exists.
+
+    Args:
+      parts: of the list, at the commas.
+    """
+    folders, left = [], list(parts)
+    while left:
+        for count in range(len(left), 0, -1):
+            folder = local_folder(",".join(left[:count]))
+            if count == 1 or folder.is_dir():
+                folders.append(folder)
+                left = left[count:]
+                break
+    return folders
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import pytest
 
 from fedjax_prune.runs.settings import SettingsError
-from launch import report
 from launch.flags import load_config, overridden, parse
 
 OWN = """
@@ -33,17 +32,6 @@ def test_values_may_look_like_the_beginning_of_an_override():
     config = load_config("configs/base.py", arguments)
     assert config.data.dir == "/home/my-config.d/tfds"
     assert overridden(arguments) == {"data.dir", "seed"}
-
-
-def test_commas_may_be_in_the_name_of_a_folder_that_exists(tmp_path):
-    for folder in ("mnist,feddp,10/seed=0", "other"):
-        (tmp_path / folder).mkdir(parents=True)
-    named = f"{tmp_path}/mnist,feddp,10/seed=0,{tmp_path}/other,{tmp_path}/none"
-    assert report.folders_of(named.split(",")) == [
-        tmp_path / "mnist,feddp,10/seed=0",
-        tmp_path / "other",
-        tmp_path / "none",
-    ]
 
 
 def test_a_field_that_is_no_switch_needs_a_value():

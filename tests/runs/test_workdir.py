@@ -15,6 +15,7 @@ from fedjax_prune.runs.settings import ALWAYS, SettingsError
 from fedjax_prune.runs.workdir import (
     WorkdirError,
     agree_config,
+    folders_named,
     local_folder,
     open_workdir,
     read_config,
@@ -252,3 +253,14 @@ def test_the_file_that_a_link_names_stays_as_it_is(name, link, tmp_path):
     assert outside.read_bytes() == before
     assert not (tmp_path / "config.json").is_symlink()
     assert read_config(tmp_path) == as_read(config)
+
+
+def test_commas_may_be_in_the_name_of_a_folder_that_exists(tmp_path):
+    for folder in ("mnist,feddp,10/seed=0", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    named = f"{tmp_path}/mnist,feddp,10/seed=0,{tmp_path}/other,{tmp_path}/none"
+    assert folders_named(named.split(",")) == [
+        tmp_path / "mnist,feddp,10/seed=0",
+        tmp_path / "other",
+        tmp_path / "none",
+    ]
