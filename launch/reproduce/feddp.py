@@ -113,7 +113,7 @@ _PARTS = {
     "gradient also from channels not kept": "model.gate_mode=hard_dense_ste",
     "channels multiplied by their scores": "model.gate_mode=scale",
     "no lasso": "model.lasso_weight=0",
-    "lasso 1e-5, not 1e-8": "model.lasso_weight=1e-5",
+    "lasso 1e-5": "model.lasso_weight=1e-5",
     "lasso 1e-3": "model.lasso_weight=1e-3",
     "first gates of each client's own": "model.gate_init=per_client",
 }
