@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -91,7 +92,7 @@ def _split(path: str) -> tuple[Path, str | None]:
     ends = [len(path), *(i for i in reversed(range(len(path))) if path[i] == ":")]
     for end in ends:
         text = path[end + 1 :] if end < len(path) else None
-        file = Path(path[:end]).expanduser()
+        file = Path(os.path.expanduser(path[:end]))
         if file.suffix == ".py" and file.is_file():
             return file, text
         if path[:end] in bundled():

@@ -29,7 +29,10 @@ environment_works() {
 make_environment() {
   local python stamp
   stamp=".venv/installed${EXTRAS:-}"
-  environment_works || rm -rf .venv
+  if [ -e .venv ] && ! environment_works; then
+    echo "$PWD/.venv does not work and is made anew." >&2
+    rm -rf .venv
+  fi
   if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ]; then
     return
   fi

@@ -3,7 +3,7 @@
 set -euo pipefail
 case "${1:-}" in
   "") workdir=runs/quickstart ;;
-  /*) workdir=$1 ;;
+  /* | *://*) workdir=$1 ;;
   *) workdir=$PWD/$1 ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -32,6 +32,7 @@ from typing import Any
 from absl import app, flags
 
 from fedjax_prune.runs import console, settings
+from fedjax_prune.runs.workdir import local_folder
 
 from .. import runtime
 from ..errors import exit_code
@@ -66,8 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    peers_dir = Path(_PEERS_DIR.value or runtime.cache_folder() / "peers")
-    peers_dir = peers_dir.expanduser().absolute()
+    peers_dir = local_folder(_PEERS_DIR.value or runtime.cache_folder() / "peers")
     if found := _mistakes(argv):
         raise settings.SettingsError(found)
     trains = any(name in SUITES for name in _SUITE.value)
@@ -86,7 +86,7 @@ def _run(argv: list[str]) -> int:
             "rounds": options.rounds,
             "suites": suites,
         }
-        Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
+        local_folder(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
     return int(any(result["failed"] for result in suites.values()))
 
 
@@ -113,7 +113,7 @@ def _mistakes(argv: list[str]) -> list[str]:
     cores = len(runtime.cores())
     if _THREADS.value is not None and not 1 <= _THREADS.value <= cores:
         found.append(f"--threads must be in [1, {cores}], got {_THREADS.value}")
-    output = Path(_OUTPUT.value or "result.json").expanduser()
+    output = local_folder(_OUTPUT.value or "result.json")
     if output.is_dir() or not output.parent.is_dir():
         found.append(f"--output must be a file in a folder, got {str(output)!r}")
     return found

@@ -13,6 +13,7 @@ from fedjax_prune.data.augment import NORMALISATIONS
 from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.runs import console
 from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.learning import data_info
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.tables import markdown, with_interval
@@ -125,7 +126,7 @@ def write_for_pfl(config: Config, file: Path) -> None:
         "epochs": client.epochs,
         "client_lr": client.lr,
         "server_lr": config.server.lr,
-        "num_classes": 1 + int(data.train.labels.max()),
+        "num_classes": data_info(config).num_classes,
     }
     np.savez(file, **arrays)
 

@@ -15,7 +15,7 @@ from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import load_data
-from fedjax_prune.runs.learning import Learning, make_learning
+from fedjax_prune.runs.learning import Learning, data_info, make_learning
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
@@ -108,7 +108,7 @@ def measure(workdir: Path) -> Measured:
         clients = (gates, held.indices, held.sizes, keys)
         before, after = correct(anchor, train, test, clients)
         validation = data.validation(ids)
-        num_classes = 1 + int(data.train.labels.max())
+        num_classes = data_info(config).num_classes
         counts = class_counts(data.train.labels, data.population, num_classes)[ids]
         largest = data.test.labels[None, :] == counts.argmax(1)[:, None]
         return Measured(

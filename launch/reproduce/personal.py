@@ -14,7 +14,7 @@ from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.experiment import load_data
-from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.learning import data_info, make_learning
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
@@ -202,7 +202,7 @@ def measure(workdir: Path) -> Swapped:
             OTHER: jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), own),
         }
         found = {whose: correct(gates) for whose, gates in swapped.items()}
-        num_classes = 1 + int(data.train.labels.max())
+        num_classes = data_info(config).num_classes
         return Swapped(
             {whose: np.asarray(each) for whose, each in found.items()},
             {

@@ -250,13 +250,43 @@ def test_slurm_reads_all_directives():
     }
 
 
+def enter(folder, extras, **variables):
+    """Sources environment.sh in a folder, in a shell that goes on after errors."""
+    script = shlex.quote(str(LAUNCH / "environment.sh"))
+    return subprocess.run(
+        ["bash", "-c", f"EXTRAS='{extras}' && source {script}"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def make_venv(folder):
+    venv = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    return venv
+
+
 def test_an_environment_that_could_not_be_made_is_an_error(tmp_path):
     """Also in a shell that goes on after errors, as a host of a slice does."""
-    pip = tmp_path / ".venv" / "bin" / "pip"
-    pip.parent.mkdir(parents=True)
+    venv = make_venv(tmp_path)
+    pip = venv / "bin" / "pip"
     pip.write_text("#!/bin/sh\nexit 1\n")
     pip.chmod(0o755)
-    command = f"EXTRAS='[tpu]' && source {shlex.quote(str(LAUNCH / 'environment.sh'))}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False)
-    assert done.returncode == 1
-    assert not (tmp_path / ".venv" / "installed[tpu]").exists()
+    assert enter(tmp_path, "[tpu]").returncode == 1
+    assert pip.exists() and not (venv / "installed[tpu]").exists()
+
+
+def test_an_environment_that_was_moved_is_made_anew(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (make_venv(old) / "installed[test]").touch()
+    # Nothing is made where an environment works, so no Python is needed.
+    assert enter(old, "[test]", PYTHON="missing").returncode == 0
+    old.rename(new)
+    done = enter(new, "[test]", PYTHON="missing")
+    assert done.returncode == 1 and not (new / ".venv").exists()
+    assert "new/.venv does not work and is made anew" in done.stderr
+    assert "Python 3.11 or newer is needed" in done.stderr
