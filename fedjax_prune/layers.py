@@ -7,7 +7,7 @@ class Slot(NamedTuple):
     """Where the channels of a group lie in one array.
 
     Attributes:
-      path: the end of the array's path, such as ("conv1", "kernel").
+      path: of the array in the model's tree, such as ("conv1", "kernel").
       axis: the axis that runs over the channels, counted from the last, which is -1.
       start: place of the group's first channel among those of the axis.
       repeats: how often the axis runs over its channels, the channel fastest: the

@@ -212,7 +212,7 @@ def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:
         *parent, name = (str(entry.key) for entry in path)
         # A layer may be named by its only array, as one of two in a module is.
         count = uses.get("/".join([*parent, name]), uses.get("/".join(parent), 1))
-        return VALUE.itemsize * byte_time + mac_time * count
+        return float(VALUE.itemsize * byte_time + mac_time * count)  # not int32
 
     return jax.tree_util.tree_map_with_path(time_of, shapes)
 

@@ -78,7 +78,8 @@ def load_by_client(
     Args:
       name: a key of `SOURCES`. `shakespeare` has 80 characters and the next one. It
         reads every *.json of the folder, in LEAF's form or with each speaker's
-        speeches; if there is none, it reads every *.txt as `speeches_by_speaker` does.
+        speeches or text; if there is none, it reads every *.txt as
+        `speeches_by_speaker` does. Who speaks no more than twice is left out.
         `femnist` reads LEAF's all_data_*.json.
       folder: the folder of these files.
       num_clients: number of clients, at least 1. They are drawn from the clients with
@@ -155,16 +156,21 @@ def speeches_by_speaker(text: str) -> dict[str, list[str]]:
 
 
 def _shakespeare(folder: Path) -> list[Dataset]:
-    """Makes windows of those who speak more than twice; LEAF's windows stay."""
+    """Makes windows of texts and of those who speak more than twice; LEAF's stay."""
     pairs: dict[str, list[Dataset]] = {}
     speeches: dict[str, list[str]] = {}
+    whole: set[str] = set()
     for file in sorted(folder.glob("*.json")):
         for user, entry in _users(file):
             where = f"{file}: user {user}"
             if isinstance(entry, dict) and "y" in entry:
                 pairs.setdefault(user, []).append(_pairs(entry, where))
             else:
-                speeches.setdefault(user, []).extend(_speeches(entry, where))
+                said = _speeches(entry, where)
+                if isinstance(said, str):
+                    whole.add(user)
+                    said = [said]
+                speeches.setdefault(user, []).extend(said)
     if not pairs and not speeches:
         for file in sorted(folder.glob("*.txt")):
             for speaker, said in speeches_by_speaker(_read(file)).items():
@@ -177,8 +183,8 @@ def _shakespeare(folder: Path) -> list[Dataset]:
         )
     clients = [
         _windows("\n".join(said))
-        for _, said in sorted(speeches.items())
-        if len(said) > 2
+        for user, said in sorted(speeches.items())
+        if user in whole or len(said) > 2
     ]
     for _, files in sorted(pairs.items()):
         clients.append(Dataset(*map(np.concatenate, zip(*files, strict=True))))
@@ -215,10 +221,11 @@ def _pairs(entry: dict[str, Any], where: str) -> Dataset:
     return Dataset(images, _symbols("".join(nexts)).astype(np.int32))
 
 
-def _speeches(entry: Any, where: str) -> list[str]:
-    """Reads a user's speeches: a list, a text, or a dictionary with either as `raw`."""
+def _speeches(entry: Any, where: str) -> list[str] | str:
+    """Reads a user's speeches or text, which may be `raw` in a dictionary."""
     speeches = entry.get("raw") if isinstance(entry, dict) else entry
-    speeches = [speeches] if isinstance(speeches, str) else speeches
+    if isinstance(speeches, str):
+        return speeches
     if not isinstance(speeches, list) or not all(isinstance(s, str) for s in speeches):
         raise DataError(
             f"{where} must have x and y, raw, or a list of speeches, got "

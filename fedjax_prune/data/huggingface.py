@@ -36,7 +36,8 @@ def from_huggingface(
         names become the classes. Another column holds integers or names.
       clients: column of who holds an example, integers or names; empty if nobody does.
       classes: names of the classes in their order; None takes those of `ClassLabel` or
-        those that occur. A test set needs the names of the training set.
+        those that occur. A test set needs the names of the training set. Labels of
+        `ClassLabel` are found among them by their names.
       size: as in `from_image_folder`.
 
     Returns:
@@ -79,14 +80,17 @@ def from_huggingface(
     if clients:
         columns.append(_column(features, "clients", clients, ""))
     images, labels, holders = [], [], []
+    names = getattr(features[label], "names", None)
+    # In the format of PyTorch pictures have their channels first.
+    plain = dataset.select_columns(columns).with_format(None)
     # Row by row, because a whole column of pictures would be decoded twice in memory.
-    for number, row in enumerate(dataset.select_columns(columns)):
+    for number, row in enumerate(plain):
         images.append(_image(row[image], f"column {image}, row {number}", size))
-        labels.append(_name(row[label], f"column {label}, row {number}"))
+        labels.append(_label(row[label], f"column {label}, row {number}", names))
         if clients:
             holders.append(_name(row[clients], f"column {clients}, row {number}"))
-    if classes is None and not isinstance(labels[0], str):
-        classes = getattr(features[label], "names", None)
+    if classes is None:
+        classes = names
     try:
         return from_arrays(
             _alike(images),
@@ -132,6 +136,20 @@ def _name(value: Any, where: str) -> Any:
     if array.ndim or array.dtype.kind not in "iuU":
         raise DataError(f"{where} must be an integer or a name, got {value!r}.")
     return value
+
+
+def _label(value: Any, where: str, names: Sequence[str] | None) -> Any:
+    """Gives the name of a label where the column has names, else the label as it is.
+
+    Raises:
+      DataError: as `_name`, or if it is none of the names, such as -1 for unknown ones.
+    """
+    value = _name(value, where)
+    if names is None or isinstance(value, str):
+        return value
+    if not 0 <= value < len(names):
+        raise DataError(f"{where} must be in [0, {len(names)}), got {value}.")
+    return names[value]
 
 
 def _image(value: Any, where: str, size: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from fedjax_prune.data.population import from_sizes
 from fedjax_prune.fields import checked
 from fedjax_prune.types import Dataset
 
-SPLITS = {"train", "test", "val", "valid", "validation"}
-"""Folders of no other names are parts of a data set, not clients."""
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""Folders of these names, in small or capital letters, are parts of a data set."""
 HIDDEN = {"thumbs.db", "desktop.ini"}
 """Files that Windows hides in a folder of pictures."""
 
@@ -117,6 +117,8 @@ def scan(
         for name in sorted(own, key=labels.__getitem__):
             files += own[name]
             counts.append((labels[name], len(own[name])))
+    if not files:
+        raise DataError(f"{path} must have at least one picture.")
     sizes = [sum(map(len, own.values())) for own in listed]
     for client, number in zip(holders, sizes, strict=False):
         if number == 0:
@@ -171,14 +173,18 @@ def _clients(path: Path) -> dict[str, Path]:
     if not nested:
         return {}
     if flat := sorted(below.keys() - nested):
+        if not _in(below[flat[0]]):
+            raise DataError(f"{below[flat[0]]} must have at least one picture.")
         raise DataError(
             f"{path} must have folders of classes or folders of clients, got pictures "
             f"in {flat[0]} and folders in {sorted(nested)[0]}."
         )
-    if below.keys() <= SPLITS:
+    parts = [name for name in below if name.lower() in SPLITS]
+    if len(parts) > 1 or parts == list(below):
         raise DataError(
-            f"{path} has the folders {' and '.join(below)}: read each of them alone, "
-            "and give the test set the classes of the training set."
+            f"{path} has the folders {' and '.join(parts)}: call them train and test, "
+            "which is what a run reads, or read each of them alone and give the test "
+            "set the classes of the training set."
         )
     return below
 

@@ -166,9 +166,12 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 def _array(field: str, values: Any) -> np.ndarray:
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{field} must be a full array: {error}") from error
+    if array.dtype == object and all(isinstance(name, str) for name in array.flat):
+        return array.astype(str)  # names from a column of pandas
+    return array
 
 
 def _as_images(images: Any) -> np.ndarray:
@@ -200,8 +203,6 @@ def _as_labels(
     Raises:
       ValueError: if a label is no class, or a class that must occur does not.
     """
-    if labels.dtype == object and all(isinstance(name, str) for name in labels.flat):
-        labels = labels.astype(str)
     if classes is not None:
         classes = tuple(map(str, classes))
     if labels.ndim != 1 or labels.dtype.kind not in "iuU" or not labels.size:

@@ -39,9 +39,16 @@ def is_picture(value: Any) -> bool:
 
 def suffixes() -> set[str]:
     """The ends of the names of pictures, such as .png."""
-    from PIL import Image
+    from PIL import Image, ImageFile
 
-    return set(Image.registered_extensions())
+    def is_read(kind: str) -> bool:
+        # Pillow only writes some formats, as PDF, and only recognises others, as HDF5.
+        reader, _ = Image.OPEN.get(kind, (ImageFile.StubImageFile, None))
+        stub = ImageFile.StubImageFile
+        return not (isinstance(reader, type) and issubclass(reader, stub))
+
+    known = Image.registered_extensions()
+    return {end for end, kind in known.items() if is_read(kind)}
 
 
 def channels_of(picture: Any) -> int:
@@ -50,9 +57,12 @@ def channels_of(picture: Any) -> int:
     Raises:
       ValueError: if it has more than 8 bits a channel.
     """
-    if picture.mode.startswith(DEEP):
+    # Of colours of 16 bits Pillow keeps 8. Only `tile` says so.
+    stored = [str(part[-1]) for part in getattr(picture, "tile", ())]
+    if picture.mode.startswith(DEEP) or any(";16" in mode for mode in stored):
         raise ValueError(
-            f"must have 8 bits a channel, got Pillow's mode {picture.mode}: convert it"
+            f"must have 8 bits a channel, got Pillow's mode {picture.mode}"
+            f"{', stored as ' + stored[0] if stored else ''}: convert it"
         )
     return 1 if picture.mode in GREY else 3
 

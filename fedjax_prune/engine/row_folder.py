@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import numpy as np
 
+from fedjax_prune.engine.durable import sync_folder
 from fedjax_prune.engine.row_errors import StorageError
 
 PLACES = "a path, or an address gs://BUCKET/... or s3://BUCKET/..."
@@ -134,6 +135,7 @@ class DiskFolder:
 
     def write(self, name: str, pieces: Iterable[memoryview]) -> None:
         """See `Folder.write`."""
+        is_new = not self._path.exists()
         self._path.mkdir(parents=True, exist_ok=True)
         unfinished = self._path / f".{name}.new"
         try:
@@ -145,6 +147,10 @@ class DiskFolder:
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
+        # A checkpoint that names the file must not outlive its name.
+        sync_folder(self._path)
+        if is_new:
+            sync_folder(self._path.parent)
 
     def read(self, ranges: Iterable[Ranges], into: np.ndarray) -> None:
         """See `Folder.read`."""

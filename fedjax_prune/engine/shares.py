@@ -14,3 +14,15 @@ def num_in(fraction: float, count: int) -> int:
       29
     """
     return math.floor(Fraction(str(fraction)) * count)
+
+
+def least_in(fraction: float, count: int) -> int:
+    """Counts a share rounded up to whole entries: ceil(fraction * count).
+
+    Examples:
+      The fraction is read as by `num_in`: in binary, 0.07 * 100 is above 7.
+
+      >>> least_in(0.07, 100)
+      7
+    """
+    return math.ceil(Fraction(str(fraction)) * count)

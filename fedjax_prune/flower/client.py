@@ -20,7 +20,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedjax_prune.engine.evaluate import correct_examples
-from fedjax_prune.flower.examples import Examples, Load, load_share
+from fedjax_prune.flower.examples import Examples, Load, load_share, named_classes
 from fedjax_prune.flower.kept import read_rows, row_after, write_rows
 from fedjax_prune.flower.node_half import (
     Facts,
@@ -82,7 +82,7 @@ class Given(NamedTuple):
         """Reads the configuration; the node's folder is its last change.
 
         Raises:
-          SettingsError: if the run's data set cannot come from a folder.
+          SettingsError: with every mistake in it.
         """
         config = self.read_config(dict(self.fields))
         if self.data_dir is None:
@@ -177,7 +177,7 @@ def make_client_app(read_config: ReadConfig, load: Load = load_share) -> ClientA
       read_config: reads the configuration of the run.
       load: gives a node the examples of its client. Write your own if a node has its
         own data: (configuration, client id) -> Examples. The server never asks for
-        examples, only for their number.
+        examples, only for their number and the names of the classes.
 
     Returns:
       The app. It answers `query` (who are you?), `train.prepare`, `train` and
@@ -232,9 +232,9 @@ def _facts(message: Message) -> dict[str, int]:
 def _tell(message: Message, node: Node) -> RecordDict:
     del message
     size = len(node.examples.train.labels)
-    return RecordDict(
-        {"client": ConfigRecord({"id": node.client_id, "num-examples": size})}
-    )
+    classes = named_classes(node.programs.learning.config)
+    told = {"id": node.client_id, "num-examples": size, "classes": classes}
+    return RecordDict({"client": ConfigRecord(told)})
 
 
 def _evaluate(message: Message, node: Node) -> RecordDict:

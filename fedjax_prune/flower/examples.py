@@ -51,6 +51,14 @@ class Examples(NamedTuple):
                 )
 
 
+def named_classes(config: Config) -> str:
+    """The names of the user's own classes in their order, joined; else empty.
+
+    Labels are places among them, so a node and its server must have the same.
+    """
+    return ", ".join(config.data.classes)
+
+
 Load = Callable[[Config, int], Examples]
 """(configuration, client id) -> the examples of that client."""
 

@@ -61,17 +61,18 @@ class Nodes:
         is told to the client with the next request, see `kept`.
     """
 
-    def __init__(self, grid: Grid, num_clients: int, patience: float):
+    def __init__(self, grid: Grid, num_clients: int, classes: str, patience: float):
         """Asks nobody yet.
 
         Args:
           grid: of the run.
           num_clients: in the population.
+          classes: that every node must have, as `named_classes` gives them.
           patience: seconds that a client has to answer a request; 0 is no limit.
         """
         self.sizes = np.zeros(num_clients, np.int64)
         self.arrived = dict.fromkeys(range(num_clients), NOTHING)
-        self._grid, self._patience = grid, patience
+        self._grid, self._classes, self._patience = grid, classes, patience
         self._connected: set[int] = set()
         # By id of a node. The one that has answered last is the last.
         self._known: dict[int, _Client] = {}
@@ -216,7 +217,9 @@ class Nodes:
         self._pull(self._questions, answers)
         for node, content in sorted(answers.contents.items()):
             try:
-                self._known[node] = _read_client(content, len(self.sizes))
+                self._known[node] = _read_client(
+                    content, len(self.sizes), self._classes
+                )
             except (KeyError, TypeError, ValueError) as error:
                 answers.reasons[node] = f"it is no client of this run: {error}"
         for node, reason in answers.reasons.items():
@@ -255,12 +258,12 @@ class Nodes:
         return any(self._awaited_until[node] > now for node in asked)
 
 
-def _read_client(content: RecordDict, num_clients: int) -> _Client:
+def _read_client(content: RecordDict, num_clients: int, classes: str) -> _Client:
     """Reads who a node is.
 
     Raises:
-      KeyError, TypeError, ValueError: if it is no client of the population, or has no
-        examples.
+      KeyError, TypeError, ValueError: if it is no client of the population, has no
+        examples or has other classes than the server.
     """
     told: Any = content.config_records["client"]
     client = _Client(int(told["id"]), int(told["num-examples"]))
@@ -268,5 +271,9 @@ def _read_client(content: RecordDict, num_clients: int) -> _Client:
         raise ValueError(
             f"id must be in [0, {num_clients}) and num-examples at least 1, got "
             f"{client.id} and {client.num_examples}."
+        )
+    if told["classes"] != classes:
+        raise ValueError(
+            f"its data must have the server's classes {classes}, got {told['classes']}."
         )
     return client

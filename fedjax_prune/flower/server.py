@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedjax_prune.fields import at_least, checked, fields_of
 from fedjax_prune.flower.client import ReadConfig
+from fedjax_prune.flower.examples import named_classes
 from fedjax_prune.flower.nodes import Nodes
 from fedjax_prune.flower.rounds import Rounds, Row
 from fedjax_prune.models.precision import product_precision
@@ -102,7 +103,8 @@ def serve(
         found.append(f"workdir must be empty or an absolute path, got {workdir!r}")
     if found:
         raise SettingsError(found)
-    nodes = Nodes(grid, config.data.num_clients, round_seconds)
+    classes = named_classes(config)
+    nodes = Nodes(grid, config.data.num_clients, classes, round_seconds)
     with _results(workdir, learning, lambda: nodes.wait(wait_seconds)) as write:
         rounds = Rounds(nodes, learning)
         state = rounds.begin()

@@ -127,8 +127,8 @@ def check_groups(
     Raises:
       ValueError: if the model has no method `layers` or no attribute `left`, if a
         producer is no parameter, no consumer is an array, a slot names several arrays
-        or one that another slot names by a longer path, or an axis has not the channels
-        of its group; it names the model and the group.
+        or one by less than its whole path, or an axis has not the channels of its
+        group; it names the model and the group.
     """
     name = name_of(model)
     attributes = {field.name for field in dataclasses.fields(model)}
@@ -148,11 +148,12 @@ def check_groups(
             found = named.get((group.name, slot), {})
             _check_slot(where, group, slot, found)
             end = "/".join(slot.path)
-            hidden = [path for path in paths if f"/{path}".endswith(f"/{end}")]
-            if hidden and not found:
+            ended = [path.partition("/")[2] for path in found]
+            ended += [path for path in paths if f"/{path}".endswith(f"/{end}")]
+            # Slots are looked up from the root, and of two ends the longer one counts.
+            if ended and end not in ended:
                 raise ValueError(
-                    f"{where} must name {hidden[0]} by its whole path, got {end}: "
-                    "another slot names it by a longer one."
+                    f"{where} must name {ended[0]} by its whole path, got {end}."
                 )
         for slot in group.producers:
             path = "/".join(slot.path)

@@ -13,6 +13,7 @@ References:
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, NamedTuple
 
 import flax.linen as nn
@@ -87,8 +88,8 @@ def check_gate_settings(settings: GateSettings) -> None:
 
 
 def num_kept(keep_ratio: float, num_channels: int) -> int:
-    """Counts the kept channels, K: the integer nearest to rho C, at least 1."""
-    return max(1, math.floor(keep_ratio * num_channels + 0.5))
+    """Counts the kept channels, K: at least 1, nearest to the decimal rho times C."""
+    return max(1, math.floor(Fraction(str(keep_ratio)) * num_channels + Fraction(1, 2)))
 
 
 def active_gates(

@@ -228,6 +228,12 @@ class ResNet32(nn.Module):
         layers = [stem]
         for name, stage, strides in self._blocks():
             height, width = -(-height // strides), -(-width // strides)
+            if self.norm == "gn" and (height, width) == (1, 1):
+                raise ValueError(
+                    f"norm must be none or bn for {type(self).__name__} on images of "
+                    f"{image_shape[0]}x{image_shape[1]} pixels, got 'gn': a map of "
+                    f"{name} is one pixel, which it makes a constant."
+                )
             read = kept if _is_literal(self.gates) else channels
             out, inner = self._channels(stage), self._inner(name, stage)
             conv = partial(

@@ -171,6 +171,12 @@ def client_network(
         raise ValueError(f"macs must be {SHARE.text} or None, got {macs}.")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
+    gated = {layer.name for layer in model.layers(image_shape) if layer.gated}
+    if gated != set(selection.selected):
+        raise ValueError(
+            f"selection must be of the layers {', '.join(sorted(gated))}, got "
+            f"{', '.join(sorted(selection.selected))}."
+        )
     plain = without_gates(model)
     groups = plain.channel_groups(image_shape)
     shares = {

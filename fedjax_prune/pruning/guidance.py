@@ -69,15 +69,17 @@ def quantile(values: jax.Array, share: float) -> jax.Array:
 
 
 def _minmax(deviation: jax.Array) -> jax.Array:
-    low, high = deviation.min(), deviation.max()
-    width = jnp.where(high > low, high - low, 1)
-    return jnp.where(high > low, (deviation - low) / width, 0)
+    low = deviation.min()
+    width = deviation.max() - low
+    return jnp.where(width > 0, (deviation - low) / jnp.where(width > 0, width, 1), 0)
 
 
 def _robust(deviation: jax.Array) -> jax.Array:
     low, middle, high = (quantile(deviation, share) for share in (0.25, 0.5, 0.75))
-    width = jnp.where(high > low, high - low, 1)
-    return jnp.where(high > low, (deviation - middle) / width, _minmax(deviation))
+    # Of tiny numbers the difference may be flushed to 0.
+    width = high - low
+    spread = (deviation - middle) / jnp.where(width > 0, width, 1)
+    return jnp.where(width > 0, spread, _minmax(deviation))
 
 
 def _rank(deviation: jax.Array) -> jax.Array:

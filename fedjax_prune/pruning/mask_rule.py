@@ -17,6 +17,7 @@ from fedjax_prune.pruning.masks import (
     SCOPES,
     guard,
     lowest_channels,
+    removable,
     structured_masks,
     unstructured_masks,
 )
@@ -141,10 +142,16 @@ def check_rule(rule: MaskRule) -> None:
 
     Raises:
       ValueError: if the rule removes channels and the model does not say what its
-        channels are.
+        channels are, or if it removes a share of them and none can be removed.
     """
     if rule.groups is None and rule.structured != "off":
         raise ValueError(
             f"structured_rule must be off for a model without channel_groups, "
             f"got {rule.structured!r}."
+        )
+    groups = removable(rule.groups or (), residual=rule.residual)
+    if not groups and rule.structured == "guidance_l1":
+        raise ValueError(
+            "structured_rule must be keep_ratio or off for a model without channels "
+            f"that can be removed, got {rule.structured!r}."
         )

@@ -12,15 +12,15 @@ References:
 """
 
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_prune.engine.shares import num_in
-from fedjax_prune.layers import ChannelGroup
+from fedjax_prune.engine.shares import least_in, num_in
+from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
 from fedjax_prune.pruning.guidance import quantile
@@ -48,7 +48,8 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
       A bool for each array.
 
     Raises:
-      ValueError: if a pattern fits no array, or no array is a kernel or an embedding.
+      ValueError: if a pattern fits no array, no array is a kernel or an embedding, or
+        all of them are exempt.
 
     Examples:
       >>> params = {"fc1": {"bias": 0, "kernel": 0}, "fc2": {"kernel": 0}}
@@ -77,7 +78,13 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
         is_exempt = any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)
         return (biases or path[-1].key in KERNELS) and not is_exempt
 
-    return jax.tree_util.tree_map_with_path(flag, params)
+    flags = jax.tree_util.tree_map_with_path(flag, params)
+    if not any(jax.tree.leaves(flags)):
+        raise ValueError(
+            f"exempt_layers must leave an array that may be pruned, got "
+            f"{', '.join(exempt)} of {', '.join(names)}."
+        )
+    return flags
 
 
 def unstructured_masks(
@@ -144,7 +151,7 @@ def guard(masks: Tree, scores: Tree, prunable: Tree, min_keep: float) -> Tree:
     def keep(flag: bool, mask: jax.Array, score: jax.Array) -> jax.Array:
         if not flag:
             return mask
-        count = max(1, math.ceil(min_keep * score.size))
+        count = max(1, least_in(min_keep, score.size))
         return jax.lax.cond(
             mask.sum(dtype=jnp.int32) >= count,
             lambda: mask,
@@ -194,10 +201,16 @@ def structured_masks(
         }
 
     def stay(group: ChannelGroup, thinned: Tree, alive: jax.Array) -> jax.Array:
-        density = channel_means(thinned, group).max(0)
+        density = channel_means(thinned, group)
         # Removed channels are ranked last.
-        ranked = jnp.where(alive, density, -1.0)
-        return (density > max_density) | _first(ranked, _fewest(group, min_units))
+        ranked = jnp.where(alive, density.max(0), -1.0)
+        is_dense = (density > limits(group)).any(0)
+        return is_dense | _first(ranked, _fewest(group, min_units))
+
+    def limits(group: ChannelGroup) -> np.ndarray:
+        # A mean is rounded, so the limit lies halfway between two counts of weights.
+        sizes = [_fan_in(masks, slot) for slot in group.producers]
+        return np.array([[(num_in(max_density, n) + 0.5) / n] for n in sizes])
 
     def changed(pair: tuple[Alive, Alive]) -> jax.Array:
         before, after = pair
@@ -278,8 +291,13 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
     return jnp.stack(means)
 
 
+def _fan_in(tree: Tree, slot: Slot) -> int:
+    leaf: Any = find_leaf(tree, slot.path)
+    return leaf.size // leaf.shape[slot.axis]
+
+
 def _fewest(group: ChannelGroup, min_units: float) -> int:
-    return max(1, math.ceil(min_units * group.size))
+    return max(1, least_in(min_units, group.size))
 
 
 def _first(values: jax.Array, count: int) -> jax.Array:

@@ -1,12 +1,10 @@
 """How a file of a workdir is written: whole, and never through a link."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
-_WITHOUT_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems say that cannot wait for a folder."""
+from fedjax_prune.engine.durable import sync_folder
 
 
 class WorkdirError(RuntimeError):
@@ -66,15 +64,11 @@ def sync(folder: Path, *, below: bool = True) -> None:
       OSError: if the disk takes no more.
     """
     for path in [*(folder.rglob("*") if below else ()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            # Some file systems cannot do so for folders.
-            if error.errno not in _WITHOUT_FOLDERS or not path.is_dir():
-                raise
-        finally:
-            os.close(descriptor)
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def unwritable(file: Path, error: OSError, num_bytes: int) -> WorkdirError:

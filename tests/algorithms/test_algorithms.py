@@ -7,6 +7,8 @@ import pytest
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models.cnn import CNN
+from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import traffic
 from tests import toys
 from tests.quadratic import (
@@ -177,3 +179,16 @@ def test_messages_carry_shared_parameters_only():
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         sent = traffic(algorithm.messages(state), 5, {})
         assert sent == (5 * down, 5 * up, 5 * down, 5 * up)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_has_the_properties_that_it_declares(name):
+    solver = make_solver(epochs=1, batch_size=1, lr=0.1, optimizer="adam")
+    task = make_task(CNN(3, width=0.1), (4, 4, 1))
+    if ALGORITHMS[name].needs_step_mass:
+        with pytest.raises(ValueError, match="divides by the step mass"):
+            ALGORITHMS[name](task, solver, make_server_tx())
+        assert not ALGORITHMS[name].has_masks
+        return
+    algorithm = ALGORITHMS[name](task, solver, make_server_tx())
+    assert (algorithm.masked is not None) == ALGORITHMS[name].has_masks

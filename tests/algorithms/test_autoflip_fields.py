@@ -50,6 +50,15 @@ from tests.layered import LR, build, layered_task
             "structured_share must be above 0 with structured_rule guidance_l1, got 0",
         ),
         (
+            {"structured_share": 0.5},
+            "structured_share must be 0 with structured_rule keep_ratio, got 0.5",
+        ),
+        (
+            {"threshold_ramp": 5},
+            "threshold_ramp must be 0 with mask_schedule participants, got 5",
+        ),
+        ({"exempt_layers": ("*",)}, r"exempt_layers must leave an array .* got \* of "),
+        (
             {"mask_schedule": "agreement", "threshold_start": 0.1},
             r"threshold_start must be 0 with threshold_ramp 0, got 0\.1",
         ),
@@ -66,3 +75,6 @@ def test_channels_of_an_unknown_model_cannot_be_removed():
     with pytest.raises(ValueError, match="structured_rule must be off for a model"):
         autoflip(task, solver, make_server_tx())
     assert fedavg(task, solver, make_server_tx()).prepare is None
+    fields = {"structured_rule": "guidance_l1", "structured_share": 0.5}
+    with pytest.raises(ValueError, match="structured_rule must be keep_ratio or off"):
+        autoflip(task._replace(groups=()), solver, make_server_tx(), **fields)

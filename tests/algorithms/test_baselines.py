@@ -208,7 +208,8 @@ def adjusted(algorithm, state):
 
 def test_prunefl_drops_a_share_that_decays():
     """floor(27 / 2), then floor(14 / 4) entries; as time is even, none comes back."""
-    fields = {"byte_time": 1.0, "mac_time": 0.0, "constant_time": 1e-30}
+    # Whole numbers, of which int32 could not even hold one.
+    fields = {"byte_time": 10**9, "mac_time": 0, "constant_time": 1e-30}
     algorithm = build(
         "prunefl", adjust_every=1, prune_share=0.5, share_decay=0.5, **fields
     )
@@ -340,8 +341,7 @@ def test_bad_fields(name, fields, words):
         build(name, **fields)
 
 
-def test_eflprune_needs_to_know_the_channels():
-    with pytest.raises(
-        ValueError, match=r"task must have groups, .* got groups = None"
-    ):
-        build("eflprune", model_task=task()._replace(groups=None))
+@pytest.mark.parametrize("groups", [None, ()])
+def test_eflprune_needs_channels_that_can_be_removed(groups):
+    with pytest.raises(ValueError, match=r"task must be of a .* got groups = (N|\(\))"):
+        build("eflprune", model_task=task()._replace(groups=groups))

@@ -124,15 +124,13 @@ def test_byte_order_marks_and_line_ends_change_nothing(tmp_path):
 
 def test_speeches_from_json(tmp_path):
     text = "ab cd " * 200
-    speakers = {"X": [text] * 3, "Y": {"raw": text}, "Z": text}
+    speakers = {"X": [text] * 3, "Y": {"raw": text}, "Z": text, "W": [text] * 2}
     content = {"users": list(speakers), "user_data": speakers}
     (tmp_path / "speakers.json").write_text(json.dumps(content), encoding="utf-8-sig")
-    found = load_by_client("shakespeare", tmp_path, 1, seed=0)
-    assert len(found.dataset.labels) == 3 * len(text) + 2 - WINDOW
-    with pytest.raises(
-        DataError, match=r"has 1 clients .* must be at most that, got 2"
-    ):
-        load_by_client("shakespeare", tmp_path, 2, seed=0)
+    found = load_by_client("shakespeare", tmp_path, 3, seed=0)
+    assert len(found.dataset.labels) == 5 * len(text) + 2 - 3 * WINDOW
+    with pytest.raises(DataError, match=r"has 3 clients .* at most that, got 4"):
+        load_by_client("shakespeare", tmp_path, 4, seed=0)
 
 
 def leafs_pairs(text):

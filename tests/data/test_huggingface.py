@@ -29,23 +29,29 @@ class Value:
 
 
 class Rows:
-    """A split: features, a length, rows in order, a choice of columns."""
+    """A split: features, a length, rows in order, a choice of columns, a format."""
 
-    def __init__(self, features, columns):
-        self.features, self._columns = features, columns
+    def __init__(self, features, columns, read=lambda value: value):
+        self.features, self._columns, self._read = features, columns, read
 
     def __len__(self):
         return len(next(iter(self._columns.values())))
 
     def __iter__(self):
         for values in zip(*self._columns.values(), strict=True):
-            yield dict(zip(self._columns, values, strict=True))
+            row = dict(zip(self._columns, values, strict=True))
+            yield {name: self._read(value) for name, value in row.items()}
 
     def select_columns(self, names):
         return Rows(
             {name: self.features[name] for name in names},
             {name: self._columns[name] for name in names},
+            self._read,
         )
+
+    def with_format(self, type):
+        assert type is None
+        return Rows(self.features, self._columns)
 
 
 def grey(value, size=(6, 4)):
@@ -93,6 +99,28 @@ def test_columns_without_features_are_named():
     assert (data.dataset.labels.tolist(), data.classes[1]) == ([2, 0, 2], "b")
 
 
+def test_labels_of_a_test_set_are_found_by_their_names():
+    classes = ("dog", "cow", "cat")
+    data = from_huggingface(split(), classes=classes)
+    assert (data.dataset.labels.tolist(), data.classes) == ([0, 2, 0], classes)
+    with pytest.raises(DataError, match="must be one of the classes cow, cat, got 'do"):
+        from_huggingface(split(), classes=("cow", "cat"))
+    with pytest.raises(DataError, match=r"label, row 1 must be in \[0, 2\), got -1"):
+        from_huggingface(split(label=[0, -1, 1]))
+
+
+def test_pictures_in_the_format_of_pytorch_are_read_as_stored():
+    def as_tensor(value):
+        colours = isinstance(value, Picture.Image)
+        return np.moveaxis(np.asarray(value), -1, 0) if colours else np.array(value)
+
+    red = Picture.new("RGB", (6, 4), (200, 0, 0))
+    plain = split(image=[red] * 3)
+    rows = Rows(plain.features, plain._columns, as_tensor)
+    images = from_huggingface(rows).dataset.images
+    assert images.shape == (3, 4, 6, 3) and images[..., 0].min() == 200
+
+
 def test_grey_and_coloured_pictures_have_three_channels():
     images = [grey(5), Picture.new("RGB", (6, 4), (1, 2, 3)), grey(7)]
     found = from_huggingface(split(image=images)).dataset.images
@@ -127,7 +155,7 @@ def test_pictures_are_scaled():
         (
             split(label=[1, -1, 0]),
             {},
-            r"labels column label: labels must be in \[0, 2\), got -1 at index 1",
+            r"column label, row 1 must be in \[0, 2\), got -1",
         ),
         (
             split(image=[grey(1), {"bytes": b"", "path": None}, grey(2)]),

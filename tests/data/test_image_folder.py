@@ -1,6 +1,8 @@
 """Folders of pictures: what is read, and which folders are refused by name."""
 
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -115,6 +117,36 @@ def test_deep_pictures_are_refused(tmp_path):
     refused(tmp_path, r"cat/1.png .*must have 8 bits a channel, got Pillow's mode I;16")
 
 
+def test_deep_colours_are_refused(tmp_path):
+    """Pillow, which reads 8 of their bits, cannot write them."""
+
+    def chunk(kind, content):
+        checked = kind + content
+        ends = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(checked))
+        return ends[0] + checked + ends[1]
+
+    one_pixel_of_16_bits = (1, 1, 16, 2, 0, 0, 0)
+    header = struct.pack(">2I5B", *one_pixel_of_16_bits)
+    pixel = zlib.compress(bytes(7))
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", pixel)
+        + chunk(b"IEND", b"")
+    )
+    refused(tmp_path, r"8 bits a channel, got Pillow's mode RGB, stored as RGB;16B")
+
+
+def test_only_pictures_must_lie_in_the_folder_of_a_class(tmp_path):
+    picture(tmp_path / "cat" / "1.png")
+    for name in ("paper.pdf", "data.h5", "labels.csv"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert from_image_folder(tmp_path).classes == ("cat",)
+    (tmp_path / "2.JPG").write_bytes(b"a picture")
+    refused(tmp_path, "/2.JPG must lie in the folder of its class")
+
+
 def test_empty_classes_and_clients_are_named(tmp_path):
     picture(tmp_path / "flat" / "cat" / "1.png")
     (tmp_path / "flat" / "dog").mkdir()
@@ -122,6 +154,10 @@ def test_empty_classes_and_clients_are_named(tmp_path):
     picture(tmp_path / "held" / "ann" / "cat" / "1.png")
     (tmp_path / "held" / "ben" / "cat").mkdir(parents=True)
     refused(tmp_path / "held", "held/ben must have at least one picture")
+    (tmp_path / "held" / "ben" / "cat").rmdir()
+    refused(tmp_path / "held", "held/ben must have at least one picture")
+    (tmp_path / "none" / "cat").mkdir(parents=True)
+    refused(tmp_path / "none", "none must have at least one pic", classes=["cat"])
 
 
 def test_other_nestings_are_named(tmp_path):
@@ -139,10 +175,25 @@ def test_other_nestings_are_named(tmp_path):
     refused(tmp_path, r"ann/cat must hold pictures of a class, got .*ann/cat/deep")
 
 
-def test_parts_of_a_data_set_are_no_clients(tmp_path):
-    for part in ("train", "test"):
+@pytest.mark.parametrize(
+    ("folders", "shown"),
+    [
+        (["train", "test"], "test and train"),
+        (["Testing", "Training"], "Testing and Training"),
+        (["train", "test", "unlabelled"], "test and train"),
+        (["train"], "train"),
+    ],
+)
+def test_parts_of_a_data_set_are_no_clients(tmp_path, folders, shown):
+    for part in folders:
         picture(tmp_path / part / "cat" / "1.png")
-    refused(tmp_path, "has the folders test and train: read each of them alone")
+    refused(tmp_path, f"has the folders {shown}: call them train and test, .* or read")
+
+
+def test_a_client_may_have_the_name_of_a_part(tmp_path):
+    for client in ("val", "ann"):
+        picture(tmp_path / client / "cat" / "1.png")
+    assert from_image_folder(tmp_path).clients == ("ann", "val")
 
 
 def test_an_unknown_class_is_named(tmp_path):

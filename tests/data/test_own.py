@@ -123,6 +123,12 @@ def test_what_does_not_fit_is_named(changed, message):
         from_arrays(**arguments)
 
 
+def test_names_may_come_from_a_column_of_pandas():
+    names = np.array(list("abbaab"), object)
+    data = from_arrays(IMAGES, names, clients=names)
+    assert (data.classes, data.clients) == (("a", "b"), ("a", "b"))
+
+
 def test_a_file_has_what_from_arrays_takes(tmp_path):
     file = tmp_path / "own.npz"
     np.savez(

@@ -124,7 +124,10 @@ def test_two_nodes_of_a_client_are_named_and_replace_each_other(caplog):
     assert (trained.count(103), trained.count(101)) == (2, 1)
 
 
-@pytest.mark.parametrize("told", [{"id": 3}, {"id": [1]}, {"num-examples": 0}, None])
+@pytest.mark.parametrize(
+    "told",
+    [{"id": 3}, {"id": [1]}, {"num-examples": 0}, {"classes": "cat, dog"}, None],
+)
 def test_a_node_that_is_no_client_of_the_run_is_left_out(told, caplog):
     config = config_of()
     app = make_client_app(lambda given: config)
@@ -132,7 +135,7 @@ def test_a_node_that_is_no_client_of_the_run_is_left_out(told, caplog):
     def answer(request, context):
         reply = app(request, context)
         if context.node_id == 103:
-            client = {"id": 1, "num-examples": 5} | (told or {})
+            client = {"id": 1, "num-examples": 5, "classes": ""} | (told or {})
             records = {} if told is None else {"client": ConfigRecord(client)}
             reply = Message(RecordDict(records), reply_to=request)
         return reply

@@ -52,6 +52,7 @@ def test_num_kept_rounds_to_nearest_and_keeps_one():
     assert [num_kept(0.61, c) for c in (16, 32, 64)] == [10, 20, 39]
     assert num_kept(0.01, 16) == 1
     assert num_kept(0.5, 5) == 3
+    assert (num_kept(0.29, 50), num_kept(0.575, 100)) == (15, 58)
     assert num_kept(1.0, 7) == 7
 
 

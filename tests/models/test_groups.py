@@ -41,6 +41,24 @@ class Hidden(nn.Module):
         return self.groups
 
 
+class Wrapped(nn.Module):
+    """One layer `a`, which lies in a module."""
+
+    groups: tuple[ChannelGroup, ...]
+    left: Mapping[str, int] = nn.FrozenDict()
+
+    @nn.compact
+    def __call__(self, images):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(3, name="b")(Inner(True, name="inner")(x))
+
+    def layers(self, image_shape):
+        return (dense_layer("inner/a", 4, 4, 4), dense_layer("b", 4, 3, 4))
+
+    def channel_groups(self, image_shape):
+        return self.groups
+
+
 class Inner(nn.Module):
     biased: bool
 
@@ -122,9 +140,17 @@ def test_a_slot_whose_arrays_are_all_named_by_longer_paths_is_refused():
     """Without the refusal what it reads would keep the rows of removed channels."""
     short = Slot(("kernel",), -2)
     logits = ChannelGroup("b", 3, (Slot(("b", "kernel"), -1),), (), (short,))
-    message = "b must name a/kernel by its whole path, got kernel: another slot names"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="b must name a/kernel by its whole path, got"):
         make_task(Hidden((written(), logits)), SHAPE)
+
+
+def test_an_entry_is_named_by_its_whole_path():
+    """Else a channel of which its bias alone is left would be taken for removed."""
+    producer, entry = Slot(("inner", "a", "kernel"), -1), Slot(("a", "bias"), -1)
+    reader = Slot(("b", "kernel"), -2)
+    units = ChannelGroup("inner/a", 4, (producer,), (entry,), (reader,))
+    with pytest.raises(ValueError, match="inner/a/bias by its whole path, got a/bias"):
+        make_task(Wrapped((units,)), SHAPE)
 
 
 def test_a_path_that_two_arrays_end_in_is_refused():

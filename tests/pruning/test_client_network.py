@@ -209,6 +209,10 @@ def test_refuses_what_no_network_can_be_made_of():
         client_network(model, variables, selection, shape, macs=0.001)
     with pytest.raises(ValueError, match="model must have gates"):
         client_network(model.clone(gates=None), variables, selection, shape)
+    other = Selection({"nothing": np.ones(16)}, {"nothing": np.ones(16)}, 1)
+    message = "selection must be of the layers conv1, conv2, got nothing"
+    with pytest.raises(ValueError, match=message):
+        client_network(model, variables, other, shape)
     wrong = selection._replace(selected=counts | {"conv2": np.ones(4)})
     with pytest.raises(ValueError, match="must have 16 channels of conv2, got 4"):
         client_network(model, variables, wrong, shape)
