@@ -73,8 +73,8 @@ def export_model(
       macs: as in `choose`.
       multiple: as in `choose`.
       batch_size: of the program; 0 is any.
-      input_dtype: `uint8` for stored bytes or `float32` for floats; None is uint8, for
-        vectors float32.
+      input_dtype: `uint8` for stored bytes or `float32` for floats, as images of
+        `from_arrays` may be; None is uint8, for vectors float32.
 
     Returns:
       What was written.
