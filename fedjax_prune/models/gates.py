@@ -24,7 +24,7 @@ from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
 from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.platforms import ANY, traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
-from fedjax_prune.models.selection import mark_largest
+from fedjax_prune.models.selection import mark_largest, top_k
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
@@ -135,7 +135,7 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
         return mark_largest(logits, k).astype(logits.dtype)
     if platform == "tpu":
         return (_ranks(logits) < k).astype(logits.dtype)
-    _, indices = jax.lax.top_k(logits, k)
+    _, indices = top_k(logits, k)
     if platform == ANY:
         # A scatter would need a batch size that is known.
         return jax.nn.one_hot(indices, logits.shape[-1], dtype=logits.dtype).sum(-2)
@@ -149,7 +149,7 @@ def _ranks(logits: jax.Array) -> jax.Array:
     It sorts twice. To write ones at the first indices would be a scatter, which a TPU
     does number by number.
     """
-    _, order = jax.lax.top_k(logits, logits.shape[-1])
+    _, order = top_k(logits, logits.shape[-1])
     places = jax.lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
     return jax.lax.sort_key_val(order, places)[1]
 
@@ -257,7 +257,7 @@ def select(
     if alive is not None:
         logits = jnp.where(alive, logits, -jnp.inf)
     k = num_kept(settings.keep_ratio, channels_before)
-    values, indices = jax.lax.top_k(logits, min(k, logits.size))
+    values, indices = top_k(logits, min(k, logits.size))
     multiplier = straight_through(
         (values > -jnp.inf).astype(values.dtype), nn.sigmoid(values), settings.mode
     )

@@ -1,4 +1,4 @@
-"""Functions that find the largest entries without sorting.
+"""Functions that find the largest entries, most of them without sorting.
 
 XLA's sorts use only one core on CPUs.
 """
@@ -110,3 +110,13 @@ def _to_integers(values: jax.Array) -> jax.Array:
 def _in_order(raw: jax.Array) -> jax.Array:
     """Maps bits of floats to integers of the same order, and back."""
     return jnp.where(raw < 0, raw ^ jnp.iinfo(raw.dtype).max, raw)
+
+
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Finds the `k` largest entries along the last axis, of equal ones the first.
+
+    Returns:
+      Their values and their indices, the largest first. `jax.lax.top_k` alone would
+      rank -0.0 below 0.0.
+    """
+    return jax.lax.top_k(jnp.where(values == 0, 0, values), k)
