@@ -29,7 +29,7 @@ from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import DECAY, checked
 from fedjax_prune.pruning.mask_rule import GuardedMasks, StructuredResidual
 from fedjax_prune.pruning.masked_round import Masking, masked
-from fedjax_prune.pruning.masks import lowest_channels, removable
+from fedjax_prune.pruning.masks import lowest_channels
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -62,8 +62,8 @@ def eflprune(
       parameters, are made anew before each round.
 
     Raises:
-      ValueError: if the share is out of range, or the model does not say what its
-        channels are or has none that can be removed.
+      ValueError: if the share is out of range or the model does not say what its
+        channels are.
 
     References:
       AutoFLIP's comparison, Internò et al., https://arxiv.org/abs/2405.10271.
@@ -81,12 +81,12 @@ def eflprune(
       >>> int(jax.jit(channels_left)(jax.random.key(0)))
       3
     """
-    groups = removable(task.groups or (), residual=structured_residual)
-    if not groups:
+    if task.groups is None:
         raise ValueError(
-            "task must be of a model whose channel_groups has channels that can be "
-            f"removed, got groups = {task.groups!r}."
+            "task must have groups, of a model with the method channel_groups, got "
+            f"groups = {task.groups!r}."
         )
+    groups = task.groups
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort

@@ -50,10 +50,6 @@ from tests.layered import LR, build, layered_task
             "structured_share must be above 0 with structured_rule guidance_l1, got 0",
         ),
         (
-            {"structured_share": 0.5},
-            "structured_share must be 0 with structured_rule keep_ratio, got 0.5",
-        ),
-        (
             {"threshold_ramp": 5},
             "threshold_ramp must be 0 with mask_schedule participants, got 5",
         ),

@@ -67,7 +67,6 @@ BROKEN = [
         {"mask_schedule": "agreement", "threshold_scope": "per_tensor"},
     ),
     ("algorithm", "autoflip", {"structured_rule": "guidance_l1"}),
-    ("algorithm", "autoflip", {"structured_share": 0.5}),
     ("algorithm", "autoflip", {"threshold_ramp": 5}),
     ("algorithm", "autoflip", {"threshold_start": 0.1}),
 ]

@@ -115,7 +115,9 @@ MASKED_BASES = {
 
 _EXPLORATION, _AGREEMENT = Exploration(), schedules.Agreement()
 
-_RELATIONS = (
+
+@checked
+@related(
     Relation(
         ("server_store", "base"),
         lambda store, base: store == "dense" or not MASKED_BASES[base].needs_dense,
@@ -132,11 +134,6 @@ _RELATIONS = (
         "{structured_share} must be above 0 with {structured_rule} {1}, got {0}",
     ),
     Relation(
-        ("structured_share", "structured_rule"),
-        lambda share, rule: share == 0 or rule == "guidance_l1",
-        "{structured_share} must be 0 with {structured_rule} {1}, got {0}",
-    ),
-    Relation(
         ("threshold_ramp", "mask_schedule"),
         lambda ramp, schedule: ramp == 0 or schedule == "agreement",
         "{threshold_ramp} must be 0 with {mask_schedule} {1}, got {0}",
@@ -147,10 +144,6 @@ _RELATIONS = (
         "{threshold_start} must be 0 with {threshold_ramp} {1}, got {0}",
     ),
 )
-
-
-@checked
-@related(*_RELATIONS)
 def autoflip(
     task: Task,
     solver: LocalSolver,
@@ -260,9 +253,9 @@ def autoflip(
     Raises:
       ValueError: if a number is out of range, a name unknown, `server_store` not
         possible with the base, `threshold_scope` not `global` with agreement,
-        `structured_share` 0 with `guidance_l1` or above 0 without it, a ramp without
-        agreement, `threshold_start` without a ramp, or if a pattern fits no array or
-        the model does not say what its channels are.
+        `structured_share` 0 with `guidance_l1`, a ramp without agreement,
+        `threshold_start` without a ramp, or if a pattern fits no array or the model
+        does not say what its channels are.
 
     References:
       Internò et al., https://arxiv.org/abs/2405.10271v3 and v5.
