@@ -21,8 +21,9 @@ def job(folder, name, code):
 
 def test_a_failure_does_not_keep_others_from_running(tmp_path):
     (tmp_path / "taken").write_text("a file")
+    told = "import sys; sys.exit('no room\\n\\n')"
     jobs = [
-        job(tmp_path, "bad", "import sys; print('one'); sys.exit('no room\\n\\n')"),
+        job(tmp_path, "bad", f"print('one', flush=True); {told}"),
         job(tmp_path / "taken", "unwritable", "pass"),
         job(tmp_path, "good", "print('two')"),
         job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),

@@ -300,5 +300,5 @@ def test_a_group_norm_of_one_pixel_is_refused():
         TwoCNN(10, norm="gn").layers((6, 6, 1))
     small = {"norm": "gn", "width": 0.25, "blocks_per_stage": 1}
     assert ResNet32(10, **small).layers((5, 5, 1))
-    with pytest.raises(ValueError, match=r"on images 4x4 pixels, .* of stage3_b"):
+    with pytest.raises(ValueError, match=r"of 4x4 pixels, .* of stage3_block1"):
         ResNet32(10, **small).layers((4, 4, 1))
