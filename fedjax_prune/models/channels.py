@@ -3,10 +3,10 @@
 A model describes its channels once, in `channel_groups`. Masking channels, removing
 them physically and counting what that saves read only this description.
 
-A slot names an array by the end of its path. So it also finds the arrays of other trees
-that contain a tree like the model's: momenta, control variates, and the rows of all
-clients, which have a leading axis. Of several slots whose paths an array's path ends
-in, the longest name it.
+A slot names an array by its path in the model's tree. In other trees that contain one
+like it, such as momenta, control variates and the rows of all clients, which have a
+leading axis, that is the end of the array's path. Of several slots whose paths the path
+of an array ends in, the longest name it.
 """
 
 import functools
