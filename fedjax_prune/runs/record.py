@@ -142,7 +142,7 @@ def read_records(workdir: Path, last: int) -> list[Record]:
       last: records of later rounds, which a killed run leaves, are not read.
     """
     numbers = recorded_rounds(workdir, last)
-    records = [_record(_read(_file(workdir, number))) for number in numbers]
+    records = [_record(_file(workdir, number)) for number in numbers]
     return [record for record in records if record is not None]
 
 
@@ -220,7 +220,11 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         return {}
 
 
-def _record(arrays: Mapping[str, np.ndarray]) -> Record | None:
+def _record(file: Path) -> Record | None:
+    """The record of a file; None with a warning if it is damaged."""
+    arrays = _read(file)
+    if not arrays:
+        return None
     fields: dict[str, Any] = {name: {} for name in _GROUPS}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
@@ -228,7 +232,9 @@ def _record(arrays: Mapping[str, np.ndarray]) -> Record | None:
             fields[group][rest] = array
         else:
             fields[name] = array
-    if set(fields) != set(Record._fields):
+    if found := set(fields) ^ set(Record._fields):
+        words = ", ".join(sorted(found))
+        warnings.warn(f"{file} is no whole record: {words}.", stacklevel=2)
         return None
     for name in ("round", "churn_since"):
         fields[name] = int(fields[name])

@@ -37,6 +37,30 @@ def spent(run: PageRun) -> dict[int, Spent]:
     return found
 
 
+def is_of_one(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a field is a statistic of clients, of whom only one was evaluated.
+
+    It says nothing about the others.
+    """
+    return name.endswith(("/mean", "/min")) and row.get("eval/clients") == 1
+
+
+def of_more(lines: Sequence[Line]) -> str:
+    """Words where a run's last evaluation is of more clients than those before."""
+    for line in lines:
+        for run in line.runs:
+            counts = [
+                row["eval/clients"] for row in run.rounds if "eval/clients" in row
+            ]
+            if counts and counts[-1] > min(counts):
+                return (
+                    "While a run goes on, clients of the round's cohort are evaluated; "
+                    "the last evaluation is of more, of all unless eval.num_clients is "
+                    "less. "
+                )
+    return ""
+
+
 def points(line: Line, measure: Measure) -> list[dict[str, Any]]:
     """A number of each round, over the seeds that have it.
 

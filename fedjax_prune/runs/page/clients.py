@@ -67,7 +67,7 @@ def distribution(lines: Sequence[Line]) -> Panel | None:
             "line:N",
             title=None,
             sort=[line.name for line in lines],
-            axis=alt.Axis(labelLimit=260),
+            axis=alt.Axis(labelLimit=0),
         ),
     )
     boxes = base.mark_boxplot(
@@ -86,9 +86,9 @@ def distribution(lines: Sequence[Line]) -> Panel | None:
     return Panel(
         name="clients",
         title="Accuracy of each client",
-        words="A dot is a client at the last recorded evaluation; the box holds the "
-        "middle half of the clients and the median. Of more than "
-        f"{MOST_DOTS} clients not all are drawn.",
+        words="A dot is a client at the last recorded evaluation; of more than "
+        f"{MOST_DOTS} clients of a run not all are drawn. The box holds the middle "
+        "half of the dots and their median.",
         chart=each(chart, "kind", in_order(values, "kind"), columns=2),
         values=values,
     )

@@ -10,6 +10,8 @@ from fedjax_prune.runs.page.bands import (
     banded,
     few,
     field,
+    is_of_one,
+    of_more,
     points,
     with_costs,
 )
@@ -30,6 +32,7 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
     """Test accuracy against rounds, MB sent and TFLOP of clients; None without any."""
     import altair as alt
 
+    gated = [line for line in lines if line.runs[0].config.get("model.gated")]
     values = [
         point
         for line in lines
@@ -51,7 +54,7 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
         name="accuracy",
         title="Accuracy against rounds, bytes and client compute",
         words=f"{banded(lines)}Accuracy of the shared parameters on the test set; with "
-        "gates those of each client, mean over clients. "
+        f"gates those of each client, mean over clients. {of_more(gated)}"
         "Compute is local training without the channels that masks remove or gates "
         "drop. Gates drop them for each image, which dense hardware does not save.",
         chart=alt.hconcat(*parts),
@@ -83,7 +86,8 @@ def kinds(lines: Sequence[Line]) -> Panel | None:
         name="accuracies",
         title="Whose accuracy",
         words=f"{banded(lines)}Own validation: each client's model on data with its "
-        "own class shares. Before averaging: each client's model after local training.",
+        "own class shares. Before averaging: each client's model after local training. "
+        f"{of_more(lines)}",
         chart=each(chart, "kind", in_order(values, "kind"), columns=3),
         values=values,
     )
@@ -112,11 +116,10 @@ def loss(lines: Sequence[Line]) -> Panel | None:
 
 
 def _of_several(name: str) -> Measure:
-    """A field in percent; of one client it says nothing about the others."""
+    """A field in percent, unless it is of one client."""
     in_percent = field(name, 100)
 
     def measure(row: Mapping[str, Any]) -> float | None:
-        of_clients = name.endswith(("/mean", "/min"))
-        return None if of_clients and row.get("eval/clients") == 1 else in_percent(row)
+        return None if is_of_one(row, name) else in_percent(row)
 
     return measure

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.page import clients, troubled
-from fedjax_prune.runs.page.bands import Spent, spent
+from fedjax_prune.runs.page.bands import Spent, is_of_one, of_more, spent
 from fedjax_prune.runs.page.html import Facts
 from fedjax_prune.runs.page.read import Line, PageRun, differences, uncompared
 from fedjax_prune.runs.tables import with_interval
@@ -42,19 +42,23 @@ def results(lines: Sequence[Line]) -> Facts:
     return Facts(
         title="Results",
         words="Accuracies at the last evaluation that all seeds have; of several seeds "
-        "the mean with its 95 % interval (Student's t). MB of both directions, TFLOP "
-        "of local training without the channels that masks remove or gates drop, "
-        "seconds without compiling: means of seeds, up to the last round that all of "
-        "them have finished.",
+        f"the mean with its 95 % interval (Student's t). {of_more(lines)}MB of both "
+        "directions, TFLOP of local training without the channels that masks remove or "
+        "gates drop, seconds without compiling: means of seeds, up to the last round "
+        "that all of them have finished.",
         columns=[*columns, "workdirs"],
         rows=rows,
     )
 
 
 def _spent_by(run: PageRun, done: int) -> Spent:
-    """What a run has spent up to a round, or the last one before it with a row."""
+    """What a run has spent up to a round, or the last one before it with a row.
+
+    NaN if its rows of all these rounds are lost.
+    """
     found = spent(run)
-    return found[max(number for number in found if number <= done)]
+    before = max((number for number in found if number <= done), default=None)
+    return Spent(math.nan, math.nan) if before is None else found[before]
 
 
 def worst_clients(lines: Sequence[Line]) -> Facts | None:
@@ -190,7 +194,7 @@ def _last(line: Line, field: str) -> str:
         {
             row["round"]: row[field]
             for row in run.rounds
-            if not math.isnan(row.get(field, math.nan))
+            if not is_of_one(row, field) and not math.isnan(row.get(field, math.nan))
         }
         for run in line.runs
     ]

@@ -13,7 +13,7 @@ from fedjax_prune.runs.settings import SettingsError
 NEEDED = ("altair", "vl_convert")
 """What the extra `report` installs."""
 PIP = "pip install 'fedjax_prune[report]'"
-_PALETTE = (
+PALETTE = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -55,6 +55,8 @@ class Panel(NamedTuple):
         # Its address would be the only one in the page.
         del spec["$schema"]
         spec["datasets"] = {self.name: as_csv(self.values)}
+        # What a screen reader says of the picture.
+        spec["description"] = f"{self.title}. {self.words}"
         return spec | {"config": STYLE}
 
 
@@ -145,7 +147,7 @@ def colour(field: str, names: Sequence[str]) -> Any:
     """A colour for each value of a field, in this order."""
     import altair as alt
 
-    scale = alt.Scale(domain=names, range=[_PALETTE[i % 8] for i in range(len(names))])
+    scale = alt.Scale(domain=names, range=[PALETTE[i % 8] for i in range(len(names))])
     return alt.Color(f"{field}:N", scale=scale, legend=_legend(names))
 
 

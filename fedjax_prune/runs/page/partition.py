@@ -65,7 +65,8 @@ def partition(lines: Sequence[Line]) -> Panel | None:
         name="partition",
         title="Who holds which classes",
         words="Training examples of each client and class; white is none. Of more than "
-        f"{MOST_CLIENTS} clients the first ones are drawn.",
+        f"{MOST_CLIENTS} clients the first ones are drawn, and of more than "
+        f"{MOST_PARTITIONS} partitions those of the first runs.",
         chart=each(chart, "of", in_order(values, "of"), columns=1),
         values=values,
     )

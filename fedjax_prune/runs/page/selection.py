@@ -54,10 +54,12 @@ class Rows(NamedTuple):
 
 
 def gated_records(lines: Sequence[Line]) -> dict[str, Record]:
-    """Line -> the newest record of its first seed that has gates."""
+    """Line -> the newest record of its first seed with gates of clients who trained."""
     found = {}
     for line in lines:
-        records = [r for r in line.runs[0].records if r.selected]
+        records = [
+            r for r in line.runs[0].records if r.selected and (r.examples > 0).any()
+        ]
         if records:
             found[line.name] = records[-1]
     return found

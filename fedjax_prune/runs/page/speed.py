@@ -57,7 +57,7 @@ def time(lines: Sequence[Line]) -> Panel:
                 "line:N",
                 title=None,
                 sort=[line.name for line in lines],
-                axis=alt.Axis(labelLimit=260),
+                axis=alt.Axis(labelLimit=0),
             ),
             color=alt.Color(
                 "part:N", title=None, scale=colours, legend=alt.Legend(columns=4)

@@ -23,7 +23,7 @@ def target(lines: Sequence[Line], wanted: float = 0.0) -> Panel | None:
     Args:
       lines: of the page.
       wanted: accuracy in (0, 1]; 0 takes `eval.target_accuracy` of the first run or, if
-        no run reaches that, the accuracy that every line reaches.
+        no run reaches that, the accuracy that every line reaches that was evaluated.
     """
     wanted, note = _chosen(lines, wanted)
     if not wanted:
@@ -52,12 +52,13 @@ def _chosen(lines: Sequence[Line], wanted: float) -> tuple[float, str]:
     if wanted and wanted <= max(best) + ROUNDING:
         return wanted, ""
     note = f"No run reaches {100 * wanted:.4g}%. " if wanted else ""
-    return math.floor(100 * (min(best) + ROUNDING)) / 100, note
+    least = min((x for x in best if x), default=0.0)
+    return math.floor(100 * (least + ROUNDING)) / 100, note
 
 
 def _best(run: PageRun) -> float:
-    values = [x for row in run.rounds if (x := row.get(HEADLINE)) is not None]
-    return max(values, default=0.0)
+    values = [row.get(HEADLINE, math.nan) for row in run.rounds]
+    return max((x for x in values if not math.isnan(x)), default=0.0)
 
 
 def _costs(run: PageRun, wanted: float) -> tuple[float, float, float] | None:
@@ -78,7 +79,7 @@ def _bars(lines: Sequence[Line], shown: Sequence[str]) -> Any:
     order = [line.name for line in lines if line.name in shown]
     parts = []
     for number, cost in enumerate(COSTS):
-        axis = alt.Axis(labelLimit=260) if number == 0 else None
+        axis = alt.Axis(labelLimit=0) if number == 0 else None
         base = (
             alt.Chart(data_of("target"))
             .transform_filter(alt.datum.cost == cost)

@@ -9,9 +9,9 @@ import numpy as np
 
 from fedjax_prune.runs.page.panel import (
     MOST_POINTS,
+    PALETTE,
     Panel,
     data_of,
-    each_line,
     in_order,
     round_axis,
     thinned,
@@ -29,7 +29,9 @@ FLAGS = {
 """Field of a row with ids of clients -> what was wrong with them."""
 MOST_CLIENTS = 8
 """Clients of a line who are named and followed: those with the most such rounds."""
+"""At most as many as there are colours."""
 MOST_LINES = 6
+"""Lines whose losses are drawn."""
 _MEDIAN = "median client"
 
 
@@ -66,6 +68,8 @@ def troubled(lines: Sequence[Line]) -> list[Trouble]:
 
 def losses(lines: Sequence[Line]) -> Panel | None:
     """Losses of these clients beside all others'; None without such clients."""
+    import altair as alt
+
     values: list[dict[str, Any]] = []
     for line in lines:
         run = line.runs[0]
@@ -92,6 +96,12 @@ def losses(lines: Sequence[Line]) -> Panel | None:
         ]
     if not values:
         return None
+    names = in_order(values, "line")
+    charts = [_chart([x for x in values if x["line"] == name]) for name in names]
+    if len(lines) > 1:
+        charts = [c.properties(title=n) for c, n in zip(charts, names, strict=True)]
+    # Each picture has its own clients, so it has its own legend.
+    chart = alt.concat(*charts, columns=2).resolve_scale(color="independent")
     return Panel(
         name="troubled",
         title="Losses of clients that diverged, were dropped or attacked",
@@ -99,14 +109,19 @@ def losses(lines: Sequence[Line]) -> Panel | None:
         "the picture is one in which its loss was not finite. Rounds in which a client "
         "diverged, was clipped or attacked are recorded beside those of report.every "
         f"(the first {MOST_TROUBLED} of a run). Of more than {MOST_POINTS} rounds of a "
-        "client not all are drawn. The scale is logarithmic above 1.",
-        chart=each_line(_chart(values), values, lines, columns=2),
+        f"client not all are drawn, and of more than {MOST_LINES} runs with such "
+        "clients the first ones. The scale is logarithmic above 1.",
+        chart=chart,
         values=values,
     )
 
 
 def _chart(values: Sequence[dict[str, Any]]) -> Any:
-    """Finite losses as lines, and a row of crosses above them for each client."""
+    """Finite losses of a line's clients, and a row of crosses above for each of them.
+
+    Args:
+      values: of one line.
+    """
     import altair as alt
 
     names = [of for of in in_order(values, "of") if of != _MEDIAN]
@@ -114,14 +129,19 @@ def _chart(values: Sequence[dict[str, Any]]) -> Any:
     colours = alt.Color(
         "of:N",
         title=None,
-        sort=[_MEDIAN, *names],
-        scale=alt.Scale(scheme="tableau10"),
-        legend=alt.Legend(columns=6),
+        scale=alt.Scale(
+            domain=[_MEDIAN, *names], range=["black", *PALETTE[: len(names)]]
+        ),
+        legend=alt.Legend(columns=5),
     )
     data = data_of("troubled", "loss", "row")
     # Vega complains of an axis for which it finds no rounds, as without crosses.
     across = round_axis().scale(domain=[0, max(value["round"] for value in values)])
-    base = alt.Chart(data).encode(x=across, color=colours)
+    base = (
+        alt.Chart(data)
+        .transform_filter(alt.datum.line == values[0]["line"])
+        .encode(x=across, color=colours)
+    )
     finite = (
         base.transform_filter("isValid(datum.loss)")
         .mark_line(point=alt.OverlayMarkDef(size=30))
