@@ -141,6 +141,7 @@ def _is_entry(value: Any) -> bool:
         isinstance(value, dict)
         and type(value.get("finished")) is int
         and isinstance(value.get("fields"), dict)
+        and isinstance(value.get("versions", {}), dict)
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedjax_prune.engine.durable import sync_folder
@@ -69,6 +70,19 @@ def sync(folder: Path, *, below: bool = True) -> None:
             continue
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders, up to the first that is not empty.
+
+    Args:
+      folders: each in the next one.
+    """
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def unwritable(file: Path, error: OSError, num_bytes: int) -> WorkdirError:

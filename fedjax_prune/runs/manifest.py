@@ -86,11 +86,18 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             raise Damage(f"{name} in {_MANIFEST} must hold an object, got {found!r}")
     for part in parts:
         try:
-            intact = manifest["files"].get(part, {}) == _checksums(folder / part)
+            found = _checksums(folder / part)
         except OSError as error:
             raise Damage(f"{part} cannot be read: {error}") from error
-        if not intact:
-            raise Damage(f"the files in {part} are not those that were saved")
+        saved = manifest["files"].get(part, {})
+        if not isinstance(saved, dict):
+            raise Damage(
+                f"files of {part} in {_MANIFEST} must hold an object, got {saved!r}"
+            )
+        unlike = [n for n in sorted(saved | found) if saved.get(n) != found.get(n)]
+        if unlike:
+            shown = ", ".join(unlike[:3] + ["..."] * (len(unlike) > 3))
+            raise Damage(f"the files in {part} are not those that were saved: {shown}")
     if "rows" in parts:
         try:
             row_log.check(folder / "rows")
@@ -100,6 +107,11 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     if checksum is not None and checksum != _checksum_of(manifest):
         raise Damage(f"{_MANIFEST} is not what was saved")
     return manifest
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Whether an intact checkpoint was saved with a part, which may be lost since."""
+    return part in json.loads((folder / _MANIFEST).read_text())["files"]
 
 
 def check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:

@@ -17,6 +17,7 @@ from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start
+from fedjax_prune.runs.manifest import has_part
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.row_place import require_usable, rows_folder
 from fedjax_prune.runs.saving import FOLDER
@@ -181,10 +182,14 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     )
 
 
-def has_rows(workdir: Path) -> bool:
-    """Whether the newest checkpoint has rows of clients; those of Flower have none."""
-    newest = checkpoint.latest(workdir / FOLDER)
-    return (workdir / FOLDER / str(newest) / "rows").is_dir()
+def has_rows(workdir: Path, round: int) -> bool:
+    """Whether a round's checkpoint was saved with rows; those of Flower were not.
+
+    Args:
+      workdir: of the run.
+      round: of a checkpoint that was restored.
+    """
+    return has_part(workdir / FOLDER / str(round), "rows")
 
 
 def _bytes_of_round(rows: Store, config: Config) -> int:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fedjax_prune.engine import processes
 from fedjax_prune.runs import lock
-from fedjax_prune.runs.files import WorkdirError, replace
+from fedjax_prune.runs.files import WorkdirError, remove_empty, replace
 from fedjax_prune.runs.settings import SettingsError, flatten, gained, problems
 from fedjax_prune.types import Config
 
@@ -95,7 +95,7 @@ def open_workdir(path: str | Path) -> Iterator[Path]:
         finally:
             lock.release(folder, held)
     finally:
-        _remove_empty(made)
+        remove_empty(made)
 
 
 @contextmanager
@@ -283,14 +283,6 @@ def usable(file: Path, values: dict[str, Any]) -> Config:
             f"{file} is damaged or of another version: {'; '.join(shown)}."
         )
     return ConfigDict(values)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
 
 
 def is_changeable(field: str) -> bool:

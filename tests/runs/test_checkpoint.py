@@ -113,6 +113,14 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, damage, which):
     assert contents(tmp_path) == before
 
 
+def test_a_file_that_others_put_into_a_checkpoint_is_named(tmp_path):
+    save(tmp_path, 1, make_tree(1), keep=1)
+    # macOS leaves one in each folder that is looked at.
+    (tmp_path / "1" / "state" / ".DS_Store").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"that were saved: \.DS_Store\."):
+        restore(tmp_path, make_tree())
+
+
 @pytest.mark.parametrize("next_round", [2, 3])
 def test_a_damaged_checkpoint_is_put_aside_by_the_next_save(tmp_path, next_round):
     for round in (1, 3):
@@ -283,7 +291,10 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
         (lambda m: m | {"format": True}, "format .* must be a number, got True"),
         (lambda m: m | {"state": 3}, "state .* must hold an object, got 3"),
         (lambda m: m | {"files": []}, "files .* must hold an object, got []"),
-        (lambda m: m | {"files": {"state": 3}}, "the files in state are not those"),
+        (
+            lambda m: m | {"files": {"state": 3}},
+            "files of state in manifest.json must hold",
+        ),
         (lambda m: m | {"config": []}, "config .* must hold an object, got []"),
         (lambda m: m | {"data": 3}, "data .* must hold an object, got 3"),
         (lambda m: m | {"rows": "r"}, "rows .* must hold an object, got 'r'"),

@@ -61,7 +61,13 @@ def test_each_start_has_an_entry(experiment, tmp_path):
     assert [entry["finished"] for entry in environment.read(tmp_path)] == [0, 2]
 
 
-DAMAGED = ["no json", '{"finished": 1}', "[1]", '[{"finished": "1", "fields": {}}]']
+DAMAGED = [
+    "no json",
+    '{"finished": 1}',
+    "[1]",
+    '[{"finished": "1", "fields": {}}]',
+    '[{"finished": 1, "fields": {}, "versions": "x"}]',
+]
 
 
 @pytest.mark.parametrize("text", DAMAGED)

@@ -58,7 +58,9 @@ def test_what_is_no_place_for_a_folder_is_told_by_the_name_that_was_given(tmp_pa
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     full = "must be a new or an empty folder"
+    long = "a" * 300
     for name, words in (
+        (long, "cannot be used: File name too long"),
         (".", full),
         ("file", full),
         ("link", full),
@@ -77,5 +79,7 @@ def test_after_an_error_nothing_is_left(tmp_path):
         ):
             (unfinished / "model.json").touch()
             raise OSError("full")
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a" / "b" / "c"):
+        raise KeyboardInterrupt
     assert names(tmp_path) == ["empty"]
     assert names(tmp_path / "empty") == []

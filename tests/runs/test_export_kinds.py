@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -204,6 +205,13 @@ def test_the_least_budget_that_is_told_is_enough(both, tmp_path):
     chosen = export_model(both[0], tmp_path, macs=told, **fields)
     own = chosen.own_validation
     assert told - 2e-4 < own.macs <= told
+
+
+def test_lost_rows_are_not_said_to_be_on_nodes(gated, tmp_path):
+    shutil.copytree(gated[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "1" / "rows")
+    words = export_model(tmp_path / "run", tmp_path / "model").words
+    assert words.endswith("without gates; --client=ID exports a client's gates")
 
 
 def test_all_that_is_wrong_is_told_at_once(gated, tmp_path):

@@ -107,7 +107,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "lock").unlink()
     (tmp_path / "lock").mkdir()
     with (
-        pytest.raises(WorkdirError, match="cannot be written: Is a directory"),
+        pytest.raises(WorkdirError, match="is a link or no file: remove it"),
         open_workdir(tmp_path),
     ):
         pass

@@ -153,6 +153,8 @@ def _read(folder: Path, facts: Facts) -> dict[str, np.ndarray]:
       WorkdirError: if there is no such file or it cannot be read.
     """
     file = folder / ARRAYS
+    if not file.exists() and facts.format == "safetensors":
+        raise WorkdirError(f"{file} is missing.")
     if not file.exists():
         raise WorkdirError(
             f"{folder} must hold a model in the format safetensors, got "

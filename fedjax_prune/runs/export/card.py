@@ -107,7 +107,7 @@ def card(facts: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
                     f"split by {training['partitioner']}"
                 ),
                 "data and seed": f"{training['data']}, {training['seed']}",
-                "trained with": _pairs(then.get("versions", {})),
+                "trained with": _pairs(then.get("versions") or {}),
                 "commit": then.get("commit") or "unknown",
                 "exported with": _pairs(facts["versions"]),
             }

@@ -105,11 +105,12 @@ def read(asked: Asked) -> Chosen:
     """
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        shared = _shared(asked, restore_state(learning, workdir))
+        state = restore_state(learning, workdir)
+        shared = _shared(asked, state)
         if not learning.has_gates:
             return shared
         where = "--client=ID exports a client's gates"
-        if not has_rows(workdir):
+        if not has_rows(workdir, int(state.round)):
             where = "the clients' gates are on the nodes of Flower"
         return shared._replace(words=f"{shared.words}; without gates; {where}")
     data = load_data(learning.config) if asked.kind == "compact" else None

@@ -46,8 +46,8 @@ def input_problems(config: Config, dtype: str | None, batch_size: int) -> list[s
     if dtype not in (None, *_FITTING[kind]):
         fitting = " or ".join(_FITTING[kind])
         found.append(f"input_dtype must be {fitting} for {kind}s, got {dtype!r}")
-    if batch_size < 0:
-        found.append(f"batch_size must be at least 0, got {batch_size}")
+    if not 0 <= batch_size < 2**31:
+        found.append(f"batch_size must be in [0, {2**31 - 1}], got {batch_size}")
     return found
 
 

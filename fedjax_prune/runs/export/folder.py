@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedjax_prune.runs.files import WorkdirError, remove
+from fedjax_prune.runs.files import WorkdirError, remove, remove_empty
 
 _UNFINISHED = ".unfinished"
 
 
 def folder_problems(folder: Path) -> list[str]:
     """Says why a folder cannot be made or filled; links are followed."""
+    try:
+        return _problems(folder)
+    except OSError as error:
+        return [f"{folder} cannot be used: {error.strerror or error}"]
+
+
+def _problems(folder: Path) -> list[str]:
     # Path.resolve raises for a link to itself in some versions of Python.
     target = Path(os.path.realpath(folder))
     if target.is_symlink():
@@ -40,6 +47,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
       WorkdirError: if it cannot be written.
     """
     target = folder.resolve()
+    made = [parent for parent in target.parents if not parent.exists()]
     if is_new := not target.exists():
         hidden = target.with_name(f".{target.name}{_UNFINISHED}")
     else:
@@ -59,3 +67,4 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             remove(hidden)
+        remove_empty(made)

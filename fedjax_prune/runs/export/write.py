@@ -25,6 +25,7 @@ from fedjax_prune.runs.export.program import (
 )
 from fedjax_prune.runs.export.to_onnx import convert, onnx_problems
 from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.settings import SettingsError
 
 
@@ -125,6 +126,9 @@ def plan_export(
         found += onnx_problems(config)
     found += input_problems(config, input_dtype, batch_size)
     taken = folder_problems(Path(folder))
+    checkpoints = asked.workdir / FOLDER
+    if Path(folder).resolve().is_relative_to(checkpoints.resolve()):
+        taken = [f"{folder} must not be in the checkpoints of the run, {checkpoints}"]
     if found:
         raise SettingsError(found + taken)
     if taken:
