@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -20,6 +20,8 @@ MOST_RUNS = 10_000
 _LONGEST = 120
 """Characters of a folder's name; file systems allow 255 bytes."""
 _SEED = "seed"
+_BRING = ("algorithm.name", "model.name")
+"""Fields that bring other fields."""
 """The field over whose values the table takes means."""
 
 
@@ -111,25 +113,43 @@ def make_grid(
         # Without the axes, so that the other mistakes are still found.
         found.append(f"the grid must have at most {MOST_RUNS:,} runs, got {count:,}")
         read = []
-    runs = []
+    runs, places = [], []
+    mistakes: dict[str, list[str]] = {}
     for setting, *texts in itertools.product(
         settings or [""], *(axis.texts for axis in read)
     ):
         fields = [axis.field for axis in read]
         changes = [f"--config.{f}={t}" for f, t in zip(fields, texts, strict=True)]
         full = f"{path or ''}:{setting}" if setting else (path or "")
+        brings = [f"{f}={t}" for f, t in zip(fields, texts, strict=True) if f in _BRING]
+        places.append(", ".join([setting] * bool(setting) + brings))
         try:
             config = load_config(full, [*overrides, *changes])
         except SettingsError as error:
-            found += error.problems
+            for mistake in error.problems:
+                mistakes.setdefault(mistake, []).append(places[-1])
             continue
         runs.append(_make_run(full, setting, changes, config, fields))
+    found += told(mistakes, places)
     for folder, count in Counter(run.folder for run in runs).items():
         if count > 1:
             found.append(f"values and settings must differ, got {folder} {count} times")
     if found:
         raise SettingsError(list(dict.fromkeys(found)))
     return runs
+
+
+def told(mistakes: Mapping[str, Sequence[str]], places: Sequence[str]) -> list[str]:
+    """Mistakes; one that is not made everywhere is told with the first place.
+
+    Args:
+      mistakes: each with the places where it is made.
+      places: all of them.
+    """
+    return [
+        mistake if set(places) <= set(made) else f"{mistake} (with {made[0]})"
+        for mistake, made in mistakes.items()
+    ]
 
 
 def read_shard(text: str, found: list[str]) -> tuple[int, int]:

@@ -196,6 +196,12 @@ def last_line(file: Path) -> str:
 
 
 def _shares_of_cores(jobs: int) -> list[list[int]]:
-    """Deals the cores to jobs: runs that share cores hinder each other."""
+    """Deals the cores to jobs: runs that share cores hinder each other.
+
+    All have equally many, because on another number of devices a run rounds otherwise.
+    """
     cores = runtime.cores()
-    return [cores[job::jobs] or cores for job in range(jobs)]
+    if jobs > len(cores):
+        return [[cores[job % len(cores)]] for job in range(jobs)]
+    each = len(cores) // jobs
+    return [cores[job * each : (job + 1) * each] for job in range(jobs)]

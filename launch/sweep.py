@@ -63,11 +63,13 @@ def main(argv: list[str]) -> int:
         workdir = local_folder(_WORKDIR.value or "")
         own = grid.of_shard(runs, shard)
         train_grid.check_begun(runs, workdir)
+        named = [(run.folder, run) for run in own]
         if _DRY_RUN.value:
-            named = [(run.folder, run) for run in own]
             print(train_grid.cost_table(named, workdir), end="")
             return 0
         train_grid.check_data(own, workdir)
+        left = [each for each in named if not train_grid.is_finished(each[1], workdir)]
+        train_grid.check_networks(left, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
         print(_table(runs, workdir), end="")
         return code

@@ -12,7 +12,7 @@ from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, agree_config
 
-from .grid import Run
+from .grid import Run, told
 from .side_by_side import Job, Outcome, last_line, run_all
 
 
@@ -58,13 +58,39 @@ def is_finished(run: Run, workdir: Path) -> bool:
     return estimates.is_finished(run.config, workdir / run.folder)
 
 
+def check_networks(runs: Sequence[tuple[str, Run]], workdir: Path) -> None:
+    """Refuses runs whose network, data and algorithm do not fit together.
+
+    Args:
+      runs: name for messages, and run.
+      workdir: of the grid.
+
+    Raises:
+      SettingsError: with every mistake.
+      DataError: if a data set is damaged or has too few examples.
+    """
+    mistakes: dict[str, list[str]] = {}
+    for name, run in runs:
+        try:
+            estimates.estimate(run.config, workdir / run.folder)
+        except SettingsError as error:
+            for mistake in error.problems:
+                mistakes.setdefault(mistake, []).append(name)
+    if mistakes:
+        raise SettingsError(told(mistakes, [name for name, _ in runs]))
+
+
 def cost_table(runs: Sequence[tuple[str, Run]], workdir: Path) -> str:
     """What is left of the runs and of all of them, as a Markdown table.
 
     Args:
       runs: name of a row and run; runs of the same name are added up.
       workdir: of the grid.
+
+    Raises:
+      SettingsError, DataError: as `check_networks`.
     """
+    check_networks(runs, workdir)
     lines = [
         "| run | rounds left | MB before masks | dense MACs to train |",
         "|---|---|---|---|",

@@ -273,7 +273,9 @@ def _to_target(line: SeedRows, target: float) -> list[str]:
         return ["not reached", ""]
     share = f" ({len(reached)} of {len(line.seeds)})"
     share = "" if len(reached) == len(line.seeds) else share
-    return [f"{np.mean(reached):.0f}{share}", f"{np.mean(sent):,.1f}{share}"]
+    # Halves are rounded up, so that all lines are rounded in one direction.
+    rounds = math.floor(np.mean(reached) + 0.5)
+    return [f"{rounds}{share}", f"{np.mean(sent):,.1f}{share}"]
 
 
 def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:

@@ -66,8 +66,8 @@ def by_clients(
         found = {}
         for name, (method, _, clients) in parts.items():
             first = values.get(f"{others.get(method)}, {clients}")
-            if first:
-                common = values[name].keys() & first.keys()
+            common = values[name].keys() & (first or {}).keys()
+            if first and common:
                 found[name] = marked(less(values[name], first), common)
         return found
 

@@ -1,14 +1,15 @@
 """What a table of results is made of, and the runs that it needs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.settings import SettingsError, flatten
 from fedjax_prune.runs.tables import comparison
+from fedjax_prune.runs.workdir import is_changeable
 
-from ..flags import overridden
-from ..grid import Run, make_grid
+from ..flags import load_config, overridden
+from ..grid import Run, make_grid, told
 
 Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
 """(name -> workdirs of its seeds, name -> what is published, the last round that is
@@ -111,16 +112,21 @@ def runs_of(
 
     Raises:
       SettingsError: with every mistake in a line's runs, or every override of a field
-        that lines set or that the other library does not get.
+        that lines set or that the other library does not get, or with all overrides if
+        there are no lines.
     """
     lines = dict.fromkeys(line for block in table.blocks for line in block.lines)
-    own = {change.partition("=")[0] for line in lines for change in line.changes}
-    own.add("seed")
+    own = _set_by(lines)
     given = overridden(overrides)
     mistakes = [
         f"--config.{field} must not be given: lines set it"
         for field in sorted(given & own)
     ]
+    if overrides and not lines:
+        mistakes += [
+            f"{argument} must not be given: nothing is trained for these blocks"
+            for argument in overrides
+        ]
     if table.beside:
         refused = [
             f"--config.{field} must not be given: the other library does not get it"
@@ -132,19 +138,38 @@ def runs_of(
     if mistakes:
         raise SettingsError(mistakes)
     axis = f"seed={','.join(map(str, seeds))}"
-    found = []
+    found, wrong = [], {}
     for line in lines:
         path, _, setting = line.config.partition(":")
         changes = [f"{change};" for change in line.changes]
         settings = [setting] if setting else []
-        runs = make_grid(path, settings, [*changes, axis], overrides)
+        try:
+            runs = make_grid(path, settings, [*changes, axis], overrides)
+        except SettingsError as error:
+            for mistake in error.problems:
+                wrong.setdefault(mistake, []).append(line.name)
+            continue
         # Tables share runs, so folders are named by what is trained.
         named = [
             run._replace(group=f"{path}/{run.group}", folder=f"{path}/{run.folder}")
             for run in runs
         ]
         found.append(LineRuns(line, tuple(named)))
+    if wrong:
+        raise SettingsError(told(wrong, [line.name for line in lines]))
     return found
+
+
+def _set_by(lines: Collection[Line]) -> set[str]:
+    """The fields that lines set: those that they change, and in which they differ.
+
+    How long runs are and what is evaluated may be changed for all lines.
+    """
+    configs = [flatten(load_config(line.config, [])) for line in lines]
+    common = set(configs[0]).intersection(*configs) if configs else set()
+    differ = {f for f in common if any(c[f] != configs[0][f] for c in configs)}
+    changed = {change.partition("=")[0] for line in lines for change in line.changes}
+    return {"seed"} | changed | {f for f in differ if not is_changeable(f)}
 
 
 def by_seed(lines: Sequence[LineRuns]) -> list[Run]:

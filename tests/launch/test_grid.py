@@ -105,6 +105,16 @@ def test_every_mistake_in_every_axis_is_reported_at_once():
     ]
 
 
+def test_a_mistake_of_some_settings_names_one_of_them():
+    axes = ["algorithm.name=scaffold,fedavg", "algorithm.control_weights=size,x"]
+    told = problems(CONFIG, [], axes, ["--config.rounds=0"])
+    size, x = sorted(m for m in told if "algorithm.control_weights" in m)
+    assert size.startswith("algorithm.control_weights is not a field")
+    assert size.endswith("(with algorithm.name=fedavg)")
+    assert x.endswith("got 'x' (with algorithm.name=scaffold)")
+    assert "rounds must be at least 1, got 0" in told
+
+
 def test_values_and_fields_are_given_once():
     told = problems(CONFIG, [], ["client.lr=0.1,0.10", "seed=0", "seed=1"], [])
     assert "--axis must name each field once, got seed 2 times" in told

@@ -101,6 +101,42 @@ def test_a_field_of_the_lines_is_not_set_for_all_of_them():
     ]
 
 
+def test_a_field_in_which_lines_differ_is_not_set_for_all_of_them():
+    lines = (
+        Line("FedAvg", "feddp_cpu:mnist,fedavg,10"),
+        Line("FedAvg, 30 clients", "feddp_cpu:mnist,fedavg,30"),
+        Line("FedDP", "feddp_cpu:mnist,scaffold_dp,10"),
+    )
+    table = Table("?", (Block("a", "A", lines),), (0,))
+    for field, value in (
+        ("data.num_clients", 20),
+        ("model.gated", "false"),
+        ("algorithm.name", "fedavg"),
+    ):
+        with pytest.raises(SettingsError, match=f"{field} must not be given"):
+            runs_of(table, (0,), [f"--config.{field}={value}"])
+    # How long they are is theirs, too, but may be changed for a trial.
+    found = runs_of(table, (0,), ["--config.rounds=2", "--config.client.lr=0.2"])
+    assert {run.config.rounds for each in found for run in each.runs} == {2}
+    with pytest.raises(SettingsError) as error:
+        runs_of(table, (0,), ["--config.algorithm.control_weights=size"])
+    assert error.value.problems == [
+        "algorithm.control_weights is not a field; did you mean algorithm.name? "
+        "(with FedAvg)"
+    ]
+
+
+def test_blocks_that_train_nothing_get_no_overrides():
+    table = Table("?", (Block("a", "A", ()),), (0,))
+    given = ["--dry-run", "--config.client.lr=0.1"]
+    with pytest.raises(SettingsError) as error:
+        runs_of(table, (0,), given)
+    assert error.value.problems == [
+        f"{argument} must not be given: nothing is trained for these blocks"
+        for argument in given
+    ]
+
+
 def test_a_field_that_the_other_library_would_not_get_is_refused():
     given = ["--config.model.width=2.0", "--config.client.lr=0.05"]
     with pytest.raises(SettingsError) as error:

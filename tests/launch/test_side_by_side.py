@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import runtime
+from launch import runtime, side_by_side
 from launch.side_by_side import Job, run_all
 
 ROOT = Path(__file__).parents[2]
@@ -95,11 +95,23 @@ def test_jobs_share_the_cores_and_this_process_keeps_its_own(tmp_path):
     jobs = [job(tmp_path, str(n), code) for n in range(2)]
     run_all(jobs, 2, lambda _: None)
     shares = [eval(j.log.read_text()) for j in jobs]
-    assert shares == [before[n::2] or before for n in range(2)]
+    each = max(1, len(before) // 2)
+    assert shares == [before[:each], before[each : 2 * each] or before]
     assert runtime.cores() == before
     # The last one left has its share, too: on more cores it would round otherwise.
     run_all([job(tmp_path, "last", code)], 2, lambda _: None)
-    assert eval((tmp_path / "last.log").read_text()) == (before[::2] or before)
+    assert eval((tmp_path / "last.log").read_text()) == before[:each]
+
+
+def test_all_jobs_have_equally_many_cores(monkeypatch):
+    for cores, jobs, shares in (
+        ([0, 1, 2], 2, [[0], [1]]),
+        ([0, 1], 3, [[0], [1], [0]]),
+        ([1, 3, 5, 7, 9], 2, [[1, 3], [5, 7]]),
+        ([0, 1], 1, [[0, 1]]),
+    ):
+        monkeypatch.setattr(runtime, "cores", lambda cores=cores: cores)
+        assert side_by_side._shares_of_cores(jobs) == shares
 
 
 MANY = """

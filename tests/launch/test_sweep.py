@@ -154,6 +154,24 @@ def test_a_dry_run_prints_the_grid_and_holds_no_device(folder):
     assert not (folder / "all").exists()
 
 
+def test_networks_that_do_not_fit_are_told_before_the_first_run(folder, tmp_path):
+    """The rule needs channels that can be removed, and an LSTM has none."""
+    command = [
+        *(sys.executable, "-m", "launch.sweep", "--config=autoflip"),
+        "--settings=shakespeare,fedavg,cpu shakespeare,autoflip_hard,cpu",
+        f"--workdir={tmp_path / 'runs'}",
+        f"--config.data.dir={tmp_path}",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "structured_rule must be" in line
+    assert line.endswith("(with shakespeare,autoflip_hard,cpu)")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_flags_that_lack_something_are_told_together(folder):
     command = [sys.executable, "-m", "launch.sweep", f"--config={folder}/tiny.py"]
     done = subprocess.run(
