@@ -24,10 +24,12 @@ from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Rule
 from fedjax_prune.engine.dealing import make_cohort, sample_cohort
 from fedjax_prune.engine.devices import Placement, make_placement
 from fedjax_prune.engine.evaluate import correct_by_client, correct_examples
+from fedjax_prune.engine.hostile import make_hostile
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.engine.policy import Policy, make_policy
 from fedjax_prune.engine.preparation import prepare
+from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.engine.rounds import make_algorithm, make_round
 from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.engine.server import make_server_tx
@@ -128,8 +130,10 @@ __all__ = [
     "make_augment",
     "make_client_selection",
     "make_cohort",
+    "make_hostile",
     "make_placement",
     "make_policy",
+    "make_privacy",
     "make_round",
     "make_server_tx",
     "make_solver",

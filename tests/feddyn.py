@@ -9,7 +9,9 @@ References:
   Acar et al., ICLR 2021, algorithm 1, https://arxiv.org/abs/2111.04263.
 
 Choices:
-  Clients count alike also in the mean of their batch statistics.
+  Clients count alike also in the mean of their batch statistics. Where messages are
+  scaled to `clip_norm`, h_k takes the scaled delta, as h does. With medians and trimmed
+  means h is not the mean of the h_k, so w does not end at the optimum.
 """
 
 from typing import Annotated
@@ -58,7 +60,11 @@ def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm
             }
             return message, ClientState(result.personal, h)
 
-        return ClientProgram(extra_args, upload)
+        def settle(before, row, message):
+            h = tree.add_scale(before.client, alpha, message["delta"].values)
+            return row._replace(client=h)
+
+        return ClientProgram(extra_args, upload, settle=settle)
 
     def update(state, received):
         h = tree.add_scale(state.server, alpha, received["share"])

@@ -7,6 +7,7 @@ import numpy as np
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import Dataset
@@ -75,9 +76,9 @@ def local_path(bowl, start, correction, anchor_pull=0.0, momentum=0.0):
     return w, mass, sum(x * g for x, g in zip(a, gradients, strict=True)) / mass
 
 
-def run_rounds(algorithm, dataset, cohorts):
+def run_rounds(algorithm, dataset, cohorts, placement=ONE_DEVICE):
     """The state and the rows after a round with each of these cohorts."""
-    run = toys.compiled_round(algorithm)
+    run = toys.compiled_round(algorithm, placement)
     state, rows = toys.first(algorithm, int(cohorts[0].num_clients), KEY)
     for number, cohort in enumerate(cohorts):
         key = jax.random.fold_in(jax.random.key(0), number)

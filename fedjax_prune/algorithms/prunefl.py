@@ -18,9 +18,9 @@ Choices:
   Times are relative, not measured: t_j of a weight is `byte_time` for each of its four
   bytes plus `mac_time` for each place where it is used; c is `constant_time`. A weight
   outside `Task.layers` counts as used at one place. Squared gradients are means over
-  the local steps of a round, weighted by examples. In the first stage the client trains
-  for a round between adjustments and goes on from its own parameters, without the
-  server's optimiser. The share of active weights that is dropped is rounded down to
+  the local steps of a round, weighted by examples. In the first stage, which drops the
+  whole share, the client trains for a round between adjustments and goes on from its
+  own parameters, without the server's optimiser. What is dropped is rounded down to
   whole weights; biases and norms always stay. Regrown weights start at 0, and the mask
   is enforced after every local step. The rounds are those of FedAvg.
 """
@@ -92,7 +92,7 @@ def prunefl(
         "before candidates are added.",
     ] = 0.3,
     share_decay: Annotated[
-        float, SHARE, "What that share is multiplied by after each adjustment."
+        float, SHARE, "What that share is multiplied by after each one of the rounds."
     ] = 1.0,
     max_adjustments: Annotated[
         int, at_least(1), "Adjustments of the first stage at most."
@@ -135,17 +135,17 @@ def prunefl(
     times = _times(task, shapes, byte_time, mac_time)
 
     def renew(state: ServerState) -> tuple[GuardedMasks, Tree]:
-        guide, count = state.server.guide, state.server.guide["adjustments"]
+        before = jnp.maximum(state.round // adjust_every - 1, 0)
         masks = adjust(
             masks=state.server.masks,
             params=state.params,
-            squares=guide["squares"],
+            squares=state.server.guide["squares"],
             times=times,
             may=may,
-            share=prune_share * share_decay ** count.astype(jnp.float32),
+            share=prune_share * share_decay ** before.astype(jnp.float32),
             constant=constant_time,
         )
-        return GuardedMasks(masks, jnp.int32(0)), guide | {"adjustments": count + 1}
+        return GuardedMasks(masks, jnp.int32(0)), state.server.guide
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
@@ -190,8 +190,7 @@ def prunefl(
 
 
 def _first_guide(params: Tree) -> Tree:
-    squares = jax.tree.map(jnp.zeros_like, params)
-    return {"squares": squares, "adjustments": jnp.int32(0)}
+    return {"squares": jax.tree.map(jnp.zeros_like, params)}
 
 
 def _squares(result: LocalResult) -> Message:
@@ -200,7 +199,8 @@ def _squares(result: LocalResult) -> Message:
 
 
 def _absorb(state: ServerState, received: Received) -> Tree:
-    return state.server.guide | {"squares": received["squares"]}
+    del state
+    return {"squares": received["squares"]}
 
 
 def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:

@@ -139,7 +139,7 @@ def scaffold(
     """
     require_step_mass(solver, "scaffold")
     base = fedavg(task, solver, server_tx)
-    corrected = solver.before_descent(add_control_variates())
+    corrected = solver.before_descent(add_control_variates(), keeps_mass=True)
 
     def first_control(key: jax.Array) -> Tree:
         return _first_control(task, key, control_init)

@@ -105,7 +105,8 @@ def make_policy(
     trim_fraction: Annotated[
         float,
         HALF,
-        "Share of the clients that trimmed_mean leaves out at each end.",
+        "Share of the clients that trimmed_mean leaves out at each end, of those who "
+        "report and rounded down: it may be none if some do not.",
     ] = 0.1,
     clip_norm: Annotated[
         float,
@@ -139,6 +140,10 @@ def make_policy(
     hostile: Hostile | None = None,
 ) -> Policy:
     """Makes a policy.
+
+    Args:
+      privacy: of `make_privacy`; None adds no noise.
+      hostile: of `make_hostile`; None has no attackers.
 
     Raises:
       ValueError: if a value is out of its range, a name unknown, or private rounds

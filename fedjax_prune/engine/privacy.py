@@ -16,7 +16,8 @@ Choices:
   All clients have the weight 1. The divisor is the size of the cohort as it was drawn,
   so that it tells nothing of who has arrived, and a round in which nothing arrives is
   noise. A message that is not finite counts as zeros. A total gets the same noise and
-  is not divided. Batch statistics are measured from what the client has received.
+  is not divided. Batch statistics are measured from what the client has received; as
+  noise can make a variance negative, runs refuse them.
   Integers are refused. So are clients that keep anything between rounds, because the
   accounting of drawn cohorts is for messages that depend on a client's data and the
   server's state alone. Who knows the seed knows the noise: keep it secret where the

@@ -43,7 +43,7 @@ class LocalSolver(NamedTuple):
       personal_tx: the same optimiser without corrections, for `personal`.
       mass_tx: the optimiser without weight decay, if it is linear in the gradient. The
         step mass is how far it moves a scalar whose gradient is always 1. None if the
-        optimiser is not linear, so that no step mass exists.
+        optimiser is not linear, so that no step mass exists, or not known to be.
       step_size: the schedule within a round.
       epochs: local epochs a round, at least 1.
       batch_size: examples a step, at least 1; the last batch may have fewer.
@@ -80,13 +80,35 @@ class LocalSolver(NamedTuple):
         """
         return self.epochs * num_batches(size, self.batch_size)
 
-    def before_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
-        """Returns a solver that applies `tx` first, to the gradients of `params`."""
-        return self._replace(shared_tx=_chain(tx, self.shared_tx))
+    def before_descent(
+        self, tx: optax.GradientTransformation, *, keeps_mass: bool = False
+    ) -> "LocalSolver":
+        """Returns a solver that applies `tx` first, to the gradients of `params`.
 
-    def after_descent(self, tx: optax.GradientTransformation) -> "LocalSolver":
-        """Returns a solver that applies `tx` last, to the steps of `params`."""
-        return self._replace(shared_tx=_chain(self.shared_tx, tx))
+        Args:
+          tx: an Optax transformation.
+          keeps_mass: whether the step mass is still that of the optimiser, as behind
+            one that adds to the gradients what does not depend on them. Otherwise the
+            new solver has none, and SCAFFOLD and FedNova refuse it.
+        """
+        return self._with(_chain(tx, self.shared_tx), keeps_mass)
+
+    def after_descent(
+        self, tx: optax.GradientTransformation, *, keeps_mass: bool = False
+    ) -> "LocalSolver":
+        """Returns a solver that applies `tx` last, to the steps of `params`.
+
+        Args:
+          tx: an Optax transformation.
+          keeps_mass: as in `before_descent`.
+        """
+        return self._with(_chain(self.shared_tx, tx), keeps_mass)
+
+    def _with(
+        self, shared_tx: optax.GradientTransformationExtraArgs, keeps_mass: bool
+    ) -> "LocalSolver":
+        mass_tx = self.mass_tx if keeps_mass else None
+        return self._replace(shared_tx=shared_tx, mass_tx=mass_tx)
 
 
 def num_batches(size: jax.Array, batch_size: int) -> jax.Array:
@@ -110,13 +132,15 @@ def require_step_mass(solver: LocalSolver, algorithm: str) -> None:
     """Refuses a solver without step mass.
 
     Raises:
-      ValueError: if the client optimiser is not linear in the gradient.
+      ValueError: if the client optimiser is not linear in the gradient, or a
+        transformation was added to it that is not said to keep the step mass.
     """
     if solver.mass_tx is None:
         raise ValueError(
             f"{algorithm} divides by the step mass, which only client optimisers "
             "linear in the gradient have: client.optimizer must be "
-            f"{' or '.join(LINEAR)}."
+            f"{' or '.join(LINEAR)}, and what before_descent and after_descent add "
+            "must have keeps_mass=True."
         )
 
 

@@ -278,7 +278,7 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
         )
         return after._replace(server=server)
 
-    solver = below.solver.after_descent(freeze_pruned())
+    solver = below.solver.after_descent(freeze_pruned(), keeps_mass=True)
     return Rules(solver, init, below.row, program, update)
 
 

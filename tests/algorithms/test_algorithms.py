@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
@@ -134,6 +135,17 @@ def test_optimisers_without_step_mass_are_refused(name):
     solver = make_solver(epochs=1, batch_size=1, lr=0.1, optimizer="adam")
     with pytest.raises(ValueError, match=r"client\.optimizer must be sgd"):
         ALGORITHMS[name](task, solver, make_server_tx())
+
+
+@pytest.mark.parametrize("name", ["fednova", "scaffold"])
+@pytest.mark.parametrize("place", ["before_descent", "after_descent"])
+def test_transformations_of_unknown_step_mass_are_refused(name, place):
+    task, solver = toys.quadratic_task(NUM_DIMS), make_solver(epochs=1)
+    with pytest.raises(ValueError, match="must have keeps_mass=True"):
+        added = getattr(solver, place)(optax.scale(3.0))
+        ALGORITHMS[name](task, added, make_server_tx())
+    kept = getattr(solver, place)(optax.identity(), keeps_mass=True)
+    ALGORITHMS[name](task, kept, make_server_tx())
 
 
 def test_server_optimiser_steps_on_the_pseudo_gradient():

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_prune.algorithms.prunefl import adjust
 from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
 from fedjax_prune.engine.aggregate import receive
 from fedjax_prune.engine.devices import ONE_DEVICE
@@ -132,114 +131,6 @@ def test_eflprune_sends_the_channels_of_largest_norm():
                 np.asarray(state.params[name]["kernel"])[..., ~kept],
                 np.asarray(before[name]["kernel"])[..., ~kept],
             )
-
-
-def numpy_adjust(mask, w, g2, t, share, constant):
-    """PruneFL's adjustment of two arrays, one entry after another."""
-    safe = {}
-    for name in mask:
-        active = np.flatnonzero(mask[name])
-        order = active[np.argsort(np.abs(w[name][active]), kind="stable")]
-        safe[name] = set(order[int(share * len(active)) :])
-    kept = [(n, i) for n in mask for i in safe[n]]
-    gain = sum(g2[n][i] for n, i in kept)
-    time = constant + sum(t[n] for n, _ in kept)
-    others = [(n, i) for n in mask for i in range(len(w[n])) if i not in safe[n]]
-    others.sort(key=lambda e: -g2[e[0]][e[1]] / t[e[0]])
-    for n, i in others:
-        if g2[n][i] / t[n] <= gain / time:
-            break
-        kept.append((n, i))
-        gain, time = gain + g2[n][i], time + t[n]
-    result = {n: np.zeros(len(w[n]), bool) for n in mask}
-    for n, i in kept:
-        result[n][i] = True
-    return result
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_prunefl_adjusts_as_its_rule_says(seed):
-    rng = np.random.default_rng(seed)
-    sizes, t = {"a": 12, "b": 8}, {"a": 0.5, "b": 2.0}
-    mask = {n: rng.random(k) < 0.7 for n, k in sizes.items()}
-    w = {n: rng.normal(size=k).astype(np.float32) for n, k in sizes.items()}
-    g2 = {n: rng.exponential(size=k).astype(np.float32) for n, k in sizes.items()}
-    found = adjust(
-        masks=jax.tree.map(jnp.asarray, mask),
-        params=w,
-        squares=jax.tree.map(jnp.asarray, g2),
-        times=t,
-        may=dict.fromkeys(sizes, True),
-        share=jnp.float32(0.3),
-        constant=3.0,
-    )
-    expected = numpy_adjust(mask=mask, w=w, g2=g2, t=t, share=0.3, constant=3.0)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert 0 < sum(m.sum() for m in expected.values()) < 20
-
-
-def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero():
-    algorithm = build("prunefl", adjust_every=2, byte_time=0.1, constant_time=0.1)
-    state, rows = first(algorithm)
-    # As if the first stage had pruned nothing.
-    state = state._replace(pending=())
-    masks, states = [], []
-    for number in range(1, 7):
-        state, rows, sums = play(algorithm, state, rows)
-        # Before an adjustment clients send a square for every entry.
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        assert int(sums["mask/extra"]) == (number % 2 == 0) * size
-        masks.append(np.asarray(state.server.masks["kernel"]))
-        states.append(state)
-        kernel = np.asarray(state.params["kernel"])
-        np.testing.assert_array_equal(kernel[~masks[-1]], 0)
-        assert int(state.server.guide["adjustments"]) == (number - 1) // 2
-    np.testing.assert_array_equal(masks[2], masks[3])
-    assert (masks[1] != masks[2]).any()
-
-
-def adjusted(algorithm, state):
-    """The state after an adjustment, as if every squared gradient were 1."""
-    ones = {"squares": jax.tree.map(jnp.ones_like, state.params)}
-    server = state.server._replace(guide=state.server.guide | ones)
-    state = state._replace(round=jnp.int32(1), server=server)
-    return jax.jit(algorithm.masked.remask)(state, None, None)
-
-
-def test_prunefl_drops_a_share_that_decays():
-    """floor(27 / 2), then floor(14 / 4) entries; as time is even, none comes back."""
-    # Whole numbers, of which int32 could not even hold one.
-    fields = {"byte_time": 10**9, "mac_time": 0, "constant_time": 1e-30}
-    algorithm = build(
-        "prunefl", adjust_every=1, prune_share=0.5, share_decay=0.5, **fields
-    )
-    state, kept = algorithm.init(KEY), []
-    for _ in range(2):
-        state = adjusted(algorithm, state)
-        kept.append(int(state.server.masks["kernel"].sum()))
-    assert kept == [14, 11]
-
-
-@pytest.mark.parametrize("array", ["", "/kernel"])
-def test_prunefl_regrows_what_is_multiplied_at_few_places(array):
-    """8x8 and 4x4 for the convolutions, one for the others, of which all come back.
-
-    A layer is named by its module or by its array.
-    """
-    network = make_task(CNN(3, width=0.1), (8, 8, 1))
-    layers = [layer._replace(name=layer.name + array) for layer in network.layers]
-    network = network._replace(layers=tuple(layers))
-    algorithm = build(
-        "prunefl",
-        model_task=network,
-        adjust_every=1,
-        prune_share=0.5,
-        byte_time=0.0,
-        mac_time=1.0,
-    )
-    masks = adjusted(algorithm, algorithm.init(KEY)).server.masks
-    kept = {name: float(masks[name]["kernel"].mean()) for name in masks}
-    assert kept == {"conv1": 0.5, "conv2": 0.5, "fc1": 1.0, "fc2": 1.0}
 
 
 def test_places_without_a_client_are_sent_no_masks():

@@ -1,7 +1,10 @@
 """The algorithm of the guide to algorithms, against numpy, on clients that disagree."""
 
 import numpy as np
+import pytest
 
+from fedjax_prune.engine.devices import ONE_DEVICE
+from fedjax_prune.engine.policy import make_policy
 from tests import toys
 from tests.feddyn import feddyn
 from tests.quadratic import EPOCHS, KEY, LR, NUM_DIMS, build, run_rounds
@@ -17,9 +20,9 @@ def build_feddyn(epochs=EPOCHS):
     return build(feddyn, epochs=epochs, decay=0.0, lr_schedule="constant", alpha=ALPHA)
 
 
-def play(algorithm, cohorts):
+def play(algorithm, cohorts, placement=ONE_DEVICE):
     cohorts = [toys.contiguous_cohort(SIZES, ids) for ids in cohorts]
-    return run_rounds(algorithm, DATASET, cohorts)
+    return run_rounds(algorithm, DATASET, cohorts, placement)
 
 
 def test_feddyn_equals_numpy():
@@ -44,9 +47,24 @@ def test_feddyn_equals_numpy():
     np.testing.assert_allclose(rows.client["w"], h_k, rtol=1e-5, atol=1e-6)
 
 
+def optimum():
+    curvatures, centres = (np.stack(x) for x in zip(*BOWLS, strict=True))
+    return (curvatures * centres).sum(0) / curvatures.sum(0)
+
+
 def test_feddyn_reaches_the_optimum_of_the_mean_loss():
     """Where FedAvg with several local steps stops short of it."""
-    curvatures, centres = (np.stack(x) for x in zip(*BOWLS, strict=True))
-    optimum = (curvatures * centres).sum(0) / curvatures.sum(0)
     state, _ = play(build_feddyn(epochs=20), [[0, 1, 2, 3]] * 60)
-    np.testing.assert_allclose(state.params["w"], optimum, atol=1e-3)
+    np.testing.assert_allclose(state.params["w"], optimum(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"aggregator": "norm_clipping"}, {"on_bad_client": "clip"}]
+)
+def test_feddyn_reaches_it_although_its_first_messages_are_scaled(fields):
+    placement = ONE_DEVICE._replace(policy=make_policy(clip_norm=0.5, **fields))
+    cohorts = [[0, 1, 2, 3]] * 150
+    state, rows = play(build_feddyn(epochs=20), cohorts, placement)
+    np.testing.assert_allclose(state.params["w"], optimum(), atol=1e-3)
+    mean = np.asarray(rows.client["w"]).mean(axis=0)
+    np.testing.assert_allclose(state.server["w"], mean, atol=1e-4)
