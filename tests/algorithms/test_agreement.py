@@ -105,3 +105,10 @@ def test_few_entries_change_and_their_number_is_right(seed):
     far = jax.jit(lambda k: rescore(k, scores, MAY, jnp.float32(0.3), 1.0))(kept)
     order = np.argsort(-np.asarray(scores["kernel"]), kind="stable")[:140]
     np.testing.assert_array_equal(np.flatnonzero(far["kernel"]), np.sort(order))
+
+
+def test_the_share_that_goes_is_a_decimal():
+    """0.07 of 100 is 7, also where the product in binary is above it."""
+    kept, scores = {"kernel": jnp.ones(100, bool)}, {"kernel": jnp.arange(100.0)}
+    found = rescore(kept, scores, {"kernel": True}, 0.07, 1.0)
+    assert int(found["kernel"].sum()) == 93

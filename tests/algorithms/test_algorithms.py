@@ -100,15 +100,17 @@ def test_rows_of_absent_clients_keep_their_bits():
         assert (np.asarray(old[0]) != np.asarray(new[0])).any()
 
 
-def test_control_and_pull_do_not_act_on_personal_parameters():
-    """v' = v - eta ((v - 1) + decay v), the same under every algorithm."""
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_control_and_pull_do_not_act_on_personal_parameters(momentum):
+    """u' = momentum u + (v - 1) + decay v and v' = v - eta u' with all of them."""
     dataset, _ = problem()
-    v = 0.0
+    v = velocity = 0.0
     for epoch in range(EPOCHS):
         eta = LR * (1 + np.cos(np.pi * epoch / EPOCHS)) / 2
-        v -= eta * ((v - 1) + DECAY * v)
+        velocity = momentum * velocity + (v - 1) + DECAY * v
+        v -= eta * velocity
     for name in ("fedavg", "fedprox", "fednova", "scaffold"):
-        algorithm = build(name)
+        algorithm = build(name, momentum=momentum)
         _, rows = run_rounds(algorithm, dataset, [toys.contiguous_cohort(SIZES)])
         np.testing.assert_allclose(rows.personal["v"], [v] * 3, rtol=1e-5)
 

@@ -237,3 +237,9 @@ def test_eflprune_needs_to_know_the_channels():
         ValueError, match=r"task must have groups, .* got groups = None"
     ):
         build("eflprune", model_task=task()._replace(groups=None))
+
+
+def test_arrays_of_one_shape_are_permuted_apart():
+    mask = jnp.arange(1000) < 300
+    found = permute({"a": mask, "b": mask}, KEY)
+    assert (found["a"] != found["b"]).any()

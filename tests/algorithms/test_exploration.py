@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_prune.algorithms import autoflip
+from fedjax_prune.algorithms.autoflip.exploration import Exploration
 from fedjax_prune.data.population import to_population
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.preparation import prepare as prepare_in_groups
@@ -139,3 +141,11 @@ def test_stopped_explorers_make_room():
     assert sums["steps_executed"] / sums["steps"].sum() <= 1.1
     kept = toys.all_rows(rows).client.own.tree["fc"]["steps"]
     np.testing.assert_array_equal(kept, (limits + 3.0) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "explorers"),
+    [(0.15, 10, 2), (0.3, 9, 3), (0.3, 8, 2), (0.01, 5, 1)],
+)
+def test_the_number_of_explorers_is_rounded(share, clients, explorers):
+    assert Exploration(share=share).num_clients(clients) == explorers

@@ -2,10 +2,23 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layered import FIELDS, SIZES, build, kernel, prepare, rounds
+from fedjax_prune.algorithms.autoflip import schedules
+from fedjax_prune.pruning.mask_rule import MaskRule
+from tests.layered import (
+    FIELDS,
+    SIZES,
+    build,
+    kernel,
+    prepare,
+    problem,
+    rounds,
+    walk,
+)
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -73,3 +86,61 @@ def test_agreement_changes_few_entries_every_tenth_round():
     changed = [(a != b).sum() for a, b in itertools.pairwise(masks)]
     assert [n for i, n in enumerate(changed, 1) if i % 10] == [0] * 18
     assert 0 < max(changed) <= 2
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [0, 2], [2, 3]])
+def test_participants_make_masks_by_their_examples_if_these_count(ids):
+    algorithm = build(
+        **FIELDS, mask_schedule="participants", explorer_weighting="samples"
+    )
+    state, rows, _ = prepare(algorithm)
+    bowls, w = problem()[1], kernel(state.params)
+    deviations = [(walk(w, bowls[i], 3) - w) ** 2 for i in ids]
+    guidance = np.average(deviations, axis=0, weights=[SIZES[i] for i in ids])
+    after, _, _ = rounds(algorithm, state, rows, [ids])
+    expected = guidance > np.quantile(guidance, FIELDS["threshold"])
+    np.testing.assert_array_equal(kernel(after.server.masks), expected)
+
+
+def test_what_participants_train_is_delivered_under_the_mask_of_all_explorers():
+    algorithm = build(**FIELDS, mask_schedule="participants")
+    state, rows, _ = prepare(algorithm)
+    of_all = kernel(state.server.masks)
+    state, _, _ = rounds(algorithm, state, rows, [[1, 2]])
+    assert (kernel(state.server.masks) != of_all).any()
+    delivered = kernel(jax.jit(algorithm.deliver)(state).params)
+    np.testing.assert_array_equal(delivered, np.where(of_all, kernel(state.params), 0))
+
+
+def test_agreement_begins_with_the_votes_of_all_explorers_by_their_examples():
+    algorithm = build(**FIELDS, mask_schedule="agreement")
+    state, rows, _ = prepare(algorithm)
+    votes = kernel(rows.client.own.tree).astype(np.float64)
+    expected = np.average(votes, axis=0, weights=SIZES)
+    assert (expected != votes.mean(axis=0)).any()
+    np.testing.assert_allclose(
+        kernel(state.server.guide.agreement), expected, rtol=1e-6, atol=1e-7
+    )
+
+
+def test_agreement_stays_in_a_round_without_explorers():
+    algorithm = build(**FIELDS, mask_schedule="agreement", mask_every=1)
+    state, rows, _ = prepare(algorithm, ids=[0, 1])
+    after, _, _ = rounds(algorithm, state, rows, [[2, 3]])
+    np.testing.assert_array_equal(
+        *(kernel(each.server.guide.agreement) for each in (state, after))
+    )
+
+
+def test_what_every_array_keeps_is_of_the_highest_score():
+    """The second entry has the second rank, but nobody agrees on it."""
+    rule = MaskRule(
+        {"kernel": True}, (), threshold=0.5, min_keep=0.75, structured="off"
+    )
+    guide = schedules._Guide(
+        rank={"kernel": jnp.array([1.0, 0.75, 0.5, 0.25])},
+        agreement={"kernel": jnp.array([1.0, 0.0, 1.0, 1.0])},
+        kept={"kernel": jnp.array([True, False, True, False])},
+    )
+    made, _ = schedules._renewed(rule, schedules.Agreement(), guide, jnp.int32(1))
+    np.testing.assert_array_equal(made.masks["kernel"], [1, 0, 1, 1])

@@ -266,3 +266,12 @@ def test_a_run_says_that_its_examples_cannot_be_split():
         SettingsError, match=r"data cannot be split: .* some shards are"
     ):
         build(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("dirichlet", {"alpha": 5.0}), ("shards", {})]
+)
+def test_a_clients_examples_are_not_in_the_order_of_classes(name, options):
+    labels = np.repeat(np.arange(4), 100)
+    seen = labels[partition(name, labels, 4, seed=0, **options).of(0)]
+    assert np.count_nonzero(np.diff(seen)) > 10

@@ -306,3 +306,17 @@ def test_a_client_without_its_own_examples_is_refused(changes, words):
     four = {"indices": jnp.zeros(4, jnp.int32), "size": jnp.int32(4)}
     with pytest.raises(ValueError, match=words):
         train_client(**alone(problems.SOLVER) | four | changes)
+
+
+def test_transformations_draw_anew_in_every_step():
+    def update(updates, drawn, params=None, *, key, **extra_args):
+        return updates, jnp.roll(drawn, 1).at[0].set(jax.random.uniform(key))
+
+    noise = make_transformation(update, lambda params: jnp.zeros(6))
+    solver = make_solver(epochs=2, batch_size=4, lr=0.1).after_descent(noise)
+    (drawn,) = (
+        leaf
+        for leaf in jax.tree.leaves(train_client(**alone(solver)).solver_state)
+        if leaf.shape == (6,)
+    )
+    assert len(set(drawn.tolist())) == 6

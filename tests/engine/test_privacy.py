@@ -194,3 +194,12 @@ def test_bad_privacy(fields, message):
     with pytest.raises(ValueError, match=message):
         make_privacy(**fields)
     assert make_privacy() is None
+
+
+def test_noise_is_drawn_with_no_clients_key():
+    zeros = Mean({"a": jnp.zeros(50)}, jnp.float32(1))
+    privacy, anchor = Privacy(1.0, 1.0, 1e-5), Anchor({}, {}, jnp.int32(0))
+    noise = privacy.receive({"delta": zeros}, jnp.int32(1), KEY, anchor)["delta"]["a"]
+    for client in range(3):
+        own = jax.random.normal(jax.random.fold_in(KEY, client), (50,))
+        assert abs(np.corrcoef(noise, own)[0, 1]) < 0.6

@@ -5,7 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_prune.engine.transforms import add_control_variates, add_proximal, descend
+from fedjax_prune.engine.transforms import (
+    add_control_variates,
+    add_proximal,
+    descend,
+    remember_first_epoch,
+)
 
 GRADIENT = {"w": jnp.array([1.0, -2.0])}
 PARAMS = {"w": jnp.array([3.0, 5.0])}
@@ -67,3 +72,14 @@ def test_bad_arguments_are_refused():
     tx = add_proximal(1.0)
     with pytest.raises(ValueError, match="add_proximal needs params"):
         tx.update(GRADIENT, tx.init(PARAMS), anchor=PARAMS)
+
+
+def test_the_end_of_the_first_epoch_is_remembered():
+    """What the first step of the second epoch starts from."""
+    tx = remember_first_epoch()
+    state = tx.init({"w": jnp.float32(-1)})
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    for value, (epoch, batch) in enumerate(places):
+        params, at = {"w": jnp.float32(value)}, (jnp.int32(epoch), jnp.int32(batch))
+        _, state = tx.update({}, state, params, epoch=at[0], batch=at[1])
+    assert float(state.first_epoch["w"]) == 2

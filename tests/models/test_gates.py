@@ -312,3 +312,14 @@ def test_functions_refuse_what_they_cannot_do():
         straight_through(jnp.ones(3), jnp.ones(3), "soft")
     with pytest.raises(ValueError, match="rescale must be one of"):
         rescaling("half", 1, 2)
+
+
+def test_maps_in_bfloat16_are_pooled_in_float32():
+    """Their mean, 1 + 2^-9, would be rounded to 1, below the second logit."""
+    gate = Gate(2, GateSettings(0.5), 2)
+    maps = jnp.ones((1, 4, 4, 1), jnp.bfloat16).at[0, 0, 0, 0].set(1 + 2.0**-5)
+    kernel, bias = jnp.array([[1.0, 0.0]]), jnp.array([0.0, 1 + 2.0**-10])
+    weights = {"gates": {"kernel": kernel, "bias": bias}}
+    with jax.numpy_dtype_promotion("standard"):
+        _, mask = gate.apply(weights, maps, jnp.ones(1, bool))
+    np.testing.assert_array_equal(mask, [[1, 0]])

@@ -326,3 +326,9 @@ def test_channels_are_not_removed_from_a_model_that_does_not_declare_them():
         check_rule(rule)
     check_rule(rule._replace(structured="off"))
     check_rule(rule._replace(groups=()))
+
+
+def test_an_array_that_keeps_enough_is_left_alone():
+    masks = {"k": jnp.array([True, True, False, False])}
+    found = guard(masks, {"k": jnp.arange(4.0)}, {"k": True}, 0.5)
+    np.testing.assert_array_equal(found["k"], masks["k"])

@@ -1,0 +1,36 @@
+"""Early stopping: which loss is watched, and since when it has not fallen."""
+
+import jax.numpy as jnp
+import pytest
+
+from fedjax_prune.engine.stopping import make_stopping
+
+
+def stops(epochs, monitor, patience):
+    """Whether to stop after each epoch, from the losses of its batches."""
+    stopping = make_stopping(patience, monitor)
+    watch, found = stopping.start(), []
+    for losses in epochs:
+        for place, loss in enumerate(losses):
+            sums = {"loss": jnp.float32(loss), "count": jnp.float32(1)}
+            is_last = jnp.asarray(place + 1 == len(losses))
+            watch, stop = stopping.after_step(watch, sums, is_last)
+        found.append(bool(stop))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"),
+    [("epoch", [False, False, True]), ("last_batch", [False, True, True])],
+)
+def test_the_mean_of_an_epoch_or_its_last_batch_is_watched(monitor, expected):
+    """Means are 3, 2 and 2.95, last batches 2, 3 and 2.9."""
+    assert stops([(4, 2), (1, 3), (3, 2.9)], monitor, 1) == expected
+
+
+def test_epochs_without_a_lower_loss_are_counted_in_a_row():
+    assert stops([(3,), (4,), (2,), (4,), (3,)], "epoch", 2) == [False] * 4 + [True]
+
+
+def test_a_loss_must_be_below_the_lowest():
+    assert stops([(1,), (4,), (3,), (2,)], "epoch", 3) == [False] * 3 + [True]
