@@ -19,9 +19,9 @@ MOST_RUNS = 10_000
 """Runs of a grid; all of them are checked before the first one starts."""
 _LONGEST = 120
 """Characters of a folder's name; file systems allow 255 bytes."""
-_SEED = "seed"
 _BRING = ("algorithm.name", "model.name")
 """Fields that bring other fields."""
+_SEED = "seed"
 """The field over whose values the table takes means."""
 
 

@@ -58,26 +58,32 @@ def is_finished(run: Run, workdir: Path) -> bool:
     return estimates.is_finished(run.config, workdir / run.folder)
 
 
-def check_networks(runs: Sequence[tuple[str, Run]], workdir: Path) -> None:
+def check_networks(
+    runs: Sequence[tuple[str, Run]], workdir: Path
+) -> list[tuple[str, estimates.Estimate]]:
     """Refuses runs whose network, data and algorithm do not fit together.
 
     Args:
       runs: name for messages, and run.
       workdir: of the grid.
 
+    Returns:
+      Name and what is left of each run.
+
     Raises:
       SettingsError: with every mistake.
       DataError: if a data set is damaged or has too few examples.
     """
-    mistakes: dict[str, list[str]] = {}
+    found, mistakes = [], {}
     for name, run in runs:
         try:
-            estimates.estimate(run.config, workdir / run.folder)
+            found.append((name, estimates.estimate(run.config, workdir / run.folder)))
         except SettingsError as error:
             for mistake in error.problems:
                 mistakes.setdefault(mistake, []).append(name)
     if mistakes:
         raise SettingsError(told(mistakes, [name for name, _ in runs]))
+    return found
 
 
 def cost_table(runs: Sequence[tuple[str, Run]], workdir: Path) -> str:
@@ -90,14 +96,13 @@ def cost_table(runs: Sequence[tuple[str, Run]], workdir: Path) -> str:
     Raises:
       SettingsError, DataError: as `check_networks`.
     """
-    check_networks(runs, workdir)
+    left = check_networks(runs, workdir)
     lines = [
         "| run | rounds left | MB before masks | dense MACs to train |",
         "|---|---|---|---|",
     ]
     named: dict[str, list[estimates.Estimate]] = {}
-    for name, run in runs:
-        estimate = estimates.estimate(run.config, workdir / run.folder)
+    for name, estimate in left:
         named.setdefault(name, []).append(estimate)
     lines += [_line(name, each) for name, each in named.items()]
     total = [estimate for each in named.values() for estimate in each]

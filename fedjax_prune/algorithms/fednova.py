@@ -13,7 +13,8 @@ References:
 Choices:
   There is no global momentum. Batch statistics are averaged with p_k, never
   normalised. A client sends one scalar more than in FedAvg, its step mass. What
-  `clip_norm` bounds is the delta over A_k, so the update is bounded by A_k times it.
+  `clip_norm` bounds is the delta over A_k, so the server moves by at most the mean of
+  the A_k times it.
 """
 
 import numpy as np

@@ -92,7 +92,7 @@ def prunefl(
         "before candidates are added.",
     ] = 0.3,
     share_decay: Annotated[
-        float, SHARE, "What that share is multiplied by after each one of the rounds."
+        float, SHARE, "Factor of that share after each adjustment between rounds."
     ] = 1.0,
     max_adjustments: Annotated[
         int, at_least(1), "Adjustments of the first stage at most."

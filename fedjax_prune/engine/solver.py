@@ -87,9 +87,10 @@ class LocalSolver(NamedTuple):
 
         Args:
           tx: an Optax transformation.
-          keeps_mass: whether the step mass is still that of the optimiser, as behind
-            one that adds to the gradients what does not depend on them. Otherwise the
-            new solver has none, and SCAFFOLD and FedNova refuse it.
+          keeps_mass: whether the step mass is still that of the optimiser. It is if
+            `tx` adds to the gradients what does not depend on them, such as control
+            variates. Otherwise the new solver has none, and SCAFFOLD and FedNova
+            refuse it.
         """
         return self._with(_chain(tx, self.shared_tx), keeps_mass)
 

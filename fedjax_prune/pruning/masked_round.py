@@ -278,6 +278,7 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
         )
         return after._replace(server=server)
 
+    # What is not pruned moves as before.
     solver = below.solver.after_descent(freeze_pruned(), keeps_mass=True)
     return Rules(solver, init, below.row, program, update)
 

@@ -122,9 +122,11 @@ def runs_of(
         f"--config.{field} must not be given: lines set it"
         for field in sorted(given & own)
     ]
-    if overrides and not lines:
+    if not lines:
         mistakes += [
             f"{argument} must not be given: nothing is trained for these blocks"
+            if overridden([argument])
+            else f"{argument} is not an argument"
             for argument in overrides
         ]
     if table.beside:
@@ -163,7 +165,8 @@ def runs_of(
 def _set_by(lines: Collection[Line]) -> set[str]:
     """The fields that lines set: those that they change, and in which they differ.
 
-    How long runs are and what is evaluated may be changed for all lines.
+    How long runs are and what is evaluated may be changed for all lines, unless one of
+    them changes it.
     """
     configs = [flatten(load_config(line.config, [])) for line in lines]
     common = set(configs[0]).intersection(*configs) if configs else set()

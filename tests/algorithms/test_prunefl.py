@@ -105,13 +105,14 @@ def adjusted(algorithm, state, finished=1):
     return jax.jit(algorithm.masked.remask)(state, None, None)
 
 
-def test_prunefl_drops_a_share_that_decays():
+@pytest.mark.parametrize("every", [1, 3])
+def test_prunefl_drops_a_share_that_decays(every):
     """floor(27 / 2), then floor(14 / 4) entries; as time is even, none comes back."""
     algorithm = build(
-        "prunefl", adjust_every=1, prune_share=0.5, share_decay=0.5, **EVEN
+        "prunefl", adjust_every=every, prune_share=0.5, share_decay=0.5, **EVEN
     )
     state, kept = algorithm.init(KEY), []
-    for finished in (1, 2):
+    for finished in (every, 2 * every):
         state = adjusted(algorithm, state, finished)
         kept.append(int(state.server.masks["kernel"].sum()))
     assert kept == [14, 11]

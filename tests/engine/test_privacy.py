@@ -9,7 +9,7 @@ from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.preparation import prepare
-from fedjax_prune.engine.privacy import Privacy, make_privacy
+from fedjax_prune.engine.privacy import NOISE, Privacy, make_privacy
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.types import Anchor, Mean, RoundInputs, Total
@@ -197,6 +197,7 @@ def test_bad_privacy(fields, message):
 
 
 def test_noise_is_drawn_with_no_clients_key():
+    assert NOISE >= 2**31
     zeros = Mean({"a": jnp.zeros(50)}, jnp.float32(1))
     privacy, anchor = Privacy(1.0, 1.0, 1e-5), Anchor({}, {}, jnp.int32(0))
     noise = privacy.receive({"delta": zeros}, jnp.int32(1), KEY, anchor)["delta"]["a"]

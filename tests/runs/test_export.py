@@ -116,6 +116,10 @@ def test_what_cannot_be_exported_or_read(finished, tmp_path):
     with pytest.raises(WorkdirError, match="must not be in the checkpoints of the run"):
         export_model(workdir, workdir / "checkpoints" / "7")
     assert not (workdir / "checkpoints" / "7").exists()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(WorkdirError, match="got a link to itself"):
+        export_model(workdir, tmp_path / "loop")
+    (tmp_path / "loop").unlink()
     assert {f.name for f in tmp_path.iterdir()} == {"file", "config.json"}
 
 

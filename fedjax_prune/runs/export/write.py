@@ -1,6 +1,7 @@
 """Writes a folder with a network, what it is, and how it is loaded."""
 
 import json
+from os.path import realpath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ def plan_export(
     found += input_problems(config, input_dtype, batch_size)
     taken = folder_problems(Path(folder))
     checkpoints = asked.workdir / FOLDER
-    if Path(folder).resolve().is_relative_to(checkpoints.resolve()):
+    # Path.resolve raises for a link to itself in some versions of Python.
+    if Path(realpath(folder)).is_relative_to(realpath(checkpoints)):
         taken = [f"{folder} must not be in the checkpoints of the run, {checkpoints}"]
     if found:
         raise SettingsError(found + taken)

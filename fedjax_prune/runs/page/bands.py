@@ -46,13 +46,13 @@ def is_of_one(row: Mapping[str, Any], name: str) -> bool:
 
 
 def of_more(lines: Sequence[Line]) -> str:
-    """Words where a run's last evaluation is of more clients than those before."""
+    """Words where the last evaluation of a finished run is of more clients."""
     for line in lines:
         for run in line.runs:
-            counts = [
-                row["eval/clients"] for row in run.rounds if "eval/clients" in row
-            ]
-            if counts and counts[-1] > min(counts):
+            *before, last = [row for row in run.rounds if "eval/clients" in row] or [{}]
+            most = max((row["eval/clients"] for row in before), default=math.inf)
+            is_end = last.get("round") == run.config["rounds"]
+            if is_end and last["eval/clients"] > most:
                 return (
                     "While a run goes on, clients of the round's cohort are evaluated; "
                     "the last evaluation is of more, of all unless eval.num_clients is "

@@ -28,8 +28,10 @@ FLAGS = {
 }
 """Field of a row with ids of clients -> what was wrong with them."""
 MOST_CLIENTS = 8
-"""Clients of a line who are named and followed: those with the most such rounds."""
-"""At most as many as there are colours."""
+"""Clients of a line who are named and followed: those with the most such rounds.
+
+At most as many as there are colours.
+"""
 MOST_LINES = 6
 """Lines whose losses are drawn."""
 _MEDIAN = "median client"
