@@ -65,9 +65,8 @@ def by_clients(
         """What lines are less that of another method with as many clients."""
         found = {}
         for name, (method, _, clients) in parts.items():
-            first = values.get(f"{others.get(method)}, {clients}")
-            common = values[name].keys() & (first or {}).keys()
-            if first and common:
+            first = values.get(f"{others.get(method)}, {clients}", {})
+            if common := values[name].keys() & first.keys():
                 found[name] = marked(less(values[name], first), common)
         return found
 

@@ -37,11 +37,13 @@ def test_a_last_evaluation_of_more_clients_is_told_apart(tmp_path):
     more = lines_of(
         tmp_path / "more", config, **{"eval/clients": lambda n: 20 if n == 10 else 8}
     )
-    # Of a node of Flower that did not answer in a round before.
-    lost = lines_of(
-        tmp_path / "lost", config, **{"eval/clients": lambda n: 7 if n == 5 else 8}
+    # A node of Flower did not answer in the first evaluation of all clients.
+    whole = config_of(
+        "scaffold", rounds=10, cohort_size=20, **{"eval.every": 5, "model.gated": False}
     )
-    lost[0].runs[0].config["rounds"] = 20
+    lost = lines_of(
+        tmp_path / "lost", whole, **{"eval/clients": lambda n: 19 if n == 5 else 20}
+    )
     for draw in (curves.kinds, facts.results):
         found = [draw(lines) for lines in (few, lost, more)]
         assert ["is of more" in x.words for x in found if x] == [False, False, True]

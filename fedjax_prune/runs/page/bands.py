@@ -51,8 +51,11 @@ def of_more(lines: Sequence[Line]) -> str:
         for run in line.runs:
             *before, last = [row for row in run.rounds if "eval/clients" in row] or [{}]
             most = max((row["eval/clients"] for row in before), default=math.inf)
-            is_end = last.get("round") == run.config["rounds"]
-            if is_end and last["eval/clients"] > most:
+            config = run.config
+            is_end = last.get("round") == config["rounds"]
+            # Of a whole cohort some nodes of Flower may not have answered.
+            is_part = config["cohort_size"] < config["data.num_clients"]
+            if is_end and is_part and last["eval/clients"] > most:
                 return (
                     "While a run goes on, clients of the round's cohort are evaluated; "
                     "the last evaluation is of more, of all unless eval.num_clients is "
