@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs import base, quickstart
 from fedjax_prune.runs import start as resume
+from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.learning import make_learning
 from tests.toys import all_rows
 
@@ -36,6 +37,12 @@ def tiny_config(**changes):
     } | changes
     config.update_from_flattened_dict(changes)
     return config
+
+
+def build(config):
+    """Network, task and algorithm of a checked configuration, and its data."""
+    learning = make_learning(config)
+    return Experiment(learning, load_data(learning.config))
 
 
 def plain_config(**changes):

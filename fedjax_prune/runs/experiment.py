@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its configuration: data, and what it learns with."""
+"""The parts of a run: what it learns with, and its data, which are loaded here."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +21,7 @@ from fedjax_prune.runs.data_memory import (
     check_pictures,
     check_size,
 )
-from fedjax_prune.runs.learning import Learning, data_info, make_learning
+from fedjax_prune.runs.learning import Learning, data_info
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config, Dataset, Population
 
@@ -80,22 +80,6 @@ class Experiment(NamedTuple):
     def with_config(self, config: Config) -> "Experiment":
         """The same parts with a configuration whose changes do not affect them."""
         return self._replace(learning=self.learning._replace(config=config))
-
-
-def build(config: Config) -> Experiment:
-    """Builds everything that does not change during a run, and loads the data.
-
-    Args:
-      config: already checked.
-
-    Raises:
-      DataError: if the data set cannot be read.
-      SettingsError: if the examples cannot be split as asked or do not fit the memory,
-        or the network cannot read images of that size or lacks the layers that the
-        algorithm names.
-    """
-    learning = make_learning(config)
-    return Experiment(learning, load_data(learning.config))
 
 
 def load_data(config: Config) -> RunData:

@@ -16,7 +16,7 @@ from fedjax_prune.data.by_client import (
     speeches_by_speaker,
 )
 from fedjax_prune.data.datasets import DataError
-from fedjax_prune.runs.experiment import build
+from tests.small_runs import build
 
 SHARED = Path(__file__).parents[3] / "shared/data/shakespeare"
 PLAYS = Path(os.environ.get("SHAKESPEARE_DIR", SHARED))

@@ -19,8 +19,8 @@ from fedjax_prune.data.partition import (
 )
 from fedjax_prune.data.splitting import dirichlet_shares
 from fedjax_prune.data.validation import class_counts
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.settings import SettingsError
+from tests.small_runs import build
 
 LABELS = np.repeat(np.arange(10), 5000)  # CIFAR-10's class counts
 

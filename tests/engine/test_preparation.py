@@ -14,9 +14,8 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.store import HostStore, make_store
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
-from tests.small_runs import PRUNED_FIELDS, pruned_config
+from tests.small_runs import PRUNED_FIELDS, build, pruned_config
 from tests.toys import all_rows
 
 

@@ -2,12 +2,17 @@
 
 import math
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fedjax_prune.runs.interrupt import INTERRUPTED
+from fedjax_prune.runs.settings import SettingsError
 from launch import config_file
+from launch.errors import exit_code
+from launch.guard import LOST
 
 FILE = Path(__file__).parents[2] / "launch" / "jobset.yaml"
 
@@ -37,10 +42,17 @@ POD = {
         False,
     ),
 }
+EXIT_CODES = {"operator": (str, True), "values": ([int], True)}
+FAILED_POD = {"action": (str, True), "onExitCodes": (EXIT_CODES, False)}
+FAILED_JOB = {"action": (str, True), "onJobFailureReasons": ([str], False)}
 JOB = {
     "parallelism": (int, False),
     "completions": (int, False),
     "backoffLimit": (int, False),
+    "podFailurePolicy": (
+        {"rules": ([FAILED_POD], True)},
+        False,
+    ),
     "template": ({"spec": (POD, True)}, True),
 }
 JOBSET = {
@@ -49,7 +61,10 @@ JOBSET = {
     "metadata": (METADATA, True),
     "spec": (
         {
-            "failurePolicy": ({"maxRestarts": (int, False)}, False),
+            "failurePolicy": (
+                {"maxRestarts": (int, False), "rules": ([FAILED_JOB], False)},
+                False,
+            ),
             "replicatedJobs": (
                 [
                     {
@@ -137,3 +152,22 @@ def test_the_jobset_starts_one_process_for_each_host_of_its_slice():
     assert container["command"] == ["python", "-m", "fedjax_prune", "train"]
     assert flags["workdir"].startswith(f"{mounted['mountPath']}/")
     assert config_file.load(flags["config"]).cohort_size == 40
+
+
+def test_the_jobset_starts_again_unless_the_run_itself_has_failed():
+    _, jobs = jobset()
+    policy = jobs["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    assert policy["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    (slice_,) = jobs["spec"]["replicatedJobs"]
+    (rule,) = slice_["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In"
+
+    def failed():
+        raise SettingsError(["rounds must be at least 1, got 0"])
+
+    ending = set(rule["onExitCodes"]["values"])
+    assert ending == {exit_code(failed)}
+    assert not ending & {LOST, INTERRUPTED, 128 + signal.SIGKILL}

@@ -12,7 +12,6 @@ from fedjax_prune.engine.placing import put_cohort, put_split, put_whole
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import capacity, loop, machine, train
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.policy import placement_of
@@ -20,7 +19,13 @@ from fedjax_prune.runs.programs import WholeRounds
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError, read_config
 from fedjax_prune.types import RoundInputs
-from tests.small_runs import final_state, plain_config, pruned_config, tiny_config
+from tests.small_runs import (
+    build,
+    final_state,
+    plain_config,
+    pruned_config,
+    tiny_config,
+)
 
 
 def test_peak_of_a_chain_by_hand():

@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from fedjax_prune.runs import environment
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.workdir import WorkdirError
-from tests.small_runs import tiny_config
+from tests.small_runs import build, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,13 @@ from fedjax_prune.models.costs import num_entries, tree_bytes
 from fedjax_prune.pruning.enforce import apply_masks
 from fedjax_prune.runs import train
 from fedjax_prune.runs.checkpoint import CheckpointError
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.export import export_model, load_model
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.replay import compare_workdirs
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
 from fedjax_prune.types import Variables
-from tests.small_runs import final_state, pruned_config
+from tests.small_runs import build, final_state, pruned_config
 
 
 @pytest.fixture(scope="module")

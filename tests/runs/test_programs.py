@@ -11,11 +11,10 @@ from fedjax_prune.data.population import from_sizes
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs import programs
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import own_personal, start
 from fedjax_prune.types import RoundInputs
 from tests import seven_clients, toys
-from tests.small_runs import tiny_config
+from tests.small_runs import build, tiny_config
 
 
 def test_rounds_compile_once_for_each_width():

@@ -30,6 +30,7 @@ from fedjax_prune.runs.start import restore_or_start
 from fedjax_prune.runs.workdir import open_workdir
 from tests.small_runs import (
     PRUNED_FIELDS,
+    build,
     final_state,
     pruned_config,
     tiny_config,
@@ -100,7 +101,7 @@ def test_a_stop_while_exploring_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 
 def prepared_with(config, folder, *, stopped=False):
     """The state after the preparation, or None, and the rows of all clients."""
-    built, stop = experiment.build(config), threading.Event()
+    built, stop = build(config), threading.Event()
     where = devices.make_placement(1)
     if stopped:
         stop.set()

@@ -9,10 +9,9 @@ import pytest
 
 from configs import base
 from fedjax_prune.runs import machine, report, settings
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, make_model, start
 from fedjax_prune.runs.machine import Chosen
-from tests.small_runs import pruned_config, tiny_config
+from tests.small_runs import build, pruned_config, tiny_config
 
 
 def chosen_of(images_per_second, **changes):

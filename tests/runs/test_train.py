@@ -13,11 +13,10 @@ from configs import base
 from fedjax_prune.engine import store
 from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs import checkpoint, tables, train, verify
-from fedjax_prune.runs.experiment import build
 from fedjax_prune.runs.learning import make_learning, own_personal, start
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError
-from tests.small_runs import final_state, plain_config, tiny_config, undocumented
+from tests.small_runs import build, final_state, plain_config, tiny_config, undocumented
 from tests.toys import all_rows
 
 
