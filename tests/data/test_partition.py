@@ -144,6 +144,18 @@ def test_shards_of_a_large_class_are_more_not_larger():
     np.testing.assert_array_equal(population.sizes, 10)
 
 
+def test_shards_are_dealt_in_random_order():
+    """The first to take has a shard of the largest class, but is any client."""
+    labels = np.repeat([0, 1, 2], [10, 10, 40])
+    of_first_client = [
+        shards(labels, 6, 1, np.random.RandomState(seed)).of(0) for seed in range(20)
+    ]
+    assert {int(labels[own[0]]) for own in of_first_client} == {0, 1, 2}
+    for own in of_first_client:
+        if labels[own[0]] == 2:
+            assert np.ptp(own) > 10 and (np.diff(own) < 0).any()
+
+
 @pytest.mark.parametrize("split", [dirichlet, quantity])
 def test_clients_may_have_exactly_the_smallest_size(split):
     rng = np.random.RandomState(0)
