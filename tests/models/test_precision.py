@@ -1,9 +1,12 @@
 """Precision: what is rounded to fewer bits, and what is not."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine.server import make_server_tx
@@ -15,7 +18,7 @@ from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.models.pooling import max_pool
 from fedjax_prune.models.precision import add, matmul, multiply, product_precision
 from fedjax_prune.models.task import make_task
-from fedjax_prune.types import RoundInputs
+from fedjax_prune.types import Batch, RoundInputs
 from tests import toys
 from tests.small_models import SMALL, draw
 
@@ -144,6 +147,35 @@ def test_lanes_agree_in_float64_after_ten_steps(name):
             one[:2],
             three[:2],
         )
+
+
+def sums_in_bfloat16(function, *args):
+    """How many sums that it traces to have a result in bfloat16."""
+    traced = str(jax.make_jaxpr(function)(*args))
+    return len(re.findall(r":bf16\[[^\]]*\] = (?:reduce_sum|cumsum)\[", traced))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "none"])
+@pytest.mark.parametrize("name", ["cnn", "resnet32", "two_cnn"])
+@jax.numpy_dtype_promotion("standard")  # Flax's norms widen bfloat16 silently
+def test_no_sum_of_a_bfloat16_network_is_rounded_as_it_grows(name, norm):
+    """Also none of its gradient: sums over pixels, examples and channels."""
+    model, shape = SMALL[name]
+    model = model.clone(gates=GateSettings(0.5), norm=norm, dtype=jnp.bfloat16)
+    task = make_task(model, shape, lasso_weight=1e-3)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    batch = Batch(jnp.zeros((4, *shape)), jnp.zeros(4, int), jnp.ones(4, bool))
+
+    def gradients(variables):
+        def loss(params):
+            return task.loss(variables._replace(params=params), batch, key)[0]
+
+        return jax.grad(loss)(variables.params)
+
+    key = jax.random.key(1)
+    assert sums_in_bfloat16(gradients, variables) == 0
+    assert sums_in_bfloat16(lax.cumsum, jnp.ones(3, jnp.bfloat16)) == 1
+    assert sums_in_bfloat16(lambda x: lax.reduce_sum(x, [0]), jnp.bfloat16([1])) == 1
 
 
 @pytest.fixture(params=["cpu", "tpu"])
