@@ -20,6 +20,8 @@ from fedjax_prune.engine import processes
 from fedjax_prune.runs import console
 from fedjax_prune.runs.settings import SettingsError
 
+from .errors import UnreachedError
+
 PATIENCE = 300
 """Seconds that a process waits at its start for the others."""
 SILENCE = 40
@@ -61,8 +63,8 @@ def find_seat(
       The seat, or None if there is a single process.
 
     Raises:
-      SettingsError: if some flags are missing or out of range, or the cluster that JAX
-        has found does not say enough.
+      SettingsError: if some flags are missing or out of range.
+      UnreachedError: if the cluster that JAX has found does not say enough.
     """
     flags = {
         "--coordinator_address": coordinator,
@@ -115,11 +117,9 @@ def _detect() -> Seat | None:
     except Exception as error:  # The packages of a cluster have their own errors.
         if _is_plain_pod():
             return None
-        raise SettingsError(
-            [
-                f"the processes of this cluster cannot be found: {error}. "
-                "--coordinator_address, --num_processes and --process_id name them"
-            ]
+        raise UnreachedError(
+            f"the processes of this cluster cannot be found: {error}. "
+            "--coordinator_address, --num_processes and --process_id name them"
         ) from error
     if address is None or number is None or count is None or count < 2:
         return None
@@ -153,7 +153,7 @@ def joined(seat: Seat) -> Iterator[None]:
       seat: of this process.
 
     Raises:
-      SettingsError: if the others cannot be reached.
+      UnreachedError: if the others cannot be reached.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if seat.number == 0:
@@ -174,8 +174,8 @@ def joined(seat: Seat) -> Iterator[None]:
             shutdown_timeout_seconds=_LEAVING,
         )
     except RuntimeError as error:
-        raise SettingsError(
-            [f"process {seat.number} cannot join {seat.coordinator}: {error}"]
+        raise UnreachedError(
+            f"process {seat.number} cannot join {seat.coordinator}: {error}"
         ) from error
     # Every process waits here for the devices of the others.
     jax.devices()

@@ -20,9 +20,20 @@ from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import WorkdirError
 
+LOST = 75
+"""Exit code if other processes of a run are lost or not reached: "try again"."""
+
+
+class UnreachedError(RuntimeError):
+    """The other processes of a run are not reached, but may be at the next try."""
+
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Runs a command and prints its errors; returns its code, 1 or INTERRUPTED."""
+    """Runs a command and prints its errors.
+
+    Returns:
+      The code of the command; after an error 1, LOST or INTERRUPTED.
+    """
     open_standard_streams()
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
@@ -44,6 +55,9 @@ def exit_code(command: Callable[[], int]) -> int:
         WorkdirError,
     ) as error:
         console.print_error(str(error))
+    except UnreachedError as error:
+        console.print_error(str(error))
+        return LOST
     except BrokenPipeError:
         console.discard(sys.stdout)
     except OSError as error:

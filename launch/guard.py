@@ -19,9 +19,7 @@ from fedjax_prune.runs import console
 from fedjax_prune.runs.interrupt import INTERRUPTED, SIGNALS
 
 from .cluster import SILENCE, Seat
-
-LOST = 75
-"""Exit code of a process that ended because another one was lost: "try again"."""
+from .errors import LOST
 
 _TOLD_BY_JAX = re.compile(rb"[EF]\d{4} .*(coordination_service|client\.h)")
 _NOTICE = re.compile(rb"W\d{4} .*preemption_notifier")

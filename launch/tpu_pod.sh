@@ -118,7 +118,9 @@ run() {
 }
 
 start() {
-  on_host all "cd fedjax_prune && source .venv/bin/activate && \
+  on_host all "test -f $MOUNT/$name.command || \
+    { echo 'error: there is no command yet: run $name FLAG...' >&2; exit 1; }; \
+    cd fedjax_prune && source .venv/bin/activate && \
     export TFDS_DATA_DIR=$MOUNT/data && \
     { nohup bash $MOUNT/$name.command >> $MOUNT/$name.output/\$(hostname) 2>&1 \
       < /dev/null & }"

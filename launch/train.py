@@ -6,8 +6,9 @@ CONFIG is a Python file or the name of a bundled configuration; `CONFIG:STRING` 
 a string. On a TPU pod, under Slurm and on Kubernetes the same command is started on
 every host and JAX finds the others. Elsewhere each process is told its place, as in the
 third example; all of them use one workdir on a disk that they share. If one process is
-lost, the others say which within a minute and end with exit code 75. In a checkout
-`python -m launch.train` is the same. For example:
+lost, the others say which within a minute and end with exit code 75; so does a process
+that has not reached the others for five minutes. In a checkout `python -m launch.train`
+is the same. For example:
 
     python -m fedjax_prune train --config=quickstart --workdir=runs/quickstart
     python -m fedjax_prune train --config=feddp_cpu:cifar10,feddp,10 \\
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code.
 
     It is 0, 1 after a mistake or failure, 130 after a signal, and 75 if another of
-    several processes was lost.
+    several processes was lost or not reached.
     """
 
     def run() -> int:

@@ -5,9 +5,11 @@ python -m launch.benchmark --suite=w1[,w3] [--rounds=5] [--peers=torch_loop,pfl_
 
 Every worker is a process of its own: it compiles, warms up and then waits. In each
 repetition all of them run one round, one after another, so that other load on the
-machine affects all alike. The table has medians without each worker's first round;
-`time` is the time for an image, as a multiple of another worker's; `executed` is the
-ratio of steps run to steps with examples; `MB` is what a round takes on each device.
+machine affects all alike; `devices` takes turns within each number of devices, and
+`lanes` times one worker after another. The table has medians without each worker's
+first round; `time` is the time for an image, as a multiple of another worker's;
+`executed` is the ratio of steps run to steps with examples; `MB` is what a round takes
+on each device.
 
 The suite `inference` times networks that are trained, for a few images: one process
 calls all their forms in turn. Its table has the median and the 95th percentile of the
@@ -23,9 +25,10 @@ Without --peers all installed peers run; --peers=NAMES installs those peers firs
 """
 
 import json
+import os
 import platform
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +81,29 @@ def _run(argv: list[str]) -> int:
         peers_dir=peers_dir,
         compile=_COMPILE.value,
     )
-    suites = {name: _run_one(name, options) for name in _SUITE.value}
-    if _OUTPUT.value:
-        results = {
-            "machine": platform.machine(),
-            "threads": options.threads,
-            "rounds": options.rounds,
-            "suites": suites,
-        }
-        local_folder(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
-    return int(any(result["failed"] for result in suites.values()))
+    suites = {}
+    for name in _SUITE.value:
+        try:
+            suites[name] = _run_one(name, options)
+        except WorkerError as error:
+            console.print_error(str(error))
+        else:
+            _write(suites, options)
+    complete = len(suites) == len(set(_SUITE.value))
+    return int(not complete or any(found["failed"] for found in suites.values()))
+
+
+def _write(suites: Mapping[str, Any], options: Options) -> None:
+    """Writes what was measured so far into the file of `--output`."""
+    if not _OUTPUT.value:
+        return
+    results = {
+        "machine": platform.machine(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "suites": suites,
+    }
+    local_folder(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _run_one(name: str, options: Options) -> dict[str, Any]:
@@ -113,6 +129,11 @@ def _mistakes(argv: list[str]) -> list[str]:
     cores = len(runtime.cores())
     if _THREADS.value is not None and not 1 <= _THREADS.value <= cores:
         found.append(f"--threads must be in [1, {cores}], got {_THREADS.value}")
+    elif _THREADS.value not in (None, cores) and not hasattr(os, "sched_setaffinity"):
+        found.append(
+            f"--threads must be {cores}, all cores, on a system that does not let a "
+            f"process choose its cores, got {_THREADS.value}"
+        )
     output = local_folder(_OUTPUT.value or "result.json")
     if output.is_dir() or not output.parent.is_dir():
         found.append(f"--output must be a file in a folder, got {str(output)!r}")
@@ -120,13 +141,18 @@ def _mistakes(argv: list[str]) -> list[str]:
 
 
 def _available_peers(wanted: Sequence[str] | None, peers_dir: Path) -> list[str]:
-    """Installs the peers asked for; without --peers, finds the installed ones."""
+    """Installs the peers asked for; without --peers, finds the installed ones.
+
+    Raises:
+      WorkerError: if one of them cannot be installed.
+    """
 
     def missing(names: Sequence[str]) -> list[str]:
         return [name for name in names if not is_installed(name, peers_dir)]
 
-    if wanted:
-        install(wanted, peers_dir)
+    if wanted and not install(wanted, peers_dir):
+        names = ", ".join(missing(wanted)) or ", ".join(wanted)
+        raise WorkerError(f"these peers could not be installed: {names}")
     asked = list(PEERS) if wanted is None else list(wanted)
     absent = missing(asked)
     if absent:

@@ -59,6 +59,12 @@ dir=$1
 shift
 [ $# -gt 0 ] || set -- torch pfl flower fedjax
 mkdir -p "$dir"
-for name in "$@"; do
-  make_environment "$name"
-done
+if [ $# -gt 1 ]; then
+  # Each in a shell of its own: one that cannot be made does not keep others from it.
+  status=0
+  for name in "$@"; do
+    bash "${BASH_SOURCE[0]}" "$dir" "$name" || status=1
+  done
+  exit $status
+fi
+make_environment "$1"

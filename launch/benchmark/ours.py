@@ -256,21 +256,32 @@ def _bytes(program: jax.stages.Compiled) -> int:
     )
 
 
-def _fastest(work: str, data: worker.Data, settings: Settings) -> int:
-    """Doubles the lanes as long as whole rounds gain from it; 1 on a CPU."""
-    lanes, least = 1, float("inf")
+def _fastest(work: str, data: worker.Data, settings: Settings) -> Runner:
+    """Doubles the lanes as long as whole rounds gain from it and fit; 1 on a CPU."""
+    best = make(work, data, settings, 1)
     if jax.default_backend() == "cpu":
-        return lanes
-    while lanes <= min(MOST_LANES, data.cohorts.shape[1]):
-        run_round = make(work, data, settings, lanes).run_round
-        run_round(data.cohort(0))
-        began = time.perf_counter()
-        run_round(data.cohort(0))
-        seconds = time.perf_counter() - began
+        return best
+    least, most = _seconds(best, data), min(MOST_LANES, data.cohorts.shape[1])
+    while (lanes := 2 * best.facts["lanes"]) <= most:
+        try:
+            runner = make(work, data, settings, lanes)
+            seconds = _seconds(runner, data)
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("RESOURCE_EXHAUSTED"):
+                raise
+            break
         if seconds * LEAST_GAIN > least:
             break
-        lanes, least = 2 * lanes, seconds
-    return lanes // 2
+        best, least = runner, seconds
+    return best
+
+
+def _seconds(runner: Runner, data: worker.Data) -> float:
+    """The time of a round that is not the first one."""
+    runner.run_round(data.cohort(0))
+    began = time.perf_counter()
+    runner.run_round(data.cohort(0))
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -297,19 +308,22 @@ def main() -> None:
         compact=own.compact,
     )
     runtime.configure()
+    # Compacted rounds compile for each new width, so the rounds are traced in it, too.
     with product_precision(settings.precision):
-        lanes = own.lanes or _fastest(options.work, data, settings)
-        runner = make(options.work, data, settings, lanes)
-    worker.serve(
-        channel,
-        data,
-        peer="ours",
-        package="jax",
-        run_round=runner.run_round,
-        checksum=runner.checksum,
-        facts=runner.facts,
-        counted=runner.counted,
-    )
+        if own.lanes:
+            runner = make(options.work, data, settings, own.lanes)
+        else:
+            runner = _fastest(options.work, data, settings)
+        worker.serve(
+            channel,
+            data,
+            peer="ours",
+            package="jax",
+            run_round=runner.run_round,
+            checksum=runner.checksum,
+            facts=runner.facts,
+            counted=runner.counted,
+        )
 
 
 if __name__ == "__main__":

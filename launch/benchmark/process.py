@@ -99,10 +99,11 @@ class Process:
                 self._tell("quit")
                 self._process.wait(30)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is None:
+            # Its children may live longer than the worker.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):

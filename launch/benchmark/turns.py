@@ -63,7 +63,7 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
       Everything that was measured, for JSON.
 
     Raises:
-      WorkerError: if the machine's limits cannot be measured.
+      WorkerError: if the machine's limits cannot be measured, or it has a TPU.
     """
     print(f"{suite.words}.", flush=True)
     environment = {"JAX_PLATFORMS": "cpu"} if suite.on_cpu else {}
@@ -84,6 +84,11 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
 
         limits_process = stack.enter_context(start(LIMITS))
         machine = limits_process.read()
+        if machine["platform"] == "tpu":
+            raise WorkerError(
+                "the benchmark needs a CPU or GPU, which processes can share; here JAX "
+                "has a TPU, which is for one (JAX_PLATFORMS=cpu leaves it out)"
+            )
         groups = suite.groups(options.threads, machine["platform"])
         if suite.with_peers:
             groups[0] += [peer(name, machine["platform"]) for name in options.peers]
@@ -131,41 +136,46 @@ def _take_turns(
     """Runs the workers of a group; returns the limits measured in between."""
     rates = []
     with ExitStack() as stack:
-        running: list[Process] = []
+        running: list[tuple[Process, ExitStack]] = []
         for worker in group:
+            own = stack.enter_context(ExitStack())
             try:
                 compiled = []
                 if options.compile and worker.module == "ours":
                     with start(worker) as process:
                         compiled.append(process.read()["compile_seconds"])
-                process = stack.enter_context(start(worker))
+                process = own.enter_context(start(worker))
                 ready = process.read()
             except WorkerError as error:
-                _give_up(worker, error, turns)
+                _give_up(worker, own, error, turns)
                 continue
             if compiled:
                 ready["first_compile_seconds"] = compiled[0]
             turns.ready[worker.name] = ready
             turns.reports[worker.name] = []
-            running.append(process)
+            running.append((process, own))
             print(_ready_line(worker, ready), flush=True)
         for _ in range(options.rounds + 1):
             rates.append(limits_process.run_round())
-            for process in list(running):
+            for process, own in list(running):
                 try:
                     report = process.run_round()
                 except WorkerError as error:
-                    running.remove(process)
+                    running.remove((process, own))
                     del turns.ready[process.worker.name]
                     del turns.reports[process.worker.name]
-                    _give_up(process.worker, error, turns)
+                    _give_up(process.worker, own, error, turns)
                 else:
                     turns.reports[process.worker.name].append(report)
-        turns.workers.extend(process.worker for process in running)
+        turns.workers.extend(process.worker for process, _ in running)
     return rates
 
 
-def _give_up(worker: Worker, error: WorkerError, turns: Turns) -> None:
+def _give_up(
+    worker: Worker, process: ExitStack, error: WorkerError, turns: Turns
+) -> None:
+    """Ends a worker, which would compute beside the others, and remembers its name."""
+    process.close()
     console.print_error(str(error))
     turns.failed.append(worker.name)
 

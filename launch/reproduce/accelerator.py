@@ -10,6 +10,7 @@ from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.tables import markdown
 
 from .. import runtime
+from ..benchmark.process import WorkerError
 from ..benchmark.suites import SUITES
 from ..benchmark.turns import Options, run_suite
 from .feddp import PUBLISHED
@@ -72,7 +73,7 @@ def lanes() -> str:
     """Time and memory of a round with 1 to 64 clients side by side.
 
     Raises:
-      WorkerError: if the machine's limits cannot be measured.
+      WorkerError: if the machine's limits cannot be measured, or no number of lanes.
     """
     options = Options(
         rounds=_REPEATS,
@@ -82,6 +83,8 @@ def lanes() -> str:
         compile=False,
     )
     found = run_suite(SUITES["lanes"], options)
+    if not found["rows"]:
+        raise WorkerError("no number of lanes could be timed")
     header = ["lanes", "images a second", "times as fast as 1 lane"]
     header += ["share of the product rate", "memory on the device, MB"]
     rows = [

@@ -13,6 +13,7 @@ import pytest
 from fedjax_prune.runs.settings import SettingsError
 from launch import guard
 from launch.cluster import Seat, find_seat
+from launch.errors import UnreachedError
 
 ROOT = Path(__file__).parents[2]
 GOES_ON = (
@@ -99,7 +100,7 @@ def test_a_pod_of_no_indexed_job_trains_alone(monkeypatch, index):
         assert find_seat(None, None, None) is None
         return
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
-    with pytest.raises(SettingsError, match="cluster cannot be found: module 'kuber"):
+    with pytest.raises(UnreachedError, match="cluster cannot be found: module 'kuber"):
         find_seat(None, None, None)
 
 

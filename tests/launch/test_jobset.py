@@ -11,8 +11,7 @@ import yaml
 from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import SettingsError
 from launch import config_file
-from launch.errors import exit_code
-from launch.guard import LOST
+from launch.errors import LOST, UnreachedError, exit_code
 
 FILE = Path(__file__).parents[2] / "launch" / "jobset.yaml"
 
@@ -168,6 +167,10 @@ def test_the_jobset_starts_again_unless_the_run_itself_has_failed():
     def failed():
         raise SettingsError(["rounds must be at least 1, got 0"])
 
+    def too_early():
+        raise UnreachedError("process 1 cannot join 10.0.0.1:8482: deadline")
+
     ending = set(rule["onExitCodes"]["values"])
     assert ending == {exit_code(failed)}
+    assert exit_code(too_early) == LOST
     assert not ending & {LOST, INTERRUPTED, 128 + signal.SIGKILL}

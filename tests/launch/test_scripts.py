@@ -133,6 +133,9 @@ def test_the_command_reaches_all_hosts_as_it_was_given(pod, tmp_path):
         *("python", "-m", "launch.train", f"--workdir={tmp_path}/feddp", *given)
     ]
     subprocess.run(["bash", "-n", "-c", start], check=True)
+    early = start.replace("/mnt/runs", str(tmp_path / "empty"))
+    done = subprocess.run(["sh", "-c", early], capture_output=True, check=False)
+    assert done.returncode == 1 and b"no command yet: run feddp FLAG" in done.stderr
     assert "bash /mnt/runs/feddp.command >> /mnt/runs/feddp.output/" in start
 
 
