@@ -150,7 +150,7 @@ class Node(NamedTuple):
           `message`, what the step sends, and `sums`.
         """
         assert step is not None, "only an algorithm that prepares sends this"
-        said = _facts(message)
+        said = _facts(message, self.client_id)
         arrived = said.pop("arrived")
         facts, row = Facts(**said), self.row(arrived)
         record = message.content.array_records["state"]
@@ -224,9 +224,22 @@ def _client_id(context: Context, config: Config) -> int:
     return given
 
 
-def _facts(message: Message) -> dict[str, int]:
-    facts = message.content.config_records["facts"]
-    return {name: int(str(value)) for name, value in facts.items()}
+def _facts(message: Message, client_id: int) -> dict[str, int]:
+    """Reads what a request says beside its arrays.
+
+    Raises:
+      ValueError: if it is for another client: a node may come back as another one.
+    """
+    facts = {
+        name: int(str(value))
+        for name, value in message.content.config_records["facts"].items()
+    }
+    if (asked := facts.pop("client")) != client_id:
+        raise ValueError(
+            f"the request is for client {asked}, but {PARTITION_ID} of its node is now "
+            f"{client_id}."
+        )
+    return facts
 
 
 def _tell(message: Message, node: Node) -> RecordDict:
@@ -244,7 +257,8 @@ def _evaluate(message: Message, node: Node) -> RecordDict:
         return RecordDict({"counts": ConfigRecord({"correct": 0, "count": 0})})
     shapes = jax.eval_shape(programs.learning.algorithm.deliver, programs.state)
     shared: Variables = from_record(message.content.array_records["model"], shapes)
-    own = shared._replace(personal=node.row(_facts(message)["arrived"]).personal)
+    arrived = _facts(message, node.client_id)["arrived"]
+    own = shared._replace(personal=node.row(arrived).personal)
     right = np.asarray(programs.correct(own, padded(dataset)))
     count = len(dataset.labels)
     correct = int(right[:count].sum())

@@ -7,7 +7,8 @@ the server says with the next message which of its replies was the last to arriv
 
 Flower keeps the state of a context in the memory of the SuperNode. If the node's
 configuration has `rows-dir`, both rows are also written to a file in that folder, from
-which a SuperNode that was started again goes on. There is a file for each run.
+which a SuperNode that was started again, or another one of the client, goes on. There
+is a file for each run.
 """
 
 import io
@@ -78,13 +79,13 @@ def read_rows(context: Context, first: ClientState, client_id: int) -> Rows:
       ValueError: if a row is of another configuration.
       WorkdirError: if the file in `rows-dir` cannot be read.
     """
+    # Another SuperNode of this client may have written it after our last round.
+    records = _load(_file(context, client_id))
     state = context.state
     rounds = state.config_records.get(_ROUNDS, {})
     if rounds.get("run") == str(context.run_id):
         numbers = [int(str(number)) for number in str(rounds["rounds"]).split()]
-        records = {n: state.array_records[_RECORD.format(n)] for n in numbers}
-    else:
-        records = _load(_file(context, client_id))
+        records |= {n: state.array_records[_RECORD.format(n)] for n in numbers}
     return {n: from_record(record, first) for n, record in records.items()} or {
         NOTHING: first
     }

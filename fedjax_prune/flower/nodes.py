@@ -18,6 +18,8 @@ _ASKING = 300.0
 """Seconds that a node has to say who it is. It starts Python and reads its data."""
 _AGAIN = 30.0
 """Seconds until a node that could not say who it is, is asked again."""
+_CLOCKS = 60.0
+"""Seconds by which the clocks of nodes may differ."""
 _TELLING = 10.0
 """Seconds between two messages to the user that nodes are missing."""
 
@@ -164,10 +166,12 @@ class Nodes:
     def _request(
         self, kind: str, client: int, records: RecordDict, facts: Mapping[str, int]
     ) -> Message:
-        own = ConfigRecord({**facts, "arrived": self.arrived[client]})
+        own = ConfigRecord({**facts, "client": client, "arrived": self.arrived[client]})
         content = RecordDict({**records, "facts": own})
         node, round = self._nodes[client], str(facts["number"])
-        return Message(content, node, kind, group_id=round)
+        # A node that is late would else train rounds that are over.
+        ttl = self._patience + _CLOCKS if self._patience else None
+        return Message(content, node, kind, ttl=ttl, group_id=round)
 
     def _push(self, requests: Mapping[int, Message]) -> dict[str, int]:
         """Sends messages.
@@ -200,10 +204,13 @@ class Nodes:
     def _look(self) -> None:
         """Asks new nodes who they are, and takes what nodes have answered by now.
 
-        A SuperNode that was started again is another node.
+        A SuperNode that was started again is another node, unless it authenticates
+        itself. Then it may come back as another client.
         """
         now, answers = time.monotonic(), Answers({}, {})
         self._connected = set(self._grid.get_node_ids())
+        for node in self._known.keys() - self._connected:
+            del self._known[node], self._ask_at[node], self._awaited_until[node]
         strangers = self._connected - self._known.keys()
         due = {node for node in strangers if self._ask_at.get(node, 0) <= now}
         sent = self._push(
@@ -221,7 +228,7 @@ class Nodes:
                     content, len(self.sizes), self._classes
                 )
             except (KeyError, TypeError, ValueError) as error:
-                answers.reasons[node] = f"it is no client of this run: {error}"
+                answers.reasons[node] = f"it is no client of this run: {why(error)}"
         for node, reason in answers.reasons.items():
             self._awaited_until[node], self._ask_at[node] = now, now + _AGAIN
             self._reason = f" Node {node} has answered: {reason}"
@@ -255,7 +262,17 @@ class Nodes:
         """Whether a connected node may soon say who it is."""
         now = time.monotonic()
         asked = self._connected.intersection(self._questions.values())
-        return any(self._awaited_until[node] > now for node in asked)
+        return any(self._awaited_until.get(node, now) > now for node in asked)
+
+
+def why(error: Exception) -> str:
+    """Says what is wrong with an answer that could not be read.
+
+    Examples:
+      >>> why(KeyError("counts"))
+      "the answer lacks 'counts'"
+    """
+    return f"the answer lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _read_client(content: RecordDict, num_clients: int, classes: str) -> _Client:

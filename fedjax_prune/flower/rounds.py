@@ -32,7 +32,7 @@ from fedjax_prune.flower.node_half import (
     round_key,
     traced,
 )
-from fedjax_prune.flower.nodes import Answers, Nodes
+from fedjax_prune.flower.nodes import Answers, Nodes, why
 from fedjax_prune.flower.server_half import ServerHalf
 from fedjax_prune.flower.trees import from_record, to_record
 from fedjax_prune.runs import metrics
@@ -85,13 +85,17 @@ class Rounds:
         )
         self._own: dict[int, Tree] = {}
         self._first_own: Tree = ()
+        # Client -> the masks that it has.
+        self._masks: dict[int, int] = {}
+        self._first_masks = 0
         self._deliver = jax.jit(learning.algorithm.deliver)
 
     def begin(self) -> ServerState:
         """Makes the state before anything is done."""
         state, row = jax.jit(partial(start, self._learning))()
         if self._learning.algorithm.masked is not None:
-            self._first_own = jax.device_get(row.client.own)
+            client = jax.device_get(row.client)
+            self._first_own, self._first_masks = client.own, int(client.version)
         return state
 
     def prepare(self, state: ServerState) -> tuple[ServerState, Row]:
@@ -113,7 +117,10 @@ class Rounds:
         state = state._replace(pending=())
         replies = self._ask("train.prepare", facts, cohort, state, step)
         if not replies.sent:
-            raise TrainingError("No client has arrived in the preparation.")
+            require_finite(replies.sums, 0, cohort)
+            raise TrainingError(
+                "No client has arrived in the preparation: the log says why."
+            )
         for place, preparing in replies.sent.items():
             self._own[int(cohort.client_ids[place])] = preparing.own
         # In a preparation of a single client there is nothing to join.
@@ -145,6 +152,9 @@ class Rounds:
         cohort, facts = self._draw(number, number - 1, config.cohort_size)
         state, known = self._half.remask(state, self._own_of(cohort), cohort)
         messages = learning.algorithm.messages(state)
+        masks = None
+        if learning.algorithm.masked is not None:
+            masks = int(state.server.version)
         sent = self._half.sent(state)
         replies = self._ask("train", facts, cohort, sent, self._training)
         key = round_key(config, number)
@@ -154,10 +164,25 @@ class Rounds:
         known, more = jax.device_get((known, more))
         require_finite_server(more, number)
         row, sums = self._row(number, began, cohort, replies, known)
+        if masks is not None:
+            sums["mask/sent"] = self._sent_masks(masks, cohort, replies)
         row |= metrics.cost_row(learning, messages, sums) | replies.bytes
         if number % config.eval.every == 0 or number == config.rounds:
+            evaluated = time.monotonic()
             row |= self._evaluate(state, cohort, number)
+            row["seconds/evaluate"] = time.monotonic() - evaluated
+        row["seconds"] = time.monotonic() - began
         return state, row
+
+    def _sent_masks(self, version: int, cohort: Cohort, replies: Replies) -> np.ndarray:
+        """Counts the clients whose masks are not of this version, and remembers it."""
+        old = [
+            self._masks.get(int(client), self._first_masks) != version
+            for client in cohort.client_ids
+        ]
+        # It is not known which masks a client has that was dropped.
+        self._masks |= {int(cohort.client_ids[n]): version for n in replies.sent}
+        return np.array(sum(old))
 
     def _draw(self, number: int, draw: int, count: int) -> tuple[Cohort, Facts]:
         """Draws the clients of a round.
@@ -202,7 +227,7 @@ class Rounds:
             try:
                 told, tree = _read(content, step)
             except _UNREADABLE as error:
-                answers.reasons[client] = str(error)
+                answers.reasons[client] = why(error)
                 continue
             sums[place] = told
             if told["arrived"] > 0:
@@ -229,8 +254,6 @@ class Rounds:
         if config.on_bad_client == "abort":
             require_finite(replies.sums, number, cohort)
         sums = replies.sums | facts
-        if facts:  # Masks go down with the parameters, to every client.
-            sums["mask/sent"] = np.array(len(cohort.client_ids))
         metrics.require_alive(config, sums)
         row = metrics.round_row(number, time.monotonic() - began, sums)
         return row | metrics.named_clients(sums, cohort.client_ids), sums
@@ -249,7 +272,7 @@ class Rounds:
                 if not 0 <= correct <= count:
                     raise ValueError(f"correct must be in [0, {count}], got {correct}")
             except _UNREADABLE as error:
-                answers.reasons[client] = str(error)
+                answers.reasons[client] = why(error)
                 continue
             if count:
                 accuracies.append(correct / count)
@@ -273,27 +296,32 @@ def _read(content: RecordDict, step: Step) -> tuple[dict[str, np.ndarray], Tree]
       Sums, and what the client has sent; () if it has not arrived.
 
     Raises:
-      KeyError, TypeError, ValueError: if arrays are missing, or do not fit.
+      KeyError, TypeError, ValueError: if arrays are missing or do not fit, or a weight
+        is negative.
     """
     sums, sent = from_record(content.array_records["sums"], step.sums), ()
     # Of a client that has diverged the loss need not be finite.
     checked = sums | {"loss": np.zeros(())}
     if sums["arrived"] > 0:
         sent = from_record(content.array_records["message"], step.sent)
+        _require_weights(sent)
         checked = (sums, sent)
-    if _is_usable(checked):
+    if all(np.isfinite(x).all() for x in jax.tree.leaves(checked)):
         return sums, sent
     bad = {name: np.zeros_like(x) for name, x in sums.items()}
     return bad | {"nonfinite": np.ones_like(sums["nonfinite"])}, ()
 
 
-def _is_usable(tree: Tree) -> bool:
-    """Whether all numbers are finite, and the weights of means are not negative."""
-    parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Mean))
-    weights = [part.weight for part in parts if isinstance(part, Mean)]
-    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree)) and all(
-        np.all(weight >= 0) for weight in weights
-    )
+def _require_weights(sent: Tree) -> None:
+    """Refuses means of a negative weight."""
+    for path, part in jax.tree.leaves_with_path(
+        sent, is_leaf=lambda node: isinstance(node, Mean)
+    ):
+        if isinstance(part, Mean) and np.any(part.weight < 0):
+            raise ValueError(
+                f"the weight of {jax.tree_util.keystr(path)} must be at least 0, got "
+                f"{part.weight}"
+            )
 
 
 def _stack(

@@ -68,7 +68,10 @@ def serve(
         int, at_least(0), "How long the first round waits for a node of each client."
     ] = 600,
     round_seconds: Annotated[
-        int, at_least(0), "How long a round waits for a client; 0 is until it is lost."
+        int,
+        at_least(0),
+        "How long a round, or the preparation, waits for a client; 0 is until it is "
+        "lost.",
     ] = 0,
 ) -> ServerState:
     """Trains with the nodes of a grid.
@@ -83,8 +86,8 @@ def serve(
       The state after the last round.
 
     Raises:
-      SettingsError: if the run is to be private, logged or hashed, or the workdir is
-        relative.
+      SettingsError: if the run is to be private, logged, hashed or compacted, or the
+        workdir is relative.
       MissingNodesError: if a client has no node when the first round should begin.
       TrainingError: as a simulated run.
       WorkdirError, CheckpointError: if the workdir has a run or cannot be written.
@@ -95,7 +98,11 @@ def serve(
             f"privacy.clip_norm must be 0 for a run on Flower, got {clip_norm}: the "
             "noise is drawn from the seed, which every node is told"
         )
-    for name, unused in (("logger", "none"), ("hash_every", 0)):
+    for name, unused in (
+        ("logger", "none"),
+        ("hash_every", 0),
+        ("compact_training", False),
+    ):
         if (value := config[name]) != unused:
             found.append(f"{name} must be {unused} for a run on Flower, got {value}")
     if workdir and not Path(workdir).is_absolute():

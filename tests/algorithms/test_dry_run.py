@@ -57,7 +57,12 @@ def deviation():
     )
     settings = Exploration(epochs=2, patience=2)
     _, start, explore = make_exploration(
-        task, solver, settings, lambda deviation: {}, lambda kept, deviation: {}
+        task,
+        solver,
+        settings,
+        lambda deviation: {},
+        lambda kept, deviation: {},
+        sends_model=False,
     )
     variables = task.init(jax.random.key(0))
     state = ServerState(jax.numpy.int32(0), variables.params, {}, {})

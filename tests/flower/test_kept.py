@@ -45,6 +45,16 @@ def test_rows_come_back_bit_by_bit(restarted, tmp_path):
     assert_same_bits(row_after(rows, 1, FIRST), FIRST)
 
 
+def test_rows_of_two_nodes_of_a_client_in_one_folder(tmp_path):
+    """The first one goes on from what the second has trained."""
+    first, second = context_of(5, tmp_path), context_of(5, tmp_path)
+    write_rows(first, {1: FIRST, 2: FIRST}, 4)
+    write_rows(second, {2: FIRST, 3: TRAINED}, 4)
+    rows = read_rows(first, FIRST, 4)
+    assert sorted(rows) == [1, 2, 3]
+    assert_same_bits(row_after(rows, 3, FIRST), TRAINED)
+
+
 def test_rows_of_another_run_or_client_do_not_count(tmp_path):
     context = context_of(5, tmp_path)
     write_rows(context, {3: TRAINED}, 4)

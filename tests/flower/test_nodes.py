@@ -1,5 +1,6 @@
 """Nodes that are silent, that share a client or that send what is not usable."""
 
+import itertools
 import time
 
 import numpy as np
@@ -124,6 +125,59 @@ def test_two_nodes_of_a_client_are_named_and_replace_each_other(caplog):
     assert (trained.count(103), trained.count(101)) == (2, 1)
 
 
+def test_a_node_that_comes_back_as_another_client_is_asked_again():
+    """With authentication a SuperNode keeps its id when it is started again."""
+    config = config_of()
+    grid = grid_of(config)
+    grid.contexts[101].node_config["partition-id"] = 0
+    seen, looks = grid.get_node_ids, itertools.count()
+
+    def restarted():
+        look = next(looks)
+        if look == 2:
+            grid.contexts[101].node_config["partition-id"] = 1
+        return [node for node in seen() if look != 1 or node != 101]
+
+    grid.get_node_ids = restarted
+    learning = make_learning(config)
+    assert largest_gap(serve(grid, learning), simulate(learning)[0]) < 1e-5
+    assert receivers(grid, "train") == [100, 101, 102] * 3
+
+
+def test_a_node_refuses_requests_for_another_client(caplog):
+    """It was started again between two looks of the server."""
+    config = config_of()
+
+    def loses(request):
+        if request.metadata.dst_node_id == 101:
+            is_second = is_training(request, 2, 101)
+            grid.contexts[101].node_config["partition-id"] = 2 if is_second else 1
+        return ""
+
+    grid = grid_of(config, loses)
+    learning = make_learning(config)
+    expected, _ = simulate(learning, lambda number, c: (number, c) == (2, 1))
+    assert largest_gap(serve(grid, learning), expected) < 1e-5
+    assert (
+        "Client 1 is dropped from round 2: the request is for client 1, but "
+        "partition-id of its node is now 2."
+    ) in caplog.text
+
+
+@pytest.mark.parametrize(("seconds", "ttl"), [(5, 65), (0, 12 * 3600)])
+def test_requests_do_not_outlive_their_round(seconds, ttl):
+    config = config_of()
+    grid = grid_of(config)
+    serve(grid, make_learning(config), round_seconds=seconds)
+    found = {
+        message.metadata.ttl
+        for message in grid.sent
+        if message.metadata.message_type in ("train", "evaluate")
+        and message.metadata.dst_node_id in grid.contexts
+    }
+    assert found == {ttl}
+
+
 @pytest.mark.parametrize(
     "told",
     [{"id": 3}, {"id": [1]}, {"num-examples": 0}, {"classes": "cat, dog"}, None],
@@ -157,7 +211,6 @@ def wrong(content, ending, value):
 CHANGES = {
     "nan": lambda content: wrong(content, "['bias']", np.nan),
     "infinite": lambda content: wrong(content, "['bias']", -np.inf),
-    "weight": lambda content: wrong(content, ".weight", -1),
     "sum": lambda content: content["sums"].update(
         {"['count']": Array(np.array(np.nan, np.float32))}
     ),
@@ -189,8 +242,32 @@ def test_a_reply_that_is_not_finite_is_dropped(change, tmp_path):
     assert [row.get("clients/dropped") for row in rows] == [None, "1", None]
 
 
-@pytest.mark.parametrize("counts", [{}, {"correct": 3, "count": 2}])
-def test_an_evaluation_that_says_nothing_is_left_out(counts, caplog):
+UNREADABLE = {
+    "the weight of ['delta'] must be at least 0, got -1": lambda content: wrong(
+        content, ".weight", -1
+    ),
+    "the answer lacks 'sums'": lambda content: content.pop("sums"),
+}
+
+
+@pytest.mark.parametrize("told", UNREADABLE)
+def test_a_reply_that_cannot_be_read_is_dropped(told, caplog):
+    config = config_of()
+    learning = make_learning(config)
+    state = serve(grid_with_wrong_replies(config, UNREADABLE[told]), learning)
+    expected, _ = simulate(learning, lambda number, c: (number, c) == (2, 1))
+    assert largest_gap(state, expected) < 1e-5
+    assert f"Client 1 is dropped from round 2: {told}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({}, "the answer lacks 'correct'"),
+        ({"correct": 3, "count": 2}, "correct must be in [0, 2], got 3"),
+    ],
+)
+def test_an_evaluation_that_says_nothing_is_left_out(counts, told, caplog):
     config = config_of()
     app = make_client_app(lambda given: config)
 
@@ -202,7 +279,7 @@ def test_an_evaluation_that_says_nothing_is_left_out(counts, caplog):
         return reply
 
     serve(MemoryGrid(answer, 3), make_learning(config))
-    assert "Client 1 is not evaluated after round 3: " in caplog.text
+    assert f"Client 1 is not evaluated after round 3: {told}" in caplog.text
 
 
 def test_a_reply_that_is_not_finite_ends_a_run_and_names_the_client():

@@ -250,13 +250,16 @@ def test_the_folder_of_a_node_wins_over_that_of_the_run():
 
 def test_what_a_server_does_not_read_is_refused_and_a_relative_folder():
     config = vectors("fedavg")
-    config.update_from_flattened_dict({"logger": "wandb", "hash_every": 2})
+    config.update_from_flattened_dict(
+        {"logger": "wandb", "hash_every": 2, "compact_training": True}
+    )
     grid = MemoryGrid(make_client_app(lambda given: config), 3)
     with pytest.raises(SettingsError) as told:
         serve(grid, make_learning(config), workdir="runs/here")
     assert told.value.problems == [
         "logger must be none for a run on Flower, got wandb",
         "hash_every must be 0 for a run on Flower, got 2",
+        "compact_training must be False for a run on Flower, got True",
         "workdir must be empty or an absolute path, got 'runs/here'",
     ]
     assert not grid.sent

@@ -85,8 +85,9 @@ class Explored(NamedTuple):
 
     Attributes:
       deviation: D, their weighted mean squared deviation.
-      delta: w^0 minus the weighted mean of their parameters.
-      model_state: the weighted mean of their batch statistics; of integers the largest.
+      delta: w^0 minus the weighted mean of their parameters; {} if it is not sent.
+      model_state: the weighted mean of their batch statistics, of integers the largest;
+        {} if it is not sent.
       pooled: the mean, weighted by examples, of what their schedule pools.
     """
 
@@ -107,6 +108,8 @@ def make_exploration(
     settings: Exploration,
     keep: Callable[[Tree], Tree],
     pool: Callable[[Tree, Tree], Tree],
+    *,
+    sends_model: bool,
 ) -> tuple[LocalSolver, Callable[[ServerState], Gathered], Callable[..., tuple]]:
     """Makes an exploration.
 
@@ -117,6 +120,7 @@ def make_exploration(
       settings: in their ranges.
       keep: deviation of one explorer -> what its row keeps.
       pool: (what its row keeps, its deviation) -> floats, averaged over all explorers.
+      sends_model: whether explorers also send what they have trained.
 
     Returns:
       `solver`, `start` and `gather` of a Preparation. `ClientState.client` of a row is
@@ -151,8 +155,8 @@ def make_exploration(
             own, size = keep(deviation), result.num_examples
             message = _message(
                 deviation,
-                result.delta,
-                result.model_state,
+                result.delta if sends_model else {},
+                result.model_state if sends_model else {},
                 pool(own, deviation),
                 weight=size if settings.weighting == "samples" else jnp.ones_like(size),
                 size=size,
@@ -170,8 +174,8 @@ def make_exploration(
                 pool(keep(state.params), state.params),
             )
         )
-        one = jnp.int32(1)
-        message = _message(params, params, model_state, pooled, weight=one, size=one)
+        left, one = (params, model_state) if sends_model else ({}, {}), jnp.int32(1)
+        message = _message(params, *left, pooled, weight=one, size=one)
         return nothing(jax.eval_shape(weigh, message))
 
     def gather(

@@ -50,7 +50,12 @@ def make_preparation(
       start_from: one of START_FROM.
     """
     explorer, start, explore = make_exploration(
-        task, solver, exploration, schedule.keep, schedule.pool
+        task,
+        solver,
+        exploration,
+        schedule.keep,
+        schedule.pool,
+        sends_model=start_from == "explored_mean",
     )
 
     def gather(
