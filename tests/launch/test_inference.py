@@ -70,7 +70,16 @@ def test_rows_compare_with_the_dense_form(monkeypatch, capsys):
 
 @pytest.mark.parametrize("difference", [2e-4, float("nan")])
 def test_wrong_logits_are_told(difference, capsys):
-    row = inference.Row("net", 8, "gathered", 0.5, 1.0, 1.0, 1.0, difference)
+    row = inference.Row(
+        network="net",
+        batch_size=8,
+        form="gathered",
+        macs=0.5,
+        median=1.0,
+        p95=1.0,
+        speed=1.0,
+        difference=difference,
+    )
     rows = [row, row._replace(form="compacted", difference=None)]
     rows.append(row._replace(form="dense, onnxruntime", difference=1e-6))
     (line,) = inference.wrong_logits([row._asdict() for row in rows])
