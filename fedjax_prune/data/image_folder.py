@@ -300,8 +300,10 @@ def _require_shape(
     Raises:
       DataError: if its sides or its colours do not fit.
     """
+    # Before Pillow has decoded it, as it does to find out how it is turned.
+    channels = pixels.channels_of(picture)
     sides = (size, size) if size else pixels.size_of(picture)
-    found = (*sides, pixels.channels_of(picture))
+    found = (*sides, channels)
     if found[:2] != shape[:2] or found[2] > shape[2]:
         wanted, got = ("x".join(map(str, each)) for each in (shape, found))
         raise DataError(

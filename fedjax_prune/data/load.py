@@ -131,8 +131,12 @@ def resize(dataset: Dataset, size: Count) -> Dataset:
       The Dataset with uint8 images [num_examples, size, size, channels].
 
     Raises:
-      ValueError: if `size` is out of range.
+      ValueError: if `size` is out of range or images are not uint8.
     """
+    if dataset.images.dtype != np.uint8:
+        raise ValueError(
+            f"images must be uint8 to be scaled, got {dataset.images.dtype}."
+        )
     count, *shape = dataset.images.shape
     images = np.empty((count, size, size, shape[-1]), np.uint8)
     chunk = min(count, max(1, _CHUNK_BYTES // _scaled_bytes(shape, size)))

@@ -200,11 +200,12 @@ def _own(config: Config) -> _Parts:
         seed=data.seed,
     )
     if data.size and not pictures:
-        if train.images.dtype != np.uint8:
-            raise DataError(
-                f"data.size must be 0 for arrays of {train.images.dtype}, because only "
-                f"images of uint8 can be scaled, got {data.size}."
-            )
+        for dtype in (part.images.dtype for part in (train, test) if part):
+            if dtype != np.uint8:
+                raise DataError(
+                    f"data.size must be 0 for arrays of {dtype}, because only images "
+                    f"of uint8 can be scaled, got {data.size}."
+                )
         check_size(config, len(train.labels) + (len(test.labels) if test else 0))
         train = resize(train, data.size)
         test = test and resize(test, data.size)

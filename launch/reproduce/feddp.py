@@ -174,8 +174,8 @@ CIFAR10 = Table(
     _figure_5("cifar10", ("10", "100"), ("fedavg", "scaffold")),
     seeds=tuple(range(3)),
     differs=(
-        f"{SMALL}; 5,000 images of 24 by 24 pixels for training; with 100 clients the "
-        "step size is 0.03 (paper: 0.1)."
+        f"{SMALL}; 5,000 images of 24 by 24 pixels for training; the step size is 0.03 "
+        "(paper: 0.1)."
     ),
 )
 

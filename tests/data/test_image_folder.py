@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fedjax_prune import DataError, from_image_folder
+from fedjax_prune.data import image_folder
 from fedjax_prune.data.image_folder import decode, scan
 
 
@@ -135,7 +136,12 @@ def test_deep_colours_are_refused(tmp_path):
         + chunk(b"IDAT", pixel)
         + chunk(b"IEND", b"")
     )
-    refused(tmp_path, r"8 bits a channel, got Pillow's mode RGB, stored as RGB;16B")
+    told = r"8 bits a channel, got Pillow's mode RGB, stored as RGB;16B"
+    refused(tmp_path, told)
+    # Of a test set nothing is read before the picture itself.
+    file = tmp_path / "cat" / "1.png"
+    with Image.open(file) as opened, pytest.raises(ValueError, match=told):
+        image_folder._require_shape(file, opened, (1, 1, 3), 0)
 
 
 def test_only_pictures_must_lie_in_the_folder_of_a_class(tmp_path):

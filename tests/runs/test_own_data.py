@@ -265,9 +265,12 @@ def test_vectors_need_a_model_that_reads_them(tmp_path):
     assert read_config(tmp_path / "run")["data"]["image_shape"] == "5"
 
 
-def test_floats_cannot_be_scaled(tmp_path):
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_floats_cannot_be_scaled(tmp_path, part):
     images, labels = draw_images(30)
-    np.savez(tmp_path / "train.npz", images=images / 255, labels=labels)
+    for name in ("train", "test"):
+        given = images / np.float32(255) if name == part else images
+        np.savez(tmp_path / f"{name}.npz", images=given, labels=labels)
     with pytest.raises(DataError, match=r"data.size must be 0 for arrays of float32"):
         read(own_config("arrays", str(tmp_path), **{"data.size": 12}))
     missing = tmp_path / "none"
