@@ -6,7 +6,7 @@ held-out examples of all clients together serve as the test set.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,9 +186,14 @@ def _shakespeare(folder: Path) -> list[Dataset]:
         for user, said in sorted(speeches.items())
         if user in whole or len(said) > 2
     ]
-    for _, files in sorted(pairs.items()):
-        clients.append(Dataset(*map(np.concatenate, zip(*files, strict=True))))
-    return clients
+    return clients + [_joined(parts) for _, parts in sorted(pairs.items())]
+
+
+def _joined(parts: Sequence[Dataset]) -> Dataset:
+    """Joins what several files have of one user."""
+    if len(parts) == 1:
+        return parts[0]
+    return Dataset(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _windows(text: str) -> Dataset:
@@ -249,15 +254,15 @@ def _femnist(folder: Path) -> list[Dataset]:
             "(github.com/TalwalkarLab/leaf, data/femnist, preprocess.sh -s niid); "
             "TFDS's emnist has no writers."
         )
-    clients = []
+    writers: dict[str, list[Dataset]] = {}
     for file in files:
         for user, entry in _users(file):
             try:
-                clients.append(_writer(entry))
+                writers.setdefault(user, []).append(_writer(entry))
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{error} is missing" if type(error) is KeyError else error
                 raise DataError(f"{file}: user {user}: {reason}") from error
-    return clients
+    return [_joined(parts) for parts in writers.values()]
 
 
 def _writer(entry: dict[str, Any]) -> Dataset:

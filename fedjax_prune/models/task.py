@@ -204,9 +204,7 @@ def _make_loss(
         model_state = mutated.get("batch_stats", {})
         check_state(model, variables.model_state, model_state)
         sums = _measure(at_least_float32(logits), batch)
-        gates: Any = flax.traverse_util.flatten_dict(
-            mutated.get("gate_sums", {}), sep="/"
-        )
+        gates = _sown(mutated)
         lasso = sum(
             (x for name, x in gates.items() if name.endswith("/lasso")),
             jnp.zeros((), sums["loss"].dtype),
@@ -281,12 +279,18 @@ def make_gate_sums(
             mutable=["gate_sums"],
         )
         # Gates that keep all channels are left out.
-        sums: Any = flax.traverse_util.flatten_dict(
-            mutated.get("gate_sums", {}), sep="/"
-        )
+        sums = _sown(mutated)
         return {name: _by_layer(sums, name) for name in ("selected", "multiplier")}
 
     return add_up
+
+
+def _sown(collections: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> sum, of what gates have sown; Flax's `sow` makes tuples by default."""
+    sums = flax.traverse_util.flatten_dict(collections.get("gate_sums", {}), sep="/")
+    return {
+        str(path): sum(x) if isinstance(x, tuple) else x for path, x in sums.items()
+    }
 
 
 def _by_layer(gate_sums: Mapping[str, Any], name: str) -> dict[str, jax.Array]:

@@ -216,9 +216,9 @@ def test_images_of_writers(tmp_path):
     assert set(both) == set(range(50))
 
 
-def write_femnist(folder, data):
+def write_femnist(folder, data, file="all_data_0.json"):
     content = {"users": list(data), "user_data": data}
-    (folder / "all_data_0.json").write_text(json.dumps(content))
+    (folder / file).write_text(json.dumps(content))
 
 
 WHITE = [1.0] * 784
@@ -293,6 +293,8 @@ def test_what_is_no_writer_is_named(tmp_path, entry, said):
 def test_writers_with_too_few_images_are_not_drawn(tmp_path):
     sizes = {"none": 0, "a": 20, "one": 1, "b": 20, "two": 2}
     data = {user: {"x": [WHITE] * n, "y": [n] * n} for user, n in sizes.items()}
+    data["a"] = {"x": [WHITE] * 10, "y": [20] * 10}  # in each of two files
+    write_femnist(tmp_path, {"a": data["a"]}, "all_data_1.json")
     write_femnist(tmp_path, data)
     for seed in range(10):
         found = load_by_client("femnist", tmp_path, 3, seed=seed)
