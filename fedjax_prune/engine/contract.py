@@ -76,7 +76,8 @@ class Rules(NamedTuple):
       program: (state, cohort) -> the clients' part of this round; of the cohort it may
         read the numbers of clients and examples.
       update: (state, received) -> the state after the server's step. It is not called
-        for a round in which nothing arrives; `make_round` counts the round.
+        for a round in which nothing arrives, unless it is private: then it is given
+        noise. `make_round` counts the round.
 
     Examples:
       >>> import fedjax_prune as fp

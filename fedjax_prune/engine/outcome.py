@@ -83,7 +83,9 @@ def require_finite(sums: dict[str, np.ndarray], number: int, cohort: Cohort) -> 
     if bad.size:
         ids = ", ".join(str(i) for i in bad)
         everybody = bad.size == cohort.cohort_size
-        cause = " All clients diverged: server.lr may be too large." * bool(everybody)
+        cause = ""
+        if everybody and number > 1:  # The server has made a step.
+            cause = " All clients diverged: server.lr may be too large."
         raise TrainingError(
             f"The loss, update or gates of client {ids} became non-finite in round "
             f"{number}. A smaller client.lr, or model.norm bn or gn, usually "

@@ -132,8 +132,9 @@ def make_round(
           probe, `steps`, `nonfinite` and `arrived`, [num_places, ...] float32, and the
           scalars `steps_executed` and `server_nonfinite`, the number of the state's
           arrays that are not finite after the server's step. If no message has
-          arrived, the state stays, except that the round is counted. An algorithm under
-          masks makes the masks of a round before this, and they stay, too.
+          arrived, the state stays, except that the round is counted; a private round
+          takes the server's step with noise. An algorithm under masks makes the masks
+          of a round before this, and they stay, too.
 
         Raises:
           ValueError, AssertionError: as `check_inputs`; with a private policy, also if

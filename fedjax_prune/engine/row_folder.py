@@ -158,8 +158,12 @@ class DiskFolder:
             with (self._path / name).open("rb", buffering=0) as stream:
                 for start, row in zip(starts, rows, strict=True):
                     stream.seek(int(start))
-                    if stream.readinto(into[row].data) != into.shape[1]:
-                        raise OSError(f"{self._path / name} is cut")
+                    left = into[row].data
+                    # A call may read a part; Linux reads at most 2 GiB.
+                    while left:
+                        if not (count := stream.readinto(left)):
+                            raise OSError(f"{self._path / name} is cut")
+                        left = left[count:]
 
     def read_file(self, name: str, size: int) -> Iterator[bytes]:
         """See `Folder.read_file`."""

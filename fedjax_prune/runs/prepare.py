@@ -180,6 +180,9 @@ class _Kept:
                 )
         except (*_UNUSABLE, OSError) as error:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
+            if processes.is_first():
+                # Or the first new group would be taken for saved already.
+                shutil.rmtree(self._folder, ignore_errors=True)
             return None
         return Gathering(number, put_whole(placement, gathered), (sums,), seconds)
 

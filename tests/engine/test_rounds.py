@@ -7,7 +7,11 @@ import pytest
 
 from fedjax_prune.engine import store
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
-from fedjax_prune.engine.outcome import TrainingError, require_finite_server
+from fedjax_prune.engine.outcome import (
+    TrainingError,
+    require_finite,
+    require_finite_server,
+)
 from fedjax_prune.engine.rounds import check_inputs, require_prepared
 from fedjax_prune.types import Probe, RoundInputs
 from tests import problems, toys
@@ -73,6 +77,15 @@ def test_a_servers_step_that_is_too_large_is_told():
     require_finite_server(found[1.0], 1)
     with pytest.raises(TrainingError, match=r"server's step of round 7 .* server\.lr"):
         require_finite_server(found[3e38], 7)
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, False), (1, False), (2, True)])
+def test_the_server_is_named_only_where_it_has_made_a_step(number, told):
+    cohort = jax.device_get(inputs_of([0, 2, 4], 3).cohort)
+    sums = {"nonfinite": np.ones(len(cohort.client_ids))}
+    with pytest.raises(TrainingError, match=f"in round {number}") as caught:
+        require_finite(sums, number, cohort)
+    assert ("server.lr may be too large" in str(caught.value)) == told
 
 
 def test_a_probe_of_another_cohort_is_refused():

@@ -1,5 +1,9 @@
 """Folders of rows on a disk and in object storage: the same files and errors."""
 
+import contextlib
+import types
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -70,6 +74,26 @@ def test_what_is_cut_or_missing_is_named(folder):
         read(folder, 4, {"missing": [0]})
     with pytest.raises(FileNotFoundError, match="rows"):
         next(folder.read_file("missing", 4))
+
+
+def test_a_row_may_be_read_in_parts(monkeypatch, tmp_path):
+    """As Linux does above 2 GiB, and some network file systems below."""
+    folder = open_folder(tmp_path / "rows")
+    folder.write("a", pieces(bytes(range(20))))
+    opened = Path.open
+
+    @contextlib.contextmanager
+    def in_parts(path, mode, buffering):
+        with opened(path, mode, buffering=buffering) as stream:
+            whole = stream.readinto
+            yield types.SimpleNamespace(
+                seek=stream.seek, readinto=lambda view: whole(view[:3])
+            )
+
+    monkeypatch.setattr(Path, "open", in_parts)
+    assert read(folder, 8, {"a": [0, 10]}) == [[*range(8)], [*range(10, 18)]]
+    with pytest.raises(OSError, match="rows/a is cut"):
+        read(folder, 8, {"a": [15]})
 
 
 def test_a_write_that_fails_leaves_no_file(folder):

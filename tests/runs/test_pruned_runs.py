@@ -182,7 +182,8 @@ def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypa
         sums = kept / "sums-of-1-groups.npz"
         sums.write_bytes(sums.read_bytes()[:-40])
     with pytest.warns(UserWarning, match="The preparation begins anew"):
-        state, _ = prepared_with(config, tmp_path)
+        assert prepared_with(config, tmp_path, stopped=True)[0] is None
+    state, _ = prepared_with(config, tmp_path)
     assert state is not None and not kept.exists()
 
 
