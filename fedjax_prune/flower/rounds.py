@@ -152,27 +152,25 @@ class Rounds:
         cohort, facts = self._draw(number, number - 1, config.cohort_size)
         state, known = self._half.remask(state, self._own_of(cohort), cohort)
         messages = learning.algorithm.messages(state)
-        masks = None
-        if learning.algorithm.masked is not None:
-            masks = int(state.server.version)
         sent = self._half.sent(state)
         replies = self._ask("train", facts, cohort, sent, self._training)
         key = round_key(config, number)
-        state, more = self._half.conclude(
+        after, more = self._half.conclude(
             state, replies.sent, self._training.sent, cohort, key
         )
         known, more = jax.device_get((known, more))
         require_finite_server(more, number)
         row, sums = self._row(number, began, cohort, replies, known)
-        if masks is not None:
-            sums["mask/sent"] = self._sent_masks(masks, cohort, replies)
+        if learning.algorithm.masked is not None:
+            version = int(state.server.version)
+            sums["mask/sent"] = self._sent_masks(version, cohort, replies)
         row |= metrics.cost_row(learning, messages, sums) | replies.bytes
         if number % config.eval.every == 0 or number == config.rounds:
             evaluated = time.monotonic()
-            row |= self._evaluate(state, cohort, number)
+            row |= self._evaluate(after, cohort, number)
             row["seconds/evaluate"] = time.monotonic() - evaluated
         row["seconds"] = time.monotonic() - began
-        return state, row
+        return after, row
 
     def _sent_masks(self, version: int, cohort: Cohort, replies: Replies) -> np.ndarray:
         """Counts the clients whose masks are not of this version, and remembers it."""
