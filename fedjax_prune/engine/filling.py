@@ -1,6 +1,7 @@
 """How a store is filled in pieces: with first rows of clients' own, or from a log."""
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,27 @@ def put_own(
         for start in range(0, num_clients, count):
             client_ids = np.arange(start, start + count, dtype=np.int32)
             store.put(client_ids, put_split(placement, first_rows(client_ids, row)))
+
+
+def drawing(
+    own_personal: Callable[[jax.Array], Tree],
+) -> Callable[[int], jax.stages.Compiled]:
+    """Makes programs that draw the personal parameters of some clients.
+
+    Args:
+      own_personal: client id [] int32 -> its personal parameters.
+
+    Returns:
+      num_clients -> a compiled program, kept for the next call:
+      client ids [num_clients] int32 -> leaves [num_clients, ...].
+    """
+
+    @cache
+    def compiled(num_clients: int) -> jax.stages.Compiled:
+        client_ids = jax.ShapeDtypeStruct((num_clients,), np.int32)
+        return jax.jit(partial(jax.lax.map, own_personal)).lower(client_ids).compile()
+
+    return compiled
 
 
 def open_log(folder: str | Path, shapes: ClientState) -> Saved:

@@ -14,6 +14,7 @@ from fedjax_prune.data.population import check_clients
 from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation
 from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.outcome import of_clients, require_finite
 from fedjax_prune.engine.placing import gather_whole, put_cohort, put_whole
 from fedjax_prune.engine.solver import LocalSolver
@@ -141,7 +142,7 @@ def prepare(
         num_lanes=num_lanes,
         placement=placement,
     )
-    key = jax.random.fold_in(jax.random.key(seed), PREPARATION)
+    key = jax.random.fold_in(seed_key(seed), PREPARATION)
     dataset, key = put_whole(placement, (dataset, key))
 
     def inputs_of(group: Cohort) -> tuple[ClientState, RoundInputs]:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from fedjax_prune.engine import processes, row_files, row_log
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
-from fedjax_prune.engine.filling import open_log, read_together
+from fedjax_prune.engine.filling import drawing, open_log, read_together
 from fedjax_prune.engine.placing import (
     fetch_own,
     own_places,
@@ -96,9 +95,7 @@ class DiskStore:
         one = jax.tree.map(lambda x: np.asarray(x)[None], jax.device_get(row))
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
-        self._own_personal = None
-        if own_personal is not None:
-            self._own_personal = jax.jit(partial(jax.lax.map, own_personal))
+        self._drawing = None if own_personal is None else drawing(own_personal)
         self._index = NOBODY
         self._writing: tuple[np.ndarray, Future[_Written]] | None = None
         self._thread = ThreadPoolExecutor(1, "rows on disk")
@@ -139,6 +136,8 @@ class DiskStore:
 
     def personal(self, client_ids: np.ndarray) -> Tree:
         """See `Store.personal`."""
+        if not self._personal_bytes:
+            return self.shapes.personal  # Without waiting for the round.
         rows = self._read(self._arrived(client_ids), self._personal_bytes)
         personal = row_log.from_bytes(rows, self.shapes.personal)
         return put_whole(self._placement, personal)
@@ -316,10 +315,14 @@ class DiskStore:
 
     def _draw_own(self, ids: np.ndarray, new: np.ndarray, rows: np.ndarray) -> None:
         """Gives new clients the personal parameters that they start with."""
-        if self._own_personal is None or not new.any():
+        if self._drawing is None:
+            return
+        # Also if nobody is new: the first call is made before the rounds begin.
+        draw = self._drawing(len(ids))
+        if not new.any():
             return
         # All of them, so that one program is compiled for each number of ids.
-        drawn = self._own_personal(jax.device_put(ids.astype(np.int32)))
+        drawn = draw(jax.device_put(ids.astype(np.int32)))
         personal = row_log.to_bytes(jax.device_get(drawn))
         rows[new, : self._personal_bytes] = personal[new]
 

@@ -181,6 +181,8 @@ class DeviceStore:
             processes.together(lambda: self._restore(folder))
             return
         saved = processes.together(lambda: open_log(folder, self.shapes))
+        for leaf in jax.tree.leaves(self._rows):
+            leaf.delete()  # The first rows need its memory.
         self._begin(first_row(saved, self.shapes))
         put_saved(self, saved, self._placement)
 

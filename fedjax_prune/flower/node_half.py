@@ -16,6 +16,7 @@ from jax.extend.core import Var
 from fedjax_prune.engine.aggregate import Gathered, Reduction, keep, keep_nothing
 from fedjax_prune.engine.cohort_loop import train_cohort
 from fedjax_prune.engine.devices import ONE_DEVICE
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.policy import Policy
 from fedjax_prune.engine.preparation import PREPARATION
 from fedjax_prune.models.platforms import tracing_for
@@ -121,7 +122,7 @@ def round_key(config: Config, number: int) -> jax.Array:
       number: of the round, from 1; 0 is the preparation.
     """
     folded = number - 1 if number else PREPARATION
-    return jax.random.fold_in(jax.random.key(config.seed), folded)
+    return jax.random.fold_in(seed_key(config.seed), folded)
 
 
 class Preparing(NamedTuple):
@@ -219,7 +220,7 @@ def traced(step: NodeStep, learning: Learning) -> Step:
 
 def shapes_of(learning: Learning) -> tuple[Any, ...]:
     """Gives the shapes of the arguments of a step, with few examples."""
-    algorithm, key = learning.algorithm, jax.random.key(0)
+    algorithm, key = learning.algorithm, seed_key(0)
     state = jax.eval_shape(algorithm.init, key)._replace(pending=())
     width = padded_size(1)
     images = jax.ShapeDtypeStruct((width, *image_shape_of(learning.config)), np.uint8)

@@ -7,16 +7,17 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.devices import SPLIT, WHOLE, Placement, make_placement
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.placing import input_specs, shapes_on
 from fedjax_prune.engine.preparation import draw_groups, gather_program
 from fedjax_prune.models import costs
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import console
 from fedjax_prune.runs.aot_report import Program, compile_program, describe, problems
+from fedjax_prune.runs.dispatch import draw_cohort
 from fedjax_prune.runs.evaluated import numbers_evaluated
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.learning import make_learning, start
-from fedjax_prune.runs.loop import draw_cohort
 from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.runs.programs import (
     WholeRounds,
@@ -125,7 +126,7 @@ def programs(experiment: Experiment, placement: Placement) -> Iterator[Program]:
     if steps is not None:
         gathered = jax.eval_shape(steps.start, state)
         yield _preparation(experiment, placement, state, row, gathered)
-        key = jax.random.key(0)
+        key = seed_key(0)
         state, _ = jax.eval_shape(steps.finish, state, gathered, key)
     yield _round(experiment, placement, state, row)
     yield _shared(experiment, placement, state)
@@ -222,7 +223,7 @@ def _inputs(
     cohort: Cohort,
 ) -> RoundInputs:
     """The shapes of what a round or a group takes."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: seed_key(0))
     rows = _stacked(row, len(cohort.client_ids))
     inputs = RoundInputs(state, rows, experiment.data.train, cohort, key)
     return shapes_on(placement, input_specs(inputs), inputs)

@@ -12,6 +12,7 @@ from fedjax_prune.engine import processes
 from fedjax_prune.engine.aggregate import weigh
 from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.evaluate import BATCH_SIZE
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.local import LocalTraining
 from fedjax_prune.engine.row_index import ENTRY_BYTES
 from fedjax_prune.models.costs import tree_bytes
@@ -96,7 +97,7 @@ def _client_bytes(learning: Learning, state: ServerState) -> tuple[int, int]:
         nothing = Dataset((), ())
         training = LocalTraining(learning.task, rules.solver, program, anchor, nothing)
         indices = jnp.zeros(rules.solver.batch_size, jnp.int32)
-        progress = training.begin(row, indices, number, jax.random.key(0), {})
+        progress = training.begin(row, indices, number, seed_key(0), {})
         return progress, weigh(program.upload(training.result(progress), row)[0])
 
     progress, message = jax.eval_shape(client, state, row)
@@ -126,7 +127,7 @@ def _step_bytes(experiment: Experiment) -> int:
 
     batch_size = experiment.config.client.batch_size
     batch = _batch_like(experiment.data.train, batch_size)
-    key = jax.random.key(0)
+    key = seed_key(0)
     variables = jax.eval_shape(learning.task.init, key)
     return peak_bytes(gradient, variables, batch, key)
 

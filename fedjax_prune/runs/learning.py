@@ -10,6 +10,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.augment import AUGMENTATIONS, TO_INPUT, make_augment
 from fedjax_prune.data.datasets import DatasetInfo, info_of
 from fedjax_prune.engine.contract import FederatedAlgorithm
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models import MODELS, costs, own
@@ -275,4 +276,4 @@ def own_personal(learning: Learning) -> Callable[[jax.Array], Tree] | None:
 
 def init_key(config: Config) -> jax.Array:
     """The key of everything drawn before round 1; rounds use other ones."""
-    return jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1)
+    return jax.random.fold_in(seed_key(config.seed), 2**32 - 1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.lanes import over_lanes
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.capacity import (
@@ -189,8 +190,8 @@ def images_per_second(experiment: Experiment, lanes: int) -> float:
 
     @jax.jit
     def start_lanes() -> tuple[Variables, jax.Array]:
-        keys = jax.random.split(jax.random.key(0), lanes)
-        variables = task.init(jax.random.key(0))
+        keys = jax.random.split(seed_key(0), lanes)
+        variables = task.init(seed_key(0))
         return jax.tree.map(lambda x: jnp.stack([x] * lanes), variables), keys
 
     run = jax.jit(lambda lanes: over_lanes(step, lanes), donate_argnums=0)

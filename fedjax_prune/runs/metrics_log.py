@@ -59,6 +59,17 @@ class MetricsLog(NamedTuple):
         except OSError as error:
             raise unwritable(_events(self.folder), error, len(line)) from error
 
+    def sync(self) -> None:
+        """Waits until all rows are on the disk, where they outlive a loss of power.
+
+        Raises:
+          WorkdirError: if the disk does not take them.
+        """
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise unwritable(_file(self.folder), error, 0) from error
+
     def _write_events(self, row: Mapping[str, Any]) -> None:
         from tensorboardX.summary import scalar
 
@@ -73,6 +84,9 @@ class NoLog(NamedTuple):
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Drops the row, which the first process writes as well."""
+
+    def sync(self) -> None:
+        """There is nothing to wait for."""
 
 
 @contextmanager

@@ -112,7 +112,12 @@ def prepare(
         hashes = RoundHashes(config.hash_every)(0, done.state)
         row |= hash_row(jax.device_get(gather_whole(placement, hashes)))
         row["seconds/compile"] = done.compile_seconds
-        processes.on_first(lambda: log.write(row))
+
+        def write() -> None:
+            log.write(row)
+            log.sync()
+
+        processes.on_first(write)
     save(experiment, folder, 0, done.state, rows)
     if processes.is_first():
         forget(folder)

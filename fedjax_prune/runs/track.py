@@ -38,6 +38,10 @@ class Log(Protocol):
         """Writes one row."""
         ...
 
+    def sync(self) -> None:
+        """Waits until all rows are on the disk."""
+        ...
+
 
 class Tracker(NamedTuple):
     """A run in a logger.
@@ -63,6 +67,10 @@ class TrackedLog:
         """Writes one row; errors of the inner log are raised."""
         self._inner.write(row)
         self.track(row)
+
+    def sync(self) -> None:
+        """Waits for the inner log; errors of it are raised."""
+        self._inner.sync()
 
     def track(self, row: Values) -> None:
         """Writes one row to the tracker alone."""

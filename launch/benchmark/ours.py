@@ -19,6 +19,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine import store
 from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import REDUCTIONS, Placement, make_placement
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.placing import put_cohort, put_split, put_whole
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
@@ -132,7 +133,7 @@ def make(work: str, data: worker.Data, settings: Settings, lanes: int) -> Runner
 
     learning = rebuild(model)
     placement = _placement(data, settings)
-    key = jax.random.key(0)
+    key = seed_key(0)
     algorithm = learning.algorithm
     state, row = jax.jit(lambda: (algorithm.init(key), algorithm.row(key)))()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))

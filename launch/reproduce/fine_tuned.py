@@ -10,6 +10,7 @@ from fedjax_prune.data.padded import table_of
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.evaluate import correct_examples, local_accuracy
+from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models.precision import product_precision
@@ -90,7 +91,7 @@ def measure(workdir: Path) -> Measured:
         shared = jax.jit(learning.algorithm.deliver)(state)
         train, test = jax.device_put((data.train, data.test))
         held, gates = table_of(data.population, ids), rows.take(ids).personal
-        round_key = jax.random.fold_in(jax.random.key(config.seed), int(state.round))
+        round_key = jax.random.fold_in(seed_key(config.seed), int(state.round))
         keys = jax.vmap(lambda client: jax.random.fold_in(round_key, client))(ids)
 
         @jax.jit

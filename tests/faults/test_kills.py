@@ -26,7 +26,7 @@ LOG = "fedjax_prune.runs.metrics_log:MetricsLog.write"
 SAVE = "fedjax_prune.runs.checkpoint:"
 KILLED = -signal.SIGKILL
 
-DISPATCH = "fedjax_prune.runs.loop:Dispatcher.dispatch"
+DISPATCH = "fedjax_prune.runs.dispatch:Dispatcher.dispatch"
 
 BEFORE_SAVING = {
     "before anything is written": Blow("fedjax_prune.runs.train:open_shared_workdir"),

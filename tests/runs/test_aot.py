@@ -9,8 +9,8 @@ from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import aot
 from fedjax_prune.runs.aot_report import Finding, Program, compile_program, problems
 from fedjax_prune.runs.compiled_text import Operation, collectives
+from fedjax_prune.runs.dispatch import draw_cohort
 from fedjax_prune.runs.learning import start
-from fedjax_prune.runs.loop import draw_cohort
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.topology import CHIPS, Chip, Slice, find_slice
 from tests.small_runs import build, pruned_config, tiny_config

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine import row_files, rows_on_host, store
-from fedjax_prune.runs import loop, state_files, train
+from fedjax_prune.runs import loop, programs, state_files, train
+from fedjax_prune.runs.dispatch import Dispatched
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import Saver
 from tests.small_runs import tiny_config
@@ -71,7 +72,7 @@ class Recompiled:
         return found
 
 
-class SealedEvaluation(loop.Evaluation):
+class SealedEvaluation(programs.Evaluation):
     def __call__(self, state, rows, client_ids):
         return seal(super().__call__(unseal(state), rows, client_ids))
 
@@ -158,8 +159,8 @@ def test_compiling_takes_no_time_from_the_round_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("moment", "seconds"), [(5.0, 3.0), (8.0, 2.0), (11.0, 0.0)])
 def test_seconds_of_compiling_after_a_moment_by_hand(moment, seconds):
     """It took 3 seconds, from 7 to 10."""
-    found = dict.fromkeys(loop.Dispatched._fields) | {
+    found = dict.fromkeys(Dispatched._fields) | {
         "compile_seconds": 3.0,
         "compiled": 10.0,
     }
-    assert loop.Dispatched(**found).compiled_after(moment) == seconds
+    assert Dispatched(**found).compiled_after(moment) == seconds

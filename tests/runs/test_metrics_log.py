@@ -2,18 +2,23 @@
 
 import json
 import math
+import os
 import warnings
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from fedjax_prune.runs import checkpoint, train
 from fedjax_prune.runs.metrics_log import (
     open_metrics,
     read_metrics,
     restore_metrics,
 )
 from fedjax_prune.runs.workdir import open_workdir
+from tests.small_runs import plain_config
 
 
 @pytest.fixture
@@ -55,6 +60,38 @@ def test_rows_are_flat_json_and_come_back(workdir):
     assert lines[1] == '{"round": 2, "train/loss": null}'
     rows = read_metrics(workdir)
     assert rows[0] == row and math.isnan(rows[1]["train/loss"])
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedsnip"])
+def test_rows_are_on_the_disk_before_a_checkpoint_counts_them(
+    tmp_path, monkeypatch, algorithm
+):
+    """Also the row of a preparation."""
+    events, fsync, begin = [], os.fsync, checkpoint.begin_save
+
+    def record(descriptor):
+        fsync(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").resolve().name == "metrics.jsonl":
+            events.append(("rows", len(read_metrics(tmp_path))))
+
+    def begin_save(*args, **kwargs):
+        events.append(("checkpoint", args[1]))
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(checkpoint, "begin_save", begin_save)
+    config = plain_config(rounds=3)
+    config.algorithm = base.algorithm(algorithm)
+    assert train.run(config, tmp_path) == 0
+    extra = int(algorithm == "fedsnip")
+    prepared = [("rows", 1), ("checkpoint", 0)] * extra
+    assert events == [
+        *prepared,
+        ("rows", 2 + extra),
+        ("checkpoint", 2),
+        ("rows", 3 + extra),
+        ("checkpoint", 3),
+    ]
 
 
 def test_what_a_killed_run_leaves_is_cut_in_silence(workdir):

@@ -37,6 +37,14 @@ def test_fewer_rounds_than_are_done_are_refused(finished):
     assert (workdir / "config.json").read_text() == before
 
 
+def test_another_default_generator_changes_nothing(finished, tmp_path):
+    config, workdir = finished
+    with jax.default_prng_impl("rbg"):
+        assert train.run(config, tmp_path) == 0
+    states = (final_state(config, folder) for folder in (workdir, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
 def test_rows_have_the_promised_fields(finished):
     _, workdir = finished
     rows = read_metrics(workdir)
