@@ -203,6 +203,19 @@ class Relation(NamedTuple):
 
 
 Count = Annotated[int, at_least(1), "A number of things."]
+
+ImageShape = Annotated[
+    tuple[int, int, int],
+    Rule(
+        lambda v: (
+            isinstance(v, list | tuple)
+            and len(v) == 3
+            and all(_is_number(x, Integral) and x > 0 for x in v)
+        ),
+        "(height, width, channels), whole numbers of at least 1",
+    ),
+    "Shape of one image.",
+]
 Seed = Annotated[int, SEED, "A number that random draws depend on."]
 """Parameters that many functions have and that `checked` checks."""
 

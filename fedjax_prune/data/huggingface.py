@@ -1,10 +1,12 @@
 """Data sets of the library `datasets` of Hugging Face, which is not imported.
 
-Only what such an object shows to everybody is used: `features`, the number of rows and
-the rows themselves.
+Only what such an object shows to everybody is used: `features`, the number of rows,
+casts of a column and the rows themselves.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,9 +85,15 @@ def from_huggingface(
     names = getattr(features[label], "names", None)
     # In the format of PyTorch pictures have their channels first.
     plain = dataset.select_columns(columns).with_format(None)
+    kind = features[image]
+    if type(kind).__name__ == "Image":
+        # The library would end at a damaged picture without its row, and cut 16 bits.
+        plain = plain.cast_column(image, type(kind)(decode=False))
+    mode = getattr(kind, "mode", None)
     # Row by row, because a whole column of pictures would be decoded twice in memory.
     for number, row in enumerate(plain):
-        images.append(_image(row[image], f"column {image}, row {number}", size))
+        where = f"column {image}, row {number}"
+        images.append(_image(row[image], where, size=size, mode=mode))
         labels.append(_label(row[label], f"column {label}, row {number}", names))
         if clients:
             holders.append(_name(row[clients], f"column {clients}, row {number}"))
@@ -152,15 +160,28 @@ def _label(value: Any, where: str, names: Sequence[str] | None) -> Any:
     return names[value]
 
 
-def _image(value: Any, where: str, size: int) -> np.ndarray:
+def _image(value: Any, where: str, *, size: int, mode: str | None) -> np.ndarray:
     """Makes an array of an image, [height, width, channels] uint8.
+
+    Args:
+      value: a picture as it is stored, its `bytes` or else its `path`, or numbers.
+      where: column and row.
+      size: as in `from_huggingface`.
+      mode: of Pillow, to which the feature converts pictures; None keeps theirs.
 
     Raises:
       DataError: if it is no picture and no array of uint8 numbers.
     """
     try:
-        if pixels.is_picture(value):
-            return pixels.to_array(value, pixels.channels_of(value), size)
+        if isinstance(value, Mapping):
+            data, path = value["bytes"], value["path"]
+            stored = Path(path) if data is None else BytesIO(data)
+            with pixels.open_picture(stored) as picture:
+                channels = pixels.channels_of(picture)
+                if mode is not None:
+                    picture = picture.convert(mode)
+                    channels = pixels.channels_of(picture)
+                return pixels.to_array(picture, channels, size)
         numbers = np.asarray(value)
     except Exception as error:
         raise DataError(f"{where} cannot be read as a picture: {error}.") from error

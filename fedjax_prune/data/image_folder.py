@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_prune.data import pixels
 from fedjax_prune.data.datasets import DataError, data_folder
-from fedjax_prune.data.own import OwnData, in_order
+from fedjax_prune.data.own import OwnData, class_names, in_order
 from fedjax_prune.data.population import from_sizes
 from fedjax_prune.fields import checked
 from fedjax_prune.types import Dataset
@@ -249,9 +249,10 @@ def _classes(
 
     Raises:
       DataError: if one is none of those that are given or, where none are, has no
-        picture.
+        picture; or as `class_names`.
     """
     found = list(dict.fromkeys(name for own in listed for name in own))
+    classes = None if classes is None else class_names(classes)
     for name in found:
         if classes is not None and name not in classes:
             raise DataError(
@@ -263,7 +264,7 @@ def _classes(
                 f"{path} must have at least one picture of each class, got none of "
                 f"{name}."
             )
-    return tuple(in_order(found) if classes is None else classes)
+    return tuple(in_order(found)) if classes is None else classes
 
 
 def _shape(files: list[Path], size: int) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Data sets of the user's own: arrays in memory or in a file of NumPy."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,19 +139,43 @@ def from_npz(file: str | Path, *, classes: Sequence[str] | None = None) -> OwnDa
             f"{path} must hold images and labels, and may hold clients and classes, "
             f"got {', '.join(found) or 'nothing'}."
         )
-    stored_classes = found.pop("classes", None)
-    if stored_classes is not None:
-        own = [str(name) for name in stored_classes.ravel()]
-        if classes is not None and list(classes) != own:
-            raise DataError(
-                f"{path} must have the classes {', '.join(classes)}, got "
-                f"{', '.join(own)}."
-            )
-        classes = own
+    own = found.pop("classes", None)
     try:
+        if own is not None:
+            own = class_names(own.ravel())
+            if classes is not None and class_names(classes) != own:
+                raise DataError(
+                    f"classes must be {', '.join(map(str, classes))}, got "
+                    f"{', '.join(own)}."
+                )
+            classes = own
         return from_arrays(**found, classes=classes)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def class_names(classes: Any) -> tuple[str, ...]:
+    """Reads the names of all classes in their order.
+
+    Args:
+      classes: names or integers, in a list or an array.
+
+    Raises:
+      DataError: if one is neither, or two are equal.
+
+    Examples:
+      >>> class_names([3, 5]), class_names(np.array(["cat", "dog"]))
+      (('3', '5'), ('cat', 'dog'))
+    """
+    kinds = str | Integral
+    if isinstance(classes, str | bytes) or not all(
+        isinstance(name, kinds) and not isinstance(name, bool) for name in classes
+    ):
+        raise DataError(f"classes must be a list of names or integers, got {classes}.")
+    names = tuple(map(str, classes))
+    if len(set(names)) < len(names):
+        raise DataError(f"classes must differ, got {', '.join(names)}.")
+    return names
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -204,14 +229,12 @@ def _as_labels(
       ValueError: if a label is no class, or a class that must occur does not.
     """
     if classes is not None:
-        classes = tuple(map(str, classes))
+        classes = class_names(classes)
     if labels.ndim != 1 or labels.dtype.kind not in "iuU" or not labels.size:
         raise ValueError(
             "labels must be integers or names of shape [num_examples], at least one, "
             f"got {labels.dtype} of shape {labels.shape}."
         )
-    if classes is not None and len(set(classes)) < len(classes):
-        raise ValueError(f"classes must differ, got {', '.join(classes)}.")
     if labels.dtype.kind == "U":
         found, places = np.unique(labels, return_inverse=True)
         names = tuple(in_order(found.tolist()) if classes is None else classes)

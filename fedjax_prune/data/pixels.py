@@ -4,7 +4,7 @@ Pillow is imported when the first picture is opened, because most runs have none
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _ORIENTATION = 0x0112
 """The tag by which a camera says how it was held; from 5 on, on its side."""
 
 
-def open_picture(file: Path) -> Any:
+def open_picture(file: Path | BinaryIO) -> Any:
     """Opens a picture, of which only the header is read.
 
     Raises:
@@ -28,13 +28,6 @@ def open_picture(file: Path) -> Any:
     from PIL import Image
 
     return Image.open(file)
-
-
-def is_picture(value: Any) -> bool:
-    """Whether a value is a picture of Pillow."""
-    from PIL import Image
-
-    return isinstance(value, Image.Image)
 
 
 def suffixes() -> set[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, Protocol, Self
 
 import jax
 
-from fedjax_prune.fields import SHARE, checked
+from fedjax_prune.fields import SHARE, ImageShape, checked
 from fedjax_prune.layers import Layer
 from fedjax_prune.models.gates import GateSettings, active_gates, num_kept
 from fedjax_prune.types import Tree
@@ -117,7 +117,8 @@ class Macs(NamedTuple):
     layers: dict[str, LayerMacs]
 
 
-def macs(model: PrunableModel, image_shape: tuple[int, int, int]) -> Macs:
+@checked
+def macs(model: PrunableModel, image_shape: ImageShape) -> Macs:
     """Counts the multiply-accumulates of a model for one image.
 
     Args:
@@ -128,7 +129,7 @@ def macs(model: PrunableModel, image_shape: tuple[int, int, int]) -> Macs:
       Macs, of Python integers.
 
     Raises:
-      ValueError: if the model cannot read images of this shape.
+      ValueError: if `image_shape` is none, or the model cannot read such images.
 
     Examples:
       >>> macs(fedjax_prune.VGG11(10), (32, 32, 3)).dense
@@ -176,7 +177,7 @@ def params_used(layers: Sequence[Layer]) -> float:
 
 @checked
 def keep_ratio_for(
-    model: PrunableModel, image_shape: tuple[int, int, int], flops_target: FlopsTarget
+    model: PrunableModel, image_shape: ImageShape, flops_target: FlopsTarget
 ) -> float:
     """Finds the keep ratio that leaves a given share of the MACs.
 
@@ -191,8 +192,8 @@ def keep_ratio_for(
       equally near ones the smallest.
 
     Raises:
-      ValueError: if `flops_target` is out of range, or if the model cannot read images
-        of this shape.
+      ValueError: if `image_shape` is none, `flops_target` is out of range, or the
+        model cannot read such images.
 
     Examples:
       >>> keep_ratio_for(fedjax_prune.VGG11(10), (32, 32, 3), flops_target=0.5)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_prune.data.augment import check_normalisation, normalise, to_float
-from fedjax_prune.fields import at_least, checked
+from fedjax_prune.fields import ImageShape, at_least, checked
 from fedjax_prune.models.checks import (
     check_collections,
     check_groups,
@@ -41,7 +41,7 @@ LassoWeight = Annotated[
 @checked
 def make_task(
     model: nn.Module | Callable[..., Any],
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     *,
     to_input: ToInput = to_float,
     augment: Augment | None = None,
@@ -84,10 +84,11 @@ def make_task(
       `jax_enable_x64`.
 
     Raises:
-      ValueError: if `normalize` is unknown or `lasso_weight` is out of range, or if the
-        model is no such module, needs other arguments, does not return logits, has no
-        params, has weights that are not floats, model state without an example mask, or
-        other collections, or groups that do not fit its arrays or cannot lose channels.
+      ValueError: if `image_shape` is none, `normalize` is unknown or `lasso_weight` is
+        out of range, or if the model is no such module, needs other arguments, does not
+        return logits, has no params, has weights that are not floats, model state
+        without an example mask, or other collections, or groups that do not fit its
+        arrays or cannot lose channels.
         Errors that show only in training mode are raised when the loss is traced.
 
     References:

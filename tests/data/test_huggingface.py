@@ -5,16 +5,21 @@ the real ones where the library is installed.
 """
 
 import importlib.util
+import io
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 from fedjax_prune import DataError, from_huggingface
+from tests.pictures import deep_png
 
 
 class Image:
     """The feature of pictures."""
+
+    def __init__(self, mode=None, decode=True):
+        self.mode, self.decode = mode, decode
 
 
 class ClassLabel:
@@ -49,9 +54,24 @@ class Rows:
             self._read,
         )
 
+    def cast_column(self, name, feature):
+        """Pictures that are not decoded are given as their files are."""
+        assert isinstance(feature, Image) and not feature.decode
+        stored = [stored_as(value) for value in self._columns[name]]
+        columns = self._columns | {name: stored}
+        return Rows(self.features | {name: feature}, columns, self._read)
+
     def with_format(self, type):
         assert type is None
         return Rows(self.features, self._columns)
+
+
+def stored_as(picture, form="png"):
+    if not isinstance(picture, Picture.Image):
+        return picture
+    file = io.BytesIO()
+    picture.save(file, form)
+    return {"bytes": file.getvalue(), "path": None}
 
 
 def grey(value, size=(6, 4)):
@@ -137,6 +157,15 @@ def test_pictures_are_scaled():
         from_huggingface(split(image=images))
 
 
+def test_pictures_get_the_mode_of_the_feature(tmp_path):
+    red = Picture.new("RGB", (6, 4), (200, 0, 0))
+    red.save(tmp_path / "red.png")
+    by_path = {"bytes": None, "path": str(tmp_path / "red.png")}
+    rows = split(image=[grey(5), red, by_path])
+    rows.features["image"] = Image(mode="L")
+    assert from_huggingface(rows).dataset.images[:, 0, 0].tolist() == [[5], [60], [60]]
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
@@ -160,7 +189,17 @@ def test_pictures_are_scaled():
         (
             split(image=[grey(1), {"bytes": b"", "path": None}, grey(2)]),
             {},
-            "column image, row 1 must be a picture or an array .* got dict",
+            "column image, row 1 cannot be read as a picture: cannot identify",
+        ),
+        (
+            split(image=[grey(1), {"bytes": None, "path": "gone.png"}, grey(2)]),
+            {},
+            r"column image, row 1 cannot be read as a picture: .*gone\.png",
+        ),
+        (
+            split(image=[grey(1), {"bytes": deep_png(), "path": None}, grey(2)]),
+            {},
+            "column image, row 1 cannot be read .* 8 bits a channel, .* RGB;16B",
         ),
         (
             split(image=[grey(1), Picture.new("I;16", (6, 4)), grey(2)]),
@@ -243,9 +282,13 @@ def test_the_library_itself_gives_what_the_stand_ins_give(tmp_path, monkeypatch)
         found = from_huggingface(form, image="pixels", label="writer")
         assert found.dataset.images.ravel().tolist() == list(range(18))
         assert found.classes == ("w1", "w10")
+    damaged = [stored_as(grey(1)), {"bytes": b"none", "path": None}, None]
+    deep = [{"bytes": deep_png(), "path": None}] * 3
     for changed, message in (
         ({"label": [1, None, 0]}, "column label, row 1 must be an integer .* got None"),
         ({"image": [grey(1), None, grey(2)]}, "column image, row 1 must be a picture"),
+        ({"image": damaged}, "column image, row 1 cannot be read as a picture"),
+        ({"image": deep}, "column image, row 0 cannot be read .* 8 bits a channel"),
         ({name: [] for name in columns}, "at least one row, got an empty split"),
     ):
         odd = datasets.Dataset.from_dict(columns | changed, features=features)

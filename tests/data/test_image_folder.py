@@ -1,8 +1,6 @@
 """Folders of pictures: what is read, and which folders are refused by name."""
 
 import re
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from PIL import Image
 from fedjax_prune import DataError, from_image_folder
 from fedjax_prune.data import image_folder
 from fedjax_prune.data.image_folder import decode, scan
+from tests.pictures import deep_png
 
 
 def picture(file, value=0, size=(4, 6), mode="RGB", **options):
@@ -119,23 +118,8 @@ def test_deep_pictures_are_refused(tmp_path):
 
 
 def test_deep_colours_are_refused(tmp_path):
-    """Pillow, which reads 8 of their bits, cannot write them."""
-
-    def chunk(kind, content):
-        checked = kind + content
-        ends = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(checked))
-        return ends[0] + checked + ends[1]
-
-    one_pixel_of_16_bits = (1, 1, 16, 2, 0, 0, 0)
-    header = struct.pack(">2I5B", *one_pixel_of_16_bits)
-    pixel = zlib.compress(bytes(7))
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", pixel)
-        + chunk(b"IEND", b"")
-    )
+    (tmp_path / "cat" / "1.png").write_bytes(deep_png())
     told = r"8 bits a channel, got Pillow's mode RGB, stored as RGB;16B"
     refused(tmp_path, told)
     # Of a test set nothing is read before the picture itself.
@@ -205,6 +189,8 @@ def test_a_client_may_have_the_name_of_a_part(tmp_path):
 def test_an_unknown_class_is_named(tmp_path):
     picture(tmp_path / "cat" / "1.png")
     refused(tmp_path, "folder cat, which is none of the classes ant", classes=["ant"])
+    refused(tmp_path, "classes must differ, got cat, cat", classes=["cat", "cat"])
+    refused(tmp_path, "classes must be a list of names or int", classes=[b"cat"])
 
 
 def test_a_known_shape_leaves_the_headers_to_the_decoder(tmp_path):

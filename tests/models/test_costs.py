@@ -24,6 +24,7 @@ from fedjax_prune.models.costs import (
     tree_bytes,
 )
 from fedjax_prune.models.gates import GateSettings
+from fedjax_prune.models.task import make_task
 
 SHAPE = (32, 32, 3)
 
@@ -231,6 +232,16 @@ def test_keep_ratio_takes_the_smallest_of_equals_and_follows_the_settings():
     for target in (0.0, 1.1):
         with pytest.raises(ValueError, match=r"flops_target must be in \(0, 1\], got"):
             keep_ratio_for(VGG11(10), SHAPE, target)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 0), (28, 28, 1.0), 28])
+def test_a_shape_of_an_image_has_three_whole_numbers(shape):
+    message = r"image_shape must be \(height, width, channels\), whole numbers of at"
+    for function in (make_task, macs):
+        with pytest.raises(ValueError, match=message):
+            function(VGG11(10), shape)
+    with pytest.raises(ValueError, match=message):
+        keep_ratio_for(VGG11(10), shape, 0.5)
 
 
 def test_bytes_of_a_message():
