@@ -20,7 +20,7 @@ import flax.linen as nn
 from flax import nnx
 
 from fedjax_prune.fields import ANY, TYPES, Field, Rule
-from fedjax_prune.models.own_files import hash_files
+from fedjax_prune.models.own_files import forget_changed, hash_files
 
 FACTS = ("num_classes", "image_shape", "dtype")
 """Attributes that are filled in, if the class has them."""
@@ -115,7 +115,8 @@ def load_class(name: str) -> OwnClass:
     """Runs a file and reads the attributes of a class in it.
 
     Args:
-      name: FILE.py:CLASS. A file runs once in a process unless it changes.
+      name: FILE.py:CLASS. A file runs once in a process unless it or a module beside
+        it that it imports changes.
 
     Raises:
       ValueError: if the file cannot be run, has no such class, or an attribute has
@@ -232,6 +233,7 @@ def _run(path: Path, digest: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "the file ends in .py"
     module = importlib.util.module_from_spec(spec)
+    forget_changed(path)
     # The annotations of its classes are read there.
     sys.modules[name] = module
     try:

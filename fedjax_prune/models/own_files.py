@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,32 @@ def hash_files(path: Path) -> str:
         name = file.relative_to(first.parent).as_posix()
         content.update(f"\0{name}\0".encode() + file.read_bytes())
     return content.hexdigest()
+
+
+_IMPORTED: dict[Path, str] = {}
+"""A module beside a class -> the hash of its file when it was imported."""
+
+
+def forget_changed(path: Path) -> None:
+    """Lets modules beside a file be imported anew, if one of them has changed.
+
+    Python keeps modules that were imported, so a file would run again with old ones.
+
+    Args:
+      path: of a Python file that is run after this.
+
+    Raises:
+      OSError: if a file cannot be read.
+    """
+    beside = files_of(path)[1:]
+    hashes = {x: hashlib.sha256(x.read_bytes()).hexdigest() for x in beside}
+    if any(_IMPORTED.get(file, found) != found for file, found in hashes.items()):
+        importlib.invalidate_caches()
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file is not None and Path(file).resolve() in hashes:
+                del sys.modules[name]
+    _IMPORTED.update(hashes)
 
 
 def _imported(file: Path, folder: Path) -> Iterator[Path]:

@@ -1,10 +1,13 @@
 """Which modules of the user's own count as parts of a class, and which do not."""
 
 import hashlib
+import sys
 
 import pytest
 
+from fedjax_prune.models import own
 from fedjax_prune.models.own_files import files_of, hash_files
+from tests.own_files import NETS, write_nets
 
 FILES = {
     "nets.py": """
@@ -101,3 +104,20 @@ def test_no_other_file_changes_it(folder):
 def test_a_file_alone_has_the_hash_of_its_content(folder):
     content = (folder / "later.py").read_bytes()
     assert hash_files(folder / "later.py") == hashlib.sha256(content).hexdigest()
+
+
+def test_changed_modules_beside_the_file_are_imported_anew(tmp_path, monkeypatch):
+    """Also those that have not changed themselves but import one that has."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "inner_nets.py").write_text("WIDTH = 1\n")
+    (tmp_path / "outer_nets.py").write_text("from inner_nets import WIDTH\n")
+    path = write_nets(tmp_path, NETS + "\nfrom outer_nets import WIDTH\n")
+
+    def width():
+        cls = own.load_class(f"{path}:Small").cls
+        return sys.modules[cls.__module__].WIDTH
+
+    assert width() == 1
+    (tmp_path / "inner_nets.py").write_text("WIDTH = 2\n")
+    assert width() == 2
