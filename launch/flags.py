@@ -140,6 +140,9 @@ def _apply(config: Any, argument: str) -> Any:
         every += [f"--config.{name}" for name in known]
         message = settings.unknown(argument.partition("=")[0], every)
         raise settings.SettingsError([message.replace("a field", "an argument")])
+    negated = argument.lstrip("-").startswith("no")
+    if negated and "=" in argument:
+        raise settings.SettingsError([f"--noconfig.{field} has no value, got {text!r}"])
     if field == "algorithm.name" and text in ALGORITHMS:
         if text != known.get("algorithm.name"):
             config.algorithm = ConfigDict(settings.default_config(text)["algorithm"])
@@ -157,14 +160,11 @@ def _apply(config: Any, argument: str) -> Any:
     if field not in declared:
         others = [name for name in known if name in declared]
         raise settings.SettingsError([settings.unknown(field, others, model)])
-    negated = argument.lstrip("-").startswith("no")
     if "=" not in argument:
         if declared[field].type is not bool:
             raise settings.SettingsError(
                 [f"{field} needs a value: --config.{field}=VALUE"]
             )
         text = "false" if negated else "true"
-    elif negated:
-        raise settings.SettingsError([f"--noconfig.{field} has no value, got {text!r}"])
     config.update_from_flattened_dict({field: settings.read(config, field, text)})
     return config

@@ -4,11 +4,12 @@ python -m fedjax_prune report --workdirs=DIR,DIR,... [--out=report] [--target=0.
 python -m fedjax_prune report --workdirs=DIR --live
 
 It writes index.html, which any browser opens, and each picture as PNG and as SVG. A DIR
-without a run stands for all runs below it, such as those of a sweep. Runs that differ
-in nothing but their seed become one line with a band; other runs become lines that are
-named by the fields in which they differ. What a run has recorded every `report.every`
-rounds is drawn, too: channels that clients and classes select, each client's accuracy,
-who holds which classes, mask churn. Pictures need `pip install 'fedjax_prune[report]'`.
+without a run stands for all runs below it that have finished a round, such as those of
+a sweep. Runs that differ in nothing but their seed become one line with a band; other
+runs become lines that are named by the fields in which they differ. What a run has
+recorded every `report.every` rounds is drawn, too: channels that clients and classes
+select, each client's accuracy, who holds which classes, mask churn. Pictures need
+`pip install 'fedjax_prune[report]'`.
 
 --live follows one run in the terminal until its last round or Ctrl-C and draws nothing.
 In a checkout `python -m launch.report` is the same. For example:
@@ -18,9 +19,13 @@ In a checkout `python -m launch.report` is the same. For example:
     python -m fedjax_prune report --workdirs=runs/quickstart --live
 """
 
+import warnings
+from pathlib import Path
+
 from absl import app, flags
 
 from fedjax_prune.runs import live
+from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import folders_named, local_folder, runs_below
@@ -54,11 +59,23 @@ def main(argv: list[str]) -> int:
         if _LIVE.value:
             live.follow(folders[0])
             return 0
-        runs = [run for folder in folders for run in runs_below(folder) or [folder]]
+        runs = [run for folder in folders for run in _drawn(folder)]
         print(write_report(runs, local_folder(_OUT.value), wanted=_TARGET.value))
         return 0
 
     return exit_code(report)
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """The runs that a folder stands for; those in their first round are left out."""
+    below = runs_below(folder)
+    begun = [run for run in below if any(r["round"] > 0 for r in read_metrics(run))]
+    if not begun or below == [folder]:
+        return below or [folder]
+    for run in below:
+        if run not in begun:
+            warnings.warn(f"{run} is left out: it has no finished round", stacklevel=2)
+    return begun
 
 
 if __name__ == "__main__":

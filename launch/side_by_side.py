@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
+from fedjax_prune.runs.interrupt import INTERRUPTED, TWICE, stop_requested
 
 from . import runtime
 
@@ -45,12 +45,12 @@ class Outcome(NamedTuple):
     Attributes:
       job: see above.
       code: exit code, below 0 for a signal; None if it was not started.
-      last_line: of its log, or the reason why it could not be started.
+      last_words: of its log, or the reason why it could not be started.
     """
 
     job: Job
     code: int | None
-    last_line: str = ""
+    last_words: str = ""
 
     @property
     def stopped(self) -> bool:
@@ -80,7 +80,9 @@ def run_all(
     variables say which share JAX takes. A TPU is for one process.
 
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
-    take their time to save; no other job is started. A second SIGINT is passed on, too.
+    take their time to save; no other job is started. After a second SIGINT they get
+    another one, which does not let them wait for the end of their round. In any case
+    this function ends after its jobs.
 
     Args:
       jobs: in the order in which they are started.
@@ -127,16 +129,20 @@ def run_all(
                 now = math.inf if stop.is_set() else time.monotonic()
                 if due := [s for s in running if now >= s.end and s not in told]:
                     told += due
-                    say(f"runs to stop: {len(due)}")
                     _pass_on(due, signal.SIGTERM)
+                    say(f"runs to stop: {len(due)}")
                 for started in [s for s in running if s.process.poll() is not None]:
                     running.remove(started)
                     free.append(started.cores)
                     outcomes[started.job] = outcome = _ended(started)
                     say(f"{started.job.name}: {_words(outcome, started)}")
-        except BaseException:
+        except BaseException as error:
             # What runs on would hold its workdir and its devices.
+            if isinstance(error, KeyboardInterrupt):
+                time.sleep(TWICE)  # Sooner, it would be the first signal once more.
             _pass_on(running, signal.SIGTERM)
+            for started in running:
+                started.process.wait()
             raise
     return [outcomes.get(job, Outcome(job, None)) for job in jobs]
 
@@ -178,7 +184,13 @@ def _pass_on(running: Sequence[_Started], number: signal.Signals) -> None:
 
 
 def _ended(started: _Started) -> Outcome:
-    return Outcome(started.job, started.process.returncode, last_line(started.job.log))
+    job, code = started.job, started.process.returncode
+    outcome = Outcome(job, code, last_words(job.log))
+    if code and not outcome.stopped and not outcome.last_words.startswith("error:"):
+        # Later commands read in the log how it has ended.
+        with job.log.open("a") as log:
+            log.write(f"error: ended with code {code}: {outcome.last_words}\n")
+    return outcome
 
 
 def _words(outcome: Outcome, started: _Started) -> str:
@@ -187,12 +199,21 @@ def _words(outcome: Outcome, started: _Started) -> str:
     return f"{word} after {time.monotonic() - started.began:,.0f} s"
 
 
-def last_line(file: Path) -> str:
-    """The last line of a log that is not empty, or an empty string."""
+def last_words(file: Path) -> str:
+    """What a log ends with: its errors in one line, or else its last line."""
     with file.open("rb") as log:
         log.seek(max(0, file.stat().st_size - _TAIL))
         lines = log.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    errors: list[str] = []
+    last = ""
+    for line in filter(str.strip, lines):
+        last = line.strip()
+        goes_on = bool(errors) and line.startswith(" " * len("error: "))
+        if line.startswith("error:") or goes_on:
+            errors.append(last)
+        else:
+            errors.clear()
+    return " ".join(errors) or last
 
 
 def _shares_of_cores(jobs: int) -> list[list[int]]:

@@ -6,18 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedjax_prune.data import load
-from fedjax_prune.data.datasets import DATASETS
+from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.runs import console, estimates
+from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.interrupt import INTERRUPTED
-from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import WorkdirError, agree_config
+from fedjax_prune.runs.settings import SettingsError, flatten
+from fedjax_prune.runs.workdir import (
+    WorkdirError,
+    agree_config,
+    has_config,
+    read_config,
+)
+from fedjax_prune.types import Config
 
 from .grid import Run, told
-from .side_by_side import Job, Outcome, last_line, run_all
+from .side_by_side import Job, Outcome, last_words, run_all
 
 
 def check_begun(runs: Sequence[Run], workdir: Path) -> None:
-    """Refuses a workdir in which runs were begun with other fields or went further.
+    """Refuses a workdir whose runs do not fit those of a grid.
+
+    They were begun with other fields or files, went further, or were finished and
+    evaluated in another way.
 
     Raises:
       SettingsError: with every difference, each once, and what cannot be read.
@@ -25,16 +35,45 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
     found = []
     for run in runs:
         folder = workdir / run.folder
+        if not has_config(folder):
+            continue
         try:
-            agree_config(folder, run.config)
+            agree_config(folder, _with_files(run, workdir))
             # A mean with runs that end now would be one of different lengths.
             estimates.require_rounds(run.config, folder)
+            if is_finished(run, workdir):
+                found += _evaluated_otherwise(run, folder)
         except SettingsError as error:
             found += error.problems
-        except WorkdirError as error:
+        except (DataError, WorkdirError) as error:
             found.append(str(error))
     if found:
         raise SettingsError(list(dict.fromkeys(found)))
+
+
+def _with_files(run: Run, workdir: Path) -> Config:
+    """The configuration of a run with what the user's files hold now.
+
+    Raises:
+      DataError, SettingsError: as `completed`; if the run is finished, its data may be
+        gone.
+    """
+    try:
+        return completed(run.config)
+    except DataError:
+        if not is_finished(run, workdir):
+            raise
+        return run.config
+
+
+def _evaluated_otherwise(run: Run, folder: Path) -> list[str]:
+    """One line for each field that says of what a finished run's accuracy is."""
+    old, new = flatten(read_config(folder)), flatten(run.config)
+    return [
+        f"{name} is {new[name]}, but the run in {folder} was evaluated with {old[name]}"
+        for name in ("eval.num_clients", "eval.num_examples")
+        if old.get(name, new[name]) != new[name]
+    ]
 
 
 def check_data(runs: Sequence[Run], workdir: Path) -> None:
@@ -151,7 +190,7 @@ def ending(outcomes: Sequence[Outcome]) -> int:
     """Lists what is not finished; returns the exit code."""
     failed = [o for o in outcomes if o.code and not o.stopped]
     console.print_error(
-        f"{o.job.name} ended with code {o.code}: {o.last_line}\nsee {o.job.log}"
+        f"{o.job.name} ended with code {o.code}: {o.last_words}\nsee {o.job.log}"
         for o in failed
     )
     stopped = [o for o in outcomes if o.stopped]
@@ -189,9 +228,9 @@ def unfinished(
 def error_of(run: Run, workdir: Path) -> str:
     """The error with which a run's last start has ended; empty without one."""
     log = workdir / f"{run.folder}.log"
-    line = last_line(log) if log.exists() else ""
+    words = last_words(log) if log.exists() else ""
     # A run that is stopped twice ends with an error, too, but goes on.
-    return line if line.startswith("error:") and line != "error: stopped" else ""
+    return words if words.startswith("error:") and words != "error: stopped" else ""
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

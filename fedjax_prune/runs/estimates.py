@@ -46,17 +46,22 @@ def rounds_done(workdir: Path) -> int:
 
 
 def require_rounds(config: Config, workdir: Path) -> None:
-    """Refuses fewer rounds than a run has finished.
+    """Refuses rounds after which a run could not end any more.
 
     Raises:
-      SettingsError: if there are fewer.
+      SettingsError: if there are fewer than it has finished, or as many and the last of
+        them, after which a signal had stopped it, was not evaluated.
     """
-    if (done := rounds_done(workdir)) > config.rounds:
+    if (done := rounds_done(workdir)) < config.rounds:
+        return
+    run = f"the run in {workdir} has finished"
+    if done > config.rounds:
+        found = f"rounds must be at least {done}, which {run}, got {config.rounds}"
+        raise SettingsError([found])
+    rows = read_metrics(workdir)
+    if rows and rows[-1]["round"] == done > 0 and ACCURACY not in rows[-1]:
         raise SettingsError(
-            [
-                f"rounds must be at least {done}, which the run in {workdir} has "
-                f"finished, got {config.rounds}"
-            ]
+            [f"rounds must be above {done}, which {run} without an evaluation"]
         )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -199,10 +200,20 @@ def has_config(path: str | Path) -> bool:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folder itself if it is a workdir, else all workdirs below it, in order."""
-    if has_config(folder):
-        return [folder]
-    return sorted(file.parent for file in folder.rglob("config.json"))
+    """The folder itself if it is a workdir, else all workdirs below it, in order.
+
+    Links to folders are followed.
+    """
+    found, seen = [], set[Path]()
+    for path, names, files in os.walk(folder, followlinks=True):
+        here = Path(path)
+        place, is_run = here.resolve(), "config.json" in files
+        if is_run and place not in seen:
+            found.append(here)
+        if is_run or place in seen:
+            names.clear()  # Nothing below is searched.
+        seen.add(place)
+    return sorted(found)
 
 
 def folders_named(parts: Sequence[str]) -> list[Path]:

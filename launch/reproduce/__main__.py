@@ -104,10 +104,13 @@ def main(argv: list[str]) -> int:
         )
         if table.beside and code != INTERRUPTED:
             code = table.beside.train(lines, workdir, end - time.monotonic()) or code
-        pages = code != INTERRUPTED or (table.share_time and time.monotonic() >= end)
-        text, unmade = results.write_results(table, lines, workdir, folder, pages=pages)
-        print(text)
-        return code or failed or unmade
+        written = results.write_tables(table, lines, workdir, folder)
+        print(written.text, flush=True)
+        undrawn = 0
+        # After the tables, because drawing takes longer and may be stopped.
+        if code != INTERRUPTED or (table.share_time and time.monotonic() >= end):
+            undrawn = results.draw_pages(written, folder)
+        return code or failed or written.code or undrawn
 
     return exit_code(reproduce)
 

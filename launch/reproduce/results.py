@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +28,24 @@ FILE = "table.md"
 """Name of the tables in their folder."""
 
 
-def write_results(
-    table: Table, lines: Sequence[LineRuns], workdir: Path, folder: Path, *, pages: bool
-) -> tuple[str, int]:
-    """Writes the tables of all finished runs, and a page for each block.
+class Written(NamedTuple):
+    """What was written into FILE.
+
+    Attributes:
+      text: see above.
+      drawn: name of a block -> name of each line -> its runs, for `draw_pages`.
+      code: the exit code, 1 if a block could not be made, which was told.
+    """
+
+    text: str
+    drawn: Mapping[str, Mapping[str, Sequence[Path]]]
+    code: int
+
+
+def write_tables(
+    table: Table, lines: Sequence[LineRuns], workdir: Path, folder: Path
+) -> Written:
+    """Writes the tables of all finished runs.
 
     A block is shown if its first line is, to which the others are compared. Runs that
     are not finished are named, with the reason if they have failed.
@@ -40,12 +55,7 @@ def write_results(
         shown, up to the last round that all of a block have evaluated.
       lines: its lines and their runs.
       workdir: of the runs.
-      folder: is made; gets table.md and a folder for each page.
-      pages: whether pages are drawn.
-
-    Returns:
-      What was written into table.md, and the exit code: 1 if a block could not be made,
-      which is told.
+      folder: is made; gets table.md.
     """
 
     def is_shown(run: Run) -> bool:
@@ -58,7 +68,7 @@ def write_results(
 
     folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
-    parts, code = [f"# {table.question}\n"], 0
+    parts, drawn, code = [f"# {table.question}\n"], {}, 0
     if table.differs:
         parts.append(f"{table.differs}\n")
     for block in table.blocks:
@@ -74,8 +84,8 @@ def write_results(
             shown = {name: folders for name, folders in shown.items() if folders}
             try:
                 parts.append(_results(block, shown, table.share_time))
-                if pages and block.drawn:
-                    _draw(folder / block.name, shown)
+                if block.drawn:
+                    drawn[block.name] = shown
             except (CheckpointError, DataError, RowsError, WorkdirError) as error:
                 # The other blocks are still shown.
                 console.print_error(f"{block.title}: {error}")
@@ -89,7 +99,26 @@ def write_results(
         parts += unfinished(left, seeds, workdir)
     text = "\n".join(parts)
     replace(folder / FILE, text.encode())
-    return text, code
+    return Written(text, drawn, code)
+
+
+def draw_pages(written: Written, folder: Path) -> int:
+    """Draws a page for each block into a folder of its own.
+
+    Returns:
+      The exit code: 1 if a page could not be drawn, which is told.
+    """
+    code = 0
+    for block, runs in written.drawn.items():
+        names = {workdir: name for name, each in runs.items() for workdir in each}
+        try:
+            print(f"page: {write_report(list(names), folder / block, names=names)}")
+        except SettingsError as error:
+            console.print_error(error.problems)
+        except WorkdirError as error:
+            console.print_error(f"{block}: {error}")
+            code = 1
+    return code
 
 
 def _results(block: Block, runs: Mapping[str, Sequence[Path]], share_time: bool) -> str:
@@ -163,13 +192,3 @@ def _last_evaluation(workdir: Path) -> int:
     """The last round that a run has evaluated; 0 if it has evaluated none."""
     rounds = [row["round"] for row in read_metrics(workdir) if ACCURACY in row]
     return max(rounds, default=0)
-
-
-def _draw(folder: Path, runs: Mapping[str, Sequence[Path]]) -> None:
-    names = {workdir: name for name, workdirs in runs.items() for workdir in workdirs}
-    try:
-        page = write_report(list(names), folder, names=names)
-    except SettingsError as error:
-        console.print_error(error.problems)
-    else:
-        print(f"page: {page}")

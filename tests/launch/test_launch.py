@@ -12,6 +12,7 @@ import pytest
 import fedjax_prune
 from fedjax_prune.__main__ import VERBS
 from fedjax_prune.runs import checkpoint
+from tests.made_up_runs import config_of, write_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +111,20 @@ def test_all_launchers_from_another_folder_where_cores_have_no_affinity(elsewher
     out, _ = launch("export", "--workdir=~/runs[1]/2", "--output=model")
     assert re.search(r"what +dense: the shared parameters at full size", out)
     assert (elsewhere / "model" / "model.safetensors").is_file()
+
+
+def test_a_report_of_a_sweep_leaves_out_runs_in_their_first_round(elsewhere):
+    for name in ("seed=0", "seed=1"):
+        write_run(elsewhere / "all" / name, config_of(rounds=1), records=False)
+    (elsewhere / "all" / "seed=1" / "metrics.jsonl").write_text("")
+    _, err = run(elsewhere, "fedjax_prune", "report", "--workdirs=all")
+    begun = elsewhere / "all" / "seed=1"
+    assert err == f"warning: {begun} is left out: it has no finished round\n"
+    assert (elsewhere / "report" / "index.html").exists()
+    # One that is named is not left out.
+    flags = ("report", "--workdirs=all/seed=1")
+    _, err = run(elsewhere, "fedjax_prune", *flags, code=1)
+    assert err == f"error: {begun} has no finished round.\n"
 
 
 def test_mistakes_in_the_flags_of_a_report_are_told_together(elsewhere):

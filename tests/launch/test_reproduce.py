@@ -176,8 +176,9 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path, capsys
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
     out = tmp_path / "out"
-    text, code = results.write_results(table, found, tmp_path, out, pages=True)
-    assert code == 1
+    written = results.write_tables(table, found, tmp_path, out)
+    text = written.text
+    assert written.code == 1
     assert "error: Gates: The checkpoint" in capsys.readouterr().err
     assert text == (tmp_path / "out/table.md").read_text()
     title, _, heading, _, header, _, first, second, *rest = text.splitlines()
@@ -206,6 +207,8 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path, capsys
         "",
         *diverged[:1],
     ]
+    assert not (tmp_path / "out/all").exists()
+    assert results.draw_pages(written, out) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
 
@@ -230,7 +233,7 @@ def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
     for code, shown in ((1, "not measured"), (0, "| first |"), (0, "| first |")):
         assert results.measure(table, out) == code
         assert results.left_to_measure(table, out) == [*blocks[:1]] * code
-        text, _ = results.write_results(table, [], tmp_path, out, pages=False)
+        text = results.write_tables(table, [], tmp_path, out).text
         assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
         assert text.endswith("## B\n\n| counted |\n")
     assert "error: A: no memory" in capsys.readouterr().err
@@ -267,7 +270,7 @@ def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
         config = config_of(rounds=rounds, **{"eval.every": 4})
         write_run(tmp_path / each.runs[0].folder, config, records=False)
     out = tmp_path / "out"
-    text, _ = results.write_results(table, found, tmp_path, out, pages=False)
+    text = results.write_tables(table, found, tmp_path, out).text
     assert "| a | 8 | 1 |" in text and "| b | 8 | 1 | " in text
 
 
@@ -287,7 +290,7 @@ def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
             own = {HEADLINE: lambda n, c=change: 0.5 + c * (n > 8)}
             write_run(tmp_path / run.folder, config, records=False, **own)
     out = tmp_path / "out"
-    text, _ = results.write_results(table, found, tmp_path, out, pages=False)
+    text = results.write_tables(table, found, tmp_path, out).text
     assert "or more: a +0.0 (at most 0.0), b -3.0 (at most 4.0).\n" in text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import runtime, side_by_side
-from launch.side_by_side import Job, run_all
+from launch.side_by_side import Job, last_words, run_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,11 +37,30 @@ def test_a_failure_does_not_keep_others_from_running(tmp_path):
         (0, False),
         (-9, False),
     ]
-    assert outcomes[0].last_line == "no room"
-    assert "taken" in outcomes[1].last_line
+    assert outcomes[0].last_words == "no room"
+    assert "taken" in outcomes[1].last_words
     assert (tmp_path / "good.log").read_text() == "two\n"
+    assert outcomes[3].last_words == ""
+    assert last_words(tmp_path / "killed.log") == "error: ended with code -9:"
+    assert last_words(tmp_path / "bad.log") == "error: ended with code 1: no room"
     assert any(line.startswith("good: finished after ") for line in said)
     assert "unwritable: not started" in said
+
+
+def test_the_errors_at_the_end_of_a_log_are_its_last_words(tmp_path):
+    log = tmp_path / "run.log"
+    for text, words in (
+        ("", ""),
+        ("error: old\n rounds 3\nround 1\n\n", "round 1"),
+        ("round 1\nerror: first\n       goes on\nerror: second\n", "error: first goes"),
+        ("error: old\n rounds   3\nerror: new\n", "error: new"),
+    ):
+        log.write_text(text)
+        assert last_words(log).startswith(words) and bool(last_words(log)) == bool(
+            words
+        )
+    log.write_text("error: first\n       goes on\nerror: second\n")
+    assert last_words(log) == "error: first goes on error: second"
 
 
 @pytest.mark.parametrize(
@@ -156,3 +175,69 @@ def test_a_signal_stops_all_jobs_which_save(tmp_path, number):
     assert (out, err) == ("130 True\n130 True\nNone True\n", "")
     assert [log.read_text() for log in logs[:2]] == ["ready\nsaved\n"] * 2
     assert not logs[2].exists()
+
+
+IMPATIENT = """
+import sys
+from pathlib import Path
+from launch.side_by_side import Job, run_all
+
+WAITS = '''
+import signal, sys, time
+from fedjax_prune.runs.interrupt import stop_requested
+with stop_requested():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        print("left", flush=True)
+'''
+folder = Path(sys.argv[1])
+command = (sys.executable, "-c", WAITS)
+try:
+    run_all([Job("one", command, folder / "one.log")], 1, print)
+except KeyboardInterrupt:
+    print((folder / "one.log").read_text(), flush=True)
+"""
+
+
+def test_a_second_signal_soon_after_the_first_does_not_leave_jobs_behind(tmp_path):
+    """It is passed on once a job no longer takes it for the first one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "one.log"
+    while not (log.exists() and "ready" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.endswith("ready\nleft\n\n")
+
+
+SLOW = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.5); print("saved", flush=True); sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+time.sleep(60)
+"""
+
+
+def test_a_reader_that_is_gone_does_not_leave_jobs_behind(tmp_path):
+    """As `tee` after Ctrl-C: the jobs are told first, and then waited for."""
+
+    def say(text):
+        if text.startswith("runs to stop"):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_all([job(tmp_path, "one", SLOW)], 1, say, seconds=2)
+    assert (tmp_path / "one.log").read_text() == "saved\n"

@@ -20,6 +20,7 @@ from fedjax_prune.runs.workdir import (
     open_workdir,
     read_config,
     read_usable_config,
+    runs_below,
     write_config,
 )
 
@@ -253,6 +254,18 @@ def test_the_file_that_a_link_names_stays_as_it_is(name, link, tmp_path):
     assert outside.read_bytes() == before
     assert not (tmp_path / "config.json").is_symlink()
     assert read_config(tmp_path) == as_read(config)
+
+
+def test_runs_below_links_are_found_once(tmp_path):
+    run, linked = tmp_path / "b" / "seed=1", tmp_path / "linked"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    linked.mkdir()
+    (linked / "seed=1").symlink_to(run)
+    (linked / "above").symlink_to(tmp_path)
+    assert runs_below(tmp_path / "b") == [run]
+    for folder in (linked, tmp_path):
+        assert [found.resolve() for found in runs_below(folder)] == [run.resolve()]
 
 
 def test_commas_may_be_in_the_name_of_a_folder_that_exists(tmp_path):

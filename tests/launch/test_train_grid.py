@@ -1,0 +1,68 @@
+"""What is refused before a grid goes on in the workdir of an earlier one."""
+
+import json
+
+import pytest
+
+from fedjax_prune.runs.settings import SettingsError
+from launch.grid import Run
+from launch.train_grid import check_begun
+from tests.made_up_runs import config_of, write_run
+from tests.own_files import NETS, write_nets
+from tests.small_runs import own_config
+
+
+def run_of(config):
+    return Run("quickstart", (), config, group="a", folder="a")
+
+
+def finished(folder, config):
+    write_run(folder / "a", config, records=False)
+    (folder / "a" / "checkpoints" / str(config.rounds)).mkdir(parents=True)
+
+
+def problems(folder, config):
+    with pytest.raises(SettingsError) as error:
+        check_begun([run_of(config)], folder)
+    return error.value.problems
+
+
+def test_a_finished_run_is_not_shown_as_one_that_was_evaluated_otherwise(tmp_path):
+    finished(tmp_path, config_of(**{"eval.every": 5, "eval.num_examples": 100}))
+    changes = {"eval.num_clients": 3, "eval.num_examples": 0, "eval.every": 2}
+    run = f"the run in {tmp_path / 'a'} was evaluated with"
+    assert problems(tmp_path, config_of(**changes)) == [
+        f"eval.num_clients is 3, but {run} 0",
+        f"eval.num_examples is 0, but {run} 100",
+    ]
+    check_begun([run_of(config_of(**{"eval.num_examples": 100}))], tmp_path)
+    # What is left of a longer run is evaluated as asked.
+    check_begun([run_of(config_of(rounds=30, **changes))], tmp_path)
+
+
+def test_a_run_cannot_end_at_a_round_that_was_not_evaluated(tmp_path):
+    """It was stopped there; as it is, no call would ever finish it."""
+    config = config_of(rounds=18, **{"eval.every": 5})
+    finished(tmp_path, config)
+    log = tmp_path / "a" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for name in [name for name in rows[-1] if name.startswith("eval/")]:
+        del rows[-1][name]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert problems(tmp_path, config) == [
+        f"rounds must be above 18, which the run in {tmp_path / 'a'} has finished "
+        "without an evaluation"
+    ]
+    check_begun([run_of(config_of(rounds=19, **{"eval.every": 5}))], tmp_path)
+
+
+def test_a_class_that_has_changed_is_told_before_anything_is_trained(tmp_path):
+    config = own_config(write_nets(tmp_path, NETS))
+    check_begun([run_of(config)], tmp_path)
+    (tmp_path / "a").mkdir()
+    with config.unlocked():
+        config.model.file_hash = "of before"
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config.to_dict()))
+    config.model.file_hash = ""
+    first, *_ = problems(tmp_path, config)
+    assert first.startswith("model.file_hash is ") and "of before" in first
