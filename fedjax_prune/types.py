@@ -156,7 +156,7 @@ class Task(NamedTuple):
     Attributes:
       init: key -> Variables.
       loss: (variables, batch, key) -> (mean, (model_state, sums)). The mean is a
-        float [] over the real examples of the batch.
+        float [] over the batch's real examples. AutoFLIP needs the sums loss and count.
       predict: (variables, images) -> logits [batch_size, num_classes] float32, or
         float64 with `jax_enable_x64`.
       groups: the ChannelGroups that the model describes; None if it describes none.

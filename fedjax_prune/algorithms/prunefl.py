@@ -235,16 +235,19 @@ def _first_stage(
     ) -> tuple[ServerState, ClientState, Sums]:
         del nothing  # the only client is the only group
 
+        def again(state: ServerState) -> ServerState:
+            return with_masks(state, *renew(state))
+
         def train(state: ServerState, rows: ClientState, number: jax.Array):
             key = jax.random.fold_in(inputs.key, number)
-            state, rows, sums = alone.round(
-                inputs._replace(state=state, rows=rows, key=key), placement
-            )
-            before = _count(state.server.masks)
+            alone_inputs = inputs._replace(state=state, rows=rows, key=key)
+            state, rows, sums = alone.round(alone_inputs, placement)
             # These rounds are not counted: the schedule of the next stage begins at 0.
-            state = with_masks(state._replace(round=jnp.int32(0)), *renew(state))
-            change = jnp.abs(_count(state.server.masks) / before - 1)
-            return state, rows, sums, change < CHANGE
+            state = state._replace(round=jnp.int32(0))
+            # Of a dropped message there are no squares to adjust the mask by.
+            new = jax.lax.cond(sums["arrived"].sum() > 0, again, lambda s: s, state)
+            before, after = (_count(s.server.masks) for s in (state, new))
+            return new, rows, sums, jnp.abs(after / before - 1) < CHANGE
 
         def more(carry: tuple) -> jax.Array:
             return (carry[3] < SETTLED) & (carry[4] < max_adjustments)
@@ -252,7 +255,8 @@ def _first_stage(
         def step(carry: tuple) -> tuple:
             state, rows, sums, settled, number = carry
             state, rows, now, is_small = train(state, rows, number)
-            sums = {n: sums[n] + now[n] if _adds_up(n) else now[n] for n in now}
+            last = {n: x for n, x in now.items() if n.startswith("mask/")}
+            sums = jax.tree.map(jnp.add, sums, now) | last
             return state, rows, sums, jnp.where(is_small, settled + 1, 0), number + 1
 
         state, base = inputs.state, inputs.state.server.base
@@ -344,7 +348,3 @@ def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.
 
 def _count(masks: Tree) -> jax.Array:
     return jnp.stack([m.sum(dtype=jnp.int32) for m in jax.tree.leaves(masks)]).sum()
-
-
-def _adds_up(name: str) -> bool:
-    return not name.startswith("mask/")

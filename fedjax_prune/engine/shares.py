@@ -16,6 +16,18 @@ def num_in(fraction: float, count: int) -> int:
     return math.floor(Fraction(str(fraction)) * count)
 
 
+def nearest_in(fraction: float, count: int) -> int:
+    """Counts a share rounded to the nearest whole number, halves up.
+
+    Examples:
+      The fraction is read as by `num_in`: in binary, 0.29 * 50 is below 14.5.
+
+      >>> nearest_in(0.29, 50)
+      15
+    """
+    return math.floor(Fraction(str(fraction)) * count + Fraction(1, 2))
+
+
 def least_in(fraction: float, count: int) -> int:
     """Counts a share rounded up to whole entries: ceil(fraction * count).
 

@@ -61,7 +61,16 @@ class EarlyStopping(NamedTuple):
 
         Returns:
           The watch after the step and whether the client stops, [] bool.
+
+        Raises:
+          ValueError: if the task does not sum them.
         """
+        if missing := [name for name in ("loss", "count") if name not in sums]:
+            raise ValueError(
+                "The sums of the task's loss must hold loss and count, so that a "
+                f"client can stop early: {' and '.join(missing)} missing, got "
+                f"{', '.join(sums) or 'none'}."
+            )
         step_loss, step_count = (
             sums[name].astype(watch.best.dtype) for name in ("loss", "count")
         )

@@ -34,8 +34,8 @@ ThresholdScope = Annotated[
 MinKeep = Annotated[
     float,
     FRACTION,
-    "Share of each array that stays before channels are removed, whatever its scores "
-    "[R].",
+    "Share of each array that stays before channels are removed, whatever its scores; "
+    "with 0 an array may lose all its entries, which ends a run [R].",
 ]
 StructuredDensity = Annotated[
     float,

@@ -15,7 +15,7 @@ from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.engine.policy import ORDERED
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
-from fedjax_prune.fields import Relation, relations_of
+from fedjax_prune.fields import Relation, fields_of, relations_of
 from fedjax_prune.models import MODELS, own
 from fedjax_prune.models.needs import Needs
 from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
@@ -210,6 +210,13 @@ RELATIONS = (
 """The relations of every configuration that cross sections or come from its kinds."""
 
 
+_WARMUP = Relation(
+    ("algorithm.warmup_rounds", "rounds"),
+    lambda warmup, rounds: warmup < rounds,
+    "algorithm.warmup_rounds must be below rounds = {1}, or nothing is pruned, got {0}",
+)
+
+
 def relations_for(values: Mapping[str, Any]) -> list[Relation]:
     """Lists the relations between the fields of a configuration.
 
@@ -307,6 +314,8 @@ def _of_algorithm(name: Any) -> list[Relation]:
                     "bounds all clients the same, got {0!r}",
                 )
             )
+    if "warmup_rounds" in fields_of(entry.build):
+        found.append(_WARMUP)
     if entry.base_field:
         found.append(_step_mass(f"algorithm.{entry.base_field}"))
     return found

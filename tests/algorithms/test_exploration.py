@@ -145,7 +145,7 @@ def test_stopped_explorers_make_room():
 
 @pytest.mark.parametrize(
     ("share", "clients", "explorers"),
-    [(0.15, 10, 2), (0.3, 9, 3), (0.3, 8, 2), (0.01, 5, 1)],
+    [(0.15, 10, 2), (0.3, 9, 3), (0.3, 8, 2), (0.01, 5, 1), (0.29, 50, 15)],
 )
 def test_the_number_of_explorers_is_rounded(share, clients, explorers):
     assert Exploration(share=share).num_clients(clients) == explorers

@@ -140,6 +140,16 @@ def test_the_first_stage_ends_when_the_size_has_settled(share, adjustments):
     assert found == adjustments
 
 
+def test_a_message_that_is_dropped_adjusts_no_mask():
+    dataset = dataset_of_clients()
+    nowhere = dataset._replace(images=jnp.full(dataset.images.shape, jnp.nan))
+    fields = {"prune_share": 0.5, "max_adjustments": 4}
+    algorithm = build("prunefl", **fields, **EVEN)
+    state, _, adjustments = begin(algorithm, nowhere)
+    assert adjustments == 4
+    assert all(mask.all() for mask in jax.tree.leaves(state.server.masks))
+
+
 def test_rounds_of_the_first_stage_draw_apart():
     """What a transformation adds to the steps is not the same in two rounds."""
 

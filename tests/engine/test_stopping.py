@@ -34,3 +34,10 @@ def test_epochs_without_a_lower_loss_are_counted_in_a_row():
 
 def test_a_loss_must_be_below_the_lowest():
     assert stops([(1,), (4,), (3,), (2,)], "epoch", 3) == [False] * 3 + [True]
+
+
+def test_a_task_must_sum_what_is_watched():
+    stopping = make_stopping(2)
+    message = "must hold loss and count.*: count missing, got loss"
+    with pytest.raises(ValueError, match=message):
+        stopping.after_step(stopping.start(), {"loss": jnp.float32(0)}, jnp.bool_(True))

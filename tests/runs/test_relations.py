@@ -43,6 +43,13 @@ def test_relations_are_about_fields_that_exist():
             assert named <= settings.declared(values).keys()
 
 
+def test_magnitude_pruning_must_prune_before_the_last_round():
+    fields = {"algorithm.warmup_rounds": 20, "rounds": 20}
+    (problem,) = problems(fields, "magnitude")
+    assert problem.startswith("algorithm.warmup_rounds must be below rounds = 20, or ")
+    assert not problems(fields | {"rounds": 21}, "magnitude")
+
+
 def test_relations_of_an_unknown_model_or_algorithm_are_left_out():
     for unknown in ("nope", None, ["scaffold"]):
         values = {"algorithm.name": unknown, "model.name": unknown}

@@ -32,6 +32,7 @@ from fedjax_prune.engine.aggregate import Gathered, join, nothing, receive, weig
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.rounds import make_training
+from fedjax_prune.engine.shares import nearest_in
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.stopping import make_stopping
 from fedjax_prune.engine.transforms import remember_first_epoch
@@ -77,7 +78,7 @@ class Exploration(NamedTuple):
 
     def num_clients(self, num_clients: int) -> int:
         """Says how many clients explore: the nearest integer, at least one."""
-        return max(1, int(self.share * num_clients + 0.5))
+        return max(1, nearest_in(self.share, num_clients))
 
 
 class Explored(NamedTuple):

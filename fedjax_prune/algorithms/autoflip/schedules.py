@@ -11,9 +11,10 @@ References:
 
 Choices:
   The formulas of agreement are reconstructions [R]: a score is the rank of the guidance
-  times a power of the smoothed share of clients that vote for a weight. Masks stay if
-  none of a round's clients explored. `participants` evaluates and delivers the model
-  under the mask of all explorers, `agreement` under its last mask. The guard and the
+  times a power of the smoothed share of clients that vote for a weight. If none of a
+  round's clients explored, masks stay with `participants`, and with `agreement` the
+  agreement does. `participants` evaluates and delivers the model under the mask of all
+  explorers, `agreement` under its last mask. The guard and the
   channels of `agreement` go by its score as well, in its first rounds by the guidance.
   Agreement from the signs of live updates starts at 1, and that of pruned weights
   stays.
