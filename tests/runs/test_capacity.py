@@ -11,7 +11,7 @@ from configs import base
 from fedjax_prune.engine.placing import put_cohort, put_split, put_whole
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.models.costs import tree_bytes
-from fedjax_prune.runs import capacity, loop, machine, train
+from fedjax_prune.runs import capacity, dispatch, machine, train
 from fedjax_prune.runs.learning import start
 from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.policy import placement_of
@@ -71,7 +71,7 @@ def planned_bytes(experiment):
     placement = placement_of(config)
     state, row = put_whole(placement, start(learning))
     state = state._replace(pending=())
-    cohort = loop.draw_cohort(experiment, placement, 0)
+    cohort = dispatch.draw_cohort(experiment, placement, 0)
     num_clients = config.data.num_clients
     rows = make_store("device", row, num_clients, placement)
     train_set, test = put_whole(placement, (data.train, data.test))
