@@ -18,7 +18,7 @@ def seed_key(seed: int) -> jax.Array:
     Raises:
       ValueError: if JAX draws by the older rule, in which padding changes all numbers.
 
-    Example:
+    Examples:
       >>> from fedjax_prune.engine.keys import seed_key
       >>> str(jax.random.key_impl(seed_key(0)))
       'threefry2x32'

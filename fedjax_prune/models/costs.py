@@ -129,7 +129,7 @@ def macs(model: PrunableModel, image_shape: ImageShape) -> Macs:
       Macs, of Python integers.
 
     Raises:
-      ValueError: if `image_shape` is none, or the model cannot read such images.
+      ValueError: if `image_shape` is not one, or the model cannot read such images.
 
     Examples:
       >>> macs(fedjax_prune.VGG11(10), (32, 32, 3)).dense
@@ -192,7 +192,7 @@ def keep_ratio_for(
       equally near ones the smallest.
 
     Raises:
-      ValueError: if `image_shape` is none, `flops_target` is out of range, or the
+      ValueError: if `image_shape` is not one, `flops_target` is out of range, or the
         model cannot read such images.
 
     Examples:

@@ -84,7 +84,7 @@ def make_task(
       `jax_enable_x64`.
 
     Raises:
-      ValueError: if `image_shape` is none, `normalize` is unknown or `lasso_weight` is
+      ValueError: if `image_shape` is not one, `normalize` is unknown or `lasso_weight` is
         out of range, or if the model is no such module, needs other arguments, does not
         return logits, has no params, has weights that are not floats, model state
         without an example mask, or other collections, or groups that do not fit its

@@ -9,10 +9,7 @@ import numpy as np
 
 from fedjax_prune.engine.dealing import sample_cohort
 from fedjax_prune.engine.devices import Placement
-from fedjax_prune.engine.outcome import (
-    by_id,
-    first_by_id,
-)
+from fedjax_prune.engine.outcome import by_id, first_by_id
 from fedjax_prune.engine.placing import gather_whole, put_cohort, put_split
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import console
