@@ -84,9 +84,9 @@ def make_task(
       `jax_enable_x64`.
 
     Raises:
-      ValueError: if `image_shape` is not one, `normalize` is unknown or `lasso_weight` is
-        out of range, or if the model is no such module, needs other arguments, does not
-        return logits, has no params, has weights that are not floats, model state
+      ValueError: if `image_shape` is not one, `normalize` is unknown or `lasso_weight`
+        is out of range, or if the model is no such module, needs other arguments, does
+        not return logits, has no params, has weights that are not floats, model state
         without an example mask, or other collections, or groups that do not fit its
         arrays or cannot lose channels.
         Errors that show only in training mode are raised when the loss is traced.
