@@ -22,6 +22,8 @@ FIELDS = {
     "fedsnip": {"threshold": 0.2},
     "magnitude": {"threshold": 0.2},
     "random_steps": {"ratio": 0.1},
+    # The linear model has no channels that could be removed.
+    "eflprune": {"channel_share": 0.0},
 }
 
 

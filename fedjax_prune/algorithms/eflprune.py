@@ -29,7 +29,7 @@ from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.fields import DECAY, checked
 from fedjax_prune.pruning.mask_rule import GuardedMasks, StructuredResidual
 from fedjax_prune.pruning.masked_round import Masking, masked
-from fedjax_prune.pruning.masks import lowest_channels
+from fedjax_prune.pruning.masks import lowest_channels, removable
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -62,8 +62,8 @@ def eflprune(
       parameters, are made anew before each round.
 
     Raises:
-      ValueError: if the share is out of range or the model does not say what its
-        channels are.
+      ValueError: if the share is out of range, the model does not say what its channels
+        are, or none of them can be removed.
 
     References:
       AutoFLIP's comparison, Internò et al., https://arxiv.org/abs/2405.10271.
@@ -87,6 +87,11 @@ def eflprune(
             f"groups = {task.groups!r}."
         )
     groups = task.groups
+    if channel_share and not removable(groups, residual=structured_residual):
+        raise ValueError(
+            "channel_share must be 0 for a model without channels that can be removed, "
+            f"got {channel_share}."
+        )
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort

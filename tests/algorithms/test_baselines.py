@@ -237,6 +237,8 @@ def test_eflprune_needs_to_know_the_channels():
         ValueError, match=r"task must have groups, .* got groups = None"
     ):
         build("eflprune", model_task=task()._replace(groups=None))
+    with pytest.raises(ValueError, match=r"channel_share must be 0 .*, got 0\.3"):
+        build("eflprune", channel_share=0.3)
 
 
 def test_arrays_of_one_shape_are_permuted_apart():
