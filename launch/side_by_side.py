@@ -81,8 +81,8 @@ def run_all(
 
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
     take their time to save; no other job is started. After a second SIGINT they get
-    another one, which does not let them wait for the end of their round. In any case
-    this function ends after its jobs.
+    another one, which does not let them wait for the end of their round. Unless a third
+    one comes, this function ends after its jobs.
 
     Args:
       jobs: in the order in which they are started.
@@ -138,9 +138,11 @@ def run_all(
                     say(f"{started.job.name}: {_words(outcome, started)}")
         except BaseException as error:
             # What runs on would hold its workdir and its devices.
+            _pass_on([s for s in running if s not in told], signal.SIGTERM)
             if isinstance(error, KeyboardInterrupt):
-                time.sleep(TWICE)  # Sooner, it would be the first signal once more.
-            _pass_on(running, signal.SIGTERM)
+                # Sooner, it would be the first signal once more.
+                time.sleep(TWICE + 0.5)
+                _pass_on(running, signal.SIGTERM)
             for started in running:
                 started.process.wait()
             raise

@@ -249,15 +249,13 @@ def _first_stage(
             before, after = (_count(s.server.masks) for s in (state, new))
             return new, rows, sums, jnp.abs(after / before - 1) < CHANGE
 
-        def more(carry: tuple) -> jax.Array:
-            return (carry[3] < SETTLED) & (carry[4] < max_adjustments)
-
         def step(carry: tuple) -> tuple:
             state, rows, sums, settled, number = carry
             state, rows, now, is_small = train(state, rows, number)
             last = {n: x for n, x in now.items() if n.startswith("mask/")}
             sums = jax.tree.map(jnp.add, sums, now) | last
-            return state, rows, sums, jnp.where(is_small, settled + 1, 0), number + 1
+            one = now["arrived"].sum().astype(jnp.int32)  # or none, if it was dropped
+            return state, rows, sums, jnp.where(is_small, settled + one, 0), number + 1
 
         state, base = inputs.state, inputs.state.server.base
         lone = state.server._replace(base=alone.init(inputs.key).server.base)
@@ -266,7 +264,9 @@ def _first_stage(
         shapes = jax.eval_shape(train, state, inputs.rows, zero)[2]
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         first = state, inputs.rows, sums, zero, zero
-        state, rows, sums, _, _ = jax.lax.while_loop(more, step, first)
+        state, rows, sums, _, _ = jax.lax.while_loop(
+            lambda c: (c[3] < SETTLED) & (c[4] < max_adjustments), step, first
+        )
         state = state._replace(server=state.server._replace(base=base))
         return state, rows, sums
 

@@ -58,8 +58,8 @@ def require_rounds(config: Config, workdir: Path) -> None:
     if done > config.rounds:
         found = f"rounds must be at least {done}, which {run}, got {config.rounds}"
         raise SettingsError([found])
-    rows = read_metrics(workdir)
-    if rows and rows[-1]["round"] == done > 0 and ACCURACY not in rows[-1]:
+    last = [row for row in read_metrics(workdir) if row["round"] == done > 0]
+    if last and ACCURACY not in last[0]:
         raise SettingsError(
             [f"rounds must be above {done}, which {run} without an evaluation"]
         )
