@@ -230,7 +230,8 @@ def error_of(run: Run, workdir: Path) -> str:
     log = workdir / f"{run.folder}.log"
     words = last_words(log) if log.exists() else ""
     # A run that is stopped twice ends with an error, too, but goes on.
-    return words if words.startswith("error:") and words != "error: stopped" else ""
+    is_error = words.startswith("error:") and not words.endswith("error: stopped")
+    return words if is_error else ""
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from fedjax_prune.runs.settings import SettingsError
 from launch.grid import Run
-from launch.train_grid import check_begun
+from launch.train_grid import check_begun, error_of
 from tests.made_up_runs import config_of, write_run
 from tests.own_files import NETS, write_nets
 from tests.small_runs import own_config
@@ -66,3 +66,14 @@ def test_a_class_that_has_changed_is_told_before_anything_is_trained(tmp_path):
     config.model.file_hash = ""
     first, *_ = problems(tmp_path, config)
     assert first.startswith("model.file_hash is ") and "of before" in first
+
+
+def test_a_run_that_was_stopped_after_an_earlier_error_goes_on(tmp_path):
+    run, log = run_of(config_of()), tmp_path / "a.log"
+    for text, error in (
+        ("error: no data\n", "error: no data"),
+        ("error: no data\nerror: stopped\n", ""),
+        ("error: no data\nround 1\n", ""),
+    ):
+        log.write_text(text)
+        assert error_of(run, tmp_path) == error

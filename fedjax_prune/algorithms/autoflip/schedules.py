@@ -14,10 +14,9 @@ Choices:
   times a power of the smoothed share of clients that vote for a weight. If none of a
   round's clients explored, masks stay with `participants`, and with `agreement` the
   agreement does. `participants` evaluates and delivers the model under the mask of all
-  explorers, `agreement` under its last mask. The guard and the
-  channels of `agreement` go by its score as well, in its first rounds by the guidance.
-  Agreement from the signs of live updates starts at 1, and that of pruned weights
-  stays.
+  explorers, `agreement` under its last mask. The guard and the channels of `agreement`
+  go by its score as well, in its first rounds by the guidance. Agreement from the signs
+  of live updates starts at 1, and that of pruned weights stays.
 """
 
 from collections.abc import Callable
