@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.metrics import HEADLINE
+from fedjax_prune.runs.metrics import HEADLINE, bytes_sent
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import flatten
 from fedjax_prune.runs.workdir import has_config, read_config, runs_below
@@ -77,7 +77,7 @@ def facts(config: Mapping[str, Any], rows: Rows) -> dict[str, str]:
     found |= _number("test accuracy", rounds, HEADLINE, "{:.1%}")
     found |= _number("worst client", rounds, "eval/client_local/min", "{:.1%}")
     found |= _number("pruned", rounds, "sparsity/all", "{:.1%}")
-    sent = sum(row["bytes/down"] + row["bytes/up"] for row in rows) / 1e6
+    sent = sum(map(bytes_sent, rows)) / 1e6
     found["traffic"] = f"{sent:,.1f} MB"
     seconds = float(np.median([row["seconds"] for row in rounds]))
     left = seconds * (config["rounds"] - last["round"])

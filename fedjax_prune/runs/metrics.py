@@ -4,6 +4,7 @@ README.md beside it describes every field.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -178,6 +179,11 @@ def cost_row(
         if name.startswith("mask/channels/"):
             row[f"channels/{name.removeprefix('mask/channels/')}"] = value
     return row
+
+
+def bytes_sent(row: Mapping[str, Any]) -> int:
+    """Bytes of a row, in both directions."""
+    return row["bytes/down"] + row["bytes/up"]
 
 
 def preparation_costs(

@@ -16,7 +16,7 @@ from fedjax_prune.runs.accounting import EPSILON, privacy_row
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start
 from fedjax_prune.runs.machine import Chosen, images_per_second
-from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
 from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config
 
@@ -187,7 +187,7 @@ def summary(
     up = sum(row["bytes/up"] for row in rows)
     facts["traffic"] = f"{_megabytes(down)} down, {_megabytes(up)} up"
     if config.eval.target_accuracy and evaluated:
-        facts["to target"] = _to_target(learning, rows, evaluated)
+        facts["to target"] = _to_target(learning, rows)
     dropped = [
         row["clients/dropped"].split() for row in rows if "clients/dropped" in row
     ]
@@ -238,17 +238,13 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
     return facts
 
 
-def _to_target(
-    learning: Learning, rows: list[dict[str, Any]], evaluated: list[dict[str, Any]]
-) -> str:
+def _to_target(learning: Learning, rows: list[dict[str, Any]]) -> str:
     config = learning.config
-    target, numbers = config.eval.target_accuracy, [row["round"] for row in evaluated]
-    reached = rounds_to_target(numbers, [row[HEADLINE] for row in evaluated], target)
+    target = config.eval.target_accuracy
+    reached = rounds_to_target(rows, target)
     if reached is None:
         return f"{_percent(target)} not reached"
-    sent = sum(
-        row["bytes/down"] + row["bytes/up"] for row in rows if row["round"] <= reached
-    )
+    sent = sum(bytes_sent(row) for row in rows if row["round"] <= reached)
     state, _ = jax.eval_shape(lambda: start(learning))
     up = costs.tree_bytes(learning.algorithm.messages(state)[1])
     paper = cost_paper(
@@ -257,9 +253,7 @@ def _to_target(
         config.cohort_size,
         factor=up // costs.tree_bytes(state.params),
     )
-    steady = rounds_to_target(
-        numbers, [row[HEADLINE] for row in evaluated], target, consecutive=3
-    )
+    steady = rounds_to_target(rows, target, consecutive=3)
     text = f"{_percent(target)} in {reached} rounds, {_megabytes(sent)} sent"
     text += f" ({paper:.3g} GiB by the paper's formula)"
     return text + (f"; for 3 evaluations in a row: round {steady}" if steady else "")

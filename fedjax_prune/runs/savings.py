@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.runs.metrics import bytes_sent
 from fedjax_prune.runs.metrics_log import read_metrics
 
 
@@ -44,19 +45,16 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> Totals:
         # A network in which no weight is multiplied has no FLOPs to save.
         return 1 - done / dense if dense else math.nan
 
-    def sent(rows: Sequence[Mapping[str, Any]]) -> float:
-        return sum(row["bytes/down"] + row["bytes/up"] for row in rows)
-
     dense = sum(row["bytes/dense"] for row in rounds)
     return Totals(
         sparsity=float(np.mean([row.get("sparsity/all", 0.0) for row in rounds])),
         theoretical=saved(rounds, "theoretical"),
         realisable=saved(rounds, "realisable"),
-        sent=1 - sent(rounds) / dense,
+        sent=1 - sum(map(bytes_sent, rounds)) / dense,
         theoretical_all=saved(rows, "theoretical"),
         realisable_all=saved(rows, "realisable"),
-        sent_all=1 - sent(rows) / dense,
-        megabytes=sent(rows) / 1e6,
+        sent_all=1 - sum(map(bytes_sent, rows)) / dense,
+        megabytes=sum(map(bytes_sent, rows)) / 1e6,
     )
 
 
@@ -98,7 +96,7 @@ def break_even(runs: Sequence[Sequence[Mapping[str, Any]]]) -> BreakEven:
     return BreakEven(
         after(lambda r: r.get("flops/realisable", r["flops/dense"]), "flops/dense"),
         after(lambda r: r.get("flops/theoretical", r["flops/dense"]), "flops/dense"),
-        after(lambda row: row["bytes/down"] + row["bytes/up"], "bytes/dense"),
+        after(bytes_sent, "bytes/dense"),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_prune.models import costs
 from fedjax_prune.runs.learning import make_model, task_of
-from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
+from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.savings import Totals, break_even, totals
 from fedjax_prune.runs.targets import ROUNDING, rounds_to_target
@@ -260,12 +260,7 @@ def _to_target(line: SeedRows, target: float) -> list[str]:
     """Rounds and megabytes until the target, and how many seeds reach it."""
     reached, sent = [], []
     for rows in line.seeds.values():
-        evaluated = [row for row in rows if HEADLINE in row]
-        round_ = rounds_to_target(
-            [row["round"] for row in evaluated],
-            [row[HEADLINE] for row in evaluated],
-            target,
-        )
+        round_ = rounds_to_target(rows, target)
         if round_ is not None:
             reached.append(round_)
             sent.append(_megabytes(rows, round_))
@@ -279,14 +274,7 @@ def _to_target(line: SeedRows, target: float) -> list[str]:
 
 
 def _megabytes(rows: Sequence[Row], most_rounds: float = math.inf) -> float:
-    return (
-        sum(
-            row["bytes/down"] + row["bytes/up"]
-            for row in rows
-            if row["round"] <= most_rounds
-        )
-        / 1e6
-    )
+    return sum(bytes_sent(row) for row in rows if row["round"] <= most_rounds) / 1e6
 
 
 def _lasts(line: SeedRows) -> dict[int, float]:

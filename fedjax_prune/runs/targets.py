@@ -1,6 +1,9 @@
 """When a run reaches its target, and what that costs by the FedDP paper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedjax_prune.runs.metrics import HEADLINE
 
 ROUNDING = 1e-6
 """By how much an accuracy may be below a target: 0.95 in float32 is 0.949999988."""
@@ -30,34 +33,26 @@ def cost_paper(
 
 
 def rounds_to_target(
-    rounds: Sequence[int],
-    values: Sequence[float],
-    target: float,
-    *,
-    consecutive: int = 1,
+    rows: Sequence[Mapping[str, Any]], target: float, *, consecutive: int = 1
 ) -> int | None:
-    """Finds the first round from which a metric stays at its target for a while.
+    """Finds the first round from which the accuracy stays at a target for a while.
 
     Args:
-      rounds: finished rounds at which the metric was measured, ascending.
-      values: the metric at these rounds.
-      target: the value that the metric must reach, but for ROUNDING.
-      consecutive: number of measurements in a row that must reach it, at least 1.
+      rows: of metrics.jsonl, ascending; those without an evaluation do not count.
+      target: accuracy in [0, 1] that HEADLINE must reach, but for ROUNDING.
+      consecutive: number of evaluations in a row that must reach it, at least 1.
 
     Returns:
-      The first round of the first such run; None if there is none.
+      The first round of the first such evaluations; None if there are none.
 
     Raises:
-      ValueError: if `consecutive` is below 1 or the lengths differ.
+      ValueError: if `consecutive` is below 1.
     """
     if consecutive < 1:
         raise ValueError(f"consecutive must be at least 1, got {consecutive}.")
-    if len(rounds) != len(values):
-        raise ValueError(
-            f"values must have the length of rounds, {len(rounds)}, got {len(values)}."
-        )
-    reached = [value >= target - ROUNDING for value in values]
-    for start in range(len(rounds) - consecutive + 1):
+    evaluated = [row for row in rows if row.get(HEADLINE) is not None]
+    reached = [row[HEADLINE] >= target - ROUNDING for row in evaluated]
+    for start in range(len(evaluated) - consecutive + 1):
         if all(reached[start : start + consecutive]):
-            return rounds[start]
+            return evaluated[start]["round"]
     return None

@@ -102,9 +102,9 @@ def _table(
 
 
 _IMAGES = (
-    "From the authors' commands differ: half of the channels, nothing augmented, SGD "
-    "(Adam with 3e-4), explorations of at most 5 epochs with patience 3 (150 and 40), "
-    "2,000 test images (10,000), "
+    "Differences from the authors' commands: half of the channels, nothing augmented, "
+    "SGD (Adam with 3e-4), explorations of at most 5 epochs with patience 3 (150 and "
+    "40), 2,000 test images (10,000), "
 )
 
 MNIST = _table(
@@ -122,11 +122,11 @@ CIFAR10 = _table(
 SHAKESPEARE = _table(
     "shakespeare",
     "Shakespeare, clients are roles",
-    "From the authors' commands differ: a quarter of the width, ten roles (1,129), all "
-    "of which explore, two in a round (18), one local epoch in batches of 20 (5 and "
-    "350), steps of 3e-3 (3e-4), explorations of at most 5 epochs with patience 3 (150 "
-    "and 40), 150 rounds (200). Evaluated is what all roles hold out (those outside of "
-    "the round). What removes channels is left out: none of this "
+    "Differences from the authors' commands: a quarter of the width, ten roles "
+    "(1,129), all of which explore, two in a round (18), one local epoch in batches of "
+    "20 (5 and 350), steps of 3e-3 (3e-4), explorations of at most 5 epochs with "
+    "patience 3 (150 and 40), 150 rounds (200). Evaluated is what all roles hold out "
+    "(those outside of the round). What removes channels is left out: none of this "
     "network can be removed.",
     has_channels=False,
     seeds=3,

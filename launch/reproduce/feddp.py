@@ -19,7 +19,7 @@ PUBLISHED = {"FedDP": "83.5% (VGG-11)", "SCAFFOLD": "84.2% (VGG-11)"}
 """The best accuracy on CIFAR-10 with ten clients in the paper."""
 
 SMALL = (
-    "From the paper differ: a CNN of two convolutions with batch norm in place of "
+    "Differences from the paper: a CNN of two convolutions with batch norm in place of "
     "VGG-11 and ResNet-32, two local epochs in batches of 16 (paper: 10 and 64), "
     "nothing augmented, 60 to 500 rounds"
 )

@@ -35,8 +35,9 @@ SYNTHETIC = Table(
         ),
     ),
     seeds=tuple(range(5)),
-    differs="From the paper differ: clients and their sizes are drawn anew, no client "
-    "is late, and 1,000 rounds in place of 200. There FedProx is ahead of FedAvg.",
+    differs="Differences from the paper: clients and their sizes are drawn anew, no "
+    "client is late, and 1,000 rounds in place of 200. There FedProx is ahead of "
+    "FedAvg.",
 )
 
 _W1 = ("report.every=0", "eval.every=50", "data.normalize=cifar10")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 
 
@@ -16,15 +17,17 @@ def test_cost_of_the_papers():
 
 
 def test_rounds_to_target():
-    rounds, values = [5, 10, 15, 20, 25], [0.1, 0.6, 0.4, 0.5, 0.7]
-    assert rounds_to_target(rounds, values, 0.5) == 10
-    assert rounds_to_target(rounds, values, 0.5, consecutive=2) == 20
-    assert rounds_to_target(rounds, values, 0.5, consecutive=3) is None
-    assert rounds_to_target(rounds, values, 0.8) is None
-    assert rounds_to_target([5], [0.949999988], 0.95) == 5
-    assert rounds_to_target([], [], 0.5) is None
-    assert rounds_to_target([1], [math.nan], 0.0) is None
+    values = {5: 0.1, 10: 0.6, 15: 0.4, 20: 0.5, 25: 0.7}
+    rows = [{"round": number, HEADLINE: x} for number, x in values.items()]
+    assert rounds_to_target(rows, 0.5) == 10
+    assert rounds_to_target(rows, 0.5, consecutive=2) == 20
+    assert rounds_to_target(rows, 0.5, consecutive=3) is None
+    assert rounds_to_target(rows, 0.8) is None
+    # Rounds without an evaluation do not part those that have one.
+    rows[4:4] = [{"round": 21}, {"round": 22, HEADLINE: None}]
+    assert rounds_to_target(rows, 0.5, consecutive=2) == 20
+    assert rounds_to_target([{"round": 5, HEADLINE: 0.949999988}], 0.95) == 5
+    assert rounds_to_target([], 0.5) is None
+    assert rounds_to_target([{"round": 1, HEADLINE: math.nan}], 0.0) is None
     with pytest.raises(ValueError, match="consecutive must be at least 1, got 0"):
-        rounds_to_target(rounds, values, 0.5, consecutive=0)
-    with pytest.raises(ValueError, match="length of rounds, 5, got 4"):
-        rounds_to_target(rounds, values[:4], 0.5)
+        rounds_to_target(rows, 0.5, consecutive=0)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_prune.runs.metrics import bytes_sent
 from fedjax_prune.runs.page.panel import colour_of, dash_of, round_axis, thinned
 from fedjax_prune.runs.page.read import Line, PageRun
 
@@ -30,7 +31,7 @@ def spent(run: PageRun) -> dict[int, Spent]:
     """Round -> what was spent up to its end."""
     found, sent, computed = {}, 0.0, 0.0
     for row in run.rows:
-        sent += (row["bytes/down"] + row["bytes/up"]) / 1e6
+        sent += bytes_sent(row) / 1e6
         left = row.get("flops/realisable", row["flops/dense"])
         computed += row.get("flops/kept", left) / 1e12
         found[row["round"]] = Spent(sent, computed)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_prune.pruning.masks import KERNELS
+from fedjax_prune.runs.metrics import bytes_sent
 from fedjax_prune.runs.page.panel import (
     Panel,
     colour_of,
@@ -177,7 +178,7 @@ def savings(lines: Sequence[Line]) -> Panel | None:
             shares = {
                 "theoretical": row["macs/theoretical"],
                 "realisable": row["macs/realisable"],
-                "bytes": (row["bytes/down"] + row["bytes/up"]) / row["bytes/dense"],
+                "bytes": bytes_sent(row) / row["bytes/dense"],
             }
             values += [
                 {

@@ -63,10 +63,7 @@ def _best(run: PageRun) -> float:
 
 def _costs(run: PageRun, wanted: float) -> tuple[float, float, float] | None:
     """COSTS of a run; None if it does not reach the target."""
-    rows = [row for row in run.rounds if row.get(HEADLINE) is not None]
-    reached = rounds_to_target(
-        [row["round"] for row in rows], [row[HEADLINE] for row in rows], wanted
-    )
+    reached = rounds_to_target(run.rounds, wanted)
     if reached is None:
         return None
     costs = spent(run)[reached]
