@@ -81,7 +81,7 @@ def run_all(
 
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
     take their time to save; no other job is started. After a second SIGINT they get
-    another one, which does not let them wait for the end of their round. Unless a third
+    another one, after which they do not save their round. Unless a third
     one comes, this function ends after its jobs.
 
     Args:

@@ -222,7 +222,7 @@ class _Run(NamedTuple):
 
         order = jax.lax.cond(
             begins.any(),
-            lambda: select_lanes(begins, jax.vmap(draw)(lanes), lanes.client.order),
+            lambda: select_lanes(begins, over_lanes(draw, lanes), lanes.client.order),
             lambda: lanes.client.order,
         )
         return lanes._replace(client=lanes.client._replace(order=order))
@@ -272,9 +272,17 @@ class _Run(NamedTuple):
             return {}
         measure, examples = self.probe.measure, self.probe.examples
         wanted = finished & self.probe.wanted[lanes.position]
+
+        def measure_one(lane: tuple[Tree, jax.Array, Sums]) -> Sums:
+            variables, is_wanted, zeros = lane
+            return jax.lax.cond(
+                is_wanted, lambda: measure(variables, examples), lambda: zeros
+            )
+
+        # One after another: side by side, the lanes that train on are measured, too.
         return jax.lax.cond(
             wanted.any(),
-            lambda: jax.vmap(measure, (0, None))(lanes.client.variables, examples),
+            lambda: jax.lax.map(measure_one, (lanes.client.variables, wanted, zeros)),
             lambda: zeros,
         )
 

@@ -114,7 +114,8 @@ class Index(NamedTuple):
         left = np.bincount(self.files, minlength=num_files)
         left -= np.bincount(self.files[found], minlength=num_files)
         num_rows = np.array([log.num_rows for log in self.logs], np.int64)
-        is_sparse = left < _SPARSE * num_rows
+        # One with more rows than may be written would keep all later ones from it.
+        is_sparse = (left < _SPARSE * num_rows) & (left <= len(client_ids))
         is_sparse &= np.cumsum(left * is_sparse) <= len(client_ids)
         chosen = is_sparse[self.files]
         chosen[found] = False

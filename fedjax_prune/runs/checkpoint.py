@@ -6,8 +6,8 @@ the index, see engine/row_log.py), and `manifest.json`
 with the shapes and dtypes of the leaves, the origin of the run and the checksums of the
 files and of itself. The folder is built under a hidden name, read back and renamed at
 the end, so a killed save leaves nothing that could be taken for a checkpoint. A damaged
-checkpoint is never deleted: the one before it is restored, and a later save puts it
-aside as `directory/ROUND.damaged`.
+checkpoint is never deleted: the one before it is restored, and the run that goes on
+from there puts it aside as `directory/ROUND.damaged`.
 
 Of several processes each writes the rows that it holds, into the same files, and the
 first one everything else. All of them call the functions here.
@@ -113,7 +113,7 @@ def begin_save(
     folder, needed = directory / _UNFINISHED, _num_bytes(state, rows)
 
     def begin() -> bool:
-        _put_aside(directory, round, rows)
+        _put_damaged_aside(directory, round, rows)
         if round in rounds(directory):
             return False
         with _no_remains(directory, round, needed):
@@ -233,6 +233,20 @@ def restore(
     return processes.together(lambda: state_files.read(folder / "state", template))
 
 
+def put_aside(directory: str | Path, after: int) -> None:
+    """Renames the checkpoints of later rounds, which are damaged.
+
+    Otherwise they would count among the newest ones, which stay.
+
+    Args:
+      directory: of the checkpoints.
+      after: the round that was restored.
+    """
+    for later in [n for n in rounds(directory) if n > after]:
+        folder = Path(directory) / str(later)
+        folder.rename(free_name(folder))
+
+
 def _newest_intact(
     directory: Path, parts: tuple[str, ...]
 ) -> tuple[int, dict[str, Any]]:
@@ -256,21 +270,18 @@ def _newest_intact(
     raise CheckpointError(f"{directory} has no checkpoint.")
 
 
-def _put_aside(directory: Path, round: int, rows: Store | None) -> None:
-    """Renames damaged checkpoints of this round and later ones.
+def _put_damaged_aside(directory: Path, round: int, rows: Store | None) -> None:
+    """Puts aside what is in the way of a round's checkpoint.
 
-    A run that saves this round has restored an older one, so the later ones are
-    damaged; one of this round may also be that of a finished run.
+    What saves this round has restored an older one, so later ones are damaged; one of
+    this round may also be that of a finished run.
     """
-    for later in [n for n in rounds(directory) if n >= round]:
-        folder = directory / str(later)
-        if later == round:
-            try:
-                intact_manifest(folder, _parts(rows))
-                continue
-            except Damage:
-                pass
-        folder.rename(free_name(folder))
+    put_aside(directory, round)
+    if round in rounds(directory):
+        try:
+            intact_manifest(directory / str(round), _parts(rows))
+        except Damage:
+            put_aside(directory, round - 1)
 
 
 def _num_bytes(state: Tree, rows: Store | None) -> int:

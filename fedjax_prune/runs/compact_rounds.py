@@ -6,6 +6,7 @@ stay. These numbers are rounded up, so few rounds are compiled.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -88,7 +89,7 @@ class CompactRounds:
         self._groups = groups = learning.model.channel_groups(self._shape)
         self._rounds: dict[tuple[tuple[str, int], ...], WholeRounds] = {}
 
-        @jax.jit
+        @partial(jax.jit, donate_argnums=0)
         def remask(
             state: ServerState, rows: ClientState, cohort: Cohort
         ) -> tuple[ServerState, Sums, dict[str, jax.Array], Tree]:

@@ -19,7 +19,7 @@ from fedjax_prune.engine.contract import Preparation
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.preparation import Gathering
-from fedjax_prune.engine.row_errors import RowsError
+from fedjax_prune.engine.row_errors import RowsError, StorageError
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
@@ -34,11 +34,10 @@ from fedjax_prune.types import ServerState
 FOLDER = "preparation"
 """Folder of the groups that are done, in a workdir, while others are left."""
 
-
-# What one of them raises in the first process, the others hear of as a ProcessError.
 _SECONDS = "seconds"
 """Beside the sums of clients: what the groups have taken."""
 
+# What one of them raises in the first process, the others hear of as a ProcessError.
 _UNUSABLE = (checkpoint.CheckpointError, RowsError, processes.ProcessError)
 
 
@@ -183,6 +182,9 @@ class _Kept:
                     f"{self._folder} has the rows of {with_rows} groups, and the sums "
                     f"of {number}."
                 )
+        except StorageError:
+            # It says nothing of the groups: the same command may go on with them later.
+            raise
         except (*_UNUSABLE, OSError) as error:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             if processes.is_first():

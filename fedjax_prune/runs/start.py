@@ -53,7 +53,8 @@ def restore_or_start(
         require_usable(config.rows_dir)
     if newest is not None:
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
-        finished = int(state.round)
+        finished = restored = int(state.round)
+        processes.on_first(lambda: checkpoint.put_aside(workdir / FOLDER, restored))
     else:
         state, row = jax.jit(lambda: start(learning))()
         folder = rows_folder(config, workdir)

@@ -23,7 +23,7 @@ def bias(variables, _):
     return {"bias": variables.params["bias"]}
 
 
-def one_round(cohort, *, name="scaffold", measured=0, dataset=None):
+def one_round(cohort, *, name="scaffold", measured=0, measure=bias, dataset=None):
     """State and rows of all clients after the first round, and its sums."""
     algorithm = build(name, solver=SOLVER, server_tx=SERVER_TX)
     state, rows = toys.first(algorithm, len(SIZES), jax.random.key(1))
@@ -33,7 +33,7 @@ def one_round(cohort, *, name="scaffold", measured=0, dataset=None):
         dataset=dataset or dataset_of_clients(),
         cohort=cohort,
         key=jax.random.key(2),
-        probe=Probe(bias, {}, wanted=np.arange(len(cohort.sizes)) < measured),
+        probe=Probe(measure, {}, wanted=np.arange(len(cohort.sizes)) < measured),
     )
 
 
@@ -61,6 +61,22 @@ def test_steps_are_counted_where_they_run():
         assert int(sums["steps_executed"]) == executed
         np.testing.assert_array_equal(sums["count"], EPOCHS * np.array(SIZES))
         np.testing.assert_array_equal(sums["nonfinite"], 0)
+
+
+def test_only_clients_that_have_finished_are_measured():
+    """Others train on in the lanes beside them, and some are not wanted."""
+    measured = []
+
+    def measure(variables, _):
+        jax.debug.callback(lambda x: measured.append(x), variables.params["bias"])
+        return bias(variables, _)
+
+    cohort = lanes_of(toys.contiguous_cohort(SIZES), 5)
+    _, _, sums = one_round(cohort, measured=3, measure=measure)
+    jax.effects_barrier()
+    assert len(measured) == 3
+    found = sorted(x.tolist() for x in measured)
+    assert found == sorted(sums["bias"][:3].tolist())
 
 
 def test_lanes_change_nothing_beyond_rounding():

@@ -97,6 +97,9 @@ def test_rows_after_a_damaged_checkpoint(on_device, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, on_device[0], final_state(config, tmp_path)
     )
+    # The damaged one is none of the two newest, which stay.
+    assert checkpoint.rounds(tmp_path / "checkpoints") == [2, 4]
+    assert (tmp_path / "checkpoints" / "3.damaged").is_dir()
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ import pytest
 from configs import autoflip
 from fedjax_prune.engine import devices
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.engine.row_errors import StorageError
 from fedjax_prune.runs import (
     checkpoint,
     compact_rounds,
@@ -185,6 +186,21 @@ def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypa
         assert prepared_with(config, tmp_path, stopped=True)[0] is None
     state, _ = prepared_with(config, tmp_path)
     assert state is not None and not kept.exists()
+
+
+def test_storage_that_does_not_answer_keeps_the_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "ALONE", 2)
+    config = pruned_config(devices=1, rounds=1)
+    assert prepared_with(config, tmp_path, stopped=True)[0] is None
+
+    def too_slow(*args, **fields):
+        raise StorageError("gs://rows", "too slow")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "restore", too_slow)
+        with pytest.raises(StorageError, match="too slow"):
+            prepared_with(config, tmp_path)
+    assert checkpoint.rounds(tmp_path / "preparation") == [1]
 
 
 def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
