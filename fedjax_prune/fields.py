@@ -64,8 +64,9 @@ def one_of(known: Collection[str]) -> Rule:
 
 
 FRACTION = Rule(lambda v: 0 <= v <= 1, "in [0, 1]")
-SHARE = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
-DECAY = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
+"""Allows fractions, ABOVE_ZERO and BELOW_ONE those that are so, too."""
+ABOVE_ZERO = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
+BELOW_ONE = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
 FINITE = Rule(lambda v: -math.inf < v < math.inf, "finite")
 SEED = Rule(lambda v: 0 <= v < 2**32, "in [0, 2^32)")
 ANY = Rule(lambda v: True, "")

@@ -78,9 +78,8 @@ class Population:
 class Cohort(NamedTuple):
     """The clients of one round, dealt to devices and to lanes.
 
-    The leading axis is cut into one block of places for each device. With one
-    device it has `cohort_size` places; with more, or where clients come in groups, some
-    places are empty.
+    The leading axis is cut into one block of places for each device. With one device
+    it has `cohort_size` places; with more, or for clients in groups, some are empty.
 
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.
@@ -157,8 +156,7 @@ class Task(NamedTuple):
       init: key -> Variables.
       loss: (variables, batch, key) -> (mean, (model_state, sums)). The mean is a
         float [] over the batch's real examples. AutoFLIP needs the sums loss and count.
-      predict: (variables, images) -> logits [batch_size, num_classes] float32, or
-        float64 with `jax_enable_x64`.
+      predict: (variables, images) -> logits [batch_size, num_classes] float.
       groups: the ChannelGroups that the model describes; None if it describes none.
       layers: what the layers of the model cost. `make_task` finds them in the program
         of a model that does not say; () if no weight is in a product.
@@ -175,6 +173,11 @@ class Task(NamedTuple):
     groups: tuple[ChannelGroup, ...] | None = None
     layers: tuple[Layer, ...] = ()
 
+    @property
+    def shapes(self) -> Variables:
+        """Shapes and dtypes of the first variables; nothing is computed."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+
 
 class Unprepared(NamedTuple):
     """Marks a state in its structure, so that a round sees it while it is traced."""
@@ -185,7 +188,7 @@ class ServerState(NamedTuple):
 
     Attributes:
       round: [] int32, finished rounds.
-      params: shared parameters, float32, or float64 with `jax_enable_x64`.
+      params: shared parameters, float.
       model_state: averaged batch statistics; `{}` if none.
       server: what the algorithm keeps at the server.
       pending: Unprepared before a preparation that the algorithm needs, else ().
@@ -241,8 +244,7 @@ class LocalResult(NamedTuple):
     """What local training returns for one client; `train_client` makes it.
 
     Attributes:
-      delta: anchor minus params, so that it acts as a gradient; float32, or float64
-        with `jax_enable_x64`.
+      delta: anchor minus params, float, so that it acts as a gradient.
       personal: the client's trained personal parameters.
       model_state: the client's batch statistics.
       num_examples: [] int32, the client's training examples (n_k).
@@ -271,7 +273,7 @@ class Mean(NamedTuple):
 
     Attributes:
       values: a tree of one client. The server takes the largest of integers.
-      weight: [] float, at least 0: this client's weight, such as its examples.
+      weight: [] int32 or float, at least 0: this client's weight, such as its examples.
 
     Examples:
       >>> Mean({"w": jnp.ones(3)}, weight=jnp.float32(8)).weight.dtype
@@ -286,7 +288,7 @@ class Total(NamedTuple):
     """A part of a message that the server adds up over the clients that arrive.
 
     Attributes:
-      values: a tree of one client, scaled already by what does not depend on who else
+      values: a tree of one client, already scaled by what does not depend on who else
         arrives, such as SCAFFOLD's 1 / num_clients.
 
     Examples:
@@ -310,8 +312,7 @@ class Probe:
       measure: (Variables, examples) -> sums.
       examples: the tree that `measure` reads; `{}` if it reads nothing.
       wanted: [num_places] bool, which clients of the cohort are measured; the sums of
-        the others mean nothing. It may be traced, so that rounds with and without a
-        measurement are one program.
+        the others mean nothing. It may be traced: one program then does for all rounds.
 
     Examples:
       >>> Probe(lambda v, _: {"w": v.params["w"].sum()}, {}, np.ones(2, bool)).examples
@@ -333,8 +334,7 @@ class RoundInputs(NamedTuple):
       rows: leaves [num_places, ...], what the cohort's clients have kept.
       dataset: a Dataset, on every device.
       cohort: a Cohort made for as many devices as the round's placement has.
-      key: of this round. A client's randomness depends on it and on its client_id
-        only, never on its place, lane or device.
+      key: of this round. A client's draws depend on it and on its client_id alone.
       probe: measures clients when they have finished; None measures nothing.
 
     Examples:

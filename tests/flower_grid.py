@@ -156,7 +156,12 @@ def simulate(learning, dropped=lambda number, client: False):
 
 
 def largest_gap(tree, other):
-    """The largest difference of two trees."""
+    """The largest difference of two trees of the same shapes, all finite."""
+    largest = 0.0
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    gaps = [np.abs(np.asarray(a, float) - np.asarray(b, float)) for a, b in pairs]
-    return max((float(gap.max(initial=0)) for gap in gaps), default=0.0)
+    for one, two in pairs:
+        one, two = np.asarray(one, float), np.asarray(two, float)
+        assert one.shape == two.shape
+        assert np.isfinite(one).all() and np.isfinite(two).all()
+        largest = max(largest, float(np.abs(one - two).max(initial=0)))
+    return largest

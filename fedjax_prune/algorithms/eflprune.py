@@ -26,7 +26,7 @@ import optax
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.solver import LocalSolver
-from fedjax_prune.fields import DECAY, checked
+from fedjax_prune.fields import BELOW_ONE, checked
 from fedjax_prune.pruning.mask_rule import GuardedMasks, StructuredResidual
 from fedjax_prune.pruning.masked_round import Masking, masked
 from fedjax_prune.pruning.masks import lowest_channels, removable
@@ -46,7 +46,7 @@ def eflprune(
     server_tx: optax.GradientTransformation,
     *,
     channel_share: Annotated[
-        float, DECAY, "Share of every layer's channels that is left out, p."
+        float, BELOW_ONE, "Share of every layer's channels that is left out, p."
     ] = 0.3,
     structured_residual: StructuredResidual = False,
 ) -> FederatedAlgorithm:
@@ -98,7 +98,7 @@ def eflprune(
     ) -> tuple[GuardedMasks, Tree]:
         del rows, cohort
         masks = lowest_channels(
-            jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params),
+            optax.tree.ones_like(state.params, bool),
             jax.tree.map(jnp.abs, state.params),
             groups,
             share=channel_share,
@@ -106,5 +106,4 @@ def eflprune(
         )
         return GuardedMasks(masks, jnp.int32(0)), {}
 
-    masking = Masking(lambda params: {}, lambda params: {}, refresh)
-    return masked(task, fedavg(task, solver, server_tx), masking)
+    return masked(task, fedavg(task, solver, server_tx), Masking(refresh))

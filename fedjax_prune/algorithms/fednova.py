@@ -23,7 +23,7 @@ import optax
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Received
 from fedjax_prune.engine.rounds import make_algorithm
-from fedjax_prune.engine.server import scale, server_step
+from fedjax_prune.engine.server import scale
 from fedjax_prune.engine.solver import LocalSolver, per_step_mass, require_step_mass
 from fedjax_prune.types import (
     ClientState,
@@ -67,6 +67,7 @@ def fednova(
       2.0
     """
     require_step_mass(solver, "fednova")
+    rules = fedavg(task, solver, server_tx).rules
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
         del state, cohort
@@ -86,19 +87,15 @@ def fednova(
         return ClientProgram(lambda row: {}, upload)
 
     def update(state: ServerState, received: Received) -> ServerState:
-        pseudo_gradient = scale(received["normalised_delta"], received["step_mass"])
-        params, opt_state = server_step(
-            server_tx, state.params, state.server, pseudo_gradient
-        )
-        return state._replace(
-            params=params, model_state=received["model_state"], server=opt_state
+        delta = scale(received["normalised_delta"], received["step_mass"])
+        return rules.update(
+            state, {"delta": delta, "model_state": received["model_state"]}
         )
 
     def messages(state: ServerState) -> tuple[Tree, Tree]:
         down = (state.params, state.model_state)
         return down, (state.params, np.float32(0), state.model_state)
 
-    rules = fedavg(task, solver, server_tx).rules
     return make_algorithm(
         task, rules._replace(program=program, update=update), messages
     )

@@ -29,11 +29,10 @@ from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import checked
 from fedjax_prune.pruning.mask_rule import (
     DEFAULT_RULE,
-    MaskRule,
     MinKeep,
     Threshold,
     ThresholdScope,
-    check_rule,
+    make_rule,
 )
 from fedjax_prune.pruning.masked_round import (
     Masking,
@@ -41,7 +40,6 @@ from fedjax_prune.pruning.masked_round import (
     masked,
     with_masks,
 )
-from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -89,18 +87,15 @@ def fedsnip(
       >>> algorithm.prepare.num_clients(10), algorithm.prepare.solver.epochs
       (10, 1)
     """
-    rule = MaskRule(
-        prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),
-        task.groups,
+    rule = make_rule(
+        task,
         normalization="none",
         threshold=threshold,
         scope=threshold_scope,
         min_keep=min_keep,
         structured="off",
     )
-    check_rule(rule)
-    masking = Masking(lambda params: {}, lambda params: {}, keep_masks)
-    algorithm = masked(task, fedavg(task, solver, server_tx), masking)
+    algorithm = masked(task, fedavg(task, solver, server_tx), Masking(keep_masks))
     pruned = algorithm.masked
     assert pruned is not None
     still = solver._replace(epochs=1).before_descent(accumulate(lambda g: g))

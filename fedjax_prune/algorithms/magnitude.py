@@ -28,15 +28,13 @@ from fedjax_prune.fields import at_least, checked, one_of
 from fedjax_prune.pruning.mask_rule import (
     DEFAULT_RULE,
     GuardedMasks,
-    MaskRule,
     MinKeep,
     StructuredDensity,
     Threshold,
     ThresholdScope,
-    check_rule,
+    make_rule,
 )
 from fedjax_prune.pruning.masked_round import Masking, masked
-from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     ClientState,
     Cohort,
@@ -91,9 +89,8 @@ def magnitude(
       >>> state.server.masks["kernel"].tolist()
       [False, True, True, False]
     """
-    rule = MaskRule(
-        prunable(jax.eval_shape(lambda: task.init(jax.random.key(0))).params),
-        task.groups,
+    rule = make_rule(
+        task,
         normalization="none",
         threshold=threshold,
         scope=threshold_scope,
@@ -101,7 +98,6 @@ def magnitude(
         structured=structured_rule,
         density=structured_density,
     )
-    check_rule(rule)
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
@@ -111,9 +107,8 @@ def magnitude(
         made = jax.lax.cond(
             state.round == warmup_rounds,
             lambda: rule.masks(jax.tree.map(jnp.abs, state.params)),
-            lambda: GuardedMasks(server.masks, server.guarded),
+            lambda: server.current,
         )
         return made, {}
 
-    masking = Masking(lambda params: {}, lambda params: {}, refresh)
-    return masked(task, fedavg(task, solver, server_tx), masking)
+    return masked(task, fedavg(task, solver, server_tx), Masking(refresh))

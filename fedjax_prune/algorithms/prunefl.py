@@ -25,13 +25,13 @@ Choices:
   is enforced after every local step. The rounds are those of FedAvg.
 """
 
-import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation, Received
@@ -41,16 +41,17 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import accumulate, mean_accumulated
 from fedjax_prune.fields import (
-    DECAY,
-    SHARE,
+    ABOVE_ZERO,
+    BELOW_ONE,
     Relation,
     above,
     at_least,
     checked,
     related,
 )
+from fedjax_prune.models.costs import num_entries
 from fedjax_prune.pruning.mask_rule import GuardedMasks
-from fedjax_prune.pruning.masked_round import Masking, masked, with_masks
+from fedjax_prune.pruning.masked_round import Masking, keep_masks, masked, with_masks
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.pruning.wire import VALUE
 from fedjax_prune.types import (
@@ -87,12 +88,12 @@ def prunefl(
     adjust_every: Annotated[int, at_least(1), "Rounds between adjustments."] = 50,
     prune_share: Annotated[
         float,
-        DECAY,
+        BELOW_ONE,
         "Share of the active weights of each array that is dropped, by magnitude, "
         "before candidates are added.",
     ] = 0.3,
     share_decay: Annotated[
-        float, SHARE, "Factor of that share after each adjustment between rounds."
+        float, ABOVE_ZERO, "Factor of that share after each adjustment between rounds."
     ] = 1.0,
     max_adjustments: Annotated[
         int, at_least(1), "Adjustments of the first stage at most."
@@ -130,8 +131,8 @@ def prunefl(
       >>> algorithm.prepare.num_clients(10)
       1
     """
-    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
-    may = prunable(shapes)
+    shapes = task.shapes.params
+    flags, num_params = prunable(shapes), num_entries(shapes)
     times = _times(task, shapes, byte_time, mac_time)
 
     def renew(state: ServerState) -> tuple[GuardedMasks, Tree]:
@@ -141,7 +142,7 @@ def prunefl(
             params=state.params,
             squares=state.server.guide["squares"],
             times=times,
-            may=may,
+            prunable=flags,
             share=prune_share * share_decay ** before.astype(jnp.float32),
             constant=constant_time,
         )
@@ -150,22 +151,19 @@ def prunefl(
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
     ) -> tuple[GuardedMasks, Tree]:
-        del rows, cohort
-        server = state.server
         return jax.lax.cond(
             (state.round > 0) & (state.round % adjust_every == 0),
             lambda: renew(state),
-            lambda: (GuardedMasks(server.masks, server.guarded), server.guide),
+            lambda: keep_masks(state, rows, cohort),
         )
 
     def extra(state: ServerState) -> jax.Array:
         """Counts the squared gradients that are sent before a round that adjusts."""
         adjusts = (state.round + 1) % adjust_every == 0
-        return jnp.where(adjusts, sum(math.prod(x.shape) for x in sizes), 0)
+        return jnp.where(adjusts, num_params, 0)
 
-    sizes = jax.tree.leaves(shapes)
     masking = Masking(
-        _first_guide, lambda params: {}, refresh, _squares, _absorb, extra=extra
+        refresh, _first_guide, message=_squares, absorb=_absorb, extra=extra
     )
     measured = solver.before_descent(accumulate(jnp.square))
 
@@ -217,6 +215,16 @@ def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:
     return jax.tree_util.tree_map_with_path(time_of, shapes)
 
 
+class _Carry(NamedTuple):
+    """The loop of the first stage."""
+
+    state: ServerState
+    rows: ClientState
+    sums: Sums
+    settled: jax.Array  # [] int32, adjustments in a row that changed little
+    number: jax.Array  # [] int32, adjustments made
+
+
 def _first_stage(
     alone: FederatedAlgorithm,
     renew: Callable[[ServerState], tuple[GuardedMasks, Tree]],
@@ -249,13 +257,13 @@ def _first_stage(
             before, after = (_count(s.server.masks) for s in (state, new))
             return new, rows, sums, jnp.abs(after / before - 1) < CHANGE
 
-        def step(carry: tuple) -> tuple:
-            state, rows, sums, settled, number = carry
-            state, rows, now, is_small = train(state, rows, number)
+        def step(carry: _Carry) -> _Carry:
+            state, rows, now, is_small = train(carry.state, carry.rows, carry.number)
             last = {n: x for n, x in now.items() if n.startswith("mask/")}
-            sums = jax.tree.map(jnp.add, sums, now) | last
+            sums = jax.tree.map(jnp.add, carry.sums, now) | last
             one = now["arrived"].sum().astype(jnp.int32)  # or none, if it was dropped
-            return state, rows, sums, jnp.where(is_small, settled + one, 0), number + 1
+            settled = jnp.where(is_small, carry.settled + one, 0)
+            return _Carry(state, rows, sums, settled, carry.number + 1)
 
         state, base = inputs.state, inputs.state.server.base
         lone = state.server._replace(base=alone.init(inputs.key).server.base)
@@ -263,12 +271,13 @@ def _first_stage(
         zero = jnp.int32(0)
         shapes = jax.eval_shape(train, state, inputs.rows, zero)[2]
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        first = state, inputs.rows, sums, zero, zero
-        state, rows, sums, _, _ = jax.lax.while_loop(
-            lambda c: (c[3] < SETTLED) & (c[4] < max_adjustments), step, first
+        last = jax.lax.while_loop(
+            lambda c: (c.settled < SETTLED) & (c.number < max_adjustments),
+            step,
+            _Carry(state, inputs.rows, sums, zero, zero),
         )
-        state = state._replace(server=state.server._replace(base=base))
-        return state, rows, sums
+        server = last.state.server._replace(base=base)
+        return last.state._replace(server=server), last.rows, last.sums
 
     return gather
 
@@ -278,7 +287,7 @@ def adjust(
     params: Tree,
     squares: Tree,
     times: Tree,
-    may: Tree,
+    prunable: Tree,
     share: jax.Array,
     constant: float,
 ) -> Tree:
@@ -289,7 +298,7 @@ def adjust(
       params: like `masks`; the active entries of smallest magnitude are dropped.
       squares: g^2, like `masks`, also where the masks prune.
       times: for each array, t of one of its entries, a number.
-      may: a bool for each array, whether it may be pruned.
+      prunable: a bool for each array, whether it may be pruned.
       share: [] float32, the share of each array's active entries that is dropped.
       constant: c.
 
@@ -303,22 +312,19 @@ def adjust(
       >>> masks = {"kernel": jnp.array([True, True, False])}
       >>> params = {"kernel": jnp.array([3.0, 1.0, 0.0])}
       >>> squares, times = {"kernel": jnp.array([4.0, 1.0, 9.0])}, {"kernel": 1.0}
-      >>> may, half = {"kernel": True}, jnp.float32(0.5)
-      >>> adjust(masks, params, squares, times, may, half, 1.0)["kernel"].tolist()
+      >>> flags, half = {"kernel": True}, jnp.float32(0.5)
+      >>> adjust(masks, params, squares, times, flags, half, 1.0)["kernel"].tolist()
       [True, False, True]
     """
     safe = jax.tree.map(
         lambda mask, param, flag: _largest_active(mask, param, share) if flag else mask,
         masks,
         params,
-        may,
+        prunable,
     )
-
-    def flat(tree: Tree) -> jax.Array:
-        return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
-
-    time = flat(jax.tree.map(lambda t, m: jnp.full(m.shape, t), times, masks))
-    square, kept = flat(squares), flat(safe)
+    each = jax.tree.map(lambda t, m: jnp.full(m.shape, t), times, masks)
+    time, square = (ravel_pytree(tree)[0] for tree in (each, squares))
+    kept, unravel = ravel_pytree(safe)
     ratio = jnp.where(kept, -jnp.inf, square / time)
     order = jnp.argsort(ratio, descending=True, stable=True)
     gained = jnp.where(kept, square, 0).sum() + jnp.cumsum(square[order])
@@ -327,13 +333,7 @@ def adjust(
     # that after the first candidate that fails no other is added.
     gamma = (gained - square[order]) / (spent - time[order])
     adds = jnp.cumprod((ratio[order] > gamma).astype(jnp.int32)).astype(bool)
-    chosen = kept.at[order].set(kept[order] | adds)
-    leaves, treedef = jax.tree.flatten(masks)
-    result, start = [], 0
-    for leaf in leaves:
-        result.append(chosen[start : start + leaf.size].reshape(leaf.shape))
-        start += leaf.size
-    return treedef.unflatten(result)
+    return unravel(kept.at[order].set(kept[order] | adds))
 
 
 def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.Array:

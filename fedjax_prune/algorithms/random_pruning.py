@@ -29,7 +29,7 @@ from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import zero_random
-from fedjax_prune.fields import DECAY, checked, fields_of, like, one_of
+from fedjax_prune.fields import BELOW_ONE, checked, fields_of, like, one_of
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import with_masks
 from fedjax_prune.types import (
@@ -123,7 +123,7 @@ def random_steps(
     *,
     ratio: Annotated[
         float,
-        DECAY,
+        BELOW_ONE,
         "Share of all entries set to 0 after a local step; see `shrinking_counts`.",
     ] = 0.45,
 ) -> FederatedAlgorithm:
@@ -150,7 +150,7 @@ def random_steps(
       Traceback (most recent call last):
       ValueError: ratio must be in [0, 1), got 1.0.
     """
-    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0))).params
+    shapes = task.shapes.params
     counts = shrinking_counts(shapes, ratio)
     return fedavg(task, solver.after_descent(zero_random(counts)), server_tx)
 

@@ -48,7 +48,7 @@ from fedjax_prune.engine.contract import (
 )
 from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.engine.rounds import make_algorithm
-from fedjax_prune.engine.server import scale, server_step
+from fedjax_prune.engine.server import scale
 from fedjax_prune.engine.solver import LocalSolver, require_step_mass
 from fedjax_prune.engine.transforms import add_control_variates
 from fedjax_prune.fields import Relation, checked, one_of, related
@@ -175,17 +175,10 @@ def scaffold(
         return ClientProgram(extra_args, upload, settle=partial(_settle, share_of))
 
     def update(state: ServerState, received: Received) -> ServerState:
-        params, opt_state = server_step(
-            server_tx, state.params, state.server.opt_state, received["delta"]
-        )
-        control = jax.tree.map(
-            jnp.add, state.server.control, received["control_change"]
-        )
-        return state._replace(
-            params=params,
-            model_state=received["model_state"],
-            server=ScaffoldServer(opt_state, control),
-        )
+        server = state.server
+        after = base.rules.update(state._replace(server=server.opt_state), received)
+        control = jax.tree.map(jnp.add, server.control, received["control_change"])
+        return after._replace(server=ScaffoldServer(after.server, control))
 
     def messages(state: ServerState) -> tuple[Tree, Tree]:
         sent = (state.params, state.server.control, state.model_state)

@@ -241,7 +241,7 @@ class _Run(NamedTuple):
         message, row = program.upload(result, client.row)
         message, sent = send(message, policy, anchor, self.cohort, lane.position)
         if policy.large_is_bad:
-            row = _where(sent["clipped"] > 0, client.row, row)
+            row = optax.tree.where(sent["clipped"] > 0, client.row, row)
         if policy.bounds_parts:
             row = program.settle(client.row, row, message)
         message = self.reduction.weigh(message)
@@ -254,8 +254,13 @@ class _Run(NamedTuple):
         if "absent" in facts:
             # What it would have sent is no fault of it.
             nonfinite = jnp.where(facts["absent"] > 0, 0, nonfinite)
-            row = _where(facts["absent"] > 0, client.row, row)
-        return message, _where(nonfinite > 0, client.row, row), nonfinite, facts
+            row = optax.tree.where(facts["absent"] > 0, client.row, row)
+        return (
+            message,
+            optax.tree.where(nonfinite > 0, client.row, row),
+            nonfinite,
+            facts,
+        )
 
     def _missing_steps(self, client: Progress) -> Sums:
         """Returns flags of a client that was told to make fewer steps or none."""
@@ -318,10 +323,6 @@ class _Run(NamedTuple):
             rows=rows,
             sums=all_sums,
         )
-
-
-def _where(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
-    return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
 
 
 def _is_float(x: jax.Array) -> bool:

@@ -11,7 +11,7 @@ from fedjax_prune.engine.hostile import Hostile
 from fedjax_prune.engine.participation import Participation
 from fedjax_prune.engine.privacy import Privacy
 from fedjax_prune.fields import (
-    DECAY,
+    BELOW_ONE,
     FRACTION,
     Relation,
     Rule,
@@ -122,7 +122,7 @@ def make_policy(
     ] = "abort",
     client_dropout: Annotated[
         float,
-        DECAY,
+        BELOW_ONE,
         "Probability that a client of a round does not report.",
     ] = 0.0,
     stragglers: Annotated[

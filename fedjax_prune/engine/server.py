@@ -10,7 +10,7 @@ import optax
 from fedjax_prune.engine.aggregate import Gathered, receive
 from fedjax_prune.engine.contract import Received
 from fedjax_prune.engine.policy import Policy
-from fedjax_prune.fields import DECAY, above, checked, one_of
+from fedjax_prune.fields import BELOW_ONE, above, checked, one_of
 from fedjax_prune.models.precision import wide
 from fedjax_prune.types import Anchor, ServerState, Sums, Tree
 
@@ -35,9 +35,13 @@ def make_server_tx(
     lr: Annotated[
         float, above(0), "Server step size; 1 with sgd is plain averaging."
     ] = 1.0,
-    momentum: Annotated[float, DECAY, "Momentum of momentum and damped."] = 0.9,
-    b1: Annotated[float, DECAY, "Decay of the first moment of adam and yogi."] = 0.9,
-    b2: Annotated[float, DECAY, "Decay of the second moment of adam and yogi."] = 0.99,
+    momentum: Annotated[float, BELOW_ONE, "Momentum of momentum and damped."] = 0.9,
+    b1: Annotated[
+        float, BELOW_ONE, "Decay of the first moment of adam and yogi."
+    ] = 0.9,
+    b2: Annotated[
+        float, BELOW_ONE, "Decay of the second moment of adam and yogi."
+    ] = 0.99,
     eps: Annotated[
         float, above(0), "What adam and yogi add to the root of the second moment."
     ] = 1e-3,

@@ -11,8 +11,8 @@ import optax
 from fedjax_prune.engine.stopping import EarlyStopping
 from fedjax_prune.engine.transforms import descend
 from fedjax_prune.fields import (
-    DECAY,
-    SHARE,
+    ABOVE_ZERO,
+    BELOW_ONE,
     Relation,
     above,
     at_least,
@@ -256,9 +256,9 @@ def make_solver(
         float, at_least(0), "Where the cosine schedules end, at most lr."
     ] = 0.0,
     lr_decay: Annotated[
-        float, SHARE, "What all step sizes are multiplied by from round to round."
+        float, ABOVE_ZERO, "What all step sizes are multiplied by from round to round."
     ] = 1.0,
-    momentum: Annotated[float, DECAY, "Momentum of sgd."] = 0.0,
+    momentum: Annotated[float, BELOW_ONE, "Momentum of sgd."] = 0.0,
     weight_decay: Annotated[
         float, at_least(0), "Weight decay, added to the gradient (coupled)."
     ] = 0.0,

@@ -136,6 +136,15 @@ def find_leaf(tree: Tree, path: Path) -> Any | None:
     return tree
 
 
+def array_name(path: tuple[Any, ...]) -> str:
+    """The name of an array: the keys on the way to it, joined by "/".
+
+    Args:
+      path: from `jax.tree_util.tree_leaves_with_path`.
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def alive_channels(masks: Tree, group: ChannelGroup) -> Any:
     """Finds the channels of a group that masks leave alive, [size] bool.
 

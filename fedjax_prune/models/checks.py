@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.layers import ChannelGroup, Slot
-from fedjax_prune.models.channels import map_slots
+from fedjax_prune.models.channels import array_name, map_slots
 from fedjax_prune.types import Tree, Variables
 
 COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
@@ -75,15 +75,16 @@ def check_collections(model: nn.Module, collections: Any, takes_mask: bool) -> N
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise ValueError(
                     f"{collection} of {name} must be floats, got {leaf.dtype} at "
-                    f"{_joined(path)}: keep integers in the collection batch_stats."
+                    f"{array_name(path)}: keep integers in the collection batch_stats."
                 )
     for collection, tree in collections.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
                 raise ValueError(
                     f"{collection} of {name} must be float32 or wider, in which they "
-                    f"are added up over clients, got {leaf.dtype} at {_joined(path)}: "
-                    "give dtype to activations alone, and not to param_dtype."
+                    f"are added up over clients, got {leaf.dtype} at "
+                    f"{array_name(path)}: give dtype to activations alone, and not to "
+                    "param_dtype."
                 )
 
 
@@ -95,7 +96,7 @@ def check_state(model: nn.Module, before: Tree, after: Tree) -> None:
     """
     old, new = (
         {
-            _joined(path): leaf
+            array_name(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (before, after)
@@ -140,7 +141,7 @@ def check_groups(
         )
     named = _named(groups, variables)
     leaves = jax.tree_util.tree_leaves_with_path(variables.params)
-    paths = [_joined(path) for path, _ in leaves]
+    paths = [array_name(path) for path, _ in leaves]
     known = ", ".join(paths)
     for group in groups:
         where = f"channel_groups of {name}: {group.name}"
@@ -207,7 +208,7 @@ def _named(
         "gates": variables.personal,
         "batch_stats": variables.model_state,
     }
-    paths = jax.tree_util.tree_map_with_path(lambda path, _: _joined(path), arrays)
+    paths = jax.tree_util.tree_map_with_path(lambda path, _: array_name(path), arrays)
     named: dict[tuple[str, Slot], dict[str, tuple[int, ...]]] = {}
 
     def note(leaf: Any, slots: list[tuple[ChannelGroup, Slot]], path: str) -> Any:
@@ -217,7 +218,3 @@ def _named(
 
     map_slots(arrays, groups, note, paths)
     return named
-
-
-def _joined(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, Protocol, Self
 
 import jax
 
-from fedjax_prune.fields import SHARE, ImageShape, checked
+from fedjax_prune.fields import ABOVE_ZERO, ImageShape, checked
 from fedjax_prune.layers import Layer
 from fedjax_prune.models.gates import GateSettings, active_gates, num_kept
 from fedjax_prune.types import Tree
@@ -22,7 +22,7 @@ GRID = 1000
 """`keep_ratio_for` searches keep ratios in steps of 1 / GRID."""
 
 FlopsTarget = Annotated[
-    float, SHARE, "Kept MACs over those of the plain network, gates not included."
+    float, ABOVE_ZERO, "Kept MACs over those of the plain network, gates not included."
 ]
 
 

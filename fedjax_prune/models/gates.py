@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.fields import FINITE, SHARE, check_fields, fields_of, one_of
+from fedjax_prune.fields import ABOVE_ZERO, FINITE, check_fields, fields_of, one_of
 from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.platforms import ANY, traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
@@ -56,7 +56,7 @@ class GateSettings(NamedTuple):
       'hard_ste'
     """
 
-    keep_ratio: Annotated[float, SHARE, "Share of the channels kept."]
+    keep_ratio: Annotated[float, ABOVE_ZERO, "Share of the channels kept."]
     mode: Annotated[
         str,
         one_of(MODES),

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 
 from fedjax_prune.fields import (
     ANY,
-    DECAY,
+    BELOW_ONE,
     Relation,
     Rule,
     above,
@@ -27,7 +27,7 @@ Norm = Annotated[
     str, one_of(NORMS), "Norm of the convolutions; gn has one group per channel."
 ]
 Dropout = Annotated[
-    float, DECAY, "Rate before dense layers; each network says before which."
+    float, BELOW_ONE, "Rate before dense layers; each network says before which."
 ]
 
 

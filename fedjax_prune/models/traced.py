@@ -16,6 +16,7 @@ import jax
 from jax.extend import core
 
 from fedjax_prune.layers import Layer
+from fedjax_prune.models.channels import array_name
 from fedjax_prune.models.platforms import ANY, tracing_for
 from fedjax_prune.types import Tree
 
@@ -69,10 +70,9 @@ def traced_layers(
 
 def _layer(path: Any, leaf: Any, macs: Fraction) -> Layer:
     positions = macs / math.prod(leaf.shape)
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
     *taps, inputs, outputs = (1, 1, *leaf.shape)
     return Layer(
-        name.removesuffix("/kernel"),
+        array_name(path).removesuffix("/kernel"),
         in_channels=inputs,
         out_channels=outputs,
         kept_in=inputs,

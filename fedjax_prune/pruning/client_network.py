@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.data.augment import to_float
-from fedjax_prune.fields import SHARE, at_least, checked
+from fedjax_prune.fields import ABOVE_ZERO, at_least, checked
 from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models import costs
 from fedjax_prune.models.channels import find_leaf
@@ -167,8 +167,8 @@ def client_network(
       [8, 16, 64, 10]
     """
     _check_gated(model)
-    if macs is not None and not SHARE.holds(macs):
-        raise ValueError(f"macs must be {SHARE.text} or None, got {macs}.")
+    if macs is not None and not ABOVE_ZERO.holds(macs):
+        raise ValueError(f"macs must be {ABOVE_ZERO.text} or None, got {macs}.")
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
     gated = {layer.name for layer in model.layers(image_shape) if layer.gated}

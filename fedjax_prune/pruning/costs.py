@@ -117,11 +117,11 @@ def traffic(
     up += VALUE.itemsize * facts.get("mask/extra", 0)
     up *= cohort_size - num_absent
     sent = facts.get("mask/sent", 0)
-    bits = -(-facts.get("mask/prunable", 0) // 8)
+    mask_bytes = -(-facts.get("mask/prunable", 0) // 8)
     return Traffic(
         down=down + sent * facts.get("mask/bytes", 0),
         up=up,
-        spec_down=down + sent * bits,
+        spec_down=down + sent * mask_bytes,
         spec_up=up,
     )
 

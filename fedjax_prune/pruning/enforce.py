@@ -41,7 +41,7 @@ def gate_flags(task: Task, masks: Tree) -> Tree:
         return {}
     gates = jax.tree.map(
         lambda gate: {"alive": gate["bias"]} if isinstance(gate, dict) else {},
-        jax.eval_shape(lambda: task.init(jax.random.key(0))).personal,
+        task.shapes.personal,
         is_leaf=lambda tree: isinstance(tree, dict) and "bias" in tree,
     )
     return alive_entries(task, masks, gates)
@@ -58,7 +58,7 @@ def alive_entries(task: Task, masks: Tree, tree: Tree) -> Tree:
     Returns:
       bool, like `tree`, False in removed channels.
     """
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), tree)
+    ones = optax.tree.ones_like(tree, bool)
     groups = task.groups or ()
     alive = {group.name: alive_channels(masks, group) for group in groups}
     return drop_channels(ones, groups, alive)

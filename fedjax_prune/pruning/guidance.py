@@ -10,6 +10,7 @@ References:
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,8 @@ def guidance_matrix(deviations: Tree, *, normalization: str = "minmax") -> Tree:
 def quantile(values: jax.Array, share: float) -> jax.Array:
     """Computes a quantile, interpolated linearly.
 
-    It is exact for any number of entries: the position is computed in Python, because
-    float32 cannot count beyond 2^24.
+    It is exact for any number of entries: the position is computed in Python from the
+    decimal, because float32 cannot count beyond 2^24, and 0.29 * 100 is below 29.
 
     Args:
       values: of any shape, with at least one entry.
@@ -61,11 +62,11 @@ def quantile(values: jax.Array, share: float) -> jax.Array:
       3.0
     """
     flat = values.reshape(-1)
-    position = share * (flat.size - 1)
+    position = Fraction(str(share)) * (flat.size - 1)
     below = math.floor(position)
     low = kth_largest(flat, flat.size - below)[0]
     high = kth_largest(flat, max(1, flat.size - below - 1))[0]
-    return low + (position - below) * (high - low)
+    return low + float(position - below) * (high - low)
 
 
 def _minmax(deviation: jax.Array) -> jax.Array:

@@ -4,12 +4,12 @@ These are steps 8 to 17 of AutoFLIP.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.fields import DECAY, FRACTION, at_most, one_of
+from fedjax_prune.fields import BELOW_ONE, FRACTION, at_most, one_of
 from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models.channels import find_leaf
 from fedjax_prune.pruning.guidance import guidance_matrix
@@ -17,15 +17,16 @@ from fedjax_prune.pruning.masks import (
     SCOPES,
     guard,
     lowest_channels,
+    prunable,
     removable,
     structured_masks,
     unstructured_masks,
 )
-from fedjax_prune.types import Tree
+from fedjax_prune.types import Task, Tree
 
 STRUCTURED = ("keep_ratio", "guidance_l1", "off")
 
-Threshold = Annotated[float, DECAY, "Share of the weights to prune, T_p."]
+Threshold = Annotated[float, BELOW_ONE, "Share of the weights to prune, T_p."]
 ThresholdScope = Annotated[
     str,
     one_of(SCOPES),
@@ -137,13 +138,29 @@ DEFAULT_RULE = MaskRule(prunable={}, groups=())
 """A rule with all defaults, from which the algorithms' fields take theirs."""
 
 
-def check_rule(rule: MaskRule) -> None:
-    """Refuses a rule that the model does not allow.
+def make_rule(
+    task: Task, *, biases: bool = False, exempt: Sequence[str] = (), **settings: Any
+) -> MaskRule:
+    """Makes the rule of a model.
+
+    Args:
+      task: of the model.
+      biases: whether biases and norms may be pruned, too.
+      exempt: shell patterns of arrays that may not be pruned.
+      settings: of MaskRule, in their ranges.
 
     Raises:
-      ValueError: if the rule removes channels and the model does not say what its
-        channels are, or if it removes a share of them and none can be removed.
+      ValueError: if `prunable` refuses the patterns or the model, if the rule removes
+        channels and the model does not say what its channels are, or if it removes a
+        share of them and none can be removed.
     """
+    may = prunable(task.shapes.params, biases=biases, exempt=exempt)
+    rule = MaskRule(may, task.groups, **settings)
+    _require_channels(rule)
+    return rule
+
+
+def _require_channels(rule: MaskRule) -> None:
     if rule.groups is None and rule.structured != "off":
         raise ValueError(
             f"structured_rule must be off for a model without channel_groups, "

@@ -31,6 +31,7 @@ from typing import Annotated, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_prune.engine.clipping import MODEL_STATE
 from fedjax_prune.engine.contract import (
@@ -95,6 +96,11 @@ class MaskedServer(NamedTuple):
     guarded: jax.Array
     guide: Tree
 
+    @property
+    def current(self) -> GuardedMasks:
+        """The masks of the last round."""
+        return GuardedMasks(self.masks, self.guarded)
+
 
 class MaskedRow(NamedTuple):
     """The client's part of the state.
@@ -115,27 +121,27 @@ class Masking(NamedTuple):
     """A pruning method.
 
     Attributes:
-      start: parameters -> guide.
-      own: parameters -> the first `MaskedRow.own`.
       refresh: (state, rows, cohort) -> (GuardedMasks, guide) of this round, before it
         is trained. `state.server` is a MaskedServer.
+      start: parameters -> guide.
+      own: parameters -> the first `MaskedRow.own`.
       message: result -> parts that a client sends beside those of the base.
       absorb: (state, received) -> guide after the round.
       delivered: MaskedServer -> masks of the delivered model.
-      may: parameters or masks -> a bool for each array, whether it may be pruned.
+      prunable: parameters or masks -> a bool for each array, whether it may be pruned.
       extra: state -> [] int32, how many numbers each client of the round sends beside
         those that the mask keeps.
     """
 
-    start: Callable[[Tree], Tree]
-    own: Callable[[Tree], Tree]
     refresh: Callable[[ServerState, ClientState, Cohort], tuple[GuardedMasks, Tree]]
+    start: Callable[[Tree], Tree] = lambda params: {}
+    own: Callable[[Tree], Tree] = lambda params: {}
     message: Callable[[LocalResult], Message] = lambda result: {}
     absorb: Callable[[ServerState, Received], Tree] = lambda state, received: (
         state.server.guide
     )
     delivered: Callable[[MaskedServer], Tree] = lambda server: server.masks
-    may: Callable[[Tree], Tree] = prunable
+    prunable: Callable[[Tree], Tree] = prunable
     extra: Callable[[ServerState], jax.Array] = lambda state: jnp.int32(0)
 
 
@@ -144,7 +150,7 @@ def keep_masks(
 ) -> tuple[GuardedMasks, Tree]:
     """Keeps the masks as they are: a `Masking.refresh`."""
     del rows, cohort
-    return GuardedMasks(state.server.masks, state.server.guarded), state.server.guide
+    return state.server.current, state.server.guide
 
 
 @checked
@@ -192,7 +198,7 @@ def masked(
 
     def facts(state: ServerState) -> Sums:
         masks = state.server.masks
-        counted = mask_facts(masks, task.groups or (), masking.may(masks))
+        counted = mask_facts(masks, task.groups or (), masking.prunable(masks))
         return counted | {
             "mask/guarded": state.server.guarded,
             "mask/extra": masking.extra(state),
@@ -238,7 +244,7 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
 
     def init(key: jax.Array) -> ServerState:
         state = below.init(key)
-        masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), state.params)
+        masks = optax.tree.ones_like(state.params, bool)
         guide = masking.start(state.params)
         server = MaskedServer(state.server, masks, jnp.int32(0), jnp.int32(0), guide)
         return state._replace(server=server)
@@ -317,14 +323,11 @@ def restored(task: Task, state: ServerState, after: ServerState) -> ServerState:
     """Keeps what the masks prune as it was: `MaskedRound.restored` of a task."""
     masks = state.server.masks
     old = state.params, state.server.base
-    params, server = keep_where(masks, (after.params, after.server.base), old)
+    params, base = keep_where(masks, (after.params, after.server.base), old)
     # A removed channel keeps its statistics until it comes back.
     model_state = keep_alive(task, masks, after.model_state, state.model_state)
-    return after._replace(
-        params=params,
-        model_state=model_state,
-        server=after.server._replace(base=server),
-    )
+    server = after.server._replace(base=base)
+    return after._replace(params=params, model_state=model_state, server=server)
 
 
 def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerState:
@@ -341,8 +344,5 @@ def with_masks(state: ServerState, new: GuardedMasks, guide: Tree) -> ServerStat
         jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), masks, server.masks))
     ).any()
     version = server.version + changed.astype(jnp.int32)
-    return state._replace(
-        server=server._replace(
-            masks=masks, version=version, guarded=guarded, guide=guide
-        )
-    )
+    after = MaskedServer(server.base, masks, version, guarded, guide)
+    return state._replace(server=after)

@@ -18,11 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fedjax_prune.engine.shares import least_in, num_in
 from fedjax_prune.layers import ChannelGroup, Slot
-from fedjax_prune.models.channels import drop_channels, find_leaf
+from fedjax_prune.models.channels import array_name, drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
+from fedjax_prune.models.selection import mark_largest
 from fedjax_prune.pruning.guidance import quantile
 from fedjax_prune.types import Tree
 
@@ -30,6 +32,9 @@ KERNELS = ("kernel", "recurrent_kernel", "embedding")
 """Names of arrays that may be pruned; all others may only with `biases`."""
 
 SCOPES = ("global", "per_tensor")
+
+MIN_UNITS = 0.05
+"""Share of the channels of each group that stays, whatever a rule says [R]."""
 
 Alive = Mapping[str, jax.Array]
 """Name of a group -> [size] bool, False where a channel was removed."""
@@ -56,10 +61,8 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
       >>> prunable(params, exempt=["fc2/*"])
       {'fc1': {'bias': False, 'kernel': True}, 'fc2': {'kernel': False}}
     """
-    names = [
-        "/".join(str(entry.key) for entry in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    arrays = jax.tree_util.tree_leaves_with_path(params)
+    names = [array_name(path) for path, _ in arrays]
     ends = {name.rpartition("/")[2] for name in names}
     if not biases and ends.isdisjoint(KERNELS):
         raise ValueError(
@@ -74,9 +77,9 @@ def prunable(params: Tree, *, biases: bool = False, exempt: Sequence[str] = ()) 
 
     def flag(path: tuple[Any, ...], leaf: Any) -> bool:
         del leaf
-        name = "/".join(str(entry.key) for entry in path)
+        name = array_name(path)
         is_exempt = any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)
-        return (biases or path[-1].key in KERNELS) and not is_exempt
+        return (biases or name.rpartition("/")[2] in KERNELS) and not is_exempt
 
     flags = jax.tree_util.tree_map_with_path(flag, params)
     if not any(jax.tree.leaves(flags)):
@@ -110,24 +113,20 @@ def unstructured_masks(
       >>> unstructured_masks(guidance, {"w": True}, 0.5)["w"].tolist()
       [False, True, False, True]
     """
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), guidance)
     leaves, flags = jax.tree.leaves(guidance), jax.tree.leaves(prunable)
     chosen = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
     if threshold == 0 or not chosen:
-        return ones
-    if scope == "per_tensor":
-        cuts = jax.tree.map(lambda leaf: quantile(leaf, threshold), guidance)
-    else:
-        flat = jnp.concatenate([leaf.reshape(-1) for leaf in chosen])
-        cut = quantile(flat, threshold)
-        cuts = jax.tree.map(lambda leaf: cut, guidance)
-    return jax.tree.map(
-        lambda flag, one, leaf, cut: leaf > cut if flag else one,
-        prunable,
-        ones,
-        guidance,
-        cuts,
-    )
+        return optax.tree.ones_like(guidance, bool)
+    cut = None
+    if scope == "global":
+        cut = quantile(jnp.concatenate([x.reshape(-1) for x in chosen]), threshold)
+
+    def keep(flag: bool, leaf: jax.Array) -> jax.Array:
+        if not flag:
+            return jnp.ones(leaf.shape, bool)
+        return leaf > (quantile(leaf, threshold) if cut is None else cut)
+
+    return jax.tree.map(keep, prunable, guidance)
 
 
 def guard(masks: Tree, scores: Tree, prunable: Tree, min_keep: float) -> Tree:
@@ -155,7 +154,7 @@ def guard(masks: Tree, scores: Tree, prunable: Tree, min_keep: float) -> Tree:
         return jax.lax.cond(
             mask.sum(dtype=jnp.int32) >= count,
             lambda: mask,
-            lambda: mask | _first(score.reshape(-1), count).reshape(score.shape),
+            lambda: mask | mark_largest(score.reshape(-1), count).reshape(score.shape),
         )
 
     return jax.tree.map(keep, prunable, masks, scores)
@@ -165,14 +164,13 @@ def structured_masks(
     masks: Tree,
     groups: Sequence[ChannelGroup],
     *,
-    max_density: float = 0.1,
-    min_units: float = 0.05,
+    max_density: float,
     residual: bool = False,
 ) -> Tree:
     """Removes the channels of which masks leave almost nothing [R].
 
     A channel is removed if at most `max_density` of the weights that it is computed
-    from are kept. Of each group the densest `min_units`, at least one channel, stay.
+    from are kept. Of each group the densest MIN_UNITS, at least one channel, stay.
     With a channel its kernel slice, bias and norm are removed, and the slices of every
     kernel that reads it. That can thin out channels of the next layer, so it is
     repeated until nothing changes. Structured pruning is from the paper [P], this rule
@@ -182,7 +180,6 @@ def structured_masks(
       masks: of single weights.
       groups: of the model.
       max_density: theta_s, at most 1; below 0 nothing is removed.
-      min_units: share of each group, in [0, 1].
       residual: whether channels of branches that are added may be removed, too; they
         are if the rule removes them in all branches.
 
@@ -205,7 +202,7 @@ def structured_masks(
         # Removed channels are ranked last.
         ranked = jnp.where(alive, density.max(0), -1.0)
         is_dense = (density > limits(group)).any(0)
-        return is_dense | _first(ranked, _fewest(group, min_units))
+        return is_dense | mark_largest(ranked, _fewest(group))
 
     def limits(group: ChannelGroup) -> np.ndarray:
         # A mean is rounded, so the limit lies halfway between two counts of weights.
@@ -229,13 +226,13 @@ def lowest_channels(
     groups: Sequence[ChannelGroup],
     *,
     share: float,
-    min_units: float = 0.05,
     residual: bool = False,
 ) -> Tree:
     """Removes the channels of lowest mean score [R].
 
-    Of every group the same share goes. Of branches that are added a channel goes only
-    if it is among the lowest of each, so fewer can go.
+    Of every group the same share goes, but MIN_UNITS, at least one channel, stay. Of
+    branches that are added a channel goes only if it is among the lowest of each, so
+    fewer can go.
 
     Args:
       masks: of single weights.
@@ -244,7 +241,6 @@ def lowest_channels(
         `guidance_l1`, of magnitudes in EFLPrune.
       groups: of the model.
       share: T_s, in [0, 1); rounded down to whole channels.
-      min_units: share of each group that stays at least, in [0, 1].
       residual: as in `structured_masks`.
 
     Returns:
@@ -253,8 +249,8 @@ def lowest_channels(
     groups = removable(groups, residual=residual)
     alive = {}
     for group in groups:
-        left = max(group.size - num_in(share, group.size), _fewest(group, min_units))
-        best = [_first(means, left) for means in channel_means(scores, group)]
+        left = max(group.size - num_in(share, group.size), _fewest(group))
+        best = [mark_largest(means, left) for means in channel_means(scores, group)]
         alive[group.name] = jnp.stack(best).any(0)
     return drop_channels(masks, groups, alive)
 
@@ -296,11 +292,5 @@ def _fan_in(tree: Tree, slot: Slot) -> int:
     return leaf.size // leaf.shape[slot.axis]
 
 
-def _fewest(group: ChannelGroup, min_units: float) -> int:
-    return max(1, least_in(min_units, group.size))
-
-
-def _first(values: jax.Array, count: int) -> jax.Array:
-    """Marks the `count` largest of [size] values; of equal ones the first."""
-    order = jnp.argsort(values, descending=True, stable=True)
-    return jnp.zeros(values.shape, bool).at[order[:count]].set(True)
+def _fewest(group: ChannelGroup) -> int:
+    return max(1, least_in(MIN_UNITS, group.size))

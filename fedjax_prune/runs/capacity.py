@@ -128,8 +128,7 @@ def _step_bytes(experiment: Experiment) -> int:
     batch_size = experiment.config.client.batch_size
     batch = _batch_like(experiment.data.train, batch_size)
     key = seed_key(0)
-    variables = jax.eval_shape(learning.task.init, key)
-    return peak_bytes(gradient, variables, batch, key)
+    return peak_bytes(gradient, learning.task.shapes, batch, key)
 
 
 def _evaluation_bytes(experiment: Experiment) -> int:
@@ -141,8 +140,7 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     task, test = experiment.learning.task, experiment.data.test
     batch_size = min(BATCH_SIZE, len(test.labels))
     images = _batch_like(test, batch_size).images
-    variables = jax.eval_shape(lambda: task.init(jax.random.key(0)))
-    return 5 * peak_bytes(task.predict, variables, images) // 4
+    return 5 * peak_bytes(task.predict, task.shapes, images) // 4
 
 
 def host_bytes(experiment: Experiment) -> int:

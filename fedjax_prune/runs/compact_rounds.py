@@ -18,7 +18,7 @@ from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.layers import ChannelGroup
 from fedjax_prune.models import costs
-from fedjax_prune.models.channels import trained_channels
+from fedjax_prune.models.channels import array_name, trained_channels
 from fedjax_prune.pruning.enforce import gate_flags
 from fedjax_prune.pruning.smaller import (
     KeptIndices,
@@ -170,8 +170,7 @@ def _expand_counts(
     """
 
     def name(path: tuple[Any, ...]) -> str:
-        gate = "/".join(str(entry.key) for entry in path[:-1])
-        return f"selected/{gate.removesuffix('/gate')}"
+        return f"selected/{array_name(path[:-1]).removesuffix('/gate')}"
 
     def small(path: tuple[Any, ...], flag: jax.Array) -> Tree:
         del flag

@@ -50,8 +50,7 @@ class Learning(NamedTuple):
     @property
     def has_gates(self) -> bool:
         """Whether the network has gates; with keep ratio 1 it has none."""
-        shapes = jax.eval_shape(self.task.init, jax.random.key(0))
-        return bool(jax.tree.leaves(shapes.personal))
+        return bool(jax.tree.leaves(self.task.shapes.personal))
 
 
 def make_learning(config: Config, model: Any = None) -> Learning:
@@ -205,7 +204,7 @@ def _check_own(config: Config, task: Task) -> None:
       ValueError: for another number of logits than of classes, for model state with
         noise, and for personal parameters without gates.
     """
-    variables = jax.eval_shape(task.init, jax.random.key(0))
+    variables = task.shapes
     image = jax.ShapeDtypeStruct((1, *image_shape_of(config)), "uint8")
     name, wanted = config.model.name, data_info(config).num_classes
     found = jax.eval_shape(task.predict, variables, image).shape[1]

@@ -13,6 +13,7 @@ import numpy as np
 from fedjax_prune.engine.evaluate import summarise
 from fedjax_prune.engine.outcome import TrainingError, flagged
 from fedjax_prune.models import costs
+from fedjax_prune.models.channels import array_name
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning
@@ -220,10 +221,10 @@ def require_alive(config: Config, sums: dict[str, np.ndarray]) -> None:
 
 def _sparsities(learning: Learning, facts: dict[str, int]) -> dict[str, float]:
     """Pruned shares by mask: of all parameters, of the prunable, of each array."""
-    shapes = jax.eval_shape(lambda: learning.task.init(jax.random.key(0))).params
+    params = learning.task.shapes.params
     sizes = {
-        "/".join(str(entry.key) for entry in path): math.prod(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        array_name(path): math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     kept = {name: facts[f"mask/kept/{name}"] for name in sizes}
     total, left = sum(sizes.values()), sum(kept.values())

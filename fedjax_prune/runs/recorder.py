@@ -15,6 +15,7 @@ from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.outcome import by_id
 from fedjax_prune.engine.placing import gather_whole, put_whole
 from fedjax_prune.engine.store import Store
+from fedjax_prune.models.channels import array_name
 from fedjax_prune.models.task import make_selection
 from fedjax_prune.runs.evaluated import evaluated_clients
 from fedjax_prune.runs.experiment import Experiment
@@ -217,10 +218,7 @@ def churn_program() -> Any:
             jax.tree.leaves(now),
             strict=True,
         )
-        changed = {
-            "/".join(str(entry.key) for entry in path): (old != new).mean()
-            for (path, old), new in pairs
-        }
+        changed = {array_name(path): (old != new).mean() for (path, old), new in pairs}
         # The next round is given the state, with the masks in it.
         return changed, jax.tree.map(jnp.copy, now)
 

@@ -23,9 +23,9 @@ from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.store import STORES
 from fedjax_prune.fields import (
+    ABOVE_ZERO,
     FRACTION,
     SEED,
-    SHARE,
     TYPES,
     Field,
     Relation,
@@ -207,8 +207,8 @@ class Model(NamedTuple):
     keep_ratio: Annotated[
         float | None,
         Rule(
-            lambda v: v is None or (TYPES[float].holds(v) and SHARE.holds(v)),
-            f"{SHARE.text}, or None to follow model.flops_target",
+            lambda v: v is None or (TYPES[float].holds(v) and ABOVE_ZERO.holds(v)),
+            f"{ABOVE_ZERO.text}, or None to follow model.flops_target",
         ),
         "Share of the channels kept.",
     ] = None

@@ -31,9 +31,8 @@ from jax.flatten_util import ravel_pytree
 import fedjax_prune as fp
 from fedjax_prune.algorithms import Algorithm
 from fedjax_prune.fields import above, at_least, checked
-from fedjax_prune.pruning.mask_rule import GuardedMasks, MaskRule, Threshold
+from fedjax_prune.pruning.mask_rule import GuardedMasks, Threshold, make_rule
 from fedjax_prune.pruning.masked_round import Masking, masked
-from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.runs import settings
 
 # Runs multiply in full float32. Here it is asked for: GPUs and TPUs would round.
@@ -239,7 +238,7 @@ print(f"largest difference of a parameter: {difference:.0e}")
 #     S^{t+1} = S^t - delta^t * w^t
 #
 # A `Masking` says what masks are made of (`start`, `absorb`) and when they are made
-# (`refresh`). The server has both factors, so clients send nothing new. `MaskRule`
+# (`refresh`). The server has both factors, so clients send nothing new. `make_rule`
 # turns scores into masks: it prunes the lowest ones, and leaves a hundredth of each
 # array. `masked` puts any algorithm under masks; FedAvg trains here, so that only the
 # scores differ, and `fedexp` could as well.
@@ -255,14 +254,7 @@ def movement(
     warmup_rounds: Annotated[int, above(0), "Rounds before the mask is made."] = 10,
 ) -> fp.FederatedAlgorithm:
     """Puts an algorithm under a mask that is made once, from movements."""
-    shapes = jax.eval_shape(task.init, key).params
-    rule = MaskRule(
-        prunable(shapes),
-        task.groups,
-        normalization="none",
-        threshold=threshold,
-        structured="off",
-    )
+    rule = make_rule(task, normalization="none", threshold=threshold, structured="off")
 
     def start(params: dict) -> dict:
         return optax.tree.zeros_like(params)
@@ -278,12 +270,11 @@ def movement(
         made = jax.lax.cond(
             state.round == warmup_rounds,
             lambda: rule.masks(server.guide),
-            lambda: GuardedMasks(server.masks, server.guarded),
+            lambda: server.current,
         )
         return made, server.guide
 
-    masking = Masking(start, lambda params: {}, refresh, absorb=absorb)
-    return masked(task, base, masking)
+    return masked(task, base, Masking(refresh, start, absorb=absorb))
 
 
 def left(state: fp.ServerState) -> str:

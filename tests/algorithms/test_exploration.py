@@ -95,6 +95,48 @@ def test_the_explored_mean_has_the_batch_statistics_of_the_explorers():
     assert len(jax.tree.leaves(received)) == 2 and len(jax.tree.leaves(sent)) == 5
 
 
+def counting_task(value):
+    """A parameter counts the steps of size 1; value(steps, label) is told as loss."""
+
+    def init(key):
+        del key
+        params = {"fc": {"kernel": jnp.zeros(2), "steps": jnp.zeros(())}}
+        return Variables(params, {}, {})
+
+    def loss(variables, batch, key):
+        del key
+        steps = variables.params["fc"]["steps"]
+        label = batch.labels[0].astype(jnp.float32)
+        count = batch.example_mask.sum(dtype=jnp.float32)
+        told = value(jax.lax.stop_gradient(steps), label) * count
+        # The gradient is -1 everywhere.
+        return -steps, ({}, {"loss": told, "correct": 0 * count, "count": count})
+
+    return Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())
+
+
+@pytest.mark.parametrize(("monitor", "steps"), [("epoch", 20), ("last_batch", 6)])
+def test_explorers_watch_the_loss_that_is_asked_for(monitor, steps):
+    """The mean of the two batches of an epoch falls, the loss of the last one rises."""
+    task = counting_task(lambda n, _: jnp.where(n % 2 == 0, 100 - 4 * n, n))
+    solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
+    algorithm = autoflip(
+        task,
+        solver,
+        make_server_tx(),
+        explore_epochs=10,
+        explore_patience=2,
+        explore_monitor=monitor,
+    )
+    examples = Dataset(np.zeros((16, 2, 2, 1), np.uint8), np.zeros(16, np.int32))
+    population = to_population([np.arange(16)], num_examples=16)
+    rows = make_store("host", algorithm.row(KEY), 1)
+    prepared = prepare_in_groups(
+        algorithm, algorithm.init(KEY), rows, examples, population, seed=0
+    )
+    assert prepared.sums["steps"].tolist() == [steps]
+
+
 def test_stopped_explorers_make_room():
     """Stopping after 3 to 40 epochs; lanes that take the next client waste little."""
     num_explorers, lanes = 200, 4
@@ -103,23 +145,11 @@ def test_stopped_explorers_make_room():
     labels = np.repeat(limits, 8).astype(np.int32)
     parts = np.split(np.arange(len(labels)), num_explorers)
 
-    def init(key):
-        del key
-        params = {"fc": {"kernel": jnp.zeros(2), "steps": jnp.zeros(())}}
-        return Variables(params, {}, {})
-
-    def loss(variables, batch, key):
+    def value(steps, label):
         """Falls for as many steps as the label says, then rises."""
-        del key
-        steps = variables.params["fc"]["steps"]
-        limit = batch.labels[0].astype(jnp.float32)
-        value = jnp.abs(jax.lax.stop_gradient(steps) - limit)
-        count = batch.example_mask.sum(dtype=jnp.float32)
-        sums = {"loss": value * count, "correct": 0 * count, "count": count}
-        # Its gradient is -1 everywhere, so `steps` counts the steps of size 1.
-        return -steps, ({}, sums)
+        return jnp.abs(steps - label)
 
-    task = Task(init, loss, lambda variables, images: images[:, 0, :, 0], groups=())
+    task = counting_task(value)
     solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
     algorithm = autoflip(
         task, solver, make_server_tx(), explore_epochs=100, explore_patience=2

@@ -68,7 +68,7 @@ def test_prunefl_adjusts_as_its_rule_says(seed):
         params=w,
         squares=jax.tree.map(jnp.asarray, g2),
         times=t,
-        may=dict.fromkeys(sizes, True),
+        prunable=dict.fromkeys(sizes, True),
         share=jnp.float32(0.3),
         constant=3.0,
     )

@@ -6,11 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.data.population import to_population
+from fedjax_prune.engine.dealing import make_cohort
 from fedjax_prune.engine.devices import SPLIT, WHOLE, make_placement, share_work
 from fedjax_prune.engine.placing import put_cohort, put_split, put_whole, shapes_on
+from fedjax_prune.engine.preparation import prepare
+from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs.compiled_text import collectives, operations
 from fedjax_prune.types import RoundInputs
-from tests import toys
+from tests import problems, toys
 from tests.seven_clients import SIZES, compiled, dataset, draw_cohort, rounds, start
 
 IDS = (0, 1, 3, 4, 6)
@@ -45,6 +50,38 @@ def test_fixed_order_has_the_same_bits_on_any_number_of_devices(
         chex.assert_trees_all_equal(one, many)
     backward, _ = two_rounds(model, 2, "fixed_order", num_lanes, ids=IDS[::-1])
     chex.assert_trees_all_equal(one, backward)
+
+
+def prepared_and_trained(name, num_devices):
+    """Two rounds of three clients, after the preparation if there is one."""
+    placement = make_placement(num_devices, "fixed_order")
+    algorithm, key = problems.build(name), jax.random.key(0)
+    sizes, run = problems.SIZES, dict(epochs=2, batch_size=4)
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    population = to_population(parts, num_examples=sum(sizes))
+    rows = make_store("device", algorithm.row(key), len(sizes), placement)
+    data = problems.dataset_of_clients()
+    state, data, key = put_whole(placement, (algorithm.init(key), data, key))
+    state = prepare(
+        algorithm, state, rows, data, population, seed=0, placement=placement
+    ).state
+    train_round = jax.jit(lambda inputs: algorithm.round(inputs, placement))
+    for ids in ([0, 1, 4], [1, 2, 3]):
+        ids = np.array(ids)
+        cohort = make_cohort(population, ids, 1, placement=placement, **run)
+        taken = rows.take(cohort.client_ids)
+        inputs = RoundInputs(state, taken, data, put_cohort(placement, cohort), key)
+        state, taken, _ = train_round(inputs)
+        rows.put(cohort.client_ids, taken)
+    return jax.device_get(state), toys.all_rows(rows, placement)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_has_the_same_bits_on_two_devices(name):
+    """The only client of PruneFL's first stage leaves one of them idle."""
+    one, two = (prepared_and_trained(name, number) for number in (1, 2))
+    chex.assert_tree_all_finite(one)
+    chex.assert_trees_all_equal(one, two)
 
 
 def test_the_idle_device_of_the_fixed_order_takes_no_client():

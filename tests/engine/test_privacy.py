@@ -108,13 +108,20 @@ def test_noise_has_the_deviation_of_the_gaussian_mechanism():
 
 
 def test_an_empty_round_is_noise():
+    """Its scale is that of the multiplier over the clients of the cohort."""
     algorithm = build()
     before, _ = problems.begin(algorithm)
-    after, _, sums = play(algorithm, range(5), private(1.0, 2.0, client_dropout=0.999))
-    assert not sums["arrived"].any()
-    moved = flat(after) - flat(before)
-    assert (moved != 0).all()
-    np.testing.assert_allclose(moved.std(), 2.0 / 5, rtol=0.5)
+
+    def moved(cohort, noise_multiplier):
+        policy = private(1.0, noise_multiplier, client_dropout=0.999)
+        after, _, sums = play(algorithm, cohort, policy)
+        assert not sums["arrived"].any()
+        return flat(after) - flat(before)
+
+    of_five = moved(range(5), 2.0)
+    assert (of_five != 0).all()
+    np.testing.assert_allclose(moved(range(5), 4.0), 2 * of_five, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moved([0], 2.0), 5 * of_five, rtol=1e-4, atol=1e-5)
 
 
 def test_several_devices_add_the_same_noise():

@@ -63,8 +63,8 @@ def assert_like_the_twin(config, workdir, twin, first=1):
     )
     numbers = [row["round"] for row in read_metrics(workdir)]
     assert numbers == list(range(first, config.rounds + 1))
-    for name in (".unfinished", "lock"):
-        assert not (workdir / "checkpoints" / name).exists()
+    assert not (workdir / "checkpoints" / ".unfinished").exists()
+    assert not (workdir / "lock").exists()
 
 
 def survive(config, folder, *, first=1, only=None):

@@ -11,7 +11,8 @@ from fedjax_prune.models.lstm import LSTM
 from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.pruning.masks import prunable
-from fedjax_prune.pruning.wire import encode_masks, encode_values, mask_facts
+from fedjax_prune.pruning.wire import mask_facts
+from tests.sparse_messages import encode_masks, encode_values
 
 
 def test_traffic_of_masked_messages_by_hand():
@@ -37,7 +38,7 @@ def test_traffic_of_masked_messages_by_hand():
 
 
 def test_messages_have_four_bytes_a_value_whatever_the_dtype():
-    """As `wire.encode_values` writes them, also for parameters in float64."""
+    """Also for parameters in float64."""
     masks = {"fc": {"kernel": np.eye(5, 2, dtype=bool), "bias": np.ones(2, bool)}}
     counted = mask_facts(masks, (), prunable(masks))
     facts = {name: int(x) for name, x in counted.items()}

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import between
+from fedjax_prune.pruning import masks as masks_module
 from fedjax_prune.pruning.guidance import NORMALIZATIONS, guidance_matrix, quantile
-from fedjax_prune.pruning.mask_rule import MaskRule, check_rule
+from fedjax_prune.pruning.mask_rule import MaskRule, make_rule
 from fedjax_prune.pruning.masks import (
     guard,
     lowest_channels,
@@ -20,6 +21,7 @@ from fedjax_prune.pruning.masks import (
     structured_masks,
     unstructured_masks,
 )
+from fedjax_prune.types import Task, Variables
 
 DEVIATIONS = {
     "conv": {"kernel": jnp.array([[4.0, 0.0], [1.0, 1.0]]), "bias": jnp.array([9.0])},
@@ -226,7 +228,7 @@ def test_removal_reaches_the_layers_behind():
     jax.tree.map(np.testing.assert_array_equal, found, masks)
 
 
-def test_the_densest_channels_stay_and_classes_always_do():
+def test_the_densest_channels_stay_and_classes_always_do(monkeypatch):
     masks = network_masks()
     masks["one"]["kernel"][0, :, 0] = [
         [False, False, False],
@@ -238,9 +240,8 @@ def test_the_densest_channels_stay_and_classes_always_do():
     # With one of three inputs left every channel of `two` is thin; the first stays.
     np.testing.assert_array_equal(found["two"]["bias"], [True, False])
     assert found["fc"]["bias"].all()
-    many = structured_masks(
-        jax.tree.map(jnp.asarray, masks), GROUPS, max_density=0.5, min_units=0.5
-    )
+    monkeypatch.setattr(masks_module, "MIN_UNITS", 0.5)
+    many = structured_masks(jax.tree.map(jnp.asarray, masks), GROUPS, max_density=0.5)
     assert int(many["one"]["bias"].sum()) == math.ceil(0.5 * 3)
 
 
@@ -301,11 +302,12 @@ def test_a_share_of_channels_is_a_decimal():
     assert int(found["a"].sum()) == 71
 
 
-def test_as_many_channels_stay_as_asked_whatever_the_share():
+def test_some_channels_stay_whatever_the_share(monkeypatch):
+    monkeypatch.setattr(masks_module, "MIN_UNITS", 0.25)
     scores = {"a": jnp.arange(10.0)[None], "c": jnp.ones((10, 1))}
     masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), scores)
     group = ChannelGroup("one", 10, (Slot(("a",), -1),), (), (Slot(("c",), -2),))
-    found = lowest_channels(masks, scores, [group], share=0.9, min_units=0.25)
+    found = lowest_channels(masks, scores, [group], share=0.9)
     np.testing.assert_array_equal(np.flatnonzero(found["a"][0]), [7, 8, 9])
 
 
@@ -321,11 +323,12 @@ def test_exempt_arrays_lose_no_channels():
 
 
 def test_channels_are_not_removed_from_a_model_that_does_not_declare_them():
-    rule = MaskRule({"kernel": True}, None)
+    first = Variables({"kernel": jnp.ones((2, 2))}, {}, {})
+    task = Task(lambda key: first, loss=None, predict=None)
     with pytest.raises(ValueError, match="must be off for a model without"):
-        check_rule(rule)
-    check_rule(rule._replace(structured="off"))
-    check_rule(rule._replace(groups=()))
+        make_rule(task)
+    assert make_rule(task, structured="off").prunable == {"kernel": True}
+    assert make_rule(task._replace(groups=())).structured == "keep_ratio"
 
 
 def test_an_array_that_keeps_enough_is_left_alone():

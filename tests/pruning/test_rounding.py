@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.models.channels import between
+from fedjax_prune.pruning import masks as masks_module
 from fedjax_prune.pruning.guidance import NORMALIZATIONS
 from fedjax_prune.pruning.masks import guard, structured_masks
 
@@ -24,14 +25,15 @@ def test_a_channel_of_exactly_the_largest_density_goes(fan_in):
     assert found["two"]["kernel"].any(-1).tolist() == [False, True]
 
 
-def test_shares_are_rounded_up_as_decimals():
+def test_shares_are_rounded_up_as_decimals(monkeypatch):
     """In binary, 0.07 of 100 is above 7."""
     masks, scores = jnp.zeros(100, bool), jnp.arange(100.0)
     assert int(guard(masks, scores, True, 0.07).sum()) == 7
     masks = {"one": {"kernel": jnp.zeros((1, 100), bool)}}
     masks["two"] = {"kernel": jnp.ones((100, 1), bool)}
     groups = (between("one", 100, "two"),)
-    found = structured_masks(masks, groups, min_units=0.07)
+    monkeypatch.setattr(masks_module, "MIN_UNITS", 0.07)
+    found = structured_masks(masks, groups, max_density=0.1)
     assert int(found["two"]["kernel"].sum()) == 7
 
 

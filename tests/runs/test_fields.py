@@ -12,11 +12,11 @@ from fedjax_prune.algorithms import ALGORITHMS, Algorithm
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.random_pruning import random_pruning
 from fedjax_prune.fields import (
+    ABOVE_ZERO,
     ANY,
     FINITE,
     FRACTION,
     SEED,
-    SHARE,
     Field,
     Relation,
     above,
@@ -51,7 +51,7 @@ class Settings(NamedTuple):
     """Two fields and `other`, which is no field."""
 
     seed: Annotated[int, SEED, "Seed."] = 3
-    share: Annotated[float, SHARE, "Share."] = 1.0
+    share: Annotated[float, ABOVE_ZERO, "Share."] = 1.0
     other: int = 5
 
 
@@ -68,7 +68,7 @@ def test_fields_are_read_from_functions_and_records():
     )
     assert fields_of(Settings) == {
         "seed": Field(int, SEED, "Seed.", 3),
-        "share": Field(float, SHARE, "Share.", 1.0),
+        "share": Field(float, ABOVE_ZERO, "Share.", 1.0),
     }
 
 
@@ -158,7 +158,7 @@ def test_values_of_a_record_are_checked():
         (above(0), (1e-300, 3), (0, -1, math.inf, math.nan)),
         (at_most(1), (1, -5), (1.1, math.nan)),
         (FRACTION, (0, 1), (-1e-9, 1.1, math.nan)),
-        (SHARE, (1e-9, 1), (0, 1.1, math.nan)),
+        (ABOVE_ZERO, (1e-9, 1), (0, 1.1, math.nan)),
         (one_of({"a": 1}), ("a",), ("b", "")),
     ],
 )

@@ -219,6 +219,18 @@ def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):
     )
 
 
+@jax.numpy_dtype_promotion("standard")  # Flax widens bfloat16 silently
+def test_a_run_in_bfloat16_keeps_its_state_in_float32(tmp_path):
+    config = pruned_config(rounds=2, precision="bfloat16", compact_training=True)
+    assert make_learning(config).model.dtype == jnp.bfloat16
+    assert train.run(config, tmp_path) == 0
+    state, rows = final_state(config, tmp_path)
+    dtypes = {np.dtype(x.dtype).name for x in jax.tree.leaves((state, rows))}
+    assert dtypes == {"float32", "int32", "bool"}
+    assert all(np.isfinite(row["train/loss"]) for row in read_metrics(tmp_path)[1:])
+    assert read_metrics(tmp_path)[-1]["train/loss"] > 0
+
+
 def test_compacted_rounds_end_as_whole_ones(whole, tmp_path):
     config, workdir = whole
     compact = pruned_config(compact_training=True)

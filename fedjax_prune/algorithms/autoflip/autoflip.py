@@ -37,7 +37,6 @@ Choices:
 from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
-import jax
 import optax
 
 from fedjax_prune.algorithms.autoflip import schedules
@@ -58,9 +57,9 @@ from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.stopping import Monitor, Patience
 from fedjax_prune.engine.transforms import Mu
 from fedjax_prune.fields import (
-    DECAY,
+    ABOVE_ZERO,
+    BELOW_ONE,
     FRACTION,
-    SHARE,
     Relation,
     at_least,
     checked,
@@ -71,16 +70,14 @@ from fedjax_prune.pruning.guidance import NORMALIZATIONS
 from fedjax_prune.pruning.mask_rule import (
     DEFAULT_RULE,
     STRUCTURED,
-    MaskRule,
     MinKeep,
     StructuredDensity,
     StructuredResidual,
     Threshold,
     ThresholdScope,
-    check_rule,
+    make_rule,
 )
 from fedjax_prune.pruning.masked_round import ServerStore, masked
-from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.types import (
     Task,
 )
@@ -154,7 +151,7 @@ def autoflip(
     ] = "fedavg",
     mu: Mu = 0.01,
     explorer_share: Annotated[
-        float, SHARE, "Share of the clients that explore, p_X [C]."
+        float, ABOVE_ZERO, "Share of the clients that explore, p_X [C]."
     ] = _EXPLORATION.share,
     explore_epochs: Annotated[
         int, at_least(1), "Epochs of an explorer at most [C]."
@@ -198,7 +195,9 @@ def autoflip(
     ] = DEFAULT_RULE.structured,
     structured_density: StructuredDensity = DEFAULT_RULE.density,
     structured_share: Annotated[
-        float, DECAY, "T_s of guidance_l1, share of each layer's channels that go [R]."
+        float,
+        BELOW_ONE,
+        "T_s of guidance_l1, share of each layer's channels that go [R].",
     ] = DEFAULT_RULE.share,
     structured_residual: StructuredResidual = DEFAULT_RULE.residual,
     mask_schedule: Annotated[
@@ -211,7 +210,7 @@ def autoflip(
         int, at_least(0), "Rounds between masks; 0 is 1, for agreement 10."
     ] = 0,
     agreement_rate: Annotated[
-        float, SHARE, "Rate of the smoothing of agreement, rho [R]."
+        float, ABOVE_ZERO, "Rate of the smoothing of agreement, rho [R]."
     ] = _AGREEMENT.rate,
     agreement_power: Annotated[
         float, at_least(0), "Power of the agreement in the score, gamma [R]."
@@ -228,7 +227,7 @@ def autoflip(
         "[R].",
     ] = _AGREEMENT.source,
     threshold_start: Annotated[
-        float, DECAY, "T_init, where the ramp of agreement's threshold begins [R]."
+        float, BELOW_ONE, "T_init, where the ramp of agreement's threshold begins [R]."
     ] = _AGREEMENT.threshold_start,
     threshold_ramp: Annotated[
         int,
@@ -276,13 +275,10 @@ def autoflip(
         base=explore_base,
         weighting=explorer_weighting,
     )
-    rule = MaskRule(
-        prunable(
-            jax.eval_shape(lambda: task.init(jax.random.key(0))).params,
-            biases=prune_biases,
-            exempt=exempt_layers,
-        ),
-        task.groups,
+    rule = make_rule(
+        task,
+        biases=prune_biases,
+        exempt=exempt_layers,
         normalization=guidance_norm,
         threshold=threshold,
         scope=threshold_scope,
@@ -292,7 +288,6 @@ def autoflip(
         share=structured_share,
         residual=structured_residual,
     )
-    check_rule(rule)
     agreement = schedules.Agreement(
         rate=agreement_rate,
         power=agreement_power,
@@ -305,7 +300,7 @@ def autoflip(
         mask_schedule, rule, mask_every, explorer_weighting, agreement
     )
     below = MASKED_BASES[base].build(task, solver, server_tx, mu)
-    masking = schedule.masking._replace(may=lambda tree: rule.prunable)
+    masking = schedule.masking._replace(prunable=lambda tree: rule.prunable)
     algorithm = masked(task, below, masking, server_store=server_store)
     assert algorithm.masked is not None
     preparation = make_preparation(

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_prune.engine.aggregate import Gathered, join, nothing, receive, weigh
+from fedjax_prune.engine.aggregate import Gathered, join, nothing, weigh
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.rounds import make_training
@@ -82,7 +82,7 @@ class Exploration(NamedTuple):
 
 
 class Explored(NamedTuple):
-    """The means over all explorers.
+    """The means over all explorers whose messages have arrived.
 
     Attributes:
       deviation: D, their weighted mean squared deviation.
@@ -96,11 +96,6 @@ class Explored(NamedTuple):
     delta: Tree
     model_state: Tree
     pooled: Tree
-
-
-def what_explorers_left(gathered: Gathered) -> Explored:
-    """Returns the means over all explorers whose messages have arrived."""
-    return Explored(**receive(gathered))
 
 
 def make_exploration(
@@ -169,15 +164,13 @@ def make_exploration(
     train = make_training(task, solver, program)
 
     def start(state: ServerState) -> Gathered:
-        (params, model_state), pooled = jax.eval_shape(
-            lambda: (
-                (state.params, state.model_state),
-                pool(keep(state.params), state.params),
-            )
-        )
-        left, one = (params, model_state) if sends_model else ({}, {}), jnp.int32(1)
-        message = _message(params, *left, pooled, weight=one, size=one)
-        return nothing(jax.eval_shape(weigh, message))
+        left = (state.params, state.model_state) if sends_model else ({}, {})
+
+        def message() -> Message:
+            pooled, one = pool(keep(state.params), state.params), jnp.int32(1)
+            return weigh(_message(state.params, *left, pooled, weight=one, size=one))
+
+        return nothing(jax.eval_shape(message))
 
     def gather(
         gathered: Gathered, inputs: RoundInputs, placement: Placement

@@ -16,11 +16,11 @@ import jax
 
 from fedjax_prune.algorithms.autoflip.exploration import (
     Exploration,
+    Explored,
     make_exploration,
-    what_explorers_left,
 )
 from fedjax_prune.algorithms.autoflip.schedules import Schedule
-from fedjax_prune.engine.aggregate import Gathered
+from fedjax_prune.engine.aggregate import Gathered, receive
 from fedjax_prune.engine.contract import MaskedRound, Preparation
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.solver import LocalSolver
@@ -70,7 +70,7 @@ def make_preparation(
         state: ServerState, gathered: Gathered, key: jax.Array
     ) -> tuple[ServerState, Sums]:
         del key
-        explored = what_explorers_left(gathered)
+        explored = Explored(**receive(gathered))
         if start_from == "explored_mean":
             params = jax.tree.map(lambda w, d: w - d, state.params, explored.delta)
             state = state._replace(params=params, model_state=explored.model_state)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
@@ -134,7 +135,7 @@ def make_schedule(
 def fixed(rule: MaskRule) -> Schedule:
     """Makes the schedule with one mask for all rounds."""
     return Schedule(
-        Masking(lambda params: {}, lambda params: {}, keep_masks),
+        Masking(keep_masks),
         lambda deviation: {},
         lambda explored: (rule.masks(explored.deviation), {}),
     )
@@ -162,7 +163,7 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
         made = jax.lax.cond(
             any_explored & (state.round % every == 0),
             lambda: rule.masks(deviation),
-            lambda: GuardedMasks(server.masks, server.guarded),
+            lambda: server.current,
         )
         return made, server.guide
 
@@ -174,10 +175,10 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
         return made, made.masks
 
     def start(params: Tree) -> Tree:
-        return jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+        return optax.tree.ones_like(params, bool)
 
     return Schedule(
-        Masking(start, own, refresh, delivered=lambda server: server.guide),
+        Masking(refresh, start, own, delivered=lambda server: server.guide),
         lambda deviation: Own(jnp.bool(True), deviation),
         begin,
     )
@@ -204,13 +205,13 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
             agreed = _weighted_mean(own.tree, state.params, shares, cohort)
             any_explored = shares.sum() > 0
             smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
-            now = _choose(any_explored, smoothed, guide.agreement)
+            now = optax.tree.where(any_explored, smoothed, guide.agreement)
             guide = guide._replace(agreement=now)
 
         made, kept = jax.lax.cond(
             number % every == 0,
             lambda: _renewed(rule, settings, guide, number),
-            lambda: (GuardedMasks(server.masks, server.guarded), guide.kept),
+            lambda: (server.current, guide.kept),
         )
         return made, guide._replace(kept=kept)
 
@@ -244,20 +245,20 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         return rule.complete(kept, guidance), _Guide(rank, agreed, kept)
 
     if by_votes:
-        masking = Masking(_first_guide, _no_votes, refresh)
+        masking = Masking(refresh, _first_guide, _no_votes)
         return Schedule(masking, lambda d: Own(jnp.bool(True), vote(d)), begin, pool)
-    masking = Masking(_first_guide, lambda params: {}, refresh, message, absorb)
+    masking = Masking(refresh, _first_guide, message=message, absorb=absorb)
     return Schedule(masking, lambda deviation: {}, begin)
 
 
 def _first_guide(params: Tree) -> _Guide:
     ones = jax.tree.map(jnp.ones_like, params)
-    kept = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    kept = optax.tree.ones_like(params, bool)
     return _Guide(jax.tree.map(jnp.zeros_like, params), ones, kept)
 
 
 def _no_votes(params: Tree) -> Own:
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, bool), params)
+    nothing = optax.tree.zeros_like(params, bool)
     return Own(jnp.bool(False), nothing)
 
 
@@ -275,10 +276,6 @@ def _renewed(
         guide.kept, score, rule.prunable, threshold, settings.max_change
     )
     return rule.complete(kept, score), kept
-
-
-def _choose(flag: jax.Array, chosen: Tree, other: Tree) -> Tree:
-    return jax.tree.map(lambda c, o: jnp.where(flag, c, o), chosen, other)
 
 
 def _shares(

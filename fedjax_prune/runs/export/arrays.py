@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from fedjax_prune.models.channels import array_name
 from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.platforms import check_platform, traced_platform, tracing_for
 from fedjax_prune.models.precision import product_precision
@@ -127,7 +128,7 @@ def load_model(
         model = without_gates(model)
     model = smaller_model(model, facts.left)
     task = task_of(config, model)
-    template = jax.eval_shape(task.init, jax.random.key(0))
+    template = task.shapes
     _compare(folder / ARRAYS, arrays, template)
     variables = to_variables(jax.tree.map(jax.numpy.asarray, arrays), template)
 
@@ -142,8 +143,7 @@ def load_model(
 
 
 def _name(field: str, path: tuple[Any, ...]) -> str:
-    inside = jax.tree_util.keystr(path, simple=True, separator="/")
-    return f"{COLLECTIONS[field]}/{inside}"
+    return f"{COLLECTIONS[field]}/{array_name(path)}"
 
 
 def _read(folder: Path, facts: Facts) -> dict[str, np.ndarray]:

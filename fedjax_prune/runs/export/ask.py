@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjax_prune.fields import SHARE
+from fedjax_prune.fields import ABOVE_ZERO
 from fedjax_prune.models.checks import name_of
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.workdir import read_usable_config
@@ -122,8 +122,8 @@ def _of_macs(asked: Asked) -> Iterator[str]:
         return
     if asked.kind != "compact" or asked.client is None:
         yield "macs must be left out except for kind compact with a client"
-    elif not SHARE.holds(asked.macs):
-        yield f"macs must be {SHARE.text}, got {asked.macs}"
+    elif not ABOVE_ZERO.holds(asked.macs):
+        yield f"macs must be {ABOVE_ZERO.text}, got {asked.macs}"
 
 
 def _of_multiple(asked: Asked) -> Iterator[str]:

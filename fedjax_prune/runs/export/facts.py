@@ -157,7 +157,7 @@ def _accuracy(workdir: Path, round: int) -> dict[str, Any]:
 
 def _size(chosen: Chosen) -> dict[str, Any]:
     """Numbers of parameters, bytes, and the shares that are 0 and were removed."""
-    whole = jax.eval_shape(chosen.learning.dense_task.init, jax.random.key(0))
+    whole = chosen.learning.dense_task.shapes
     params, gates, model_state, alive = chosen.variables
     full, left = costs.num_entries(whole.params), costs.num_entries(params)
     used = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
