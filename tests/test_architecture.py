@@ -54,6 +54,7 @@ def imports(path):
             assert node.level == 0, f"{path} imports relatively"
             assert node.module is not None
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_the_library_has_these_rooms():

@@ -95,7 +95,11 @@ def test_any_sequence_of_two_processes(seed, tmp_path):
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in both]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0]
     for kind in ("device", "host", "disk"):
         failed = f"{kind}: ProcessError: process 1 of 2 has failed: no such device"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -214,16 +215,20 @@ def test_a_restored_store_never_writes_a_name_that_an_index_may_hold(tmp_path):
 
 KILLED = """
     import os, sys
-    import numpy as np
+    import jax, numpy as np
     from pathlib import Path
-    from tests.engine import test_rows_on_disk as t
+    from fedjax_prune.engine.store import make_store
+    from tests.mixed_rows import first_row, some_rows
 
-    store = t.on_disk(Path(sys.argv[1]) / "rows")
-    t.put(store, [1, 2])
+    def put(ids, seed):
+        rows = some_rows(np.random.default_rng(seed), len(ids))
+        store.put(np.array(ids, np.int32), jax.device_put(rows))
+    store = make_store("disk", first_row(), 40, folder=Path(sys.argv[1]) / "rows")
+    put([1, 2], seed=0)
     store.snapshot(Path(sys.argv[1]) / "a")
     if sys.argv[2] == "before":
         Path.rename = lambda self, to: os.kill(os.getpid(), 9)
-    t.put(store, [1, 3], seed=1)
+    put([1, 3], seed=1)
     store.take(np.array([1]))
     os.kill(os.getpid(), 9)
 """
@@ -232,9 +237,8 @@ KILLED = """
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_around_the_renaming(when, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path, when]
-    code = subprocess.run(
-        command, cwd=os.getcwd(), env=os.environ | {"PYTHONPATH": "."}
-    )
+    root = Path(__file__).parents[2]
+    code = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": "."})
     assert code.returncode == -9
     folder = tmp_path / "rows"
     left = {"before": ".1-2.rows.new", "after": "1-2.rows"}[when]

@@ -18,12 +18,10 @@ Choices:
   threshold follows a cubic ramp.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.shares import num_in
+from fedjax_prune.engine.shares import least_in, num_in
 from fedjax_prune.models.precision import wide
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.masks import unstructured_masks
@@ -143,10 +141,10 @@ def rescore(
     """
     before, scores = _flatten(kept, prunable), _flatten(score, prunable)
     size = scores.size
-    # A product like 0.3 * 200 may lie just above the whole number that is meant.
     if isinstance(threshold, float):
-        num_kept = jnp.int32(size - math.ceil(threshold * size - 1e-6))
+        num_kept = jnp.int32(size - least_in(threshold, size))
     else:
+        # A product like 0.3 * 200 may lie just above the whole number that is meant.
         num_kept = size - jnp.ceil(threshold * size - 1e-3).astype(jnp.int32)
     wanted = _place(-scores, jnp.ones(size, bool)) < num_kept
     enter, leave = wanted & ~before, before & ~wanted
