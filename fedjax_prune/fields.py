@@ -64,7 +64,7 @@ def one_of(known: Collection[str]) -> Rule:
 
 
 FRACTION = Rule(lambda v: 0 <= v <= 1, "in [0, 1]")
-"""Allows fractions, ABOVE_ZERO and BELOW_ONE those that are so, too."""
+"""Fractions; ABOVE_ZERO and BELOW_ONE leave out one end."""
 ABOVE_ZERO = Rule(lambda v: 0 < v <= 1, "in (0, 1]")
 BELOW_ONE = Rule(lambda v: 0 <= v < 1, "in [0, 1)")
 FINITE = Rule(lambda v: -math.inf < v < math.inf, "finite")

@@ -155,7 +155,10 @@ def of_all_devices(x: jax.Array, many: bool) -> jax.Array:
 
 
 def _fixed_order() -> Reduction:
-    """Keeps every message and adds them by client id."""
+    """Keeps every message and adds them by client id.
+
+    Each device has places for all clients of the cohort.
+    """
 
     def total(kept: Kept, cohort: Cohort, many: bool) -> Gathered:
         # Empty places have the largest id, so the clients come first.
@@ -163,12 +166,24 @@ def _fixed_order() -> Reduction:
         order, count = jnp.argsort(ids), (ids < cohort.num_clients).sum(dtype=jnp.int32)
         messages, arrived = kept
         first = nothing(jax.tree.map(lambda x: x[0], messages))
+        size = arrived.size
+        own = order[:size] - (size * jax.lax.axis_index(AXIS) if many else 0)
+
+        def in_order(x: jax.Array) -> jax.Array:
+            rows = x.at[own].get(mode="clip")
+            if not many:
+                return rows
+            # The blocks of all devices would take as many times this memory. Each
+            # client is on one device, and a sum with zeros is exact.
+            is_own = (own >= 0) & (own < size)
+            is_own = is_own.reshape(is_own.shape + (1,) * (x.ndim - 1))
+            return jax.lax.psum(jnp.where(is_own, rows, 0), AXIS)
 
         def fold(join_two: Callable) -> Callable:
             def fold_leaf(start: jax.Array, x: jax.Array) -> jax.Array:
-                x = of_all_devices(x, many)
+                x = in_order(x)
                 return jax.lax.fori_loop(
-                    0, count, lambda i, total: join_two(total, x[order[i]]), start
+                    0, count, lambda i, total: join_two(total, x[i]), start
                 )
 
             return fold_leaf

@@ -39,9 +39,10 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     A device holds the data, the parameters and, unless the host keeps them, its share
     of the rows of all clients. It holds the rows of its block of the cohort, or of a
     group of explorers if they are more, and the messages that it keeps. Each lane adds
-    a half-trained client, its message, and the peak of a local step or of the
-    evaluation of a batch, whichever is larger. An aggregator that sorts makes two
-    copies of the messages of all devices, when the lanes are done.
+    a half-trained client and its message. Beside them is the peak of a local step of
+    all lanes or that of the evaluation of a batch, whichever is larger. When the lanes
+    are done, an aggregator that sorts makes two copies of the messages of all devices,
+    and the fixed order two of those of the cohort.
 
     Args:
       experiment: with `devices` as a number.
@@ -62,7 +63,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     data = experiment.data
     examples = sum(x.nbytes for x in (*data.train, *data.test))
     with tracing_for(placement.platform):
-        work = max(_step_bytes(experiment), _evaluation_bytes(experiment))
+        step, evaluation = _step_bytes(experiment), _evaluation_bytes(experiment)
     fixed = examples + tree_bytes(state) + share
     sorted_at_once = 0
     if placement.policy.keeps_messages:
@@ -72,10 +73,13 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     def bytes_with(lanes: int) -> int:
         clients = max(config.cohort_size, min(explorers, placement.group_size(lanes)))
         block = placement.block_size(clients)
-        keeps = config.reduction == "fixed_order" or placement.policy.keeps_messages
+        in_order = config.reduction == "fixed_order"
+        keeps = in_order or placement.policy.keeps_messages
         kept = (block if keeps else 1) * message
-        # They are sorted when the lanes are done.
-        at_once = max(lanes * (client + message + work), sorted_at_once)
+        added_up = max(sorted_at_once, 2 * block * message if in_order else 0)
+        # Clients are evaluated one after another.
+        work = max(lanes * step, evaluation)
+        at_once = max(lanes * (client + message) + work, added_up)
         return fixed + block * row_bytes + kept + at_once
 
     return bytes_with

@@ -121,12 +121,22 @@ def test_the_estimate_knows_the_algorithms_own_chain_and_messages():
     assert sizes["prunefl"] - sizes["fedavg"] >= 2 * tree_bytes(params)
 
 
+def test_all_lanes_train_at_once_and_one_is_evaluated(monkeypatch):
+    experiment, need = build(tiny_config(devices=1)), {}
+    for size in (0, 10**9):
+        monkeypatch.setattr(capacity, "_evaluation_bytes", lambda _, n=size: n)
+        need[size] = np.array([*map(capacity.memory_estimate(experiment), (1, 2, 3))])
+    by_step, by_evaluation = (np.diff(x) for x in need.values())
+    assert by_step[0] == by_step[1] > by_evaluation[0] == by_evaluation[1] > 0
+    assert 10**9 < need[10**9][0] < 10**9 + need[0][0]
+
+
 def test_fewer_lanes_are_taken_where_memory_is_short():
     config = tiny_config(devices=1)
     experiment = build(config)
     estimate = capacity.memory_estimate(experiment)
     need = [estimate(n) for n in (1, 2, 3)]
-    assert need[2] - need[1] == need[1] - need[0] > 0
+    assert need[2] > need[1] > need[0]
     assert capacity.fitting_lanes(estimate, 64, need[1]) == 2
     assert capacity.fitting_lanes(estimate, 64, need[2] - 1) == 2
     assert capacity.fitting_lanes(estimate, 1, need[2]) == 1
@@ -170,8 +180,9 @@ def test_rows_that_the_host_cannot_hold_are_refused(tmp_path):
     assert machine.choose(experiment, tmp_path).experiment.config.lanes == 1
 
 
-def test_lanes_bring_more_explorers_at_once():
+def test_lanes_bring_more_explorers_at_once(monkeypatch):
     """4, 32, 40, 40 rows of explorers: each further lane adds fewer."""
+    monkeypatch.setattr(capacity, "_evaluation_bytes", lambda experiment: 0)
     sizes = {"data.num_clients": 40, "data.num_train": 400, "data.partitioner": "iid"}
     config = pruned_config(devices=1, client_rows="host", **sizes)
     experiment = build(config)
