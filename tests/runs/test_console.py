@@ -141,9 +141,11 @@ def test_a_long_round_says_that_it_goes_on(capsys, monkeypatch):
     first = next(i for i, line in enumerate(lines) if line.startswith("round 2/3"))
     assert first >= 1
     for line in lines[:first]:
-        assert line == "compiling and running round 2 for 0:00"
+        assert re.fullmatch(r"compiling and running round 2 for 0:0\d", line)
     between = lines[first + 1 : -1]
-    assert between and set(between) == {"round 3 has been running for 0:00"}
+    assert between
+    for line in between:
+        assert re.fullmatch(r"round 3 has been running for 0:0\d", line)
     assert lines[-1].startswith("round 3/3")
 
 

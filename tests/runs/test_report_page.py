@@ -3,9 +3,7 @@
 import base64
 import io
 import json
-import os
 import re
-import threading
 from html.parser import HTMLParser
 
 import numpy as np
@@ -236,12 +234,15 @@ def test_a_run_is_followed_line_by_line_to_its_last_round(tmp_path, capsys):
     assert "test accuracy 5" in lines[4]
 
 
-def test_a_run_that_has_not_started_is_waited_for_aloud(tmp_path, capsys):
+def test_a_run_that_has_not_started_is_waited_for_aloud(tmp_path, capsys, monkeypatch):
     made = write_run(tmp_path / "elsewhere" / "run", config_of(rounds=2))
-    starting = threading.Timer(0.2, os.rename, [made, tmp_path / "run"])
-    starting.start()
+
+    def begin(seconds):
+        if made.exists():
+            made.rename(tmp_path / "run")
+
+    monkeypatch.setattr(live.time, "sleep", begin)
     live.follow(tmp_path / "run", pause=0.01)
-    starting.join()
     first, *rounds = capsys.readouterr().out.splitlines()
     assert first == f"waiting for a run to start in {tmp_path / 'run'}"
     assert len(rounds) == 2
