@@ -177,7 +177,8 @@ def _fixed_order() -> Reduction:
             # client is on one device, and a sum with zeros is exact.
             is_own = (own >= 0) & (own < size)
             is_own = is_own.reshape(is_own.shape + (1,) * (x.ndim - 1))
-            return jax.lax.psum(jnp.where(is_own, rows, 0), AXIS)
+            own_rows = jnp.where(is_own, rows, jnp.zeros_like(rows))
+            return jax.lax.psum(own_rows, AXIS).astype(x.dtype)
 
         def fold(join_two: Callable) -> Callable:
             def fold_leaf(start: jax.Array, x: jax.Array) -> jax.Array:

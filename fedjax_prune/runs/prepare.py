@@ -182,10 +182,10 @@ class _Kept:
                     f"{self._folder} has the rows of {with_rows} groups, and the sums "
                     f"of {number}."
                 )
-        except StorageError:
-            # It says nothing of the groups: the same command may go on with them later.
-            raise
         except (*_UNUSABLE, OSError) as error:
+            # It says nothing of the groups: the same command may go on with them later.
+            if any(processes.gather(isinstance(error, StorageError))):
+                raise
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             if processes.is_first():
                 # Or the first new group would be taken for saved already.
