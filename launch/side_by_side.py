@@ -81,8 +81,8 @@ def run_all(
 
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
     take their time to save; no other job is started. After a second SIGINT they get
-    another one, after which they do not save their round. Unless a third
-    one comes, this function ends after its jobs.
+    another one, after which they do not save their round. Unless a third one comes,
+    this function ends after its jobs.
 
     Args:
       jobs: in the order in which they are started.

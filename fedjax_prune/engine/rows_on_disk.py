@@ -3,7 +3,8 @@
 Each `put` writes one file of a log, see `row_log`, in a thread of its own, while the
 devices compute. `take` reads the rows of a cohort while the devices still compute the
 round before, and waits for those rows only if a client is in both cohorts. A client
-never seen has the first row, which is not written; its own draw waits for the devices.
+never seen has the first row, which is not written; if it draws one of its own, `take`
+waits for the devices.
 
 Of several processes, which share the folder, each writes and reads the rows that its
 own devices hold. All have the same index, and work it out alone. They wait for each

@@ -52,10 +52,10 @@ def test_fixed_order_has_the_same_bits_on_any_number_of_devices(
     chex.assert_trees_all_equal(one, backward)
 
 
-def prepared_and_trained(name, num_devices):
+def prepared_and_trained(algorithm, num_devices):
     """Two rounds of three clients, after the preparation if there is one."""
     placement = make_placement(num_devices, "fixed_order")
-    algorithm, key = problems.build(name), jax.random.key(0)
+    key = jax.random.key(0)
     sizes, run = problems.SIZES, dict(epochs=2, batch_size=4)
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     population = to_population(parts, num_examples=sum(sizes))
@@ -79,9 +79,33 @@ def prepared_and_trained(name, num_devices):
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_every_algorithm_has_the_same_bits_on_two_devices(name):
     """The only client of PruneFL's first stage leaves one of them idle."""
-    one, two = (prepared_and_trained(name, number) for number in (1, 2))
+    algorithm = problems.build(name)
+    one, two = (prepared_and_trained(algorithm, number) for number in (1, 2))
     chex.assert_tree_all_finite(one)
     chex.assert_trees_all_equal(one, two)
+
+
+def test_the_fixed_order_joins_flags():
+    """A model may have them in its state, here the labels that clients have seen."""
+    linear = problems.task()
+
+    def init(key):
+        first = linear.init(key)
+        flags = {"seen": jnp.zeros(problems.NUM_CLASSES, bool)}
+        return first._replace(model_state=first.model_state | flags)
+
+    def loss(variables, batch, key):
+        mean, (state, sums) = linear.loss(variables, batch, key)
+        labels = jnp.where(batch.example_mask, batch.labels, problems.NUM_CLASSES)
+        seen = variables.model_state["seen"].at[labels].set(True, mode="drop")
+        return mean, (state | {"seen": seen}, sums)
+
+    task = linear._replace(init=init, loss=loss)
+    algorithm = problems.build("fedavg", model_task=task)
+    one, two = (prepared_and_trained(algorithm, number) for number in (1, 2))
+    chex.assert_trees_all_equal(one, two)
+    seen = one[0].model_state["seen"]
+    assert seen.dtype == bool and seen.any()
 
 
 def test_the_idle_device_of_the_fixed_order_takes_no_client():

@@ -120,6 +120,7 @@ def test_an_empty_round_is_noise():
 
     of_five = moved(range(5), 2.0)
     assert (of_five != 0).all()
+    np.testing.assert_allclose(of_five.std(), 2.0 / 5, rtol=0.5)
     np.testing.assert_allclose(moved(range(5), 4.0), 2 * of_five, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(moved([0], 2.0), 5 * of_five, rtol=1e-4, atol=1e-5)
 

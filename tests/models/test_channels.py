@@ -76,7 +76,7 @@ def test_compacted_equals_masked(name, norm, settings):
     found = predict(small.model, small.variables, images)
     scale = float(jnp.abs(expected).max())
     assert scale > 1e-4
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * scale)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
     for group in model.channel_groups(shape):
         left = len(small.kept[group.name])
         living = int(alive[group.name].sum())

@@ -94,6 +94,12 @@ def test_a_bfloat16_round_keeps_float32_state_and_stays_near():
             jnp.dtype("int32"),
         }
         after[dtype] = (state, sums)
+    # bfloat16 has 8 bits in each of four layers, and steps are 0.01.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.01 * 2**-4),
+        after[jnp.float32][0].params,
+        after[jnp.bfloat16][0].params,
+    )
     # Without a gradient an array would be 1 apart. Before batch norm biases have none.
     first = algorithm.init(jax.random.key(0)).params
     moved, rounded = (

@@ -103,6 +103,11 @@ def test_quantile_equals_numpy(size, share, seed):
     )
 
 
+def test_the_share_of_a_quantile_is_a_decimal():
+    """In binary, 0.29 * 100 is below 29."""
+    assert quantile(jnp.arange(101.0), 0.29).item() == 29
+
+
 def test_quantile_counts_beyond_what_float32_can():
     """2^24 + 3 zeros, then ones: the first one is at place 2^24 + 3 of 2^24 + 5."""
     zeros = 2**24 + 3
