@@ -337,12 +337,12 @@ def adjust(
 
 
 def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.Array:
-    """Drops the share of active entries of smallest magnitude, rounded down."""
+    """Drops a share of the smallest active entries, rounded down: 0.52 * 475 is 247."""
     magnitude = jnp.where(mask, jnp.abs(param), jnp.inf).reshape(-1)
     order = jnp.argsort(magnitude, stable=True)
-    places = jnp.arange(order.size, dtype=jnp.int32)
-    place = jnp.zeros_like(places).at[order].set(places)
-    dropped = jnp.floor(share * mask.sum(dtype=jnp.float32)).astype(jnp.int32)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+    count = mask.sum(dtype=jnp.int32).astype(share.dtype)
+    dropped = jnp.floor(share * count + 1e-3).astype(jnp.int32)
     return mask & (place.reshape(mask.shape) >= dropped)
 
 

@@ -28,7 +28,8 @@ Choices:
   averaged, never corrected. `control_init = random_legacy` and `control_divisor =
   m_legacy` are two faults of widely copied code: controls start as a random network,
   and changes of controls are divided by the cohort's size instead of the population's.
-  With full participation these faults cannot be seen; without, training diverges.
+  With full participation these faults cannot be seen; without, training with both
+  can diverge.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def from_huggingface(
       dataset: a `datasets.Dataset`, one split, such as
         `datasets.load_dataset("ylecun/mnist", split="train")`.
       image: column of the images; empty takes the only column of the feature `Image`.
-        Another column must hold uint8 numbers, of one shape.
+        Another column must hold integers in [0, 255], of one shape.
       label: column of the labels; empty takes the only column of `ClassLabel`, whose
         names become the classes. Another column holds integers or names.
       clients: column of who holds an example, integers or names; empty if nobody does.

@@ -63,20 +63,22 @@ def facts_of(name: str, folder: str, size: int) -> Facts:
     return Facts(tree.classes, "x".join(map(str, tree.shape)))
 
 
-def count_pictures(folder: str, facts: Facts, *, by_client: bool) -> tuple[int, int]:
+def count_pictures(folder: str, facts: Facts) -> tuple[int, int]:
     """Counts training and test examples of `image_folder`; no picture is opened.
 
     Args:
       folder: of the data.
       facts: of it, as `facts_of` has found them.
-      by_client: as in `load_own`; test examples that are held out from clients count as
-        training examples.
+
+    Returns:
+      Their numbers if clients are ignored: without a folder of test examples they are
+      held out from the others.
 
     Raises:
       DataError: as `facts_of`.
     """
     train, *test = _trees(data_folder(folder), facts)
-    if test or by_client:
+    if test:
         return len(train.files), sum(len(tree.files) for tree in test)
     held = int((np.bincount(train.labels) // 5).sum())
     return len(train.files) - held, held

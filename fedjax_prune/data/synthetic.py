@@ -140,6 +140,15 @@ def client_sizes(
     return np.clip(sizes, 2, MOST_TIMES * client_size).astype(np.int64)
 
 
+def num_test_examples(num_clients: int) -> int:
+    """Counts the examples of a generated test set.
+
+    Args:
+      num_clients: at least 1.
+    """
+    return int(_test_sizes(num_clients).sum())
+
+
 @checked
 def generate(
     name: str,
@@ -188,8 +197,7 @@ def generate(
             f"{name} must have at most {MOST_EXAMPLES:,} examples, got "
             f"{sizes.sum():,}: lower data.client_size or data.num_clients."
         )
-    tested = min(num_clients, NUM_TEST)
-    test_sizes = np.full(tested, -(-NUM_TEST // tested))
+    test_sizes = _test_sizes(num_clients)
     spread = Spread(synthetic_alpha, synthetic_beta)
     everyone = from_sizes(np.arange(sizes.sum(), dtype=np.int32), sizes)
     return Generated(
@@ -197,6 +205,12 @@ def generate(
         _draw(name, seed, _TEST, test_sizes, spread),
         *holdout(everyone, 0.1, seed),
     )
+
+
+def _test_sizes(num_clients: int) -> np.ndarray:
+    """Of the clients that have test examples, the first ones of the population."""
+    tested = min(num_clients, NUM_TEST)
+    return np.full(tested, -(-NUM_TEST // tested))
 
 
 def _draw(

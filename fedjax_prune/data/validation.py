@@ -84,7 +84,7 @@ def matched_test(
     available = np.array([len(indices) for indices in members])
     parts = []
     if client_ids is None:
-        _checked_labels("labels", train_labels, num_classes)
+        _checked_labels("train_labels", train_labels, num_classes)
         client_ids = np.arange(len(population.sizes))
     counts = counts_of(train_labels, population, client_ids, num_classes)
     for client_id, own in zip(client_ids.tolist(), counts, strict=True):
@@ -120,7 +120,7 @@ def require_matched(
     Raises:
       ValueError: as `matched_test`.
     """
-    train_labels = _checked_labels("labels", train_labels, num_classes)
+    train_labels = _checked_labels("train_labels", train_labels, num_classes)
     test_labels = _checked_labels("test_labels", test_labels, num_classes)
     available = np.bincount(test_labels, minlength=num_classes)
     if available.all():

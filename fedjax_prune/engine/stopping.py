@@ -26,7 +26,7 @@ class Watch(NamedTuple):
     loss: jax.Array  # float, sum of this epoch
     count: jax.Array  # float, its examples
     best: jax.Array  # float, lowest monitored loss
-    waited: jax.Array  # int32, epochs since then
+    waited: jax.Array  # int32, epochs since then; below 0 before the first one watched
 
 
 class EarlyStopping(NamedTuple):
@@ -36,6 +36,7 @@ class EarlyStopping(NamedTuple):
       patience: epochs in a row without a loss below the lowest so far.
       monitor: the mean training loss that is watched, of the `epoch` or of its
         `last_batch`.
+      unwatched: epochs at the beginning whose loss is not watched, at least 0.
 
     References:
       https://github.com/ChristianInterno/AutoFLIP, which looks at the last batch.
@@ -43,11 +44,14 @@ class EarlyStopping(NamedTuple):
 
     patience: Patience
     monitor: Monitor = "epoch"
+    unwatched: int = 0
 
     def start(self) -> Watch:
         """Returns the state before the first step."""
         zero = jnp.zeros((), float)
-        return Watch(zero, zero, jnp.full_like(zero, jnp.inf), jnp.int32(0))
+        return Watch(
+            zero, zero, jnp.full_like(zero, jnp.inf), jnp.int32(-self.unwatched)
+        )
 
     def after_step(
         self, watch: Watch, sums: Sums, ends_epoch: jax.Array
@@ -78,6 +82,7 @@ class EarlyStopping(NamedTuple):
         monitored = loss / count
         if self.monitor == "last_batch":
             monitored = step_loss / step_count
+        monitored = jnp.where(watch.waited < 0, jnp.inf, monitored)
         waited = jnp.where(monitored < watch.best, 0, watch.waited + 1)
         zero, best = jnp.zeros_like(loss), jnp.minimum(monitored, watch.best)
         after = Watch(zero, zero, best, waited)

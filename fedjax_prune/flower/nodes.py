@@ -210,7 +210,10 @@ class Nodes:
         now, answers = time.monotonic(), Answers({}, {})
         self._connected = set(self._grid.get_node_ids())
         for node in self._known.keys() - self._connected:
-            del self._known[node], self._ask_at[node], self._awaited_until[node]
+            # An answer to an older question may have come after it was gone.
+            del self._known[node]
+            self._ask_at.pop(node, None)
+            self._awaited_until.pop(node, None)
         strangers = self._connected - self._known.keys()
         due = {node for node in strangers if self._ask_at.get(node, 0) <= now}
         sent = self._push(

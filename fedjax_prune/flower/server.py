@@ -19,8 +19,8 @@ from fedjax_prune.runs import checkpoint, environment
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.start import FOLDER
 from fedjax_prune.runs.workdir import (
     WorkdirError,
     has_config,
@@ -86,8 +86,8 @@ def serve(
       The state after the last round.
 
     Raises:
-      SettingsError: if the run is to be private, logged, hashed or compacted, or the
-        workdir is relative.
+      SettingsError: if the run is to be private, logged, hashed or compacted or has a
+        `rows_dir`, or the workdir is relative.
       MissingNodesError: if a client has no node when the first round should begin.
       TrainingError: as a simulated run.
       WorkdirError, CheckpointError: if the workdir has a run or cannot be written.
@@ -102,6 +102,7 @@ def serve(
         ("logger", "none"),
         ("hash_every", 0),
         ("compact_training", False),
+        ("rows_dir", ""),
     ):
         if (value := config[name]) != unused:
             found.append(f"{name} must be {unused} for a run on Flower, got {value}")

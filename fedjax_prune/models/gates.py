@@ -108,8 +108,8 @@ def top_k_mask(logits: jax.Array, k: int) -> jax.Array:
     """Marks the `k` largest entries along the last axis.
 
     Logits are ranked and not saliences, because float32 sigmoids of logits above about
-    17 are equal. On CPUs the entries are selected without sorting; the platform is
-    found as in `convolve`. No gradient flows through the mask.
+    17 are equal. On CPUs the entries of several rows are selected without sorting; the
+    platform is found as in `convolve`. No gradient flows through the mask.
 
     Args:
       logits: [..., channels] float.

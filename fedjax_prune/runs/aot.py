@@ -15,7 +15,7 @@ from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import console
 from fedjax_prune.runs.aot_report import Program, compile_program, describe, problems
 from fedjax_prune.runs.dispatch import draw_cohort
-from fedjax_prune.runs.evaluated import numbers_evaluated
+from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, load_data
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.policy import policy_of
@@ -130,8 +130,8 @@ def programs(experiment: Experiment, placement: Placement) -> Iterator[Program]:
         state, _ = jax.eval_shape(steps.finish, state, gathered, key)
     yield _round(experiment, placement, state, row)
     yield _shared(experiment, placement, state)
-    ids = np.arange(max(numbers_evaluated(config)), dtype=np.int32)
-    yield _own(experiment, placement, state, row, groups_of(ids)[0])
+    ids = groups_of(last_clients(config))[0]
+    yield _own(experiment, placement, state, row, ids)
 
 
 def _preparation(

@@ -124,7 +124,8 @@ def begin_save(
     if rows is not None:
         # Also those put aside, which could still be mended. Not in `finish`, because
         # meanwhile the loop uses the store.
-        rows.keep(f / "rows" for f in directory.iterdir() if f.is_dir())
+        # The list is made where it is read, in the first process.
+        rows.keep(f / "rows" for d in [directory] for f in d.iterdir() if f.is_dir())
     if is_new and rows is not None:
         with _no_remains(directory, round, needed):
             rows.snapshot(folder / "rows")

@@ -29,7 +29,6 @@ _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|select|scatter|comparator|\w*computations?)"
     r"=(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)(?:e\d+m\d+\w*)?\[([\d,]*)\]")
 
 
@@ -39,13 +38,11 @@ class Operation(NamedTuple):
     Attributes:
       name: of the kind of operation, such as `all-reduce`; one that is started and
         awaited apart counts once, without `-start`.
-      target: of a custom call; else empty.
       num_bytes: of its result, without the padding of its layout.
       in_loop: whether a loop runs it.
     """
 
     name: str
-    target: str
     num_bytes: int
     in_loop: bool
 
@@ -62,7 +59,7 @@ def operations(text: str) -> list[Operation]:
       ...     return jax.lax.fori_loop(0, 9, lambda _, x: jnp.cumsum(jnp.sort(x)), x)
       >>> text = jax.jit(function).lower(jnp.ones(5)).compile().as_text()
       >>> [op for op in operations(text) if op.name == "sort"]
-      [Operation(name='sort', target='', num_bytes=20, in_loop=True)]
+      [Operation(name='sort', num_bytes=20, in_loop=True)]
     """
     found: list[tuple[str, Operation]] = []
     calls: dict[str, set[str]] = defaultdict(set)
@@ -80,10 +77,7 @@ def operations(text: str) -> list[Operation]:
             if name.endswith("-done"):
                 continue
             name = name.removesuffix("-start")
-            target = _TARGET.search(line) if name == "custom-call" else None
-            operation = Operation(
-                name, target[1] if target else "", _num_bytes(kind), in_loop=False
-            )
+            operation = Operation(name, _num_bytes(kind), in_loop=False)
             found.append((computation, operation))
     looped = _reached(of_loops, calls)
     return [op._replace(in_loop=place in looped) for place, op in found]

@@ -21,7 +21,7 @@ def check_generated(config: Config, count: int) -> None:
 
     Args:
       config: of the run.
-      count: training and test examples of all clients.
+      count: training and test examples, also those that are not kept.
 
     Raises:
       SettingsError: if they do not fit.
@@ -63,8 +63,8 @@ def check_size(config: Config, count: int) -> None:
             [
                 f"data.size must be at most {fitting} for {count:,} images in the "
                 f"{available / 1e9:,.1f} GB of this machine, got {size}, which takes "
-                f"{needed(size) / 1e9:,.1f} GB: take a smaller data.size, "
-                "data.num_train or eval.num_examples"
+                f"{needed(size) / 1e9:,.1f} GB: take a smaller data.size "
+                "or fewer images"
             ]
         )
 

@@ -20,8 +20,8 @@ from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.start import FOLDER
 from fedjax_prune.types import Config
 
 
@@ -123,7 +123,7 @@ def _examples_a_client(config: Config) -> float:
     if not count and not by_client:
         if data.name == "image_folder":
             facts = Facts(tuple(data.classes), data.image_shape)
-            count, _ = count_pictures(data.dir, facts, by_client=False)
+            count, _ = count_pictures(data.dir, facts)
         elif not info.own and is_at_hand(data.name, data.dir):
             count, _ = count_examples(data.name, data.dir)
     share = 1.0

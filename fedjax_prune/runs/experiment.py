@@ -14,7 +14,7 @@ from fedjax_prune.data.own_splits import Facts, count_pictures, load_own
 from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.population import from_sizes, places, sizes_of
-from fedjax_prune.data.synthetic import client_sizes, generate
+from fedjax_prune.data.synthetic import client_sizes, generate, num_test_examples
 from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
 from fedjax_prune.runs.data_memory import (
     check_generated,
@@ -139,6 +139,7 @@ def _generated(config: Config) -> _Parts:
     sizes = {"seed": data.seed, "client_size": data.client_size}
     sizes["client_size_sigma"] = data.client_size_sigma
     count = int(client_sizes(data.num_clients, **sizes).sum())
+    count += num_test_examples(data.num_clients)
     if data.size:
         check_size(config, count)
     check_generated(config, count)
@@ -188,7 +189,7 @@ def _own(config: Config) -> _Parts:
     pictures = data.name == "image_folder"
     facts = Facts(tuple(data.classes), data.image_shape)
     if pictures:
-        check_pictures(config, sum(count_pictures(data.dir, facts, by_client=True)))
+        check_pictures(config, sum(count_pictures(data.dir, facts)))
     train, test, clients = load_own(
         data.name,
         data.dir,

@@ -93,7 +93,7 @@ class NoLog(NamedTuple):
 def open_metrics(
     path: str | Path, finished_rounds: int
 ) -> Iterator[MetricsLog | NoLog]:
-    """Opens the metrics of a run, which end at the restored round, in all processes.
+    """Opens the metrics of a run, to add rows, in all processes.
 
     Args:
       path: of a workdir that this process holds.

@@ -69,6 +69,7 @@ def prepare(
 
     Raises:
       TrainingError: if a client diverges, or masks leave nothing of an array.
+      CheckpointError: if the rows of the groups that are done cannot be read.
     """
     config, learning, data = experiment.config, experiment.learning, experiment.data
     steps = learning.algorithm.prepare
@@ -84,7 +85,7 @@ def prepare(
             raise _Stopped
 
     with (
-        # -1 removes the row that a killed run may have written already.
+        # A killed run may have written events of this row already: -1 hides them.
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
     ):
@@ -176,6 +177,11 @@ class _Kept:
             # Of a damaged one it takes the one before, so `newest` may be too large.
             number = int(number)
             sums, seconds = processes.together(lambda: self._read_sums(number))
+        except (*_UNUSABLE, OSError) as error:
+            self._remove(error)
+            warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
+            return None
+        try:
             _, with_rows, _ = checkpoint.restore(self._folder, shapes, rows)
             if with_rows != number:
                 raise checkpoint.CheckpointError(
@@ -183,15 +189,21 @@ class _Kept:
                     f"of {number}."
                 )
         except (*_UNUSABLE, OSError) as error:
-            # It says nothing of the groups: the same command may go on with them later.
-            if any(processes.gather(isinstance(error, StorageError))):
-                raise
-            warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
-            if processes.is_first():
-                # Or the first new group would be taken for saved already.
-                shutil.rmtree(self._folder, ignore_errors=True)
-            return None
+            # Some rows may be replaced, so this process cannot begin anew.
+            self._remove(error)
+            raise checkpoint.CheckpointError(
+                f"{error} The same command begins the preparation anew."
+            ) from error
         return Gathering(number, put_whole(placement, gathered), (sums,), seconds)
+
+    def _remove(self, error: Exception) -> None:
+        """Removes the groups, or raises an error that says nothing of them."""
+        if any(processes.gather(isinstance(error, StorageError))):
+            # The same command may go on with them later.
+            raise error
+        if processes.is_first():
+            # Or the first new group would be taken for saved already.
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read_sums(self, num_groups: int) -> tuple[dict[str, np.ndarray], float]:
         file = self._sums(num_groups)

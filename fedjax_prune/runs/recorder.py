@@ -80,7 +80,7 @@ class Recorder:
             self._examples = put_whole(placement, examples)
 
     def begin(self, state: ServerState, rows: Store, ids: np.ndarray) -> None:
-        """Compiles what rounds need, and writes who holds which classes.
+        """Removes later records, compiles, and writes who holds which classes.
 
         Args:
           state: of the server, after the rounds done before.
@@ -91,6 +91,8 @@ class Recorder:
           WorkdirError: if the file cannot be written.
           ProcessError: if the first process cannot write it.
         """
+        # Also those of a lost attempt, where this one makes none.
+        processes.on_first(lambda: remove_records(self._folder, self._since))
         if not self._every:
             return
         if self._churn is not None:
@@ -99,7 +101,6 @@ class Recorder:
         self(self._last, state, rows, ids)
 
         def write() -> None:
-            remove_records(self._folder, self._since)
             data = self._experiment.data
             ids = np.arange(min(MOST_CLIENTS, len(data.population.offsets) - 1))
             num_classes = _num_classes(self._experiment)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedjax_prune.data.datasets import DataError
 from fedjax_prune.engine import processes
 from fedjax_prune.engine.devices import ONE_DEVICE
@@ -21,7 +19,7 @@ from fedjax_prune.runs import (
 )
 from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.estimates import require_rounds
-from fedjax_prune.runs.evaluated import numbers_evaluated
+from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
@@ -75,9 +73,10 @@ def run(config: Config, workdir: str | Path) -> int:
       TrainingError: if a client diverges. The last checkpoint and the rows of the
         rounds before stay.
     """
-    track.require_installed(config.logger)
+    # The first process is the one that logs.
+    processes.on_first(lambda: track.require_installed(config.logger))
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):
-        # A process that does not see the user's files must not leave the others alone.
+        # So must files of the user that one process does not see.
         learning = make_learning(processes.together(lambda: completed(config)))
         finished = train(learning, folder, config.rounds)
 
@@ -128,7 +127,8 @@ def train(learning: Learning, folder: Path, last: int) -> int:
         require_rounds(config, folder)
 
     processes.on_first(agree)
-    console.print_table("This run", report.plan(learning))
+    # What is missing on one machine must not leave the others alone.
+    console.print_table("This run", processes.together(lambda: report.plan(learning)))
     with console.working(f"loading {config.data.name}"):
         experiment = Experiment(learning, _load_everywhere(config))
     with console.working("choosing devices and lanes"):
@@ -234,7 +234,7 @@ def evaluate_workdir(workdir: str | Path) -> dict[str, Any]:
         learning = make_learning(config)
         experiment = Experiment(learning, load_data(config))
         origin = origin_of(config, experiment.data.hashes)
-        ids = np.arange(max(numbers_evaluated(config)), dtype=np.int32)
+        ids = last_clients(config)
 
         def evaluate() -> dict[str, Any]:
             state, rows = restore(learning, Path(workdir), origin=origin)

@@ -6,9 +6,9 @@ import pytest
 from fedjax_prune.engine.stopping import make_stopping
 
 
-def stops(epochs, monitor, patience):
+def stops(epochs, monitor, patience, unwatched=0):
     """Whether to stop after each epoch, from the losses of its batches."""
-    stopping = make_stopping(patience, monitor)
+    stopping = make_stopping(patience, monitor)._replace(unwatched=unwatched)
     watch, found = stopping.start(), []
     for losses in epochs:
         for place, loss in enumerate(losses):
@@ -34,6 +34,13 @@ def test_epochs_without_a_lower_loss_are_counted_in_a_row():
 
 def test_a_loss_must_be_below_the_lowest():
     assert stops([(1,), (4,), (3,), (2,)], "epoch", 3) == [False] * 3 + [True]
+
+
+@pytest.mark.parametrize(("patience", "stopped"), [(1, 3), (2, 4)])
+def test_first_epochs_can_go_unwatched(patience, stopped):
+    """The second epoch has the lowest loss watched; the first one is lower."""
+    found = stops([(1,), (2,), (4,), (3,)], "epoch", patience, unwatched=1)
+    assert found.index(True) == stopped - 1
 
 
 def test_a_task_must_sum_what_is_watched():

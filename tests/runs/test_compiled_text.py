@@ -49,7 +49,7 @@ def in_a_branch(x):
 )
 def test_collectives_are_found_where_they_are(function, in_loop):
     found = sorted(collectives(operations(compiled(function))))
-    assert found == [Operation("all-reduce", "", 20, place) for place in in_loop]
+    assert found == [Operation("all-reduce", 20, place) for place in in_loop]
 
 
 def test_other_collectives_are_found_too():
@@ -102,8 +102,8 @@ channel_id=1, to_apply=%region_0.1
 def test_the_text_of_a_tpu_is_read():
     found = operations(OF_A_TPU)
     assert collectives(found) == [
-        Operation("all-gather", "", 128, in_loop=True),
-        Operation("all-reduce", "", 24, in_loop=False),
+        Operation("all-gather", 128, in_loop=True),
+        Operation("all-reduce", 24, in_loop=False),
     ]
-    assert Operation("custom-call", "GatherScatter", 3 + 6, in_loop=True) in found
+    assert Operation("custom-call", 3 + 6, in_loop=True) in found
     assert [op.name for op in found if not op.in_loop] == ["add", "while", "all-reduce"]

@@ -65,8 +65,8 @@ def test_images_beyond_the_memory_are_refused(
         train.run(tiny_config(**ALL_DIGITS, **{"data.size": size}), tmp_path / "run")
     assert caught.value.problems == [
         f"data.size must be at most {fitting} for 1,797 images in the 8.0 GB of this "
-        f"machine, got {size}, which takes {gigabytes} GB: take a smaller data.size, "
-        "data.num_train or eval.num_examples"
+        f"machine, got {size}, which takes {gigabytes} GB: take a smaller data.size "
+        "or fewer images"
     ]
     assert not (tmp_path / "run").exists()
 

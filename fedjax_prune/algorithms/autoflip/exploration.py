@@ -130,7 +130,10 @@ def make_exploration(
             jnp.zeros_like(epoch), jnp.zeros_like(batch), batches
         ),
         epochs=settings.epochs + is_warm,
-        stopping=make_stopping(settings.patience, settings.monitor),
+        # The epoch before the reference is not one of the exploration.
+        stopping=make_stopping(settings.patience, settings.monitor)._replace(
+            unwatched=int(is_warm)
+        ),
     )
     if is_warm:
         solver = solver.before_descent(remember_first_epoch())

@@ -157,12 +157,10 @@ def participants(rule: MaskRule, every: int, weighting: str) -> Schedule:
         state: ServerState, rows: ClientState, cohort: Cohort
     ) -> tuple[GuardedMasks, Tree]:
         own, server = rows.client.own, state.server
-        shares = _shares(state, own, cohort, by_size=weighting == "samples")
-        deviation = _weighted_mean(own.tree, state.params, shares, cohort)
-        any_explored = shares.sum() > 0
+        weights = _weights(state, own, cohort, by_size=weighting == "samples")
         made = jax.lax.cond(
-            any_explored & (state.round % every == 0),
-            lambda: rule.masks(deviation),
+            (weights.sum() > 0) & (state.round % every == 0),
+            lambda: rule.masks(_mean(own.tree, state.params, weights, cohort)),
             lambda: server.current,
         )
         return made, server.guide
@@ -201,9 +199,9 @@ def agreement(rule: MaskRule, every: int, settings: Agreement) -> Schedule:
         guide, number = server.guide, state.round + 1
         if by_votes:
             own = rows.client.own
-            shares = _shares(state, own, cohort, by_size=True)
-            agreed = _weighted_mean(own.tree, state.params, shares, cohort)
-            any_explored = shares.sum() > 0
+            weights = _weights(state, own, cohort, by_size=True)
+            agreed = _mean(own.tree, state.params, weights, cohort)
+            any_explored = weights.sum() > 0
             smoothed = agreeing.smooth(guide.agreement, agreed, settings.rate)
             now = optax.tree.where(any_explored, smoothed, guide.agreement)
             guide = guide._replace(agreement=now)
@@ -278,10 +276,10 @@ def _renewed(
     return rule.complete(kept, score), kept
 
 
-def _shares(
+def _weights(
     state: ServerState, own: Own, cohort: Cohort, *, by_size: bool
 ) -> jax.Array:
-    """Computes each explorer's share among the cohort's.
+    """Gives each explorer of the cohort its weight, and all others 0.
 
     Returns:
       [num_places], with the dtype of the parameters.
@@ -289,24 +287,28 @@ def _shares(
     sizes = jnp.asarray(cohort.sizes)
     weights = sizes if by_size else jnp.minimum(sizes, 1)
     weights = jnp.where(own.explored & (sizes > 0), weights, 0)
-    weights = weights.astype(float_dtype(state.params))
-    return weights / jnp.maximum(weights.sum(), 1)
+    return weights.astype(float_dtype(state.params))
 
 
-def _weighted_mean(tree: Tree, params: Tree, shares: jax.Array, cohort: Cohort) -> Tree:
-    """Sums rows times their shares by client id, so that places do not change bits.
+def _mean(tree: Tree, params: Tree, weights: jax.Array, cohort: Cohort) -> Tree:
+    """Averages rows, added by client id, so that places do not change bits.
+
+    It divides once, as the mean over all explorers does: with everybody in the cohort
+    both agree.
 
     Returns:
       Arrays with the shapes and dtypes of the parameters.
     """
     order = jnp.argsort(jnp.asarray(cohort.client_ids))
+    total_weight = jnp.maximum(weights.sum(), 1)
 
     def sum_leaf(rows: jax.Array, param: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             row = rows[order[i]].astype(param.dtype)
-            share = shares[order[i]].astype(param.dtype)
-            return total + jnp.where(share > 0, share * row, 0)
+            weight = weights[order[i]].astype(param.dtype)
+            return total + jnp.where(weight > 0, weight * row, 0)
 
-        return jax.lax.fori_loop(0, rows.shape[0], add, jnp.zeros_like(param))
+        added = jax.lax.fori_loop(0, rows.shape[0], add, jnp.zeros_like(param))
+        return added / total_weight.astype(param.dtype)
 
     return jax.tree.map(sum_leaf, tree, params)

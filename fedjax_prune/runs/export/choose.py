@@ -105,12 +105,12 @@ def read(asked: Asked) -> Chosen:
     """
     learning, client, workdir = asked.learning, asked.client, asked.workdir
     if client is None:
-        state = restore_state(learning, workdir)
+        state, has_gates = of_newest(workdir, lambda: _read_shared(learning, workdir))
         shared = _shared(asked, state)
         if not learning.has_gates:
             return shared
         where = "--client=ID exports a client's gates"
-        if not has_rows(workdir, int(state.round)):
+        if not has_gates:
             where = "the clients' gates are on the nodes of Flower"
         return shared._replace(words=f"{shared.words}; without gates; {where}")
     data = load_data(learning.config) if asked.kind == "compact" else None
@@ -258,6 +258,12 @@ def _are_first(learning: Learning, client: int, gates: Tree) -> bool:
     """Whether gates are those from before the first round, as of a dropped client."""
     first = jax.jit(lambda own: first_row(learning, own).personal)(np.int32(client))
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, gates, first)))
+
+
+def _read_shared(learning: Learning, workdir: Path) -> tuple[ServerState, bool]:
+    """The state of the newest checkpoint, and whether clients' gates were saved."""
+    state = restore_state(learning, workdir)
+    return state, has_rows(workdir, int(state.round))
 
 
 def _read_client(
