@@ -88,7 +88,6 @@ class Cohort(NamedTuple):
       queues: [num_devices * num_lanes, block_size] int32, the places of its device's
         block that each lane runs, in order, padded with `block_size`.
       cohort_size: [] int32, clients in this cohort, or in all groups together.
-      cohort_examples: [] float64 (on the device float), the examples of these clients.
       num_clients: [] int32, clients in the whole population.
       num_examples: [] float64 (on the device float), those of the whole population.
 
@@ -105,7 +104,6 @@ class Cohort(NamedTuple):
     indices: Any
     queues: Any
     cohort_size: Any
-    cohort_examples: Any
     num_clients: Any
     num_examples: Any
 

@@ -11,7 +11,7 @@ ROOT = PROJECT / "fedjax_prune"
 ROOMS = ("data", "models", "engine", "pruning", "algorithms", "runs", "flower")
 """Each may import those to its left and the SHARED files; there are no others."""
 
-SHARED = {"types", "layers", "fields"}
+SHARED = {"types", "layers", "fields", "shares"}
 """Files that stand before all rooms."""
 
 ONLY_IN = {

@@ -136,7 +136,6 @@ def contiguous_cohort(
         indices=indices,
         queues=queues,
         cohort_size=np.int32(len(client_ids)),
-        cohort_examples=cohort_sizes.sum(dtype=np.float64),
         num_clients=np.int32(len(sizes)),
         num_examples=sizes.sum(dtype=np.float64),
     )

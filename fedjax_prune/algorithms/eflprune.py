@@ -63,7 +63,7 @@ def eflprune(
 
     Raises:
       ValueError: if the share is out of range, the model does not say what its channels
-        are, or none of them can be removed.
+        are, none of them can be removed, or no array is a kernel or an embedding.
 
     References:
       AutoFLIP's comparison, Internò et al., https://arxiv.org/abs/2405.10271.

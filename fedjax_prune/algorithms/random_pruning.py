@@ -26,12 +26,12 @@ import optax
 from fedjax_prune.algorithms.autoflip.autoflip import autoflip
 from fedjax_prune.algorithms.fedavg import fedavg
 from fedjax_prune.engine.contract import FederatedAlgorithm
-from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.transforms import zero_random
 from fedjax_prune.fields import BELOW_ONE, checked, fields_of, like, one_of
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import with_masks
+from fedjax_prune.shares import num_in
 from fedjax_prune.types import (
     ServerState,
     Sums,

@@ -104,8 +104,8 @@ class Preparation(NamedTuple):
       solver: how the clients train in it.
       num_clients: clients in the population -> how many take part.
       start: state -> what is gathered before the first client.
-      gather: (gathered, inputs, placement) -> (gathered, rows, sums) of one group. Its
-        cohort's `cohort_size` and `cohort_examples` are those of all groups together.
+      gather: (gathered, inputs, placement) -> (gathered, rows, sums) of one group. The
+        `cohort_size` of its cohort is that of all groups together.
       finish: (state, gathered, key) -> the state, with the same number of finished
         rounds, and scalars about it.
       messages: like `FederatedAlgorithm.messages`.

@@ -117,8 +117,8 @@ def make_groups(
       placement: of the groups; a block for each of its devices.
 
     Returns:
-      Cohorts as of `make_cohort`, except that `cohort_size` and `cohort_examples` are
-      those of all groups together.
+      Cohorts as of `make_cohort`, except that `cohort_size` is that of all groups
+      together.
 
     Raises:
       ValueError: as `make_cohort`.
@@ -131,7 +131,6 @@ def make_groups(
     block_size = placement.block_size(len(groups[0]))
     check_clients(population, client_ids)
     width = width_of(population, client_ids)
-    cohort_examples = np.float64(sizes_of(population, client_ids).sum())
 
     def make_group(ids: np.ndarray) -> Cohort:
         sizes = sizes_of(population, ids).astype(np.int32)
@@ -153,7 +152,6 @@ def make_groups(
             indices=pad_clients(population, ids[chosen], width).indices,
             queues=queues,
             cohort_size=np.int32(len(client_ids)),
-            cohort_examples=cohort_examples,
             num_clients=np.int32(num_clients),
             num_examples=np.float64(population.offsets[-1]),
         )
@@ -224,8 +222,8 @@ def sample_cohort(
       >>> cohort = fp.sample_cohort(
       ...     population, 3, num_lanes=1, seed=0, round=0, epochs=1, batch_size=2
       ... )
-      >>> cohort.client_ids.tolist(), int(cohort.cohort_examples)
-      ([0, 1, 2], 6)
+      >>> cohort.client_ids.tolist(), cohort.sizes.tolist()
+      ([0, 1, 2], [2, 1, 3])
     """
     everyone = len(population.offsets) - 1
     ids = draw_clients(everyone, cohort_size, seed=seed, round=round)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.engine.clipping import MODEL_STATE, SIGNS, STEP_MASS
-from fedjax_prune.engine.shares import num_in
 from fedjax_prune.fields import FINITE, FRACTION, checked, one_of
+from fedjax_prune.shares import num_in
 from fedjax_prune.types import Mean, Message, Total
 
 ATTACKS = ("sign_flip", "scaled")

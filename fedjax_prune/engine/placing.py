@@ -245,7 +245,6 @@ _COHORT_SPECS = Cohort(
     indices=SPLIT,
     queues=SPLIT,
     cohort_size=WHOLE,
-    cohort_examples=WHOLE,
     num_clients=WHOLE,
     num_examples=WHOLE,
 )

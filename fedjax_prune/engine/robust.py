@@ -41,7 +41,7 @@ from fedjax_prune.engine.aggregate import (
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.engine.policy import Policy
-from fedjax_prune.engine.shares import num_in
+from fedjax_prune.shares import num_in
 from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
 
 Statistic = Callable[[jax.Array, jax.Array], jax.Array]

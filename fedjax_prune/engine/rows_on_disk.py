@@ -174,7 +174,7 @@ class DiskStore:
           RowsError: if rows could not be written, or object storage does not answer.
         """
         folder = Path(folder)
-        if not row_log.is_log(folder):
+        if not processes.on_first(lambda: row_log.is_log(folder)):
             self._copy_leaves(
                 processes.together(lambda: row_files.open_leaves(folder, self.shapes))
             )

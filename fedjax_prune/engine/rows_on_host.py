@@ -81,7 +81,7 @@ class HostStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
-        if row_log.is_log(folder):
+        if processes.on_first(lambda: row_log.is_log(folder)):
             saved = processes.together(lambda: open_log(folder, self.shapes))
             self._begin(first_row(saved, self.shapes))
             put_saved(self, saved, self._placement)

@@ -177,7 +177,7 @@ class DeviceStore:
 
     def restore(self, folder: str | Path) -> None:
         """See `Store.restore`."""
-        if not row_log.is_log(folder):
+        if not processes.on_first(lambda: row_log.is_log(folder)):
             processes.together(lambda: self._restore(folder))
             return
         saved = processes.together(lambda: open_log(folder, self.shapes))

@@ -54,14 +54,12 @@ class Facts(NamedTuple):
     Attributes:
       number: of the round, from 1; 0 is the preparation.
       cohort_size: clients that take part.
-      cohort_examples: of these clients.
       num_clients: clients in the population.
       num_examples: of the population.
     """
 
     number: int
     cohort_size: int
-    cohort_examples: int
     num_clients: int
     num_examples: int
 
@@ -82,7 +80,6 @@ def make_cohort(client_ids: np.ndarray, sizes: np.ndarray, facts: Facts) -> Coho
         indices=np.broadcast_to(np.arange(width, dtype=np.int32), (count, width)),
         queues=np.arange(count, dtype=np.int32)[None],
         cohort_size=np.int32(facts.cohort_size),
-        cohort_examples=np.float64(facts.cohort_examples),
         num_clients=np.int32(facts.num_clients),
         num_examples=np.float64(facts.num_examples),
     )
@@ -225,7 +222,7 @@ def shapes_of(learning: Learning) -> tuple[Any, ...]:
     width = padded_size(1)
     images = jax.ShapeDtypeStruct((width, *image_shape_of(learning.config)), np.uint8)
     dataset = Dataset(images, jax.ShapeDtypeStruct((width,), np.int32))
-    cohort = make_cohort(np.zeros(1), np.ones(1), Facts(1, 1, 1, 1, 1))
+    cohort = make_cohort(np.zeros(1), np.ones(1), Facts(1, 1, 1, 1))
     cohort = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, cohort))
     row = jax.eval_shape(algorithm.rules.row, key)
     return state, row, dataset, cohort, jax.eval_shape(lambda: key)

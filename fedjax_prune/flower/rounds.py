@@ -196,7 +196,6 @@ class Rounds:
         facts = Facts(
             number=number,
             cohort_size=count,
-            cohort_examples=int(sizes[ids].sum()),
             num_clients=len(sizes),
             num_examples=int(sizes.sum()),
         )

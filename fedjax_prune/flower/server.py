@@ -102,10 +102,14 @@ def serve(
         ("logger", "none"),
         ("hash_every", 0),
         ("compact_training", False),
-        ("rows_dir", ""),
     ):
         if (value := config[name]) != unused:
             found.append(f"{name} must be {unused} for a run on Flower, got {value}")
+    if config.rows_dir:
+        found.append(
+            f"rows_dir must be empty for a run on Flower, got {config.rows_dir}: the "
+            "option rows-dir of a node names its folder"
+        )
     if workdir and not Path(workdir).is_absolute():
         # Flower runs this in a folder of its own.
         found.append(f"workdir must be empty or an absolute path, got {workdir!r}")

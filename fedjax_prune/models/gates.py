@@ -13,7 +13,6 @@ References:
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, NamedTuple
 
 import flax.linen as nn
@@ -25,6 +24,7 @@ from fedjax_prune.models.initializers import normal
 from fedjax_prune.models.platforms import ANY, traced_platform
 from fedjax_prune.models.precision import at_least_float32, wide
 from fedjax_prune.models.selection import mark_largest, top_k
+from fedjax_prune.shares import nearest_in
 
 MODES = ("hard_ste", "scale", "hard_dense_ste", "hard_nograd")
 RESCALES = ("none", "sqrt", "inverse")
@@ -89,7 +89,7 @@ def check_gate_settings(settings: GateSettings) -> None:
 
 def num_kept(keep_ratio: float, num_channels: int) -> int:
     """Counts the kept channels, K: at least 1, nearest to the decimal rho times C."""
-    return max(1, math.floor(Fraction(str(keep_ratio)) * num_channels + Fraction(1, 2)))
+    return max(1, nearest_in(keep_ratio, num_channels))
 
 
 def active_gates(

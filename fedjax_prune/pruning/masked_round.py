@@ -128,7 +128,7 @@ class Masking(NamedTuple):
       message: result -> parts that a client sends beside those of the base.
       absorb: (state, received) -> guide after the round.
       delivered: MaskedServer -> masks of the delivered model.
-      prunable: parameters or masks -> a bool for each array, whether it may be pruned.
+      prunable: parameters -> a bool for each array, whether it may be pruned.
       extra: state -> [] int32, how many numbers each client of the round sends beside
         those that the mask keeps.
     """
@@ -176,8 +176,9 @@ def masked(
       `mask/extra` and `mask/sent`, the number of clients that are sent the masks.
 
     Raises:
-      ValueError: if `server_store` is unknown.
+      ValueError: if `server_store` is unknown, or `masking.prunable` refuses the model.
     """
+    flags = masking.prunable(task.shapes.params)
     rules = _rules(task, base.rules, masking)
     train = _training(task, rules)
 
@@ -198,7 +199,7 @@ def masked(
 
     def facts(state: ServerState) -> Sums:
         masks = state.server.masks
-        counted = mask_facts(masks, task.groups or (), masking.prunable(masks))
+        counted = mask_facts(masks, task.groups or (), flags)
         return counted | {
             "mask/guarded": state.server.guarded,
             "mask/extra": masking.extra(state),

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_prune.engine.shares import least_in, num_in
 from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import array_name, drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
 from fedjax_prune.models.selection import mark_largest
 from fedjax_prune.pruning.guidance import quantile
+from fedjax_prune.shares import least_in, num_in
 from fedjax_prune.types import Tree
 
 KERNELS = ("kernel", "recurrent_kernel", "embedding")

@@ -14,6 +14,7 @@ from fedjax_prune.models import costs
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import console
 from fedjax_prune.runs.aot_report import Program, compile_program, describe, problems
+from fedjax_prune.runs.capacity import resident_bytes
 from fedjax_prune.runs.dispatch import draw_cohort
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, load_data
@@ -71,7 +72,8 @@ def compile_run(config: Config, target: Slice) -> bool:
             policy=policy_of(config),
             devices=target.devices,
         )
-        resident = _resident_bytes(experiment, placement)
+        # The rows of all clients are arguments of no program.
+        resident = resident_bytes(experiment, placement)
         for program in programs(experiment, placement):
             with console.working(f"compiling the {program.name}"):
                 finding = compile_program(program)
@@ -101,16 +103,6 @@ def _with_numbers(config: Config, num_chips: int) -> Config:
     config.devices = config.devices or min(num_chips, config.cohort_size)
     config.lanes = min(config.lanes, -(-config.cohort_size // config.devices))
     return config
-
-
-def _resident_bytes(experiment: Experiment, placement: Placement) -> int:
-    """Bytes of all clients' rows on each chip; they are arguments of no program."""
-    config = experiment.config
-    if config.client_rows != "device":
-        return 0
-    _, row = jax.eval_shape(lambda: start(experiment.learning))
-    share = -(-config.data.num_clients // placement.num_blocks)
-    return share * costs.tree_bytes(row)
 
 
 def programs(experiment: Experiment, placement: Placement) -> Iterator[Program]:
@@ -175,7 +167,7 @@ def _round(
     test = shapes_on(placement, WHOLE, experiment.data.test)
     wanted = shapes_on(placement, SPLIT, np.zeros(len(cohort.client_ids), bool))
     rounds = WholeRounds(learning.task, learning.algorithm.round, placement)
-    images = experiment.config.client.epochs * float(cohort.cohort_examples)
+    images = experiment.config.client.epochs * float(cohort.sizes.sum(dtype=np.int64))
     flops = _flops(experiment, costs.FORWARDS * images)
     return Program("round", True, flops, lambda: rounds.compile(inputs, test, wanted))
 

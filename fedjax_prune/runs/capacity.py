@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_prune.engine import processes
 from fedjax_prune.engine.aggregate import weigh
 from fedjax_prune.engine.contract import Preparation
+from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.evaluate import BATCH_SIZE
 from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.local import LocalTraining
@@ -51,9 +52,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
     state, row = jax.eval_shape(lambda: start(learning))
     row_bytes = tree_bytes(row)
     placement = placement_of(config)
-    share = -(-config.data.num_clients // placement.num_blocks) * row_bytes
-    if config.client_rows != "device":
-        share = 0
+    share = resident_bytes(experiment, placement)
     explorers, prepare = 0, learning.algorithm.prepare
     client, message = _client_bytes(learning, state)
     if prepare is not None:
@@ -147,6 +146,15 @@ def _evaluation_bytes(experiment: Experiment) -> int:
     return 5 * peak_bytes(task.predict, task.shapes, images) // 4
 
 
+def resident_bytes(experiment: Experiment, placement: Placement) -> int:
+    """Bytes of all clients' rows on each device, if they stay there between rounds."""
+    config = experiment.config
+    if config.client_rows != "device":
+        return 0
+    _, row = jax.eval_shape(lambda: start(experiment.learning))
+    return -(-config.data.num_clients // placement.num_blocks) * tree_bytes(row)
+
+
 def host_bytes(experiment: Experiment) -> int:
     """Bytes that the rows of clients and the tables of a cohort take on the host.
 
@@ -173,13 +181,14 @@ def require_host_memory(experiment: Experiment) -> None:
       SettingsError: if they do not fit.
     """
     config, available = experiment.config, machine_bytes()
+    less = "client_rows = disk, or " if config.client_rows == "host" else ""
     if (needed := host_bytes(experiment)) > available:
         raise SettingsError(
             [
                 f"client_rows = {config.client_rows} with {config.data.num_clients:,} "
                 f"clients, {config.cohort_size:,} a round, takes {needed / 1e9:,.3g} "
                 f"GB of this machine's memory, which has {available / 1e9:,.3g} GB: "
-                "take client_rows = disk, or a smaller cohort_size or model.width"
+                f"take {less}a smaller cohort_size or model.width"
             ]
         )
 

@@ -13,12 +13,12 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.data.datasets import DATASETS, info_of
 from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.engine.policy import ORDERED
-from fedjax_prune.engine.shares import num_in
 from fedjax_prune.engine.solver import LINEAR
 from fedjax_prune.fields import Relation, fields_of, relations_of
 from fedjax_prune.models import MODELS, own
 from fedjax_prune.models.needs import Needs
 from fedjax_prune.runs.sections import ALGORITHM, RELATED, SECTIONS
+from fedjax_prune.shares import num_in
 
 _BY_CLIENT = ", ".join(name for name, info in DATASETS.items() if info.by_client)
 _OWN = " or ".join(name for name, info in DATASETS.items() if info.own)

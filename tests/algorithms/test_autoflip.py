@@ -113,10 +113,12 @@ def test_a_round_without_messages_changes_only_the_masks():
     jax.tree.map(np.testing.assert_array_equal, (after, after_rows), (kept, rows))
 
 
-def test_with_everybody_participants_is_fixed():
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_with_everybody_participants_is_fixed(weighting):
     states = []
     for schedule in ("fixed", "participants"):
-        algorithm = build(**FIELDS, mask_schedule=schedule)
+        fields = FIELDS | {"explorer_weighting": weighting}
+        algorithm = build(**fields, mask_schedule=schedule)
         state, rows, _ = prepare(algorithm)
         everybody = [[0, 1, 2, 3]] * 3
         states.append(rounds(algorithm, state, rows, everybody)[0])

@@ -10,7 +10,12 @@ from fedjax_prune.algorithms.random_pruning import permute, shrinking_counts
 from fedjax_prune.engine.aggregate import receive
 from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.engine.transforms import accumulate, mean_accumulated, zero_random
+from fedjax_prune.engine.transforms import (
+    accumulate,
+    add_proximal,
+    mean_accumulated,
+    zero_random,
+)
 from fedjax_prune.models import CNN
 from fedjax_prune.models.task import make_task
 from fedjax_prune.types import RoundInputs
@@ -82,6 +87,24 @@ def test_fedsnip_keeps_what_the_loss_is_sensitive_to(batch_size):
     assert int(after.round) == 0 and int(sums["mask/kept/kernel"]) == expected.sum()
 
 
+def sensitivity(algorithm):
+    """The mean gradient that FedSNIP makes its masks from."""
+    state, rows = first(algorithm)
+    dataset, cohort = dataset_of_clients(), toys.contiguous_cohort(SIZES)
+    inputs = RoundInputs(state, rows, dataset, cohort, KEY)
+    begun = algorithm.prepare.start(state)
+    gathered, _, _ = algorithm.prepare.gather(begun, inputs, ONE_DEVICE)
+    return receive(gathered)["gradient"]
+
+
+def test_fedsnip_measures_the_loss_alone():
+    """A proximal term has no gradient at the parameters that a round begins with."""
+    plain = make_solver(epochs=1, batch_size=4, lr=0.1)
+    proximal = plain.before_descent(add_proximal(0.1))
+    found = [sensitivity(build("fedsnip", solver=s)) for s in (plain, proximal)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 def test_fedsnip_moves_no_gate():
     """The loss is scaled by a gate, which would fall from batch to batch."""
     linear = task()
@@ -97,13 +120,20 @@ def test_fedsnip_moves_no_gate():
     for lr in (1e-6, 0.1):
         solver = make_solver(epochs=1, batch_size=4, lr=lr)
         algorithm = build("fedsnip", model_task=gated, solver=solver)
-        state, rows = first(algorithm)
-        dataset, cohort = dataset_of_clients(), toys.contiguous_cohort(SIZES)
-        inputs = RoundInputs(state, rows, dataset, cohort, KEY)
-        begun = algorithm.prepare.start(state)
-        gathered, _, _ = algorithm.prepare.gather(begun, inputs, ONE_DEVICE)
-        gradients.append(receive(gathered)["gradient"])
+        gradients.append(sensitivity(algorithm))
     jax.tree.map(np.testing.assert_array_equal, *gradients)
+
+
+def test_eflprune_refuses_a_model_without_kernels_before_a_round():
+    network = make_task(CNN(3, width=0.5), (8, 8, 1))
+
+    def init(key):
+        first = network.init(key)
+        params = {layer: {"w": x["kernel"]} for layer, x in first.params.items()}
+        return first._replace(params=params)
+
+    with pytest.raises(ValueError, match="a model must have an array with the name"):
+        build("eflprune", model_task=network._replace(init=init), channel_share=0.5)
 
 
 def test_eflprune_sends_the_channels_of_largest_norm():

@@ -16,6 +16,7 @@ METRICS = "runs/test_metrics_log.py"
 LOCK = "runs/test_lock.py"
 TRAIN = "runs/test_train.py"
 PRUNED = "runs/test_pruned_runs.py"
+GROUPS = "runs/test_kept_groups.py"
 CAPACITY = "runs/test_capacity.py"
 DROPS = "engine/test_drops.py"
 PROCESSES = "runs/test_processes.py"
@@ -41,8 +42,8 @@ FAULTS = {
         (KILLS, "test_fedavg_survives"),
     ],
     "stopped in the exploration": [
-        (PRUNED, "test_groups_of_explorers_that_are_done_are_kept"),
-        (PRUNED, "test_groups_that_cannot_be_used_are_explored_again"),
+        (GROUPS, "test_groups_of_explorers_that_are_done_are_kept"),
+        (GROUPS, "test_groups_that_cannot_be_used_are_explored_again"),
     ],
     "a background save that fails": [
         (SAVING, "test_rounds_go_on_and_an_error_is_told_at_the_next"),

@@ -8,7 +8,10 @@ import pytest
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from fedjax_prune.engine.outcome import TrainingError
+from fedjax_prune.flower import nodes
 from fedjax_prune.flower.client import make_client_app
+from fedjax_prune.flower.examples import named_classes
+from fedjax_prune.flower.nodes import MissingNodesError, Nodes
 from fedjax_prune.flower.server import serve
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
@@ -142,6 +145,23 @@ def test_a_node_that_comes_back_as_another_client_is_asked_again():
     learning = make_learning(config)
     assert largest_gap(serve(grid, learning), simulate(learning)[0]) < 1e-5
     assert receivers(grid, "train") == [100, 101, 102] * 3
+
+
+def test_an_old_answer_of_a_node_that_is_gone_ends_no_run(monkeypatch):
+    """Nodes that are slow to start are asked twice, and answer twice."""
+    monkeypatch.setattr(nodes, "_ASKING", 0.0)
+    config = config_of()
+    grid = grid_of(config)
+    answers, waiting = grid.pull_messages, Nodes(grid, 3, named_classes(config), 0)
+    grid.pull_messages = lambda ids: []
+    with pytest.raises(MissingNodesError):
+        waiting.wait(0)
+    grid.pull_messages = lambda ids: answers(sorted(ids, key=int)[:3])
+    waiting.wait(0)
+    grid.contexts.clear()
+    for _ in range(2):
+        waiting.wait(0)
+    assert receivers(grid, "query") == [100, 101, 102] * 2
 
 
 def test_a_node_refuses_requests_for_another_client(caplog):

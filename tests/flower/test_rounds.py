@@ -252,6 +252,7 @@ def test_what_a_server_does_not_read_is_refused_and_a_relative_folder():
     config = vectors("fedavg")
     config.update_from_flattened_dict(
         {"logger": "wandb", "hash_every": 2, "compact_training": True}
+        | {"client_rows": "disk", "rows_dir": "rows"}
     )
     grid = MemoryGrid(make_client_app(lambda given: config), 3)
     with pytest.raises(SettingsError) as told:
@@ -260,6 +261,8 @@ def test_what_a_server_does_not_read_is_refused_and_a_relative_folder():
         "logger must be none for a run on Flower, got wandb",
         "hash_every must be 0 for a run on Flower, got 2",
         "compact_training must be False for a run on Flower, got True",
+        "rows_dir must be empty for a run on Flower, got rows: the option rows-dir of "
+        "a node names its folder",
         "workdir must be empty or an absolute path, got 'runs/here'",
     ]
     assert not grid.sent

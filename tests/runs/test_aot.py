@@ -118,7 +118,7 @@ def finding(trains, found, refusal=""):
 
 
 def test_a_collective_in_local_training_is_a_problem():
-    inside = Operation("all-gather", "", 4_000_000, in_loop=True)
+    inside = Operation("all-gather", 4_000_000, in_loop=True)
     outside, other = inside._replace(in_loop=False), inside._replace(name="fusion")
     assert problems(finding(True, [inside, outside]), slice_of(), 0) == [
         "the round exchanges data in local training: 1 all-gather (4 MB)"

@@ -1,8 +1,6 @@
 """Whole runs with masks: preparation, files, resuming, compaction, tables."""
 
-import shutil
 import signal
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +8,7 @@ import numpy as np
 import pytest
 
 from configs import autoflip
-from fedjax_prune.engine import devices
 from fedjax_prune.engine.outcome import TrainingError
-from fedjax_prune.engine.row_errors import StorageError
 from fedjax_prune.runs import (
     checkpoint,
     compact_rounds,
@@ -20,24 +16,18 @@ from fedjax_prune.runs import (
     savings,
     tables,
     train,
-    verify,
 )
-from fedjax_prune.runs import prepare as preparing
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, check, problems
-from fedjax_prune.runs.start import restore_or_start
-from fedjax_prune.runs.workdir import open_workdir
 from tests.small_runs import (
     PRUNED_FIELDS,
-    build,
     final_state,
     pruned_config,
     tiny_config,
     undocumented,
 )
-from tests.toys import all_rows
 
 
 @pytest.fixture(scope="module")
@@ -98,109 +88,6 @@ def test_a_stop_while_exploring_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     assert checkpoint.latest(tmp_path / "checkpoints") == 0
     out = capsys.readouterr().out
     assert "0 of 4" in out and "the same command goes on from here" in out
-
-
-def prepared_with(config, folder, *, stopped=False):
-    """The state after the preparation, or None, and the rows of all clients."""
-    built, stop = build(config), threading.Event()
-    where = devices.make_placement(1)
-    if stopped:
-        stop.set()
-    with open_workdir(folder):
-        state, rows, _ = restore_or_start(built, folder, where)
-        state = preparing.prepare(built, folder, where, state, rows, stop=stop)
-    return state, all_rows(rows)
-
-
-def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch):
-    """Five explorers in groups of two, two and one; it stops after each group."""
-    monkeypatch.setattr(devices, "ALONE", 2)
-    fields = PRUNED_FIELDS | {"mask_schedule": "agreement"}
-    config = pruned_config(fields=fields, devices=1)
-    whole = prepared_with(config, tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    taken = []
-    for done in (1, 2):
-        assert prepared_with(config, stopped, stopped=True)[0] is None
-        with np.load(stopped / f"preparation/sums-of-{done}-groups.npz") as sums:
-            taken.append(float(sums["seconds"]) - sum(taken))
-        assert checkpoint.rounds(stopped / "preparation") == [done]
-        assert checkpoint.latest(stopped / "checkpoints") is None
-        assert read_metrics(stopped) == []
-    jax.tree.map(np.testing.assert_array_equal, whole, prepared_with(config, stopped))
-    assert not (stopped / "preparation").exists()
-    one, other = (read_metrics(tmp_path / name)[0] for name in ("whole", "stopped"))
-    assert min(taken) > 0 and other["seconds"] > sum(taken)
-    times = dict.fromkeys(verify.TIMES, 0)
-    assert one | times == other | times
-
-
-def test_groups_of_a_damaged_save_are_explored_again(tmp_path, monkeypatch):
-    """The second save is damaged, but the first was not removed yet: it is used."""
-    monkeypatch.setattr(devices, "ALONE", 2)
-    config = pruned_config(devices=1, rounds=1)
-    whole = prepared_with(config, tmp_path / "whole")
-    stopped, kept = tmp_path / "stopped", tmp_path / "stopped" / "preparation"
-    assert prepared_with(config, stopped, stopped=True)[0] is None
-    shutil.copytree(kept / "1", tmp_path / "1")
-    assert prepared_with(config, stopped, stopped=True)[0] is None
-    shutil.copytree(tmp_path / "1", kept / "1")
-    (kept / "2" / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match=r"1 is used"):
-        again = prepared_with(config, stopped)
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
-
-
-# Stops of a run and stops between groups are tested above, each on its own.
-@pytest.mark.long
-def test_a_run_that_stops_between_groups_says_how_it_goes_on(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(devices, "ALONE", 2)
-    prepare = train.prepare
-
-    def interrupted(*args, stop):
-        signal.raise_signal(signal.SIGINT)
-        return prepare(*args, stop=stop)
-
-    monkeypatch.setattr(train, "prepare", interrupted)
-    assert train.run(pruned_config(devices=1), tmp_path) == train.INTERRUPTED
-    assert checkpoint.rounds(tmp_path / "preparation") == [1]
-    assert "the same command goes on" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("cause", ["other groups", "damage", "damaged sums"])
-def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "ALONE", 2)
-    config = pruned_config(devices=1, rounds=1)
-    assert prepared_with(config, tmp_path, stopped=True)[0] is None
-    kept = tmp_path / "preparation"
-    if cause == "other groups":
-        monkeypatch.setattr(devices, "ALONE", 3)
-    elif cause == "damage":
-        (kept / "1" / "manifest.json").unlink()
-    else:
-        sums = kept / "sums-of-1-groups.npz"
-        sums.write_bytes(sums.read_bytes()[:-40])
-    with pytest.warns(UserWarning, match="The preparation begins anew"):
-        assert prepared_with(config, tmp_path, stopped=True)[0] is None
-    state, _ = prepared_with(config, tmp_path)
-    assert state is not None and not kept.exists()
-
-
-def test_storage_that_does_not_answer_keeps_the_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "ALONE", 2)
-    config = pruned_config(devices=1, rounds=1)
-    assert prepared_with(config, tmp_path, stopped=True)[0] is None
-
-    def too_slow(*args, **fields):
-        raise StorageError("gs://rows", "too slow")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "restore", too_slow)
-        with pytest.raises(StorageError, match="too slow"):
-            prepared_with(config, tmp_path)
-    assert checkpoint.rounds(tmp_path / "preparation") == [1]
 
 
 def test_a_stopped_run_does_not_explore_again(whole, tmp_path, monkeypatch):

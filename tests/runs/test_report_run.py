@@ -111,6 +111,15 @@ def test_a_resumed_run_under_masks_records_how_many_entries_change(tmp_path):
     assert all(0 <= x <= 1 for found in (first, second) for x in found.churn.values())
 
 
+def test_a_run_that_goes_on_without_records_removes_those_of_lost_rounds(tmp_path):
+    config = plain_config(rounds=1, **{"report.every": 1})
+    assert train.run(config, tmp_path) == 0
+    (tmp_path / "report" / "round-2.npz").touch()
+    config = plain_config(rounds=2, **{"report.every": 0})
+    assert train.run(config, tmp_path) == 0
+    assert record.recorded_rounds(tmp_path, 9) == [1]
+
+
 def test_rounds_with_hostile_clients_are_recorded_with_their_losses(
     tmp_path, monkeypatch
 ):

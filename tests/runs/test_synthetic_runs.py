@@ -29,15 +29,15 @@ def test_a_run_has_its_clients_and_a_test_set_of_its_own():
 
 
 def test_examples_that_do_not_fit_the_memory_are_refused(monkeypatch):
-    """Vectors have 240 bytes, and a CPU device has a copy of them."""
+    """Vectors have 240 bytes, a CPU device has a copy of them, 10,000 are of tests."""
     config = small(
         "vectors", **{"data.client_size": 1000, "data.client_size_sigma": 0.0}
     )
-    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 2 * 50_000 * 240 - 1)
+    monkeypatch.setattr(data_memory, "machine_bytes", lambda: 2 * 60_000 * 240 - 1)
     with pytest.raises(SettingsError) as error:
         load_data(config)
     assert error.value.problems == [
-        "data.client_size must be smaller: 50,000 examples of 50 clients take 0.0 GB, "
+        "data.client_size must be smaller: 60,000 examples of 50 clients take 0.0 GB, "
         "and this machine has 0.0 GB, got 1000"
     ]
 

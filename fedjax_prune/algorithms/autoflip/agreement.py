@@ -21,10 +21,10 @@ Choices:
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.shares import least_in, num_in
 from fedjax_prune.models.precision import wide
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.masks import unstructured_masks
+from fedjax_prune.shares import least_in, num_in
 from fedjax_prune.types import Tree
 
 

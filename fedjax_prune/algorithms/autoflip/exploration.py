@@ -32,10 +32,10 @@ from fedjax_prune.engine.aggregate import Gathered, join, nothing, weigh
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.rounds import make_training
-from fedjax_prune.engine.shares import nearest_in
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.stopping import make_stopping
 from fedjax_prune.engine.transforms import remember_first_epoch
+from fedjax_prune.shares import nearest_in
 from fedjax_prune.types import (
     ClientState,
     Cohort,

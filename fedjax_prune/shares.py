@@ -1,11 +1,11 @@
-"""Shares of a number of clients."""
+"""Shares of a number of things: clients, channels, weights. Fractions are decimals."""
 
 import math
 from fractions import Fraction
 
 
 def num_in(fraction: float, count: int) -> int:
-    """Counts the whole clients in a share of some: floor(fraction * count).
+    """Counts a share rounded down to whole things: floor(fraction * count).
 
     Examples:
       The fraction is read as a decimal: in binary, 0.29 * 100 is below 29.
@@ -29,7 +29,7 @@ def nearest_in(fraction: float, count: int) -> int:
 
 
 def least_in(fraction: float, count: int) -> int:
-    """Counts a share rounded up to whole entries: ceil(fraction * count).
+    """Counts a share rounded up to whole things: ceil(fraction * count).
 
     Examples:
       The fraction is read as by `num_in`: in binary, 0.07 * 100 is above 7.
