@@ -5,7 +5,7 @@
 The text after the colon is AGGREGATOR[,ATTACK]: mean, median, trimmed_mean or
 norm_clipping, and sign_flip, scaled or none. All aggregators with one attack:
 
-    python -m fedjax_prune sweep --config=hostile --workdir=runs/hostile \\
+    python -m fedjax_prune sweep --config=hostile --workdir=runs/hostile \
         --settings="mean median trimmed_mean norm_clipping"
 
 Accuracy on the test set after 30 rounds, two CPU cores, one seed, 3 seconds a run:

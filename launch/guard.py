@@ -100,7 +100,7 @@ def _end_with(parent_lives: int) -> None:
 
 def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -> int:
     """Passes on what the child is sent and what it says, and says how it ended."""
-    _pass_on_signals(child)
+    killed = _pass_on_signals(child)
     fatal = []
     for line in errors:
         if fatal or _TOLD_BY_JAX.match(line):
@@ -123,7 +123,7 @@ def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -
     if end == -signal.SIGABRT and text:
         console.print_error(f"{_reason(text, seat, time.monotonic() - began)}")
         return LOST
-    if -end in SIGNALS:
+    if -end in SIGNALS or killed.is_set():
         return INTERRUPTED
     console.print_error(
         f"process {seat.number} of {seat.num_processes} was killed by "
@@ -172,9 +172,13 @@ def _reason(text: str, seat: Seat, seconds: float) -> str:
     return f"{lost}, {seconds:.0f} s after the start. {_GOES_ON}"
 
 
-def _pass_on_signals(child: int) -> None:
-    """The first signal asks the child to stop, and SIGINT after it kills it."""
-    asked = threading.Event()
+def _pass_on_signals(child: int) -> threading.Event:
+    """The first signal asks the child to stop, and SIGINT after it kills it.
+
+    Returns:
+      Whether it was killed.
+    """
+    asked, killed = threading.Event(), threading.Event()
 
     def pass_on(number: int, frame: Any) -> None:
         del frame
@@ -183,9 +187,11 @@ def _pass_on_signals(child: int) -> None:
             # would not wait for the checkpoint.
             os.kill(child, signal.SIGTERM)
         elif number == signal.SIGINT:
+            killed.set()
             os.kill(child, signal.SIGKILL)
         asked.set()
 
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, pass_on)
+    return killed

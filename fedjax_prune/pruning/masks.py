@@ -249,7 +249,7 @@ def lowest_channels(
     groups = removable(groups, residual=residual)
     alive = {}
     for group in groups:
-        left = max(group.size - num_in(share, group.size), _fewest(group))
+        left = num_left(group, share)
         best = [mark_largest(means, left) for means in channel_means(scores, group)]
         alive[group.name] = jnp.stack(best).any(0)
     return drop_channels(masks, groups, alive)
@@ -290,6 +290,11 @@ def channel_means(tree: Tree, group: ChannelGroup) -> jax.Array:
 def _fan_in(tree: Tree, slot: Slot) -> int:
     leaf: Any = find_leaf(tree, slot.path)
     return leaf.size // leaf.shape[slot.axis]
+
+
+def num_left(group: ChannelGroup, share: float) -> int:
+    """Counts the channels of a group that `lowest_channels` leaves."""
+    return max(group.size - num_in(share, group.size), _fewest(group))
 
 
 def _fewest(group: ChannelGroup) -> int:

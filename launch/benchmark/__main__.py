@@ -73,11 +73,11 @@ def _run(argv: list[str]) -> int:
     peers_dir = local_folder(_PEERS_DIR.value or runtime.cache_folder() / "peers")
     if found := _mistakes(argv):
         raise settings.SettingsError(found)
-    trains = any(name in SUITES for name in _SUITE.value)
+    compares = any(_has_peers(name) for name in _SUITE.value)
     options = Options(
         rounds=_ROUNDS.value,
         threads=_THREADS.value or len(runtime.cores()),
-        peers=_available_peers(_PEERS.value, peers_dir) if trains else [],
+        peers=_available_peers(_PEERS.value, peers_dir) if compares else [],
         peers_dir=peers_dir,
         compile=_COMPILE.value,
     )
@@ -126,6 +126,8 @@ def _mistakes(argv: list[str]) -> list[str]:
             for name in names
             if name not in known
         ]
+    if _PEERS.value and not any(_has_peers(name) for name in _SUITE.value or ()):
+        found.append(f"--peers must be empty for {','.join(_SUITE.value or ())}")
     cores = len(runtime.cores())
     if _THREADS.value is not None and not 1 <= _THREADS.value <= cores:
         found.append(f"--threads must be in [1, {cores}], got {_THREADS.value}")
@@ -138,6 +140,10 @@ def _mistakes(argv: list[str]) -> list[str]:
     if output.is_dir() or not output.parent.is_dir():
         found.append(f"--output must be a file in a folder, got {str(output)!r}")
     return found
+
+
+def _has_peers(suite: str) -> bool:
+    return suite in SUITES and SUITES[suite].with_peers
 
 
 def _available_peers(wanted: Sequence[str] | None, peers_dir: Path) -> list[str]:

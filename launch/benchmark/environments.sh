@@ -39,8 +39,10 @@ find_python() {
 make_environment() {
   local name=$1 wanted python requirements
   wanted=$(packages "$name")
-  # The stamp holds what was installed, so a changed pin installs again.
-  if [ "$(cat "$dir/$name/installed" 2>/dev/null)" = "$wanted" ]; then
+  # The stamp holds what was installed, so a changed pin installs again. So does an
+  # interpreter that is gone.
+  if [ "$(cat "$dir/$name/installed" 2>/dev/null)" = "$wanted" ] &&
+    "$dir/$name/bin/python" -c '' 2>/dev/null; then
     return
   fi
   python=$(find_python)

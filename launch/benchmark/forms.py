@@ -163,6 +163,8 @@ def _in_onnxruntime(setup: Setup, kind: str) -> Form:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(runtime.cores())
     options.log_severity_level = 3
+    # Its threads would else wait busily while other forms are timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         file, options, providers=["CPUExecutionProvider"]
     )

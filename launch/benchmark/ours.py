@@ -27,6 +27,7 @@ from fedjax_prune.models import VGG11, DropoutCNN, TwoCNN, costs
 from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.precision import PRECISIONS, product_precision
 from fedjax_prune.models.task import make_task
+from fedjax_prune.pruning.masks import num_left
 from fedjax_prune.pruning.smaller import round_up, smaller_model
 from fedjax_prune.runs.compact_rounds import MULTIPLE, CompactRounds
 from fedjax_prune.runs.learning import Learning
@@ -206,16 +207,14 @@ def _removal(
       ValueError: if no share of channels is enough.
     """
     groups, dense = model.channel_groups(image_shape), costs.macs(model, image_shape)
-    for share in np.arange(0, 1, 0.005):
+    for share in (number / 200 for number in range(200)):
         widths = {
-            group.name: round_up(
-                group.size - int(share * group.size), group.size, MULTIPLE
-            )
+            group.name: round_up(num_left(group, share), group.size, MULTIPLE)
             for group in groups
         }
         left = costs.macs(smaller_model(model, widths), image_shape).dense / dense.dense
         if left <= 1 - removed:
-            return float(share), left
+            return share, left
     raise ValueError(f"removed must be below {1 - left:.3f} for this model")
 
 

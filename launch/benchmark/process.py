@@ -41,6 +41,9 @@ class Process:
           peers_dir: folder of the peers' environments.
           environment: variables added to ours.
           log: file for what it prints besides the protocol.
+
+        Raises:
+          WorkerError: if its interpreter does not start.
         """
         self.worker = worker
         self._log = log
@@ -52,17 +55,20 @@ class Process:
         # Several workers share one accelerator.
         defaults = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         with log.open("w") as stderr:
-            self._process = subprocess.Popen(
-                [*program, *arguments, *worker.options],
-                cwd=ROOT,
-                env={**defaults, **os.environ, **environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                # Ctrl-C is for the orchestrator, which ends the workers.
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [*program, *arguments, *worker.options],
+                    cwd=ROOT,
+                    env={**defaults, **os.environ, **environment},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    # Ctrl-C is for the orchestrator, which ends the workers.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise WorkerError(f"{worker.name} cannot start: {error}") from error
 
     def read(self) -> dict[str, Any]:
         """Waits for the next line of the worker.
@@ -130,8 +136,9 @@ def python_of(peer: str, peers_dir: Path) -> Path:
 
 
 def is_installed(peer: str, peers_dir: Path) -> bool:
-    """Whether environments.sh has come to the end of a peer's environment."""
-    return (peers_dir / PEERS[peer] / "installed").exists()
+    """Whether a peer's environment is complete, and its interpreter still there."""
+    complete = (peers_dir / PEERS[peer] / "installed").exists()
+    return complete and python_of(peer, peers_dir).exists()
 
 
 def install(peers: Sequence[str], peers_dir: Path) -> bool:

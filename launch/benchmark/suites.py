@@ -1,6 +1,6 @@
 """The suites: what is run, on which synthetic data, and by which workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ PEERS = {
     "fedjax_sim": "fedjax",
 }
 """Peer -> the environment it runs in."""
+_FEDJAX = "fedjax_sim"
 
 
 class Worker(NamedTuple):
@@ -86,9 +87,14 @@ def make_arrays(suite: Suite, rounds: int) -> dict[str, Any]:
     }
 
 
-def peer(name: str, platform: str) -> Worker:
-    """A peer as a worker; on a GPU its libraries multiply in TF32 where they may."""
-    return Worker(name, name, precision="float32" if platform == "cpu" else "tf32")
+def peers_on(platform: str, names: Iterable[str]) -> list[Worker]:
+    """Peers as workers; on a GPU their libraries multiply in TF32 where they may.
+
+    FedJAX is installed with a JAX for CPUs, so it is left out on a GPU.
+    """
+    if platform == "cpu":
+        return [Worker(name, name) for name in names]
+    return [Worker(name, name, precision="tf32") for name in names if name != _FEDJAX]
 
 
 def _compared(threads: int, platform: str) -> list[list[Worker]]:

@@ -1,5 +1,6 @@
 """Runs the workers of a suite in turn on one machine and collects their reports."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from fedjax_prune.runs import console
 
 from . import limits, ours
 from .process import Process, WorkerError
-from .suites import Suite, Worker, make_arrays, peer
+from .suites import Suite, Worker, make_arrays, peers_on
 from .table import make_rows, print_table
 
 LIMITS = Worker("limits", "limits")
@@ -89,11 +90,11 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
                 "the benchmark needs a CPU or GPU, which processes can share; here JAX "
                 "has a TPU, which is for one (JAX_PLATFORMS=cpu leaves it out)"
             )
-        groups = suite.groups(options.threads, machine["platform"])
-        if suite.with_peers:
-            groups[0] += [peer(name, machine["platform"]) for name in options.peers]
+        if machine["platform"] == "cpu":
+            # PyTorch would take a GPU that ours leaves out.
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         turns, rates = Turns([], {}, {}, []), []
-        for group in groups:
+        for group in _groups(suite, options, machine["platform"]):
             rates += _take_turns(group, start, limits_process, options, turns)
     model = ours.make_model(suite.work, suite.image_shape, suite.num_classes)
     flops = limits.train_flops(model, suite.image_shape)
@@ -124,6 +125,16 @@ def run_suite(suite: Suite, options: Options) -> dict[str, Any]:
         },
         "failed": turns.failed,
     }
+
+
+def _groups(suite: Suite, options: Options, platform: str) -> list[list[Worker]]:
+    groups = suite.groups(options.threads, platform)
+    if suite.with_peers:
+        peers = peers_on(platform, options.peers)
+        groups[0] += peers
+        if len(peers) < len(options.peers):
+            print("  FedJAX is left out: its environment has JAX for CPUs.")
+    return groups
 
 
 def _take_turns(
@@ -160,6 +171,7 @@ def _take_turns(
             for process, own in list(running):
                 try:
                     report = process.run_round()
+                    _require_change(process.worker, turns.reports, report)
                 except WorkerError as error:
                     running.remove((process, own))
                     del turns.ready[process.worker.name]
@@ -169,6 +181,20 @@ def _take_turns(
                     turns.reports[process.worker.name].append(report)
         turns.workers.extend(process.worker for process, _ in running)
     return rates
+
+
+def _require_change(
+    worker: Worker,
+    reports: Mapping[str, Sequence[Mapping[str, Any]]],
+    report: Mapping[str, Any],
+) -> None:
+    """Refuses a round that has not trained: its time would say nothing."""
+    before = [each["checksum"] for each in reports[worker.name][-1:]]
+    if not math.isfinite(report["checksum"]) or report["checksum"] in before:
+        raise WorkerError(
+            f"{worker.name} does not train: the mean of its parameters is "
+            f"{report['checksum']}, {before or 'nothing'} the round before"
+        )
 
 
 def _give_up(

@@ -107,8 +107,9 @@ def main(argv: list[str]) -> int:
         written = results.write_tables(table, lines, workdir, folder)
         print(written.text, flush=True)
         undrawn = 0
-        # After the tables, because drawing takes longer and may be stopped.
-        if code != INTERRUPTED or (table.share_time and time.monotonic() >= end):
+        # After the tables, because drawing takes longer and may be stopped. Where runs
+        # share the time, most of them are stopped.
+        if code != INTERRUPTED or table.share_time:
             undrawn = results.draw_pages(written, folder)
         return code or failed or written.code or undrawn
 

@@ -178,7 +178,8 @@ def _row(name: str, seeds: Mapping[Path, _Seed], less: Sequence[float]) -> list[
 
 
 def _rows_of_pfl(workdir: Path) -> Path:
-    return workdir.with_name(f"pfl,{workdir.name}.jsonl")
+    # Inside, so that a run that is deleted to be made anew takes it along.
+    return workdir / "pfl.jsonl"
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

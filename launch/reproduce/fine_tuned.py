@@ -17,6 +17,7 @@ from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.learning import Learning, data_info, make_learning
+from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
@@ -86,7 +87,8 @@ def measure(workdir: Path) -> Measured:
     config = read_usable_config(workdir)
     with product_precision(config.precision):
         learning, data = make_learning(config), load_data(config)
-        state, rows = restore(learning, workdir)
+        origin = origin_of(config, data.hashes)
+        state, rows = restore(learning, workdir, origin=origin)
         ids = last_clients(config)
         shared = jax.jit(learning.algorithm.deliver)(state)
         train, test = jax.device_put((data.train, data.test))

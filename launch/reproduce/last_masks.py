@@ -11,6 +11,7 @@ from fedjax_prune.models.precision import product_precision
 from fedjax_prune.pruning.enforce import apply_masks
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.learning import make_learning
+from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
@@ -60,7 +61,8 @@ def accuracies(workdir: Path) -> tuple[float, float]:
     config = read_usable_config(workdir)
     with product_precision(config.precision):
         learning, data = make_learning(config), load_data(config)
-        state, _ = restore(learning, workdir)
+        origin = origin_of(config, data.hashes)
+        state, _ = restore(learning, workdir, origin=origin)
         delivered = learning.algorithm.deliver(state)
         pruned = apply_masks(state.server.masks, state.params)
         test = jax.device_put(data.test)

@@ -15,6 +15,7 @@ from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.learning import data_info, make_learning
+from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
@@ -183,7 +184,8 @@ def measure(workdir: Path) -> Swapped:
     config = read_usable_config(workdir)
     with product_precision(config.precision):
         learning, data = make_learning(config), load_data(config)
-        state, rows = restore(learning, workdir)
+        origin = origin_of(config, data.hashes)
+        state, rows = restore(learning, workdir, origin=origin)
         ids = np.arange(config.data.num_clients, dtype=np.int32)
         own = rows.take(ids).personal
         variables = jax.jit(learning.algorithm.deliver)(state)

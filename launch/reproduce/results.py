@@ -14,6 +14,7 @@ from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.files import replace
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.page.panel import PIP, is_installed
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.tables import changes_at_the_end
@@ -26,6 +27,9 @@ from .table import Block, LineRuns, Table
 
 FILE = "table.md"
 """Name of the tables in their folder."""
+
+
+_UNREADABLE = (CheckpointError, DataError, RowsError, SettingsError, WorkdirError)
 
 
 class Written(NamedTuple):
@@ -86,7 +90,7 @@ def write_tables(
                 parts.append(_results(block, shown, table.share_time))
                 if block.drawn:
                     drawn[block.name] = shown
-            except (CheckpointError, DataError, RowsError, WorkdirError) as error:
+            except _UNREADABLE as error:
                 # The other blocks are still shown.
                 console.print_error(f"{block.title}: {error}")
                 parts.append(f"failed: {error}\n")
@@ -106,15 +110,17 @@ def draw_pages(written: Written, folder: Path) -> int:
     """Draws a page for each block into a folder of its own.
 
     Returns:
-      The exit code: 1 if a page could not be drawn, which is told.
+      The exit code: 1 if a page could not be written, which is told. Without the extra
+      `report` none is drawn.
     """
+    if not is_installed():
+        print(f"pages: not drawn; for pictures: {PIP}")
+        return 0
     code = 0
     for block, runs in written.drawn.items():
         names = {workdir: name for name, each in runs.items() for workdir in each}
         try:
             print(f"page: {write_report(list(names), folder / block, names=names)}")
-        except SettingsError as error:
-            console.print_error(error.problems)
         except WorkdirError as error:
             console.print_error(f"{block}: {error}")
             code = 1

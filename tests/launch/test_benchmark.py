@@ -19,7 +19,7 @@ from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.settings import problems
 from launch import runtime
 from launch.benchmark import limits, ours, suites, turns, worker
-from launch.benchmark.process import Process, WorkerError
+from launch.benchmark.process import Process, WorkerError, is_installed
 from launch.benchmark.suites import SUITES, Worker, make_arrays
 from launch.benchmark.table import make_rows, print_table
 
@@ -249,8 +249,29 @@ def test_what_is_kept_lies_in_the_users_cache(monkeypatch):
     assert runtime.cache_folder() == Path("/cache/fedjax_prune")
 
 
-def test_peers_are_exact_on_the_cpu():
-    assert suites.peer("pfl_sim", "cpu").precision == "float32"
+def test_peers_are_exact_on_the_cpu_and_fedjax_has_no_other():
+    on_cpu = suites.peers_on("cpu", ["pfl_sim", "fedjax_sim"])
+    assert [worker.precision for worker in on_cpu] == ["float32"] * 2
+    (on_gpu,) = suites.peers_on("gpu", ["pfl_sim", "fedjax_sim"])
+    assert (on_gpu.module, on_gpu.precision) == ("pfl_sim", "tf32")
+
+
+def test_an_environment_without_its_interpreter_is_not_complete(tmp_path):
+    (tmp_path / "pfl" / "bin").mkdir(parents=True)
+    (tmp_path / "pfl" / "installed").touch()
+    (tmp_path / "pfl" / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert not is_installed("pfl_sim", tmp_path)
+    worker = Worker("pfl_sim", "pfl_sim")
+    with pytest.raises(WorkerError, match=r"pfl_sim cannot start: .*No such file"):
+        Process(worker, [], tmp_path, {}, tmp_path / "log")
+
+
+def test_peers_of_suites_without_any_are_refused():
+    command = [sys.executable, "-m", "launch.benchmark", "--suite=devices"]
+    done = subprocess.run(
+        [*command, "--peers=pfl_sim"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.stderr == b"error: --peers must be empty for devices\n"
 
 
 def test_mistakes_are_reported_one_line_each(tmp_path):

@@ -18,7 +18,7 @@ from tests.small_runs import tiny_config
 
 def rows_of_pfl(workdir, accuracy, rounds=20):
     """Rounds of pfl that take 2, 3 and 10 seconds in the median of each row."""
-    file = workdir.with_name(f"pfl,{workdir.name}.jsonl")
+    file = workdir / "pfl.jsonl"
     rows = [
         {"round": 5, "seconds": 2.0, "accuracy": accuracy},
         {"round": 10, "seconds": 3.0, "accuracy": accuracy},
@@ -93,7 +93,7 @@ def test_pfl_is_neither_installed_nor_started_when_finished_or_out_of_time(
     assert train_pfl(lines, tmp_path / "runs", 0.0) == INTERRUPTED
     assert "1 runs are not finished" in capsys.readouterr().err
     workdir = tmp_path / "runs" / lines[0].runs[0].folder
-    workdir.parent.mkdir(parents=True)
+    workdir.mkdir(parents=True)
     rows_of_pfl(workdir, 0.7)
     assert train_pfl(lines, tmp_path / "runs", math.inf) == 0
     assert not (tmp_path / "cache").exists()

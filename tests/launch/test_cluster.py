@@ -208,6 +208,16 @@ def test_a_child_that_is_killed_is_told():
     assert err.startswith("error: process 2 of 4 was killed by SIGKILL. The same ")
 
 
+def test_a_second_ctrl_c_is_no_kill_from_outside():
+    """The work does not stop at the first signal, which it has for SIGTERM."""
+    send = "os.kill(os.getppid(), signal.SIGINT)"
+    wait = "signal.signal(signal.SIGTERM, lambda *_: None)"
+    code, _, err = run_guarded(
+        f"import time; {wait}; {send}; time.sleep(1); {send}; time.sleep(60)"
+    )
+    assert (code, err) == (guard.INTERRUPTED, "")
+
+
 def test_the_child_ends_with_its_guard():
     code = "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)"
     done = run_guarded(f"import time; {code}")

@@ -157,7 +157,9 @@ def write_finished(workdir, run):
     (workdir / run.folder / "checkpoints" / str(run.config.rounds)).mkdir(parents=True)
 
 
-def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path, capsys):
+def test_results_are_those_of_finished_runs_and_name_the_others(
+    tmp_path, capsys, monkeypatch
+):
     lines = (
         Line("SCAFFOLD", "quickstart", ("rounds=20",), published="84.2 %"),
         Line("FedDP", "quickstart", ("rounds=20", "client.lr=0.3")),
@@ -211,6 +213,9 @@ def test_results_are_those_of_finished_runs_and_name_the_others(tmp_path, capsys
     assert results.draw_pages(written, out) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
+    monkeypatch.setattr(results, "is_installed", lambda: False)
+    assert results.draw_pages(written, out) == 0
+    assert "pages: not drawn; for pictures: pip" in capsys.readouterr().out
 
 
 def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(

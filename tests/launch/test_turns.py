@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -43,11 +44,11 @@ class Said:
 def test_a_worker_that_fails_is_ended_before_the_others_go_on(capsys):
     """It would compute beside them."""
     ready = {"version": "1"}
-    report = {"seconds": 1.0, "images": 8, "checksum": 0.0}
+    reports = [{"seconds": 1.0, "images": 8, "checksum": x} for x in (0.0, 0.1, 0.2)]
     said = {
         "unready": [],
-        "early": [ready, report],
-        "whole": [ready, *[report] * 3],
+        "early": [ready, *reports[:1]],
+        "whole": [ready, *reports],
         "limits": [{"products": {"float32": 1.0}, "copy": 1.0}] * 3,
     }
     ended, seen = [], []
@@ -71,6 +72,27 @@ def test_a_worker_that_fails_is_ended_before_the_others_go_on(capsys):
     assert [worker.name for worker in found.workers] == ["whole"] == list(found.reports)
     assert found.failed == ["unready", "early"]
     assert capsys.readouterr().err.count("has failed") == 2
+
+
+@pytest.mark.parametrize(
+    ("checksums", "told"),
+    [((0.5, float("nan"), 0.7), "is nan"), ((0.5, 0.6, 0.6), r"is 0\.6, \[0\.6\] the")],
+)
+def test_the_time_of_a_worker_that_does_not_train_does_not_count(
+    checksums, told, capsys
+):
+    reports = [{"seconds": 1.0, "images": 8, "checksum": x} for x in checksums]
+    limits = Said(
+        Worker("limits"), *[{"products": {}, "copy": 1.0}] * 3, ended=(ended := [])
+    )
+    found = turns.Turns([], {}, {}, [])
+
+    def start(worker):
+        return Said(worker, {"version": "1"}, *reports, ended=ended)
+
+    turns._take_turns([Worker("still")], start, limits, OPTIONS, found)
+    assert (found.workers, found.reports, found.failed) == ([], {}, ["still"])
+    assert re.search(f"still does not train: .* {told}", capsys.readouterr().err)
 
 
 def test_a_tpu_is_refused_because_it_is_for_one_process(monkeypatch):
