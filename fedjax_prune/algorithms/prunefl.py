@@ -342,7 +342,7 @@ def _largest_active(mask: jax.Array, param: jax.Array, share: jax.Array) -> jax.
     order = jnp.argsort(magnitude, stable=True)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     count = mask.sum(dtype=jnp.int32).astype(share.dtype)
-    dropped = jnp.floor(share * count + 1e-3).astype(jnp.int32)
+    dropped = jnp.floor(share * count * (1 + 2**-22)).astype(jnp.int32)
     return mask & (place.reshape(mask.shape) >= dropped)
 
 

@@ -122,9 +122,8 @@ def begin_save(
 
     is_new = processes.on_first(begin)
     if rows is not None:
-        # Also those put aside, which could still be mended. Not in `finish`, because
-        # meanwhile the loop uses the store.
-        # The list is made where it is read, in the first process.
+        # Also those put aside, which could still be mended. Not in `finish`: the loop
+        # then uses the store. The list is made where it is read, in the first process.
         rows.keep(f / "rows" for d in [directory] for f in d.iterdir() if f.is_dir())
     if is_new and rows is not None:
         with _no_remains(directory, round, needed):
@@ -222,7 +221,7 @@ def restore(
     """
     directory = Path(directory).absolute()
     number, manifest = processes.on_first(
-        lambda: _newest_intact(directory, _parts(rows))
+        lambda: newest_intact(directory, _parts(rows))
     )
     folder = directory / str(number)
     if origin is not None:
@@ -248,10 +247,14 @@ def put_aside(directory: str | Path, after: int) -> None:
         folder.rename(free_name(folder))
 
 
-def _newest_intact(
+def newest_intact(
     directory: Path, parts: tuple[str, ...]
 ) -> tuple[int, dict[str, Any]]:
-    """The round of the newest checkpoint that is not damaged, and its manifest."""
+    """The round of the newest checkpoint whose parts are whole, and its manifest.
+
+    Raises:
+      CheckpointError: if there is none.
+    """
     damages = []
     for round in reversed(rounds(directory)):
         folder = directory / str(round)

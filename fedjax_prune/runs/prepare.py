@@ -165,6 +165,7 @@ class _Kept:
             return None
         shapes = np.int32(0), np.int32(0), jax.eval_shape(steps.start, state)
         try:
+            processes.on_first(self._put_damaged_aside)
             # The rows only if they are of use.
             size, number, gathered = checkpoint.restore(
                 self._folder, shapes, origin=self._origin
@@ -174,7 +175,6 @@ class _Kept:
                     f"{self._folder} has groups of {size} clients, and this machine "
                     f"makes groups of {self._group_size}."
                 )
-            # Of a damaged one it takes the one before, so `newest` may be too large.
             number = int(number)
             sums, seconds = processes.together(lambda: self._read_sums(number))
         except (*_UNUSABLE, OSError) as error:
@@ -182,12 +182,7 @@ class _Kept:
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             return None
         try:
-            _, with_rows, _ = checkpoint.restore(self._folder, shapes, rows)
-            if with_rows != number:
-                raise checkpoint.CheckpointError(
-                    f"{self._folder} has the rows of {with_rows} groups, and the sums "
-                    f"of {number}."
-                )
+            checkpoint.restore(self._folder, shapes, rows)
         except (*_UNUSABLE, OSError) as error:
             # Some rows may be replaced, so this process cannot begin anew.
             self._remove(error)
@@ -195,6 +190,10 @@ class _Kept:
                 f"{error} The same command begins the preparation anew."
             ) from error
         return Gathering(number, put_whole(placement, gathered), (sums,), seconds)
+
+    def _put_damaged_aside(self) -> None:
+        number, _ = checkpoint.newest_intact(self._folder, ("state", "rows"))
+        checkpoint.put_aside(self._folder, number)
 
     def _remove(self, error: Exception) -> None:
         """Removes the groups, or raises an error that says nothing of them."""

@@ -76,7 +76,7 @@ def run(config: Config, workdir: str | Path) -> int:
     # The first process is the one that logs.
     processes.on_first(lambda: track.require_installed(config.logger))
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):
-        # So must files of the user that one process does not see.
+        # A process that does not see the user's files must not leave the others alone.
         learning = make_learning(processes.together(lambda: completed(config)))
         finished = train(learning, folder, config.rounds)
 

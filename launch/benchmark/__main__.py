@@ -126,8 +126,9 @@ def _mistakes(argv: list[str]) -> list[str]:
             for name in names
             if name not in known
         ]
-    if _PEERS.value and not any(_has_peers(name) for name in _SUITE.value or ()):
-        found.append(f"--peers must be empty for {','.join(_SUITE.value or ())}")
+    asked = _SUITE.value or [""]
+    if _PEERS.value and set(asked) <= {*_NAMES} and not any(map(_has_peers, asked)):
+        found.append(f"--peers must be empty for {','.join(asked)}")
     cores = len(runtime.cores())
     if _THREADS.value is not None and not 1 <= _THREADS.value <= cores:
         found.append(f"--threads must be in [1, {cores}], got {_THREADS.value}")

@@ -14,7 +14,8 @@ which all runs save (pfl-research does so every 50 rounds), the same command goe
 what is measured first does not stop for --minutes. At its end it prints the blocks that
 were asked for, of all finished runs, ours beside the published numbers, and writes them
 into WORKDIR/NAME_SCALE/table.md, in place of those of the last call; unless it was
-stopped, it also draws a page with pictures for each of them.
+stopped, it also draws a page with pictures for each of them. For `accelerator`, whose
+runs share the time, it always does.
 
 configs/README.md explains what is printed, and configs/results has what came out. Data
 are read from --config.data.dir or TFDS_DATA_DIR. For example:

@@ -113,7 +113,7 @@ def draw_pages(written: Written, folder: Path) -> int:
       The exit code: 1 if a page could not be written, which is told. Without the extra
       `report` none is drawn.
     """
-    if not is_installed():
+    if written.drawn and not is_installed():
         print(f"pages: not drawn; for pictures: {PIP}")
         return 0
     code = 0

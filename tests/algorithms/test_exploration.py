@@ -119,6 +119,18 @@ def counting_task(value):
 def test_explorers_watch_the_loss_that_is_asked_for(monitor, steps):
     """The mean of the two batches of an epoch falls, the loss of the last one rises."""
     task = counting_task(lambda n, _: jnp.where(n % 2 == 0, 100 - 4 * n, n))
+    assert explored_steps(task, explore_monitor=monitor) == [steps]
+
+
+@pytest.mark.parametrize(("base", "steps"), [("init", 6), ("warm", 22)])
+def test_the_epoch_before_the_reference_is_not_watched(base, steps):
+    """Its loss is the lowest; then the loss falls from epoch to epoch."""
+    task = counting_task(lambda n, _: jnp.where(n < 2, 0, 100 - n))
+    assert explored_steps(task, explore_base=base) == [steps]
+
+
+def explored_steps(task, **fields):
+    """Steps of a client with two batches in at most ten epochs of exploration."""
     solver = make_solver(epochs=1, batch_size=8, lr=1.0, lr_schedule="constant")
     algorithm = autoflip(
         task,
@@ -126,7 +138,7 @@ def test_explorers_watch_the_loss_that_is_asked_for(monitor, steps):
         make_server_tx(),
         explore_epochs=10,
         explore_patience=2,
-        explore_monitor=monitor,
+        **fields,
     )
     examples = Dataset(np.zeros((16, 2, 2, 1), np.uint8), np.zeros(16, np.int32))
     population = to_population([np.arange(16)], num_examples=16)
@@ -134,7 +146,7 @@ def test_explorers_watch_the_loss_that_is_asked_for(monitor, steps):
     prepared = prepare_in_groups(
         algorithm, algorithm.init(KEY), rows, examples, population, seed=0
     )
-    assert prepared.sums["steps"].tolist() == [steps]
+    return prepared.sums["steps"].tolist()
 
 
 def test_stopped_explorers_make_room():

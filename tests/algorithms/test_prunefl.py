@@ -77,6 +77,25 @@ def test_prunefl_adjusts_as_its_rule_says(seed):
     assert 0 < sum(m.sum() for m in expected.values()) < 20
 
 
+DROPPED = [(0.52, 475, 247), (0.1111, 9, 0), (0.52, 1_945_600, 1_011_712)]
+
+
+@pytest.mark.parametrize(("share", "count", "dropped"), DROPPED)
+def test_a_share_is_rounded_down_as_a_decimal(share, count, dropped):
+    """In float32 the first and the last product are below the whole number."""
+    masks, params = {"kernel": jnp.ones(count, bool)}, {"kernel": jnp.zeros(count)}
+    left = adjust(
+        masks,
+        params,
+        squares=params,
+        times={"kernel": 1.0},
+        prunable={"kernel": True},
+        share=jnp.float32(share),
+        constant=1.0,
+    )
+    assert int(left["kernel"].sum(dtype=jnp.int32)) == count - dropped
+
+
 def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero():
     algorithm = build("prunefl", adjust_every=2, byte_time=0.1, constant_time=0.1)
     state, rows = toys.first(algorithm, len(SIZES), KEY)

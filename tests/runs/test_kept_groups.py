@@ -88,7 +88,9 @@ def test_a_run_that_stops_between_groups_says_how_it_goes_on(
     assert "the same command goes on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cause", ["other groups", "damage", "damaged sums"])
+@pytest.mark.parametrize(
+    "cause", ["other groups", "damage", "damaged rows", "damaged sums"]
+)
 def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "ALONE", 2)
     config = pruned_config(devices=1, rounds=1)
@@ -98,6 +100,9 @@ def test_groups_that_cannot_be_used_are_explored_again(cause, tmp_path, monkeypa
         monkeypatch.setattr(devices, "ALONE", 3)
     elif cause == "damage":
         (kept / "1" / "manifest.json").unlink()
+    elif cause == "damaged rows":
+        (leaf, *_) = sorted((kept / "1" / "rows").iterdir())
+        leaf.write_bytes(leaf.read_bytes()[:-1])
     else:
         sums = kept / "sums-of-1-groups.npz"
         sums.write_bytes(sums.read_bytes()[:-40])

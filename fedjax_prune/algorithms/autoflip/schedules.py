@@ -293,8 +293,8 @@ def _weights(
 def _mean(tree: Tree, params: Tree, weights: jax.Array, cohort: Cohort) -> Tree:
     """Averages rows, added by client id, so that places do not change bits.
 
-    It divides once, as the mean over all explorers does: with everybody in the cohort
-    both agree.
+    It divides once, as the mean over all explorers does. With everybody in the cohort
+    they differ at most by the order of the sum.
 
     Returns:
       Arrays with the shapes and dtypes of the parameters.
