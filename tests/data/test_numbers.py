@@ -104,7 +104,7 @@ def test_labels_that_are_no_class_are_refused():
     for bad in (-1, 5):
         labels = np.where(np.arange(50) == 7, bad, LABELS)
         with pytest.raises(
-            ValueError, match=rf"^labels .* \[0, 5\), got {bad} at index"
+            ValueError, match=rf"^train_labels .* \[0, 5\), got {bad} at index"
         ):
             matched_test(labels, [np.arange(50)[None], [50]], LABELS, 5, 0)
         with pytest.raises(ValueError, match=rf"^test_labels .* got {bad} at index 7"):
