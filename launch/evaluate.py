@@ -19,7 +19,7 @@ from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code
-from .flags import parse
+from .flags import not_arguments, parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 1 if there is nothing to evaluate."""
 
     def evaluate() -> int:
-        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        found = not_arguments(argv[1:])
         workdir = _WORKDIR.value or ""
         if not workdir:
             found.append("--workdir must name the folder of a run, got ''")

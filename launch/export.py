@@ -35,7 +35,7 @@ from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code
-from .flags import parse
+from .flags import not_arguments, parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
 _OUTPUT = flags.DEFINE_string("output", None, "new or empty folder for the network")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 1 if there is nothing to export."""
 
     def run() -> int:
-        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        found = not_arguments(argv[1:])
         workdir, output = _WORKDIR.value or "", _OUTPUT.value or ""
         if not workdir:
             found.append("--workdir must name the folder of a run, got ''")

@@ -98,6 +98,19 @@ def load_config(
     return config.lock()
 
 
+def not_arguments(given: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+    """The messages for what no launcher reads, with the nearest argument that it reads.
+
+    Args:
+      given: arguments that the launcher does not know.
+      others: arguments that it knows beside its flags.
+    """
+    launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
+    every = [f"--{f.name}" for f in launcher] or ["--config", "--workdir"]
+    found = [settings.unknown(a.partition("=")[0], [*every, *others]) for a in given]
+    return [message.replace("a field", "an argument") for message in found]
+
+
 def overridden(arguments: Sequence[str]) -> set[str]:
     """The fields that arguments `--config.field=value` and `--noconfig.field` set."""
     given = filter(_OVERRIDE.match, arguments)
@@ -135,11 +148,8 @@ def _apply(config: Any, argument: str) -> Any:
     field, _, text = _assignment(argument).partition("=")
     known = settings.flatten(config)
     if not _OVERRIDE.match(argument):
-        launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
-        every = [f"--{f.name}" for f in launcher] or ["--config", "--workdir"]
-        every += [f"--config.{name}" for name in known]
-        message = settings.unknown(argument.partition("=")[0], every)
-        raise settings.SettingsError([message.replace("a field", "an argument")])
+        overrides = [f"--config.{name}" for name in known]
+        raise settings.SettingsError(not_arguments([argument], overrides))
     negated = argument.lstrip("-").startswith("no")
     if negated and "=" in argument:
         raise settings.SettingsError([f"--noconfig.{field} has no value, got {text!r}"])

@@ -31,7 +31,7 @@ from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import folders_named, local_folder, runs_below
 
 from .errors import exit_code
-from .flags import parse
+from .flags import not_arguments, parse
 
 _WORKDIRS = flags.DEFINE_list("workdirs", [], "folders of runs, separated by commas")
 _OUT = flags.DEFINE_string("out", "report", "folder of page and pictures")
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 0, or 1 if there is nothing to draw."""
 
     def report() -> int:
-        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        found = not_arguments(argv[1:])
         given = [part for part in _WORKDIRS.value if part]
         if not given:
             found.append("--workdirs must name the folders of runs, got ''")

@@ -25,7 +25,7 @@ from fedjax_prune.runs.workdir import local_folder
 
 from . import runtime
 from .errors import exit_code
-from .flags import parse
+from .flags import not_arguments, parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run")
 _ROUNDS = flags.DEFINE_integer("rounds", 0, "the first rounds alone; 0 is all", 0)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if all is equal, 1 if not, 130 after a signal."""
 
     def verify() -> int:
-        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        found = not_arguments(argv[1:])
         workdir, against = _WORKDIR.value or "", _AGAINST.value
         if not workdir:
             found.append("--workdir must name the folder of a run, got ''")

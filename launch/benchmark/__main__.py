@@ -39,7 +39,7 @@ from fedjax_prune.runs.workdir import local_folder
 
 from .. import runtime
 from ..errors import exit_code
-from ..flags import parse
+from ..flags import not_arguments, parse
 from .inference import NAME as INFERENCE
 from .inference import run_inference
 from .process import WorkerError, install, is_installed
@@ -114,9 +114,7 @@ def _run_one(name: str, options: Options) -> dict[str, Any]:
 
 def _mistakes(argv: list[str]) -> list[str]:
     """One line for each mistake in the command line."""
-    found = [
-        f"{argument.partition('=')[0]} is not an argument" for argument in argv[1:]
-    ]
+    found = not_arguments(argv[1:])
     for flag, names, known in (
         ("suite", _SUITE.value or [""], _NAMES),
         ("peers", _PEERS.value or [], PEERS),

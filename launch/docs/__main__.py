@@ -21,7 +21,7 @@ from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import local_folder
 
 from ..errors import exit_code
-from ..flags import parse
+from ..flags import not_arguments, parse
 
 _OUT = flags.DEFINE_string("out", "build/docs", "folder of the pages")
 _SOURCE = flags.DEFINE_bool("source", False, "show the code of each function")
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit code: 0 if there was no warning."""
 
     def run() -> int:
-        found = [f"{argument} is not an argument" for argument in argv[1:]]
+        found = not_arguments(argv[1:])
         if not _OUT.value:
             found.append("--out must name a folder, got ''")
         if importlib.util.find_spec("pdoc") is None:

@@ -8,7 +8,7 @@ from fedjax_prune.runs.settings import SettingsError, flatten
 from fedjax_prune.runs.tables import comparison
 from fedjax_prune.runs.workdir import is_changeable
 
-from ..flags import load_config, overridden
+from ..flags import load_config, not_arguments, overridden
 from ..grid import Run, make_grid, told
 
 Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
@@ -123,12 +123,12 @@ def runs_of(
         for field in sorted(given & own)
     ]
     if not lines:
-        mistakes += [
-            f"{argument} must not be given: nothing is trained for these blocks"
-            if overridden([argument])
-            else f"{argument} is not an argument"
-            for argument in overrides
-        ]
+        for argument in overrides:
+            mistakes += (
+                [f"{argument} must not be given: nothing is trained for these blocks"]
+                if overridden([argument])
+                else not_arguments([argument])
+            )
     if table.beside:
         refused = [
             f"--config.{field} must not be given: the other library does not get it"

@@ -291,7 +291,7 @@ def test_mistakes_are_reported_one_line_each(tmp_path):
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [
-        "error: --round is not an argument",
+        "error: --round is not an argument; did you mean --rounds?",
         f"error: --suite must be among {', '.join([*SUITES, 'inference'])}, got 'w9'",
         "error: --peers must be among torch_loop, pfl_sim, flower_sim, fedjax_sim, "
         "got 'ray'",

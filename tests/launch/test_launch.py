@@ -133,7 +133,7 @@ def test_mistakes_in_the_flags_of_a_report_are_told_together(elsewhere):
     assert (out, err.splitlines()) == (
         "",
         [
-            "error: --workdir=c is not an argument",
+            "error: --workdir is not an argument; did you mean --workdirs?",
             "error: --out must name a folder, got ''",
             "error: --live follows one run, got 2 workdirs",
         ],
