@@ -104,7 +104,7 @@ for name, workdir in runs.items():
 # Each run has written a page of its own, `report/index.html` in its workdir, which
 # opens without a network. `write_report` makes one of several runs, and each picture as
 # PNG and SVG. The last of the three pictures below shows the point of FedDP: accuracy
-# against the arithmetic that the clients have done.
+# against the arithmetic of the channels that gates keep.
 
 # %%
 page = write_report(list(runs.values()), folder / "report")

@@ -132,7 +132,7 @@ show("FedAvg", fedavg)
 # in both means alike. Whatever lasts from round to round is in the state: here the
 # server keeps eta, so that we can look at it.
 #
-# Only two of the rules of FedAvg change. The annotation of `epsilon` is the declaration
+# Only three of the rules of FedAvg change. The annotation of `epsilon` is the declaration
 # of a field, with its rule and its words.
 
 
