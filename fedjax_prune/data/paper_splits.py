@@ -117,10 +117,10 @@ def dirichlet_in_turn(
             shares = np.zeros(len(pools))
             everyone = np.ones(open_classes.sum(), bool)
             shares[open_classes] = dirichlet_shares(alpha, everyone, rng)
-            wanted = shares * per_client
+            wanted = np.floor(shares * per_client)
             if shrink:
-                wanted = wanted * rng.random_sample(len(pools))
-            counts = np.floor(wanted).astype(int)
+                wanted = np.floor(wanted * rng.random_sample(len(pools)))
+            counts = wanted.astype(int)
             if (counts <= left).all():
                 break
             open_classes &= counts <= left

@@ -62,11 +62,36 @@ def quantile(values: jax.Array, share: float) -> jax.Array:
       3.0
     """
     flat = values.reshape(-1)
-    position = Fraction(str(share)) * (flat.size - 1)
-    below = math.floor(position)
-    low = kth_largest(flat, flat.size - below)[0]
-    high = kth_largest(flat, max(1, flat.size - below - 1))[0]
-    return low + float(position - below) * (high - low)
+    position = _position(flat.size, share)
+    low = lower_quantile(flat, share)
+    above = math.floor(position) + 1
+    high = kth_largest(flat, max(1, flat.size - above))[0]
+    return low + float(position % 1) * (high - low)
+
+
+def lower_quantile(values: jax.Array, share: float) -> jax.Array:
+    """Computes the largest entry that is not above a quantile.
+
+    No entry lies between the two. So, but for rounding, entries above the one are those
+    above the other; an interpolated value can round up to the next entry, this cannot.
+
+    Args:
+      values: of any shape, with at least one entry.
+      share: in [0, 1].
+
+    Returns:
+      [], dtype of `values`.
+
+    Examples:
+      >>> lower_quantile(jnp.array([4.0, 1.0, 2.0]), 0.75).item()
+      2.0
+    """
+    below = math.floor(_position(values.size, share))
+    return kth_largest(values.reshape(-1), values.size - below)[0]
+
+
+def _position(size: int, share: float) -> Fraction:
+    return Fraction(str(share)) * (size - 1)
 
 
 def _minmax(deviation: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from fedjax_prune.layers import ChannelGroup, Slot
 from fedjax_prune.models.channels import array_name, drop_channels, find_leaf
 from fedjax_prune.models.precision import wide
 from fedjax_prune.models.selection import mark_largest
-from fedjax_prune.pruning.guidance import quantile
+from fedjax_prune.pruning.guidance import lower_quantile
 from fedjax_prune.shares import least_in, num_in
 from fedjax_prune.types import Tree
 
@@ -119,12 +119,13 @@ def unstructured_masks(
         return optax.tree.ones_like(guidance, bool)
     cut = None
     if scope == "global":
-        cut = quantile(jnp.concatenate([x.reshape(-1) for x in chosen]), threshold)
+        every = jnp.concatenate([leaf.reshape(-1) for leaf in chosen])
+        cut = lower_quantile(every, threshold)
 
     def keep(flag: bool, leaf: jax.Array) -> jax.Array:
         if not flag:
             return jnp.ones(leaf.shape, bool)
-        return leaf > (quantile(leaf, threshold) if cut is None else cut)
+        return leaf > (lower_quantile(leaf, threshold) if cut is None else cut)
 
     return jax.tree.map(keep, prunable, guidance)
 

@@ -132,8 +132,8 @@ show("FedAvg", fedavg)
 # in both means alike. Whatever lasts from round to round is in the state: here the
 # server keeps eta, so that we can look at it.
 #
-# Only three of the rules of FedAvg change. The annotation of `epsilon` is the declaration
-# of a field, with its rule and its words.
+# Only three of the rules of FedAvg change. The annotation of `epsilon` is the
+# declaration of a field, with its rule and its words.
 
 
 # %%

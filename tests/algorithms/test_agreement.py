@@ -112,3 +112,8 @@ def test_the_share_that_goes_is_a_decimal():
     kept, scores = {"kernel": jnp.ones(100, bool)}, {"kernel": jnp.arange(100.0)}
     found = rescore(kept, scores, {"kernel": True}, 0.07, 1.0)
     assert int(found["kernel"].sum()) == 93
+    # A ramp counts in float32, where 0.3 of 218,000 is 65,400.004.
+    size = 218_000
+    kept, scores = {"kernel": jnp.ones(size, bool)}, {"kernel": jnp.arange(1.0 * size)}
+    found = rescore(kept, scores, {"kernel": True}, jnp.float32(0.3), 1.0)
+    assert int(found["kernel"].sum()) == size - 65_400

@@ -6,11 +6,14 @@ import optax
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.engine.rounds import make_algorithm
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.models.cnn import CNN
+from fedjax_prune.models.gates import GateSettings
 from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import traffic
+from fedjax_prune.types import RoundInputs
 from tests import toys
 from tests.quadratic import (
     DECAY,
@@ -193,6 +196,40 @@ def test_messages_carry_shared_parameters_only():
         state = jax.eval_shape(algorithm.init, jax.random.key(0))
         sent = traffic(algorithm.messages(state), 5, {})
         assert sent == (5 * down, 5 * up, 5 * down, 5 * up)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fednova", "scaffold"])
+def test_a_client_sends_what_is_declared_and_no_gates(name):
+    """Of a network with gates and batch statistics; each part of the real message."""
+    shape = (8, 8, 1)
+    task = make_task(CNN(3, width=0.25, norm="bn", gates=GateSettings(0.5)), shape)
+    solver = make_solver(epochs=1, batch_size=4, lr=0.1)
+    algorithm = ALGORITHMS[name](task, solver, make_server_tx())
+    sent = []
+
+    def program(state, cohort):
+        inner = algorithm.rules.program(state, cohort)
+
+        def upload(result, row):
+            assert jax.tree.leaves(result.personal)
+            message, after = inner.upload(result, row)
+            sent.append([part.values for part in message.values()])
+            return message, after
+
+        return inner._replace(upload=upload)
+
+    rules = algorithm.rules._replace(program=program)
+    watched = make_algorithm(task, rules, algorithm.messages)
+    state, rows = jax.eval_shape(lambda: toys.first(watched, len(SIZES), KEY))
+    dataset = toys.image_dataset(sum(SIZES), shape, 3)
+    cohort = toys.contiguous_cohort(SIZES)
+    inputs = RoundInputs(state, rows, dataset, cohort, KEY)
+    jax.eval_shape(watched.round, inputs)
+    declared = jax.tree.leaves(algorithm.messages(state)[1])
+    for message in sent:
+        found = sorted(x.shape for x in jax.tree.leaves(message))
+        assert found == sorted(x.shape for x in declared)
+    assert sent
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

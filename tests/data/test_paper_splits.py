@@ -69,3 +69,17 @@ def test_dirichlet_in_turn_leaves_out_a_class_that_has_too_few():
     count = int(50 * rng.random_sample(2)[1])
     first, _ = dirichlet_in_turn(labels, 2, 1.0, np.random.RandomState(3))
     np.testing.assert_array_equal(first, np.arange(1, 1 + count))
+
+
+def test_dirichlet_in_turn_shrinks_whole_counts():
+    """Redrawn counts are floor(floor(60 p) U): floor(60 p U) would be one larger."""
+    labels = np.repeat([0, 1, 2], [1, 60, 59])
+    rng = np.random.RandomState(0)
+    assert 60 * rng.dirichlet([1.0] * 3)[0] >= 2
+    p, u = rng.dirichlet([1.0] * 2), rng.random_sample(3)[1:]
+    expected = [int(int(60 * share) * part) for share, part in zip(p, u, strict=True)]
+    assert expected != [
+        int(60 * share * part) for share, part in zip(p, u, strict=True)
+    ]
+    first, _ = dirichlet_in_turn(labels, 2, 1.0, np.random.RandomState(0))
+    assert np.bincount(labels[first]).tolist() == [0, *expected]

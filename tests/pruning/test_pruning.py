@@ -108,6 +108,14 @@ def test_the_share_of_a_quantile_is_a_decimal():
     assert quantile(jnp.arange(101.0), 0.29).item() == 29
 
 
+def test_an_entry_just_above_the_quantile_is_kept():
+    """Interpolated between 1 and the next float, the quantile rounds to the latter."""
+    values = jnp.array([1, 1 + 2.0**-23], jnp.float32)
+    assert quantile(values, 0.6) == values[1]
+    kept = unstructured_masks({"kernel": values}, {"kernel": True}, 0.6)
+    assert kept["kernel"].tolist() == [False, True]
+
+
 def test_quantile_counts_beyond_what_float32_can():
     """2^24 + 3 zeros, then ones: the first one is at place 2^24 + 3 of 2^24 + 5."""
     zeros = 2**24 + 3

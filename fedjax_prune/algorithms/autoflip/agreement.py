@@ -145,7 +145,8 @@ def rescore(
         num_kept = jnp.int32(size - least_in(threshold, size))
     else:
         # A product like 0.3 * 200 may lie just above the whole number that is meant.
-        num_kept = size - jnp.ceil(threshold * size - 1e-3).astype(jnp.int32)
+        num_pruned = jnp.ceil(threshold * size * (1 - 2**-22))
+        num_kept = size - num_pruned.astype(jnp.int32)
     wanted = _place(-scores, jnp.ones(size, bool)) < num_kept
     enter, leave = wanted & ~before, before & ~wanted
     num_enter, num_leave = (x.sum(dtype=jnp.int32) for x in (enter, leave))
