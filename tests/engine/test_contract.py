@@ -93,12 +93,16 @@ def test_runs_eagerly_as_it_does_compiled():
 
 
 def test_traffic_is_whole_numbers_and_grows_with_the_cohort(algorithm):
-    messages = algorithm.messages(jax.eval_shape(algorithm.init, jax.random.key(0)))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    messages = algorithm.messages(state)
     one, many = traffic(messages, 1, {}), traffic(messages, 10**6, {})
     # 9 * 3 + 3 parameters and one statistic, 4 bytes each, at least once each way.
     assert min(one) >= 4 * 31
     assert many == tuple(10**6 * x for x in one)
     assert all(isinstance(x, int) for x in many)
+    if algorithm.prepare is not None:
+        # Before the rounds, statistics need not travel.
+        assert min(traffic(algorithm.prepare.messages(state), 1, {})) >= 4 * 30
 
 
 def test_rounds_refuse_to_run_before_their_preparation(algorithm):

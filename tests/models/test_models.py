@@ -80,9 +80,12 @@ def test_keep_ratio_one_is_the_ungated_model_and_less_is_counted(name):
             assert float(sums[f"{layer.name}/gate/lasso"]) > 0
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_padding_changes_nothing_real(norm):
-    model, shape = SMALL["cnn"]
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("cnn", "bn"), ("cnn", "gn"), ("resnet32", "bn"), ("resnet9", "bn")],
+)
+def test_padding_changes_nothing_real(name, norm):
+    model, shape = SMALL[name]
     model = model.clone(norm=norm, gates=GateSettings(0.5))
     variables = draw_variables(model, shape)
     images = draw((3, *shape))

@@ -10,7 +10,7 @@ from fedjax_prune.engine.outcome import TrainingError
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import cost_row, require_alive, round_row
 from fedjax_prune.runs.settings import default_config
-from tests.small_runs import pruned_config
+from tests.small_runs import pruned_config, tiny_config
 
 EMPTY = {"mask/kept/conv1/kernel": np.int32(2), "mask/kept/fc/kernel": np.int32(0)}
 
@@ -92,6 +92,18 @@ def test_the_costs_of_a_round_by_hand():
     assert row["compression"] == total / (total - half) > 1
     shares = [row[f"sparsity/{name}"] for name in ("fc1/kernel", "conv1/kernel")]
     assert [*shares, row["sparsity/prunable"]] == [0.5, 0.0, 0.25]
+
+
+def test_gates_spare_what_they_do_not_keep():
+    """A step is three passes of two FLOPs, here of 12 images."""
+    learning = make_learning(tiny_config())
+    state = jax.eval_shape(learning.algorithm.init, jax.random.key(0))
+    messages = learning.algorithm.messages(state)
+    row = cost_row(learning, messages, {"count": np.array([5.0, 7.0])})
+    macs = learning.macs
+    found = [row["flops/dense"], row["flops/kept"]]
+    assert found == [3 * 2 * 12 * macs.dense, 3 * 2 * 12 * macs.kept]
+    assert macs.kept < macs.dense
 
 
 def test_other_sums_may_be_zero():

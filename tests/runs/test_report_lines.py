@@ -205,12 +205,13 @@ def test_the_partition_is_drawn_with_the_names_of_the_classes(tmp_path):
 
 
 def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
-    """By hand: MB and TFLOP of the made-up rows are 3 and 2 a round."""
+    """By hand: MB and TFLOP of the made-up rows are 3 and 2 a round, once 1."""
     configs = [config_of(seed=seed, rounds=3) for seed in (0, 1)]
     lines = lines_of(tmp_path, *configs, **{"x": lambda n: 2.0 * n})
     run = lines[0].runs[1]
     for row in run.rows:
         row["x"] *= 3
+        row["flops/kept"] = 1e12 if row["round"] == 3 else 2e12
     run.rows[2]["x"] = float("nan")
     found = bands.with_costs(lines[0], bands.points(lines[0], bands.field("x", 10)))
     assert [(p["round"], p["mean"], p["low"], p["high"]) for p in found] == [
@@ -218,7 +219,7 @@ def test_points_are_the_mean_and_the_range_of_seeds(tmp_path):
         (2, 80, 40, 120),
         (3, 60, None, None),
     ]
-    assert [(p["sent"], p["computed"]) for p in found] == [(3, 2), (6, 4), (9, 6)]
+    assert [(p["sent"], p["computed"]) for p in found] == [(3, 2), (6, 4), (9, 5.5)]
 
 
 def test_lines_whose_seeds_end_apart_are_named(tmp_path):
