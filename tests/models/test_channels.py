@@ -1,5 +1,6 @@
 """Removing silent channels changes no logit, and what is removed comes back."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +85,11 @@ def test_compacted_equals_masked(name, norm, settings):
     fresh = jax.eval_shape(lambda: start(small.model, shape))
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
     assert shapes(fresh["params"]) == shapes(small.variables["params"])
+    kernels = flax.traverse_util.flatten_dict(small.variables["params"], sep="/")
+    for layer in small.model.layers(shape):
+        kernel = kernels[f"{layer.name}/kernel"]
+        assert kernel.shape[-1] == layer.out_channels
+        assert kernel.size == layer.taps * layer.in_channels * layer.out_channels
     assert macs(small.model, shape).dense < macs(model, shape).dense
 
 
