@@ -99,11 +99,11 @@ def load_config(
 
 
 def not_arguments(given: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """The messages for what no launcher reads, with the nearest argument that it reads.
+    """One message for each unknown argument, with the nearest one that is known.
 
     Args:
       given: arguments that the launcher does not know.
-      others: arguments that it knows beside its flags.
+      others: arguments that it knows, beside its flags.
     """
     launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
     every = [f"--{f.name}" for f in launcher] or ["--config", "--workdir"]
