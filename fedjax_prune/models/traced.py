@@ -114,9 +114,8 @@ def _products(
             own = read[len(read) - len(inner.invars) :]
             if name == "scan" and None in read:
                 # What is carried holds other entries from the second step on.
-                first = equation.params["num_consts"]
-                last = first + equation.params["num_carry"]
-                own[first:last] = [None] * (last - first)
+                carried = _carried(equation, inner)
+                own[carried] = [None] * len(own[carried])
             known = {
                 v: weights
                 for v, weights in zip(inner.invars, own, strict=True)
@@ -155,6 +154,22 @@ def _programs_in(equation: Any) -> list[core.Jaxpr]:
         if isinstance(value, core.Jaxpr):
             return [value]
     return []
+
+
+def _carried(equation: Any, inner: core.Jaxpr) -> slice:
+    """Which arguments of a scan's program are carried from step to step.
+
+    They come after the constants and before the slices of what is scanned. Arrays that
+    are scanned, or stacked from all steps, have an axis more outside of the program;
+    the parameters that hold the counts have other names in other versions of JAX.
+    """
+    last = _same_rank(equation.invars, inner.invars)
+    return slice(last - _same_rank(equation.outvars, inner.outvars), last)
+
+
+def _same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(out.aval.ndim == own.aval.ndim for out, own in pairs)
 
 
 def _macs(equation: Any) -> int:

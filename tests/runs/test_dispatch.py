@@ -4,6 +4,7 @@ import time
 import traceback
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,6 +73,14 @@ class Recompiled:
         return found
 
 
+class Careless(SealedRounds):
+    """Rounds beside which the host hands an array to a computation."""
+
+    def __call__(self, inputs, test, wanted):
+        jnp.sin(np.ones(2, np.float32))
+        return self.rounds(inputs, test, wanted)
+
+
 class SealedEvaluation(programs.Evaluation):
     def __call__(self, state, rows, client_ids):
         return seal(super().__call__(unseal(state), rows, client_ids))
@@ -134,6 +143,15 @@ def test_only_one_function_reads_from_the_device(watched):
     others = {"device": {"pieces_of_devices"}, "host": {"_settled"}, "disk": set()}
     readers = set(events) - {"a round starts"}
     assert readers == {"read_devices", "copy_leaves"} | others[client_rows]
+
+
+def test_an_implicit_transfer_in_the_loop_is_an_error(tmp_path, monkeypatch):
+    make_rounds = loop.make_rounds
+    monkeypatch.setattr(
+        loop, "make_rounds", lambda *args: Careless(make_rounds(*args), [])
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device transfer"):
+        train.run(tiny_config(rounds=2, save_every=2), tmp_path)
 
 
 def test_a_round_is_dispatched_before_the_previous_one_is_read(watched):
