@@ -1,6 +1,7 @@
 """Checks of the Flax modules that a task is made of, and of what they return."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.layers import ChannelGroup, Slot
+from fedjax_prune.layers import ChannelGroup, Layer, Slot
 from fedjax_prune.models.channels import array_name, map_slots
+from fedjax_prune.models.costs import layer_entries, num_weights
 from fedjax_prune.types import Tree, Variables
 
 COLLECTIONS = ("params", "gates", "batch_stats", "gate_sums", "alive")
@@ -115,6 +117,40 @@ def check_state(model: nn.Module, before: Tree, after: Tree) -> None:
             )
 
 
+def check_layers(
+    model: nn.Module, layers: Sequence[Layer], variables: Variables
+) -> None:
+    """Refuses layers that are not those of the arrays, or are listed twice.
+
+    Args:
+      model: a linen module.
+      layers: as it lists them.
+      variables: its arrays, or their shapes.
+
+    Raises:
+      ValueError: naming the model and the layer.
+    """
+    counts = {
+        array_name(path): math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables.params)
+    }
+    names = [layer.name for layer in layers]
+    for layer in layers:
+        where = f"layers of {name_of(model)}: {layer.name}"
+        if names.count(layer.name) > 1:
+            raise ValueError(
+                f"{where} must be listed once, with the positions of all its uses, got "
+                f"it {names.count(layer.name)} times."
+            )
+        entries = layer_entries(layer, names, counts)
+        if entries != num_weights(layer):
+            raise ValueError(
+                f"{where} must have in_channels * out_channels * taps weights, "
+                f"{num_weights(layer)}, got {entries} in the kernels of that name; the "
+                f"arrays are {', '.join(counts)}."
+            )
+
+
 def check_groups(
     model: nn.Module, groups: Sequence[ChannelGroup], variables: Variables
 ) -> None:
@@ -166,6 +202,50 @@ def check_groups(
         if readers and not any((group.name, slot) in named for slot in group.consumers):
             raise ValueError(
                 f"{where} must be read by one of {known}, got {', '.join(readers)}."
+            )
+
+
+def check_smaller(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    variables: Variables,
+    smaller: Variables,
+) -> None:
+    """Refuses groups that leave out an array, or pixels of it, that loses channels.
+
+    Args:
+      model: a linen module.
+      groups: of the model, checked by `check_groups`.
+      variables: its arrays, or their shapes.
+      smaller: those of the model with one channel less of each group that has several.
+
+    Raises:
+      ValueError: if an array of the smaller model has not the shape that the groups
+        say; it names the model and the array.
+    """
+
+    def without_one(leaf: Any, slots: list[tuple[ChannelGroup, Slot]]) -> list[int]:
+        shape = list(leaf.shape)
+        for group, slot in slots:
+            shape[slot.axis] -= slot.repeats * (group.size > 1)
+        return shape
+
+    expected, got = (
+        {
+            array_name(path): shape
+            for path, shape in jax.tree_util.tree_leaves_with_path(
+                map_slots(tree, named, without_one),
+                is_leaf=lambda x: isinstance(x, list),
+            )
+        }
+        for tree, named in ((variables, groups), (smaller, ()))
+    )
+    for path in expected | got:
+        if expected.get(path) != got.get(path):
+            raise ValueError(
+                f"channel_groups of {name_of(model)} must name all that a channel has: "
+                f"with one channel less of each group {path} has the shape "
+                f"{got.get(path)}, but the groups say {expected.get(path)}."
             )
 
 

@@ -5,7 +5,7 @@ layers for one image; FLOPs are twice as many.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, NamedTuple, Protocol, Self
 
 import jax
@@ -226,6 +226,31 @@ def tree_bytes(tree: Tree) -> int:
 def num_weights(layer: Layer) -> int:
     """Counts the weights of a layer's kernel."""
     return layer.in_channels * layer.out_channels * layer.taps
+
+
+def layer_entries(
+    layer: Layer, names: Collection[str], counts: Mapping[str, int]
+) -> int:
+    """Adds up entries of a layer's arrays.
+
+    They are the array of the layer's name, or the kernels of the module of that name
+    that are no layers of their own.
+
+    Args:
+      layer: one of a model's.
+      names: of all layers of the model.
+      counts: path of each array -> a number of its entries.
+    """
+    return sum(
+        count
+        for path, count in counts.items()
+        if path == layer.name
+        or (
+            path not in names
+            and path.rpartition("/")[0] == layer.name
+            and path.endswith("kernel")
+        )
+    )
 
 
 def num_weights_kept(layer: Layer) -> int:

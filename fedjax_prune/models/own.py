@@ -205,7 +205,7 @@ def _field(cls: type, hint: Any, default: Any) -> Field | None:
         hint, *more = get_args(hint)
         rule = next((x for x in more if isinstance(x, Rule)), ANY)
         words = next((x for x in more if isinstance(x, str)), words)
-    if get_origin(hint) in (tuple, list, Sequence) and get_args(hint)[0] is str:
+    if get_origin(hint) in (tuple, list, Sequence) and get_args(hint)[:1] == (str,):
         hint = Sequence[str]
     fits = hint in TYPES and TYPES[hint].holds(default)
     return Field(hint, rule, words, default) if fits or rule is not ANY else None

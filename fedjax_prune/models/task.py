@@ -14,7 +14,9 @@ from fedjax_prune.fields import ImageShape, at_least, checked
 from fedjax_prune.models.checks import (
     check_collections,
     check_groups,
+    check_layers,
     check_logits,
+    check_smaller,
     check_state,
 )
 from fedjax_prune.models.modules import (
@@ -128,9 +130,16 @@ def make_task(
             variables._replace(params={}),
             jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8),
         )
+    else:
+        check_layers(module, layers, variables)
     groups = described(module, "channel_groups", image_shape)
     if groups:
         check_groups(module, groups, variables)
+        left = {group.name: max(1, group.size - 1) for group in groups}
+        smaller = module.clone(left=left)
+        init_smaller = _make_init(smaller, arguments_of(smaller), image_shape, to_input)
+        shapes = jax.eval_shape(lambda: init_smaller(jax.random.key(0)))
+        check_smaller(module, groups, variables, shapes)
     return Task(
         init,
         _make_loss(

@@ -144,8 +144,11 @@ def _passed_on(read: Sequence[Any], out: Any, sizes: Sequence[int]) -> Weights:
 
 
 def _programs_in(equation: Any) -> list[core.Jaxpr]:
-    """The programs that an operation calls: of a choice the first, of a loop none."""
-    if equation.primitive.name == "while":
+    """The programs that an operation calls: of a choice the first, of a loop none.
+
+    What a scatter or a reduction combines two numbers by is no such program.
+    """
+    if equation.primitive.name.startswith(("while", "scatter", "reduce", "select_and")):
         return []
     for value in equation.params.values():
         value = value[0] if isinstance(value, tuple) and value else value

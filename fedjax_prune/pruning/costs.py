@@ -10,7 +10,12 @@ from typing import NamedTuple
 import jax
 
 from fedjax_prune.layers import Layer
-from fedjax_prune.models.costs import PrunableModel, num_weights, num_weights_kept
+from fedjax_prune.models.costs import (
+    PrunableModel,
+    layer_entries,
+    num_weights,
+    num_weights_kept,
+)
 from fedjax_prune.pruning.wire import VALUE
 from fedjax_prune.types import Tree
 
@@ -57,12 +62,7 @@ def masked_macs(
     names = {layer.name for layer in layers}
     dense = theoretical = realisable = hybrid = kept = 0.0
     for before, after in zip(layers, smaller, strict=True):
-        entries = sum(
-            count
-            for path, count in unpruned.items()
-            if path == before.name
-            or (path not in names and _is_kernel_of(before, path))
-        )
+        entries = layer_entries(before, names, unpruned)
         entries = entries if unpruned else num_weights(before)
         macs = num_weights(before) * before.positions
         macs_after = num_weights(after) * after.positions
@@ -143,7 +143,3 @@ def _named(facts: Mapping[str, int], prefix: str) -> dict[str, int]:
         for name, value in facts.items()
         if name.startswith(prefix)
     }
-
-
-def _is_kernel_of(layer: Layer, path: str) -> bool:
-    return path.rpartition("/")[0] == layer.name and path.endswith("kernel")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_prune.layers import ChannelGroup, Slot
+from fedjax_prune.layers import ChannelGroup, Layer, Slot
 from fedjax_prune.models.channels import between, drop_channels
-from fedjax_prune.models.costs import dense_layer
+from fedjax_prune.models.costs import conv_layer, dense_layer
 from fedjax_prune.models.task import make_task
 
 SHAPE = (2, 2, 1)
@@ -124,9 +124,68 @@ def test_groups_that_do_not_fit_the_arrays_are_refused(group, message):
         make_task(Hidden((group,)), SHAPE)
 
 
+def test_what_a_channel_has_may_not_be_left_out():
+    """Else the arrays of a compacted network would not fit it."""
+    message = (
+        r"Hidden must name all that a channel has: with one channel less of each group "
+        r"params/a/bias has the shape \[3\], but the groups say \[4\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_task(Hidden((written(),)), SHAPE)
+
+
+class Flattened(nn.Module):
+    """Two channels of 2 x 2 pixels, and a dense layer that reads all eight numbers."""
+
+    repeats: int
+    listed: tuple[Layer, ...] = (
+        conv_layer("conv", 1, 2, 1, None, (2, 2)),
+        dense_layer("fc", 2, 3, 2, taps=4),
+    )
+    left: Mapping[str, int] = nn.FrozenDict()
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(self.left.get("conv", 2), (3, 3), name="conv")(images)
+        return nn.Dense(3, name="fc")(x.reshape(len(x), -1))
+
+    def layers(self, image_shape):
+        return self.listed
+
+    def channel_groups(self, image_shape):
+        return (between("conv", 2, "fc", repeats=self.repeats),)
+
+
+def test_pixels_of_a_flattened_map_may_not_be_left_out():
+    make_task(Flattened(repeats=4), SHAPE)
+    message = r"params/fc/kernel has the shape \[4, 3\], but the groups say \[7, 3\]"
+    with pytest.raises(ValueError, match=message):
+        make_task(Flattened(repeats=1), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (
+            (dense_layer("Dense_0", 2, 3, 2, taps=4),),
+            "Dense_0 must have in_channels .* taps weights, 24, got 0 in the kernels",
+        ),
+        ((dense_layer("fc", 2, 3, 2),), "fc must have .* weights, 6, got 24 in the"),
+        (
+            (dense_layer("fc", 2, 3, 2, taps=4),) * 2,
+            "fc must be listed once, .* of all its uses, got it 2 times",
+        ),
+    ],
+)
+def test_layers_that_are_not_those_of_the_arrays_are_refused(listed, message):
+    with pytest.raises(ValueError, match=f"layers of Flattened: {message}"):
+        make_task(Flattened(repeats=4, listed=listed), SHAPE)
+
+
 def test_of_two_paths_that_end_alike_the_longer_one_is_meant():
     """Without the units of `a` nothing is missing of what `inner/a` writes."""
-    task = make_task(Hidden((written(),)), SHAPE)
+    group = written()._replace(entries=(Slot(("a", "bias"), -1),))
+    task = make_task(Hidden((group,)), SHAPE)
     params = jax.eval_shape(task.init, jax.random.key(0)).params
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
     alive = np.array([True, False, True, True])

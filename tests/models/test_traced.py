@@ -148,6 +148,18 @@ def test_products_of_weights_alone_are_not_made_for_each_image():
     assert layer.positions == 1
 
 
+def test_weights_added_to_an_activation_make_no_weights_of_it():
+    """A scatter has a program that adds two numbers; it is not what the layer calls."""
+
+    def scattered(params, x):
+        x = (x @ params["first"]).at[:, 0].add(params["shift"])
+        return x @ params["second"]
+
+    params = {name: jnp.ones((4, 4)) for name in ("first", "second")}
+    layers = traced_layers(scattered, params | {"shift": jnp.ones(1)}, jnp.ones((1, 4)))
+    assert [layer.name for layer in layers] == ["first", "second"]
+
+
 @pytest.mark.parametrize(
     ("used", "macs"),
     [

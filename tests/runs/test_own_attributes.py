@@ -13,6 +13,8 @@ from tests.own_files import write_nets
 from tests.small_runs import own_config
 
 NETS = """
+from typing import Sequence
+
 import flax.linen as nn
 from flax import nnx
 from fedjax_prune.models.channels import between
@@ -27,6 +29,7 @@ class Switched(nnx.Module):
 class Experts(nn.Module):
     num_classes: int
     gates: int = 4
+    widths: Sequence = (4,)
 
     @nn.compact
     def __call__(self, x):
