@@ -175,7 +175,6 @@ def prunefl(
     algorithm, alone = on_fedavg(server_tx), on_fedavg(make_server_tx())
     pruned = algorithm.masked
     assert pruned is not None
-
     preparation = Preparation(
         solver=measured,
         num_clients=lambda num_clients: 1,
@@ -183,6 +182,7 @@ def prunefl(
         gather=_first_stage(alone, renew, max_adjustments),
         finish=lambda state, alone, key: (alone, pruned.facts(alone)),
         messages=lambda state: (state.params, state.params),
+        most_trainings=max_adjustments,
     )
     return with_preparation(algorithm, preparation)
 

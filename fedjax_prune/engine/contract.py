@@ -109,6 +109,7 @@ class Preparation(NamedTuple):
       finish: (state, gathered, key) -> the state, with the same number of finished
         rounds, and scalars about it.
       messages: like `FederatedAlgorithm.messages`.
+      most_trainings: how often `gather` trains each client, at most.
     """
 
     solver: LocalSolver
@@ -117,6 +118,7 @@ class Preparation(NamedTuple):
     gather: Callable[..., tuple[Tree, ClientState, Sums]]
     finish: Callable[[ServerState, Tree, jax.Array], tuple[ServerState, Sums]]
     messages: Callable[[ServerState], tuple[Tree, Tree]]
+    most_trainings: int = 1
 
     def run(
         self, inputs: RoundInputs, placement: Placement = ONE_DEVICE

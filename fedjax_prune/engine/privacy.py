@@ -18,11 +18,13 @@ Choices:
   noise. A message that is not finite counts as zeros. A total gets the same noise and
   is not divided. Batch statistics are measured from what the client has received; as
   noise can make a variance negative, runs refuse them.
-  Integers are refused. So are clients that keep anything between rounds, because the
-  accounting of drawn cohorts is for messages that depend on a client's data and the
-  server's state alone. Who knows the seed knows the noise: keep it secret where the
-  model is given away. The last bits of noise in floats are not Gaussian (Mironov,
-  CCS 2012), which is not accounted for.
+  Integers are refused, and FedNova's step mass, which noise can make negative. So are
+  clients that keep anything between rounds, because the accounting of drawn cohorts is
+  for messages that depend on a client's data and the server's state alone. What a
+  preparation has learned from clients, such as masks, is protected by nothing: runs
+  refuse it, and rounds after it, called one by one, are not private. Who knows the
+  seed knows the noise: keep it secret where the model is given away. The last bits of
+  noise in floats are not Gaussian (Mironov, CCS 2012), which is not accounted for.
 """
 
 from typing import Annotated, NamedTuple
@@ -30,7 +32,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_prune.engine.clipping import clip_change, origin_of
+from fedjax_prune.engine.clipping import STEP_MASS, clip_change, origin_of
 from fedjax_prune.fields import Relation, Rule, at_least, checked, related
 from fedjax_prune.types import Anchor, Mean, Message, Total, Tree
 
@@ -62,9 +64,15 @@ class Privacy(NamedTuple):
           The changes, with the weight 1.
 
         Raises:
-          ValueError: if the message has integers, which no noise can hide.
+          ValueError: if the message has integers, which no noise can hide, or a step
+            mass.
         """
         _refuse_integers(message)
+        if STEP_MASS in message:
+            raise ValueError(
+                "a private message must not have a step mass, as FedNova's has: noise "
+                "can make it negative, and the server multiplies by it."
+            )
         changes = {
             name: _since(part.values, origin_of(name, anchor))
             for name, part in message.items()

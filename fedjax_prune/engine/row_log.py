@@ -7,6 +7,7 @@ index that was saved stays valid whatever is written after it, and a crash leave
 nothing that an index names.
 """
 
+import os
 import re
 import zipfile
 import zlib
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.engine.durable import sync_folder
 from fedjax_prune.engine.row_files import PIECE_BYTES
 from fedjax_prune.engine.row_folder import Folder, Ranges, open_folder
 from fedjax_prune.engine.row_index import Index, LogFile
@@ -181,6 +183,10 @@ def save(snapshot: Path, saved: Saved) -> None:
     }
     with (snapshot / _INDEX).open("xb") as stream:
         np.savez(stream, **arrays)
+        stream.flush()
+        # Files that an older snapshot alone needs may be removed after this.
+        os.fsync(stream.fileno())
+    sync_folder(snapshot)
 
 
 def is_log(snapshot: str | Path) -> bool:

@@ -26,7 +26,7 @@ def send(
 
     Returns:
       The message, and float32 flags for the sums of the round: `hostile`, if the policy
-      has hostile clients, and `clipped`, if it bounds norms.
+      has hostile clients, and `clipped`, if it bounds norms of parts.
 
     Raises:
       ValueError: if the policy is private and the message has integers.

@@ -118,6 +118,8 @@ class FirstEpoch(NamedTuple):
 def remember_first_epoch() -> optax.GradientTransformationExtraArgs:
     """Keeps the parameters as they are after one epoch; gradients pass unchanged.
 
+    Of a client that trains for one epoch alone it keeps those before the last step.
+
     Returns:
       A transformation whose state is a FirstEpoch. Its `update` needs `params` and the
       keywords `epoch` and `batch`, [] int32, of the step.

@@ -16,7 +16,8 @@ from fedjax_prune.data.own_splits import Facts, count_pictures
 from fedjax_prune.data.synthetic import client_sizes
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
-from fedjax_prune.runs import checkpoint
+from fedjax_prune.runs import checkpoint, environment
+from fedjax_prune.runs.evaluated import evaluates_last_clients
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
@@ -50,7 +51,8 @@ def require_rounds(config: Config, workdir: Path) -> None:
 
     Raises:
       SettingsError: if there are fewer than it has finished, or as many and the last of
-        them, after which a signal had stopped it, was not evaluated.
+        them, after which a signal had stopped it, was not evaluated, or with other
+        clients than the last round of a run is.
     """
     if (done := rounds_done(workdir)) < config.rounds:
         return
@@ -59,10 +61,16 @@ def require_rounds(config: Config, workdir: Path) -> None:
         found = f"rounds must be at least {done}, which {run}, got {config.rounds}"
         raise SettingsError([found])
     last = [row for row in read_metrics(workdir) if row["round"] == done > 0]
-    if last and ACCURACY not in last[0]:
-        raise SettingsError(
-            [f"rounds must be above {done}, which {run} without an evaluation"]
-        )
+    if not last:
+        return
+    if ACCURACY not in last[0]:
+        found = f"rounds must be above {done}, which {run} without an evaluation"
+        raise SettingsError([found])
+    starts = environment.read(workdir)
+    ends = {start["fields"].get("rounds", done) for start in starts}
+    if ends and done not in ends and not evaluates_last_clients(config, done):
+        found = f"rounds must be above {done}, which {run} with an evaluation of other "
+        raise SettingsError([found + "clients than those of the last round"])
 
 
 def is_finished(config: Config, workdir: Path) -> bool:

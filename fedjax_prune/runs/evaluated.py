@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedjax_prune.engine.dealing import draw_clients
 from fedjax_prune.engine.outcome import by_id
 from fedjax_prune.types import Cohort, Config
 
@@ -32,6 +33,18 @@ def evaluated_clients(config: Config, cohort: Cohort, finished: int) -> np.ndarr
         return last_clients(config)
     count = _at_most(config.eval.num_clients, config.cohort_size)
     return cohort.client_ids[by_id(cohort)[:count]]
+
+
+def evaluates_last_clients(config: Config, finished: int) -> bool:
+    """Whether an evaluation on the way has the clients of one after the last round."""
+    drawn = draw_clients(
+        config.data.num_clients,
+        config.cohort_size,
+        seed=config.seed,
+        round=finished - 1,
+    )
+    count = _at_most(config.eval.num_clients, config.cohort_size)
+    return np.array_equal(np.sort(drawn)[:count], last_clients(config))
 
 
 def last_clients(config: Config) -> np.ndarray:

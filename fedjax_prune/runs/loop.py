@@ -95,6 +95,7 @@ class Journal(NamedTuple):
         if done.num_measured:
             row |= metrics.accuracy_row(self.experiment, accuracies)
             row |= metrics.after_local_row(self.experiment, sums, done.num_measured)
+        if done.num_measured or recorded:
             row["seconds/evaluate"] = finished - trained
         if waited := self.saver.waited():
             row["seconds/save"] = waited

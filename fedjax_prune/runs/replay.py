@@ -69,8 +69,9 @@ def verify_workdir(workdir: Path, rounds: int = 0) -> Findings:
 
     The replay ends and starts again where the run was resumed with other fields, such
     as more rounds, so that it evaluates what the run has evaluated. The newest
-    checkpoint is compared if the replay comes to its round, and if a run that goes on
-    has not replaced it by then. All that the replay writes is in the temporary folder.
+    checkpoint is compared if the replay comes to its round, under `compact_training`
+    only if it ends there, and if a run that goes on has not replaced it by then. All
+    that the replay writes is in the temporary folder.
 
     Args:
       workdir: of the run; nothing is written there.
@@ -195,7 +196,9 @@ def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int
     """The configurations that the rounds were trained with, each up to which round.
 
     Compacted rounds depend on the starts themselves: each start compiles widths anew.
+    So the replay makes no start of its own, at the newest checkpoint, to compare that.
     """
+    compact = run.config.compact_training
     starts: list[dict[str, Any]] = run.starts or [{"finished": 0, "fields": {}}]
 
     def start_of(round: int) -> int:
@@ -203,10 +206,11 @@ def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int
         numbers = range(len(starts))
         return max((n for n in numbers if starts[n]["finished"] < round), default=0)
 
-    stops = {last} | ({last} if run.saved_round is None else {run.saved_round})
+    saved = None if compact else run.saved_round
+    stops = {last} | ({last} if saved is None else {saved})
     for until in sorted(stops | {start["finished"] for start in starts}):
         now, then = start_of(until), start_of(until + 1)
-        unlike = now != then and run.config.compact_training
+        unlike = now != then and compact
         unlike = unlike or starts[now]["fields"] != starts[then]["fields"]
         if until <= last and (unlike or until in stops):
             yield _with_fields(run.config, starts[now]["fields"], workdir), until

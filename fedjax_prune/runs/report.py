@@ -147,7 +147,8 @@ def _rounds_of_preparation(experiment: Experiment) -> float:
     config, steps = experiment.config, experiment.learning.algorithm.prepare
     if steps is None:
         return 0.0
-    epochs = steps.num_clients(config.data.num_clients) * steps.solver.epochs
+    trainings = steps.num_clients(config.data.num_clients) * steps.most_trainings
+    epochs = trainings * steps.solver.epochs
     return epochs / (config.cohort_size * config.client.epochs)
 
 

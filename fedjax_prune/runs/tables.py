@@ -111,7 +111,8 @@ def pruning_table(
     Returns:
       Means over seeds. Accuracies and differences have a 95 % interval where there are
       several. Savings in brackets count what came before the first round, too; three
-      columns say from which round on they are above 0.
+      columns say from which round on they are above 0, if each round saves the mean of
+      all.
     """
     header = ["method", "seeds", "accuracy", "difference", "best", "sparsity"]
     header += ["MACs saved, realisable", "MACs saved, theoretical", "traffic saved"]

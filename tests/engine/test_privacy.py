@@ -163,6 +163,11 @@ def test_integers_are_refused():
         play(algorithm, range(5), private(1.0, 1.0), begin=begin)
 
 
+def test_a_step_mass_is_refused():
+    with pytest.raises(ValueError, match="must not have a step mass, as FedNova's has"):
+        play(build("fednova"), range(5), private(1.0, 1.0))
+
+
 def test_preparations_are_refused():
     algorithm = problems.build("fedsnip")
     state = jax.eval_shape(algorithm.init, KEY)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedjax_prune.runs import environment
 from fedjax_prune.runs.settings import SettingsError
 from launch.grid import Run
 from launch.train_grid import check_begun, error_of
@@ -54,6 +55,29 @@ def test_a_run_cannot_end_at_a_round_that_was_not_evaluated(tmp_path):
         "without an evaluation"
     ]
     check_begun([run_of(config_of(rounds=19, **{"eval.every": 5}))], tmp_path)
+
+
+def test_a_run_cannot_end_at_a_round_that_evaluated_its_cohort_alone(tmp_path):
+    """It was stopped there; the last round of a run evaluates all clients."""
+    config, longer = config_of(rounds=10), config_of(rounds=20)
+    finished(tmp_path, config)
+    (tmp_path / "a" / environment.FILE).unlink()
+    environment.record(tmp_path / "a", longer, 0, {})
+    assert problems(tmp_path, config) == [
+        f"rounds must be above 10, which the run in {tmp_path / 'a'} has finished "
+        "with an evaluation of other clients than those of the last round"
+    ]
+    # It had ended there before more rounds were asked for.
+    environment.record(tmp_path / "a", config, 0, {})
+    check_begun([run_of(config)], tmp_path)
+
+
+def test_a_run_of_all_clients_can_end_where_it_was_stopped(tmp_path):
+    config = config_of(rounds=10, cohort_size=20)
+    finished(tmp_path, config)
+    (tmp_path / "a" / environment.FILE).unlink()
+    environment.record(tmp_path / "a", config_of(rounds=20, cohort_size=20), 0, {})
+    check_begun([run_of(config)], tmp_path)
 
 
 def test_a_class_that_has_changed_is_told_before_anything_is_trained(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 
 from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import make_store
-from fedjax_prune.runs import checkpoint, environment, train
+from fedjax_prune.runs import checkpoint, environment, replay, train
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
@@ -30,7 +30,7 @@ from fedjax_prune.runs.saving import FOLDER
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.verify import report
 from tests.buckets import Buckets
-from tests.small_runs import tiny_config, undocumented
+from tests.small_runs import pruned_config, tiny_config, undocumented
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +49,21 @@ def other_seed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("other")
     assert train.run(tiny_config(rounds=1, seed=1), workdir) == 0
     return workdir
+
+
+def test_the_newest_checkpoint_is_no_start_of_compacted_rounds(tmp_path, monkeypatch):
+    """The run went on after it, with the programs that it had."""
+    config = pruned_config(rounds=2, save_every=1, keep=2, compact_training=True)
+    assert train.run(config, tmp_path) == 0
+    shutil.rmtree(tmp_path / FOLDER / "2")
+    trained, run = [], replay.train
+    monkeypatch.setattr(
+        replay, "train", lambda *args: trained.append(args[-1]) or run(*args)
+    )
+    found = verify_workdir(tmp_path)
+    assert found.equal
+    assert found.checkpoint == "not compared: the newest are of rounds 1 and 2"
+    assert trained == [2]
 
 
 @pytest.fixture

@@ -62,6 +62,14 @@ def test_the_time_before_the_first_round_is_told_apart(monkeypatch):
     )
 
 
+def test_a_preparation_that_repeats_its_training_takes_all_its_time(monkeypatch):
+    """PruneFL's one client trains up to 50 times, where a round has three clients."""
+    monkeypatch.setattr(report, "WORTH_TIMING", 0.0)
+    experiment = build(pruned_config("prunefl", {}, rounds=400))
+    facts = report.preflight(Chosen(experiment, "2", 0.01, 3_000_000), 0, [])
+    assert facts["time"].endswith("without evaluation, and up to 42 h before them")
+
+
 @pytest.mark.parametrize(
     ("changes", "num_train"),
     [
