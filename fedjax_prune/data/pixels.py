@@ -48,11 +48,15 @@ def channels_of(picture: Any) -> int:
     """Gives 1 for a grey picture and 3 for any other one.
 
     Raises:
-      ValueError: if it has more than 8 bits a channel.
+      ValueError: if it has more than 8 bits a channel. Pillow reads colours of AVIF and
+        JPEG 2000 as 8 bits and does not tell whether they had more.
     """
-    # Of colours of 16 bits Pillow keeps 8. Only `tile` says so.
-    stored = [str(part[-1]) for part in getattr(picture, "tile", ())]
-    if picture.mode.startswith(DEEP) or any(";16" in mode for mode in stored):
+    # Of colours of 16 bits Pillow keeps 8. Only `tile` says so: by the name of a mode,
+    # and of PPM by the largest value.
+    tiles = getattr(picture, "tile", ())
+    stored = [str(tile[-1]) for tile in tiles]
+    is_deep = picture.mode.startswith(DEEP) or any(";16" in mode for mode in stored)
+    if is_deep or any(tile[0] == "ppm" and tile[-1][-1] > 255 for tile in tiles):
         raise ValueError(
             f"must have 8 bits a channel, got Pillow's mode {picture.mode}"
             f"{', stored as ' + stored[0] if stored else ''}: convert it"

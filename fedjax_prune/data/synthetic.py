@@ -254,8 +254,9 @@ def _draw_vectors(
     labels = np.empty(len(vectors), np.int32)
     stops = np.cumsum(sizes)
     for client, (start, stop) in enumerate(zip(stops - sizes, stops, strict=True)):
-        own = weights[client]
-        labels[start:stop] = (vectors[start:stop] @ own[:-1] + own[-1]).argmax(axis=1)
+        # In float32 the order of addition, which CPUs choose, would decide near ties.
+        own, inputs = weights[client].astype(float), vectors[start:stop].astype(float)
+        labels[start:stop] = (inputs @ own[:-1] + own[-1]).argmax(axis=1)
     return vectors[:, :, None, None], labels
 
 

@@ -1,8 +1,10 @@
 """Data sets of arrays: the caller's images and labels, and other sizes of images."""
 
+import jax
 import numpy as np
 import pytest
 
+from fedjax_prune.data import load
 from fedjax_prune.data.load import as_dataset, resize
 from fedjax_prune.types import Dataset
 
@@ -44,6 +46,19 @@ def test_as_dataset_names_the_first_bad_value(images, labels, said):
     with pytest.raises(ValueError) as caught:
         as_dataset(images, labels, num_classes=2)
     assert said in str(caught.value)
+
+
+def test_images_are_scaled_on_the_cpu(monkeypatch):
+    """Other devices may round otherwise, and a run would not go on elsewhere."""
+    used, scale = [], load._scale
+    monkeypatch.setattr(
+        load,
+        "_scale",
+        lambda *args: used.append(jax.config.jax_default_device) or scale(*args),
+    )
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    resize(Dataset(images, np.zeros(2, np.int32)), 2)
+    assert [device.platform for device in used] == ["cpu"]
 
 
 def test_resized_images():
