@@ -139,7 +139,7 @@ class Flattened(nn.Module):
 
     repeats: int
     listed: tuple[Layer, ...] = (
-        conv_layer("conv", 1, 2, 1, None, (2, 2)),
+        conv_layer("conv", 1, 2, kept_in=1, gates=None, size=(2, 2)),
         dense_layer("fc", 2, 3, 2, taps=4),
     )
     left: Mapping[str, int] = nn.FrozenDict()
