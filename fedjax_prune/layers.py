@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     as the map.
 
     Attributes:
-      name: path of its parameters, joined by "/".
+      name: path of its array, or of the module that has its kernels, joined by "/".
       in_channels: channels it reads.
       out_channels: channels it writes.
       kept_in: channels it reads for one sample, at most `in_channels`.

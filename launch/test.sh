@@ -31,7 +31,7 @@ source launch/environment.sh
 if [ "${1:-}" = --quick ]; then
   shift
   set -- tests/test_architecture.py tests/test_doctests.py tests/data/test_partition.py \
-    tests/models/test_{costs,gates,task}.py \
+    tests/models/test_{costs,gates,task,traced}.py \
     tests/engine/test_{cohort,evaluate,server,solver,transforms}.py \
     tests/pruning/test_{enforce,transport}.py \
     tests/algorithms/test_{agreement,algorithms,feddyn,scaffold}.py \

@@ -2,7 +2,7 @@
 
 What is measured and scaled is a change: batch statistics, the part `model_state`, are
 values, so their difference from what the client has received is taken. Integers are
-neither measured nor scaled, nor does `clip_parts` do so with STEP_MASS and SIGNS.
+neither measured nor scaled. `clip_parts` leaves STEP_MASS and SIGNS alone, too.
 """
 
 from typing import Any

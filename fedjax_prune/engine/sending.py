@@ -29,7 +29,7 @@ def send(
       has hostile clients, and `clipped`, if it bounds norms of parts.
 
     Raises:
-      ValueError: if the policy is private and the message has integers.
+      ValueError: as `Privacy.bound`, if the policy is private.
     """
     facts: Sums = {}
     if policy.hostile is not None:

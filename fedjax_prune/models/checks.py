@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -130,10 +130,13 @@ def check_layers(
     Raises:
       ValueError: naming the model and the layer.
     """
-    counts = {
-        array_name(path): math.prod(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables.params)
-    }
+    shared, personal = (
+        {
+            array_name(path): math.prod(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (variables.params, variables.personal)
+    )
     names = [layer.name for layer in layers]
     for layer in layers:
         where = f"layers of {name_of(model)}: {layer.name}"
@@ -142,12 +145,14 @@ def check_layers(
                 f"{where} must be listed once, with the positions of all its uses, got "
                 f"it {names.count(layer.name)} times."
             )
-        entries = layer_entries(layer, names, counts)
+        # A gate is in the module of its layer.
+        entries = layer_entries(layer, names, shared)
+        entries = entries or layer_entries(layer, names, personal)
         if entries != num_weights(layer):
             raise ValueError(
                 f"{where} must have in_channels * out_channels * taps weights, "
                 f"{num_weights(layer)}, got {entries} in the kernels of that name; the "
-                f"arrays are {', '.join(counts)}."
+                f"arrays are {', '.join(shared | personal)}."
             )
 
 
@@ -209,7 +214,7 @@ def check_smaller(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     variables: Variables,
-    smaller: Variables,
+    shapes_of: Callable[[nn.Module], Variables],
 ) -> None:
     """Refuses groups that leave out an array, or pixels of it, that loses channels.
 
@@ -217,12 +222,18 @@ def check_smaller(
       model: a linen module.
       groups: of the model, checked by `check_groups`.
       variables: its arrays, or their shapes.
-      smaller: those of the model with one channel less of each group that has several.
+      shapes_of: a model of the same class -> its arrays' shapes.
 
     Raises:
-      ValueError: if an array of the smaller model has not the shape that the groups
-        say; it names the model and the array.
+      ValueError: if an array of the model with one channel less of each group that has
+        several has not the shape that the groups say; it names the model and the array.
     """
+    left = {group.name: group.size - (group.size > 1) for group in groups}
+    try:
+        smaller = shapes_of(model.clone(left=left))
+    except Exception:
+        # Some numbers of channels may not be, as a group norm divides them by its own.
+        return
 
     def without_one(leaf: Any, slots: list[tuple[ChannelGroup, Slot]]) -> list[int]:
         shape = list(leaf.shape)

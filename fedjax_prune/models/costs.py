@@ -233,23 +233,23 @@ def layer_entries(
 ) -> int:
     """Adds up entries of a layer's arrays.
 
-    They are the array of the layer's name, or the kernels of the module of that name
-    that are no layers of their own.
+    They are the array of the layer's name, or all kernels in the module of that name
+    that are in no other layer inside of it.
 
     Args:
       layer: one of a model's.
       names: of all layers of the model.
       counts: path of each array -> a number of its entries.
     """
+
+    def owner(path: str) -> str:
+        owners = [name for name in names if f"{path}/".startswith(f"{name}/")]
+        return max(owners, key=len, default="")
+
     return sum(
         count
         for path, count in counts.items()
-        if path == layer.name
-        or (
-            path not in names
-            and path.rpartition("/")[0] == layer.name
-            and path.endswith("kernel")
-        )
+        if (path == layer.name or path.endswith("kernel")) and owner(path) == layer.name
     )
 
 

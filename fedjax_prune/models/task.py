@@ -89,8 +89,8 @@ def make_task(
       ValueError: if `image_shape` is not one, `normalize` is unknown or `lasso_weight`
         is out of range, or if the model is no such module, needs other arguments, does
         not return logits, has no params, has weights that are not floats, model state
-        without an example mask, or other collections, or groups that do not fit its
-        arrays or cannot lose channels.
+        without an example mask, or other collections, or layers or groups that do not
+        fit its arrays, or cannot lose channels.
         Errors that show only in training mode are raised when the loss is traced.
 
     References:
@@ -135,11 +135,13 @@ def make_task(
     groups = described(module, "channel_groups", image_shape)
     if groups:
         check_groups(module, groups, variables)
-        left = {group.name: max(1, group.size - 1) for group in groups}
-        smaller = module.clone(left=left)
-        init_smaller = _make_init(smaller, arguments_of(smaller), image_shape, to_input)
-        shapes = jax.eval_shape(lambda: init_smaller(jax.random.key(0)))
-        check_smaller(module, groups, variables, shapes)
+
+        def shapes_of(smaller: nn.Module) -> Variables:
+            arguments = arguments_of(smaller)
+            init = _make_init(smaller, arguments, image_shape, to_input)
+            return jax.eval_shape(lambda: init(jax.random.key(0)))
+
+        check_smaller(module, groups, variables, shapes_of)
     return Task(
         init,
         _make_loss(

@@ -150,8 +150,7 @@ def _preparation(
     gather = gather_program(steps, placement)
     whole = shapes_on(placement, WHOLE, gathered)
     examples = sum(int(group.sizes.sum()) for group in groups) / len(groups)
-    epochs = steps.solver.epochs * steps.most_trainings
-    flops = _flops(experiment, costs.FORWARDS * epochs * examples)
+    flops = _flops(experiment, costs.FORWARDS * steps.solver.epochs * examples)
 
     def compile() -> jax.stages.Compiled:
         return gather.lower(whole, rows, inputs).compile()

@@ -117,9 +117,12 @@ def test_deep_pictures_are_refused(tmp_path):
     refused(tmp_path, r"cat/1.png .*must have 8 bits a channel, got Pillow's mode I;16")
 
 
-def test_a_deep_ppm_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "content", [b"P6 1 1 65535\n" + bytes(6), b"P3 1 1 65535\n1 2 3\n"]
+)
+def test_a_deep_ppm_is_refused(tmp_path, content):
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.ppm").write_bytes(b"P6 1 1 65535\n" + bytes(6))
+    (tmp_path / "cat" / "1.ppm").write_bytes(content)
     refused(tmp_path, r"cat/1.ppm .*8 bits a channel, got .* as \('RGB', 65535\)")
 
 

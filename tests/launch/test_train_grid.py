@@ -67,8 +67,11 @@ def test_a_run_cannot_end_at_a_round_that_evaluated_its_cohort_alone(tmp_path):
         f"rounds must be above 10, which the run in {tmp_path / 'a'} has finished "
         "with an evaluation of other clients than those of the last round"
     ]
-    # It had ended there before more rounds were asked for.
-    environment.record(tmp_path / "a", config, 0, {})
+    # It goes on after the sixth, asked for ten, and ends.
+    environment.record(tmp_path / "a", config, 6, {})
+    check_begun([run_of(config)], tmp_path)
+    # More rounds were asked for since, and none was finished.
+    environment.record(tmp_path / "a", longer, 10, {})
     check_begun([run_of(config)], tmp_path)
 
 

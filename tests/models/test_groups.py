@@ -11,6 +11,7 @@ import pytest
 from fedjax_prune.layers import ChannelGroup, Layer, Slot
 from fedjax_prune.models.channels import between, drop_channels
 from fedjax_prune.models.costs import conv_layer, dense_layer
+from fedjax_prune.models.resnet import ResNet32
 from fedjax_prune.models.task import make_task
 
 SHAPE = (2, 2, 1)
@@ -180,6 +181,48 @@ def test_pixels_of_a_flattened_map_may_not_be_left_out():
 def test_layers_that_are_not_those_of_the_arrays_are_refused(listed, message):
     with pytest.raises(ValueError, match=f"layers of Flattened: {message}"):
         make_task(Flattened(repeats=4, listed=listed), SHAPE)
+
+
+class Headed(nn.Module):
+    """A recurrent cell, with kernels in modules of its own, and a personal head."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.RNN(nn.OptimizedLSTMCell(4, name="cell"))(images[..., 0])[:, -1]
+        return x @ self.variable("gates", "head", jnp.ones, (4, 3)).value
+
+    def layers(self, image_shape):
+        return (
+            dense_layer("cell", 2 + 4, 16, 2 + 4)._replace(positions=2),
+            dense_layer("head", 4, 3, 4),
+        )
+
+
+def test_kernels_of_modules_inside_and_personal_arrays_are_layers():
+    assert [layer.name for layer in make_task(Headed(), SHAPE).layers] == [
+        "cell",
+        "head",
+    ]
+
+
+class Halves(Flattened):
+    """The norm divides the channels by two, so that one less cannot be."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(self.left.get("conv", 2), (3, 3), name="conv")(images)
+        x = nn.GroupNorm(2, use_bias=False, use_scale=False)(x)
+        return nn.Dense(3, name="fc")(x.reshape(len(x), -1))
+
+
+def test_a_network_that_cannot_have_one_channel_less_is_no_mistake():
+    make_task(Halves(repeats=4), SHAPE)
+
+
+def test_groups_without_channels_stay_empty():
+    """Of stage2 a width of 0.04 leaves as many channels as the shortcut brings."""
+    task = make_task(ResNet32(10, width=0.04), (32, 32, 3))
+    assert {group.name: group.size for group in task.groups}["stage2"] == 0
 
 
 def test_of_two_paths_that_end_alike_the_longer_one_is_meant():

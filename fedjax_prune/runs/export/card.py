@@ -52,7 +52,7 @@ _NEEDS = {
 
 _WHOSE = {
     "eval/global_dense": "the shared parameters are",
-    "eval/client_gated": "evaluated clients, with their gates if they have any, are",
+    "eval/client_gated": "those with each evaluated client's gates, if any, are",
 }
 """Fields of metrics that an evaluation may have -> whose accuracy they are."""
 
