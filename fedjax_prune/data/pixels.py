@@ -56,7 +56,7 @@ def channels_of(picture: Any) -> int:
     tiles = getattr(picture, "tile", ())
     stored = [str(tile[-1]) for tile in tiles]
     is_deep = picture.mode.startswith(DEEP) or any(";16" in mode for mode in stored)
-    if is_deep or any(_is_deep_ppm(*tile) for tile in tiles):
+    if is_deep or any(map(_is_deep_ppm, tiles)):
         raise ValueError(
             f"must have 8 bits a channel, got Pillow's mode {picture.mode}"
             f"{', stored as ' + stored[0] if stored else ''}: convert it"
@@ -64,10 +64,10 @@ def channels_of(picture: Any) -> int:
     return 1 if picture.mode in GREY else 3
 
 
-def _is_deep_ppm(codec: str, extents: Any, offset: int, arguments: Any) -> bool:
-    del extents, offset
-    has_most = codec.startswith("ppm") and isinstance(arguments, tuple)
-    return has_most and arguments[-1] > 255
+def _is_deep_ppm(tile: Any) -> bool:
+    codec, *_, arguments = tile
+    names_most = codec.startswith("ppm") and isinstance(arguments, tuple)
+    return names_most and arguments[-1] > 255
 
 
 def size_of(picture: Any) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def check_layers(
                 f"{where} must be listed once, with the positions of all its uses, got "
                 f"it {names.count(layer.name)} times."
             )
-        # A gate is in the module of its layer.
+        # They are not added up: a gate lies in the module of its layer.
         entries = layer_entries(layer, names, shared)
         entries = entries or layer_entries(layer, names, personal)
         if entries != num_weights(layer):

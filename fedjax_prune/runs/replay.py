@@ -206,8 +206,9 @@ def _stretches(run: Run, workdir: Path, last: int) -> Iterator[tuple[Config, int
         numbers = range(len(starts))
         return max((n for n in numbers if starts[n]["finished"] < round), default=0)
 
-    saved = None if compact else run.saved_round
-    stops = {last} | ({last} if saved is None else {saved})
+    stops = {last}
+    if run.saved_round is not None and not compact:
+        stops.add(run.saved_round)
     for until in sorted(stops | {start["finished"] for start in starts}):
         now, then = start_of(until), start_of(until + 1)
         unlike = now != then and compact
