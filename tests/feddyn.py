@@ -46,8 +46,7 @@ def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm
     def program(state, cohort):
         def extra_args(row):
             zeros = tree.zeros_like(row.client)
-            controls = {"client_control": row.client, "server_control": zeros}
-            return {"anchor": state.params, **controls}
+            return {"client_control": row.client, "server_control": zeros}
 
         def upload(result, row):
             h = tree.add_scale(row.client, alpha, result.delta)
@@ -64,7 +63,7 @@ def feddyn(task, solver, server_tx, *, alpha: Alpha = 0.1) -> FederatedAlgorithm
             h = tree.add_scale(before.client, alpha, message["delta"].values)
             return row._replace(client=h)
 
-        return ClientProgram(extra_args, upload, settle=settle)
+        return ClientProgram(upload, extra_args, settle=settle)
 
     def update(state, received):
         h = tree.add_scale(state.server, alpha, received["share"])

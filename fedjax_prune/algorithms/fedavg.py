@@ -47,7 +47,7 @@ def fedavg(
 
     Args:
       task: the model and its loss.
-      solver: local training; its chain may use the keyword `anchor`.
+      solver: local training.
       server_tx: applied to the weighted mean of the deltas.
 
     Returns:
@@ -76,11 +76,7 @@ def fedavg(
         return ClientState(personal=task.init(key).personal, client={})
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
-        del cohort
-
-        def extra_args(row: ClientState) -> dict[str, Tree]:
-            del row
-            return {"anchor": state.params}
+        del state, cohort
 
         def upload(
             result: LocalResult, row: ClientState
@@ -91,7 +87,7 @@ def fedavg(
             }
             return message, row._replace(personal=result.personal)
 
-        return ClientProgram(extra_args, upload)
+        return ClientProgram(upload)
 
     def update(state: ServerState, received: Received) -> ServerState:
         params, opt_state = server_step(

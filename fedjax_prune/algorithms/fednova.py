@@ -84,7 +84,7 @@ def fednova(
             }
             return message, row._replace(personal=result.personal)
 
-        return ClientProgram(lambda row: {}, upload)
+        return ClientProgram(upload)
 
     def update(state: ServerState, received: Received) -> ServerState:
         delta = scale(received["normalised_delta"], received["step_mass"])

@@ -104,7 +104,7 @@ def fedsnip(
     still = still.after_descent(nowhere)._replace(personal_tx=nowhere)
 
     def program(state: ServerState, cohort: Cohort) -> ClientProgram:
-        del cohort
+        del state, cohort
 
         def upload(
             result: LocalResult, row: ClientState
@@ -112,7 +112,7 @@ def fedsnip(
             gradient = mean_accumulated(result.solver_state)
             return {"gradient": Mean(gradient, result.num_examples)}, row
 
-        return ClientProgram(lambda row: {"anchor": state.params}, upload)
+        return ClientProgram(upload)
 
     measure = make_training(task, still, program)
 

@@ -3,7 +3,7 @@
   before     one client trains alone and the mask is adjusted repeatedly, until its size
              has changed by less than a tenth in five adjustments in a row
   during     every `adjust_every` rounds clients send squared gradients, also of pruned
-             weights, and the server adjusts the mask
+             weights, and the server adjusts the mask, if any arrive
 
 An adjustment drops the smallest share of each array's active weights and keeps the
 others. Then it adds candidates (those just dropped and all inactive weights) in order
@@ -34,6 +34,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.engine.clipping import SQUARES
 from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation, Received
 from fedjax_prune.engine.devices import Placement
 from fedjax_prune.engine.rounds import with_preparation
@@ -140,22 +141,21 @@ def prunefl(
         masks = adjust(
             masks=state.server.masks,
             params=state.params,
-            squares=state.server.guide["squares"],
+            squares=state.server.guide[SQUARES],
             times=times,
             prunable=flags,
             share=prune_share * share_decay ** before.astype(jnp.float32),
             constant=constant_time,
         )
-        return GuardedMasks(masks, jnp.int32(0)), state.server.guide
+        used = state.server.guide | {"round": jnp.int32(-1)}
+        return GuardedMasks(masks, jnp.int32(0)), used
 
     def refresh(
         state: ServerState, rows: ClientState, cohort: Cohort
     ) -> tuple[GuardedMasks, Tree]:
-        return jax.lax.cond(
-            (state.round > 0) & (state.round % adjust_every == 0),
-            lambda: renew(state),
-            lambda: keep_masks(state, rows, cohort),
-        )
+        arrived = state.server.guide["round"] == state.round
+        due = arrived & (state.round % adjust_every == 0)
+        return jax.lax.cond(due, renew, lambda s: keep_masks(s, rows, cohort), state)
 
     def extra(state: ServerState) -> jax.Array:
         """Counts the squared gradients that are sent before a round that adjusts."""
@@ -188,17 +188,16 @@ def prunefl(
 
 
 def _first_guide(params: Tree) -> Tree:
-    return {"squares": jax.tree.map(jnp.zeros_like, params)}
+    # The round that the squares are of, counted from 1; -1 if there are none to use.
+    return {SQUARES: optax.tree.zeros_like(params), "round": jnp.int32(-1)}
 
 
 def _squares(result: LocalResult) -> Message:
-    squares = mean_accumulated(result.solver_state)
-    return {"squares": Mean(squares, result.num_examples)}
+    return {SQUARES: Mean(mean_accumulated(result.solver_state), result.num_examples)}
 
 
 def _absorb(state: ServerState, received: Received) -> Tree:
-    del state
-    return {"squares": received["squares"]}
+    return {SQUARES: received[SQUARES], "round": state.round + 1}
 
 
 def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:

@@ -47,7 +47,7 @@ from fedjax_prune.engine.contract import (
     Received,
     Rules,
 )
-from fedjax_prune.engine.local import float_dtype
+from fedjax_prune.engine.floats import float_dtype
 from fedjax_prune.engine.rounds import make_algorithm
 from fedjax_prune.engine.server import scale
 from fedjax_prune.engine.solver import LocalSolver, require_step_mass
@@ -173,7 +173,7 @@ def scaffold(
             }
             return message, ClientState(result.personal, new_control)
 
-        return ClientProgram(extra_args, upload, settle=partial(_settle, share_of))
+        return ClientProgram(upload, extra_args, settle=partial(_settle, share_of))
 
     def update(state: ServerState, received: Received) -> ServerState:
         server = state.server

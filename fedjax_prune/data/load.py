@@ -19,6 +19,7 @@ from fedjax_prune.data.datasets import (
     data_folder,
     resolve_count,
 )
+from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.fields import Count, checked
 from fedjax_prune.types import Dataset
 
@@ -215,11 +216,7 @@ def as_dataset(images: Any, labels: Any, *, num_classes: Count) -> Dataset:
             "images must have shape [num_examples, height, width, channels] without "
             f"an empty axis, got {images.shape}."
         )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"labels must have shape {images.shape[:1]}, one for each image, "
-            f"got {labels.shape}."
-        )
+    check_pairs(Dataset(images, labels))
     if np.issubdtype(images.dtype, np.floating):
         # Every comparison with NaN is false, so this form finds NaN, too.
         _check_all(

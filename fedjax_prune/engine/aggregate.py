@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from fedjax_prune.engine.contract import Received
 from fedjax_prune.engine.devices import AXIS
+from fedjax_prune.engine.floats import float_dtype, is_float
 from fedjax_prune.engine.lanes import put_lanes
-from fedjax_prune.engine.local import float_dtype
 from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
 
 
@@ -60,7 +60,7 @@ def weigh(message: Message) -> Message:
             return part
         weight = jnp.asarray(part.weight).astype(float_dtype(part.values))
         values = jax.tree.map(
-            lambda x: x if is_integer(x) else weight.astype(x.dtype) * x, part.values
+            lambda x: weight.astype(x.dtype) * x if is_float(x) else x, part.values
         )
         return Mean(values, weight)
 
@@ -99,7 +99,7 @@ def receive(gathered: Gathered) -> Received:
             return part.values
         weight = jnp.where(part.weight > 0, part.weight, 1)
         return jax.tree.map(
-            lambda x: x if is_integer(x) else x / weight.astype(x.dtype), part.values
+            lambda x: x / weight.astype(x.dtype) if is_float(x) else x, part.values
         )
 
     return {name: of_part(part) for name, part in gathered.parts.items()}
@@ -206,7 +206,7 @@ def _by_part(
     """Maps `most` over the integers of means and `add` over all other arrays."""
 
     def of_means(*leaves: Any) -> jax.Array:
-        return (most if is_integer(leaves[0]) else add)(*leaves)
+        return (add if is_float(leaves[0]) else most)(*leaves)
 
     def map_part(*parts: Any) -> Any:
         if isinstance(parts[0], Total):
@@ -226,10 +226,6 @@ def _arrived_only(messages: Message, arrived: jax.Array) -> Message:
         return jnp.where(flags, x, other[None])
 
     return jax.tree.map(select, messages, neutral)
-
-
-def is_integer(x: Any) -> bool:
-    return not jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _least(x: Any) -> int | bool:

@@ -2,7 +2,8 @@
 
 What is measured and scaled is a change: batch statistics, the part `model_state`, are
 values, so their difference from what the client has received is taken. Integers are
-neither measured nor scaled. `clip_parts` leaves STEP_MASS and SIGNS alone, too.
+neither measured nor scaled. `clip_parts` leaves STEP_MASS, SIGNS and SQUARES alone,
+too, which are no changes of parameters.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.engine.floats import is_float
 from fedjax_prune.types import Anchor, Message, Total, Tree
 
 MODEL_STATE = "model_state"
@@ -18,6 +20,8 @@ STEP_MASS = "step_mass"
 """The part that multiplies others at the server: FedNova's."""
 SIGNS = "signs"
 """The part that has the signs of a client's update, of which no size matters."""
+SQUARES = "squares"
+"""The part that has squared gradients: PruneFL's."""
 
 
 def clip_parts(
@@ -45,7 +49,7 @@ def clip_parts(
     """
     clipped, scaled = {}, jnp.bool(False)
     for name, part in message.items():
-        if name in (STEP_MASS, SIGNS):
+        if name in (STEP_MASS, SIGNS, SQUARES):
             clipped[name] = part
             continue
         limit = jnp.asarray(bound, float)
@@ -86,7 +90,7 @@ def clip_change(values: Tree, origin: Tree, bound: jax.Array) -> tuple[Tree, jax
     changes = [
         x if start is None else x - start
         for x, start in zip(leaves, starts, strict=True)
-        if _is_float(x)
+        if is_float(x)
     ]
     if not changes:
         return values, jnp.bool(False)
@@ -99,7 +103,7 @@ def clip_change(values: Tree, origin: Tree, bound: jax.Array) -> tuple[Tree, jax
     is_large = most * relative > bound
 
     def scale(x: Any, start: Any) -> Any:
-        if not _is_float(x):
+        if not is_float(x):
             return x
         change = x if start is None else x - start
         change = change / most.astype(x.dtype) * (bound / relative).astype(x.dtype)
@@ -107,7 +111,3 @@ def clip_change(values: Tree, origin: Tree, bound: jax.Array) -> tuple[Tree, jax
 
     scaled = [scale(x, start) for x, start in zip(leaves, starts, strict=True)]
     return treedef.unflatten(scaled), is_large
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)

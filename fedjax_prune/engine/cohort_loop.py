@@ -16,6 +16,7 @@ import optax
 
 from fedjax_prune.engine.aggregate import Reduction
 from fedjax_prune.engine.contract import ClientProgram
+from fedjax_prune.engine.floats import is_float
 from fedjax_prune.engine.lanes import over_lanes, put_lanes, select_lanes, take_next
 from fedjax_prune.engine.local import LocalTraining, Progress
 from fedjax_prune.engine.policy import Policy
@@ -247,7 +248,7 @@ class _Run(NamedTuple):
         message = self.reduction.weigh(message)
         # The norm also finds numbers whose squares overflow.
         left = jax.tree.leaves((message, result.personal))
-        floats = [x for x in left if _is_float(x)]
+        floats = [x for x in left if is_float(x)]
         diverged = ~jnp.isfinite(optax.tree.norm(floats))
         nonfinite = client.sums["nonfinite"] + diverged.astype(jnp.float32)
         facts = sent | self._missing_steps(client)
@@ -323,10 +324,6 @@ class _Run(NamedTuple):
             rows=rows,
             sums=all_sums,
         )
-
-
-def _is_float(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _zeros(shapes: Tree, count: int) -> Tree:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.core import Tracer
 
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
+from fedjax_prune.engine.outcome import NOBODY, TrainingError
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.types import (
     ClientState,
@@ -36,10 +38,11 @@ class ClientProgram(NamedTuple):
     """The part of an algorithm that runs on the clients, beside local training.
 
     Attributes:
-      extra_args: row -> keyword arguments of the solver's `shared_tx.update`, beside
-        those that each step has: `step_size`, `key`, `epoch`, `batch`.
       upload: (result, row) -> (message, row). The returned row is what the client
         keeps if its message arrives.
+      extra_args: row -> keyword arguments of the solver's `shared_tx.update`, beside
+        those that each step has: `step_size`, `key`, `epoch`, `batch` and `anchor`,
+        the parameters that the client has received. The default adds none.
       alive: `Variables.alive` of all clients.
       settle: (row before, row to keep, message) -> the row to keep. It is called where
         `Policy.bounds_parts` is set, with the message as it is sent, also if it needed
@@ -49,14 +52,14 @@ class ClientProgram(NamedTuple):
       >>> import fedjax_prune as fp
       >>> def upload(result, row):
       ...     return {"delta": fp.Mean(result.delta, result.num_examples)}, row
-      >>> program = fp.ClientProgram(extra_args=lambda row: {}, upload=upload)
+      >>> program = fp.ClientProgram(upload)
       >>> result = fp.LocalResult({"w": 0.5}, {}, {}, 8, 0.1, (), {})
       >>> program.upload(result, fp.ClientState({}, {}))[0]
       {'delta': Mean(values={'w': 0.5}, weight=8)}
     """
 
-    extra_args: Callable[[ClientState], dict[str, Tree]]
     upload: Callable[[LocalResult, ClientState], tuple[Message, ClientState]]
+    extra_args: Callable[[ClientState], dict[str, Tree]] = lambda row: {}
     alive: Tree = {}  # noqa: RUF012 (never changed)
     settle: Callable[[ClientState, ClientState, Message], ClientState] = (
         lambda before, row, message: row
@@ -127,10 +130,14 @@ class Preparation(NamedTuple):
 
         Raises:
           ValueError: as `require_public`.
+          TrainingError: if it is not traced, and no client is left.
         """
         self.require_public(placement)
         gathered = self.start(inputs.state)
         gathered, rows, sums = self.gather(gathered, inputs, placement.plain)
+        arrived = sums["arrived"].sum()
+        if not isinstance(arrived, Tracer) and arrived == 0:
+            raise TrainingError(NOBODY)
         # Compiled, so that no two arrays of the state share a buffer: donating the
         # state would donate it twice.
         state, facts = jax.jit(self.finish)(inputs.state, gathered, inputs.key)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.data.padded import Padded
+from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement, share_work
 from fedjax_prune.types import Dataset, Probe, Sums, Task, Variables
 
@@ -34,7 +35,7 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
       [num_examples] bool.
 
     Raises:
-      ValueError: if there is no example.
+      ValueError: if there is no example, or images and labels are not as many.
 
     Examples:
       >>> import fedjax_prune as fp
@@ -44,6 +45,7 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
       >>> fp.correct_examples(task, fp.Variables({}, {}, {}), dataset).tolist()
       [True, False]
     """
+    check_pairs(dataset)
     num_examples = dataset.labels.shape[0]
     if num_examples == 0:
         raise ValueError("dataset must have at least one example, got 0.")

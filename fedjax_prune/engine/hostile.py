@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_prune.engine.clipping import MODEL_STATE, SIGNS, STEP_MASS
+from fedjax_prune.engine.floats import is_float
 from fedjax_prune.fields import FINITE, FRACTION, checked, one_of
 from fedjax_prune.shares import num_in
 from fedjax_prune.types import Mean, Message, Total
@@ -48,8 +49,7 @@ class Hostile(NamedTuple):
         factor = jnp.where(self.includes(client_id), self.factor, 1.0)
 
         def scale(x: jax.Array, by: jax.Array) -> jax.Array:
-            is_float = jnp.issubdtype(x.dtype, jnp.inexact)
-            return x * by.astype(x.dtype) if is_float else x
+            return x * by.astype(x.dtype) if is_float(x) else x
 
         def of_part(name: str, part: Mean | Total) -> Mean | Total:
             # The step mass multiplies the other parts, which attack already.

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from fedjax_prune.data.population import as_indices
 from fedjax_prune.engine.contract import ClientProgram
+from fedjax_prune.engine.floats import float_dtype
 from fedjax_prune.engine.solver import LocalSolver, num_batches, pad_to_batches
 from fedjax_prune.engine.stopping import Watch
 from fedjax_prune.types import (
@@ -161,6 +163,7 @@ class LocalTraining(NamedTuple):
             key=jax.random.fold_in(jax.random.fold_in(progress.key, 2), progress.step),
             epoch=progress.epoch,
             batch=progress.batch,
+            anchor=self.anchor.params,
             **self.program.extra_args(progress.row),
         )
         personal_updates, personal_state = self.solver.personal_tx.update(
@@ -284,8 +287,8 @@ def train_client(
       key: `jax.random.fold_in(round_key, client_id)`.
 
     Raises:
-      ValueError: if `indices` are not whole numbers on one axis, or if `size` is known,
-        not traced, and not in [1, max_size].
+      ValueError: if `indices` are not whole numbers on one axis. If they or `size` are
+        known, not traced, also if they are outside of the dataset or of [1, max_size].
 
     Examples:
       One step of size 0.5 on the loss (w - 3)^2 / 2, from w = 1 to w = 2.
@@ -296,7 +299,7 @@ def train_client(
       >>> result = fp.train_client(
       ...     task=fp.Task(init=None, loss=loss, predict=None),
       ...     solver=fp.make_solver(epochs=1, batch_size=1, lr=0.5),
-      ...     program=fp.ClientProgram(extra_args=lambda row: {}, upload=None),
+      ...     program=fp.ClientProgram(upload=None),
       ...     anchor=Anchor({"w": jnp.float32(1)}, {}, round=jnp.int32(0)),
       ...     row=fp.ClientState(personal={}, client={}),
       ...     dataset=fp.Dataset(jnp.zeros((1, 1, 1, 1), jnp.uint8), jnp.zeros(1, int)),
@@ -312,6 +315,8 @@ def train_client(
             "indices must be whole numbers on one axis, got "
             f"{indices.dtype}{list(indices.shape)}."
         )
+    if not isinstance(indices, Tracer):
+        as_indices("indices", indices, len(dataset.labels))
     # A client without examples would never make a last step.
     whole = jnp.issubdtype(jnp.result_type(size), jnp.integer)
     if not isinstance(size, Tracer) and not (whole and 1 <= size <= len(indices)):
@@ -334,13 +339,6 @@ def train_client(
         first._replace(sums=training.no_sums(first)),
     )
     return training.result(last)
-
-
-def float_dtype(tree: Tree) -> jnp.dtype:
-    """Returns the dtype of a tree's floating arrays; JAX's default if it has none."""
-    leaves = [x.dtype for x in jax.tree.leaves(tree)]
-    floats = [dtype for dtype in leaves if jnp.issubdtype(dtype, jnp.floating)]
-    return jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
 
 
 def _with_counts(sums: Sums, loss: jax.Array) -> Sums:

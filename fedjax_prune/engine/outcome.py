@@ -4,6 +4,11 @@ import numpy as np
 
 from fedjax_prune.types import Cohort
 
+NOBODY = (
+    "No client of the preparation is left: the loss, update or gates of all of them "
+    "became non-finite. A smaller client.lr usually helps."
+)
+
 
 class TrainingError(RuntimeError):
     """A run cannot go on. The message names the round and the clients, or the array.

@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.data.population import check_clients
 from fedjax_prune.engine.contract import FederatedAlgorithm, Preparation
 from fedjax_prune.engine.dealing import draw_clients, make_groups
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.engine.keys import seed_key
-from fedjax_prune.engine.outcome import of_clients, require_finite
+from fedjax_prune.engine.outcome import (
+    NOBODY,
+    TrainingError,
+    of_clients,
+    require_finite,
+)
 from fedjax_prune.engine.placing import gather_whole, put_cohort, put_whole
 from fedjax_prune.engine.solver import LocalSolver
 from fedjax_prune.engine.store import Store
@@ -108,10 +114,11 @@ def prepare(
       The state before the first round, the clients' sums and the time taken.
 
     Raises:
-      ValueError: if a client has an index that the dataset does not have, a number is
-        out of range, or the rounds are private.
+      ValueError: if a client has an index that the dataset does not have, the rows are
+        of another number of clients, a label is negative, a number is out of range, or
+        the rounds are private.
       TrainingError: if a client diverges, see `outcome.diverged`, unless it is left
-        out and others of its group are not.
+        out and others are not.
 
     References:
       Exploration: Internò et al., https://arxiv.org/abs/2405.10271. First stage of
@@ -122,13 +129,15 @@ def prepare(
       >>> task = fp.make_task(fp.CNN(num_classes=3, width=0.1), (8, 8, 1))
       >>> algorithm = fp.fedavg(task, fp.make_solver(), fp.make_server_tx())
       >>> state = jax.eval_shape(algorithm.init, jax.random.key(0))
-      >>> rows = fp.make_store("host", fp.ClientState({}, {}), num_clients=2)
+      >>> row = fp.ClientState({}, {})  # no gates and no control variates
+      >>> rows = fp.make_store("host", row, num_clients=2)
       >>> dataset = fp.Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
       >>> population = fp.to_population([[0], [1]], num_examples=2)
       >>> prepared = fp.prepare(algorithm, state, rows, dataset, population, seed=0)
       >>> prepared.state is state  # FedAvg has no preparation
       True
     """
+    _check_parts(rows, dataset, population)
     steps = algorithm.prepare
     if steps is None:
         return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
@@ -162,13 +171,14 @@ def prepare(
         gathered, taken, sums = run(done.gathered, *inputs_of(group))
         rows.put(group.client_ids, taken)
         own = of_clients(jax.device_get(gather_whole(placement, sums)), group)
-        # Somebody must be left in each group, or there may be nothing to go on with.
-        if placement.policy.on_bad_client == "abort" or not own["arrived"].any():
+        if placement.policy.on_bad_client == "abort":
             require_finite(own, 0, group)
         seconds = time.monotonic() - began - compile_seconds
         done = Gathering(number, gathered, (*done.of_groups, own), seconds)
         if number < len(groups):
             after_group(done)
+    if not any(own["arrived"].any() for own in done.of_groups):
+        raise TrainingError(NOBODY)
     gathering_ended = time.monotonic()
     finish = jax.jit(steps.finish).lower(state, done.gathered, key).compile()
     compile_seconds += time.monotonic() - gathering_ended
@@ -176,6 +186,25 @@ def prepare(
     sums = add_up(done.of_groups) | jax.device_get(gather_whole(placement, facts))
     seconds = time.monotonic() - began - compile_seconds
     return Prepared(after, sums, ids, seconds, compile_seconds)
+
+
+def _check_parts(rows: Store, dataset: Dataset, population: Population) -> None:
+    """Refuses rows, examples and clients that do not belong together."""
+    check_pairs(dataset)
+    num_clients = len(population.offsets) - 1
+    labels = np.asarray(dataset.labels)
+    check_clients(population, np.arange(num_clients), len(labels))
+    for leaf in jax.tree.leaves(rows.shapes):
+        if leaf.shape[0] != num_clients:
+            raise ValueError(
+                f"rows must be those of the population's {num_clients} clients, got "
+                f"{leaf.shape[0]}: give make_store this num_clients."
+            )
+    if labels.min() < 0:
+        place = labels.argmin()
+        raise ValueError(
+            f"labels must be in [0, num_classes), got {labels[place]} at {place}."
+        )
 
 
 def draw_groups(

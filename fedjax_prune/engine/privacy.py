@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_prune.engine.clipping import STEP_MASS, clip_change, origin_of
+from fedjax_prune.engine.floats import is_float
 from fedjax_prune.fields import Relation, Rule, at_least, checked, related
 from fedjax_prune.types import Anchor, Mean, Message, Total, Tree
 
@@ -163,7 +164,7 @@ def _since(values: Tree, origin: Tree) -> Tree:
 def _refuse_integers(message: Message) -> None:
     for name, part in message.items():
         for x in jax.tree.leaves(part.values):
-            if not jnp.issubdtype(x.dtype, jnp.inexact):
+            if not is_float(x):
                 raise ValueError(
                     f"a private round must send floats only, got {x.dtype} in the part "
                     f"{name} of a message."

@@ -33,13 +33,12 @@ from fedjax_prune.engine.aggregate import (
     Gathered,
     Kept,
     Reduction,
-    is_integer,
     keep,
     keep_nothing,
     of_all_devices,
 )
 from fedjax_prune.engine.devices import Placement
-from fedjax_prune.engine.local import float_dtype
+from fedjax_prune.engine.floats import float_dtype, is_float
 from fedjax_prune.engine.policy import Policy
 from fedjax_prune.shares import num_in
 from fedjax_prune.types import Cohort, Mean, Message, Total, Tree
@@ -123,7 +122,7 @@ def _ordered(statistic: Statistic) -> Reduction:
             count = counts.sum(dtype=jnp.int32)
 
             def of_leaf(x: jax.Array) -> jax.Array:
-                take = lower_median if is_integer(x) else statistic
+                take = statistic if is_float(x) else lower_median
                 ordered = _sort(of_all_devices(x, many), counts)
                 result = take(ordered, jnp.maximum(count, 1))
                 return jnp.where(count > 0, result, jnp.zeros_like(result))
@@ -153,4 +152,4 @@ def _sort(x: jax.Array, counts: jax.Array) -> jax.Array:
 def _largest(x: jax.Array) -> float | int | bool:
     if x.dtype == jnp.bool:
         return True
-    return int(jnp.iinfo(x.dtype).max) if is_integer(x) else math.inf
+    return math.inf if is_float(x) else int(jnp.iinfo(x.dtype).max)

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.engine.aggregate import Gathered
 from fedjax_prune.engine.cohort_loop import train_cohort
 from fedjax_prune.engine.contract import (
@@ -89,8 +90,8 @@ def make_round(
       (inputs, placement=ONE_DEVICE) -> (state, rows, sums), the round.
 
     Raises:
-      ValueError: by the round, if the inputs' rows, probe and cohort do not belong
-        together, or the cohort is not made for the placement.
+      ValueError: by the round, if the inputs' rows, probe, data set and cohort do not
+        belong together, or the cohort is not made for the placement.
 
     Examples:
       FedAvg by hand. The loss of a client with target y is (w - y)^2 / 2. From w = 0,
@@ -243,11 +244,12 @@ def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
       placement: of the round.
 
     Raises:
-      ValueError: if the cohort is not made for the placement, or rows or probe are not
-        of the cohort.
+      ValueError: if images and labels are not as many, the cohort is not made for the
+        placement, or rows or probe are not of the cohort.
       AssertionError: if an array of the cohort has another rank or length (chex).
     """
     cohort, num_blocks = inputs.cohort, placement.num_blocks
+    check_pairs(inputs.dataset)
     chex.assert_rank([cohort.client_ids, cohort.sizes], 1)
     chex.assert_rank([cohort.indices, cohort.queues], 2)
     chex.assert_equal_shape_prefix([cohort.client_ids, cohort.sizes, cohort.indices], 1)

@@ -9,6 +9,7 @@ import optax
 
 from fedjax_prune.engine.aggregate import Gathered, receive
 from fedjax_prune.engine.contract import Received
+from fedjax_prune.engine.floats import is_float
 from fedjax_prune.engine.policy import Policy
 from fedjax_prune.fields import BELOW_ONE, above, checked, one_of
 from fedjax_prune.models.precision import wide
@@ -160,7 +161,6 @@ def conclude_round(
 
 def _count_nonfinite(state: ServerState) -> jax.Array:
     """Counts the arrays of a state that have an entry that is not finite."""
-    leaves = jax.tree.leaves(state)
-    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    floats = [x for x in jax.tree.leaves(state) if is_float(x)]
     broken = jnp.stack([~jnp.isfinite(x).all() for x in floats])
     return broken.sum(dtype=jnp.int32)

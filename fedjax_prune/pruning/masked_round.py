@@ -276,7 +276,7 @@ def _rules(task: Task, below: Rules, masking: Masking) -> Rules:
                 values = keep_where(masks, part.values, zeros)
             return part._replace(values=values)
 
-        return ClientProgram(extra_args, upload, gate_flags(task, masks), inner.settle)
+        return ClientProgram(upload, extra_args, gate_flags(task, masks), inner.settle)
 
     def update(state: ServerState, received: Received) -> ServerState:
         after = below.update(state._replace(server=state.server.base), received)

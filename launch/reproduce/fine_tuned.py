@@ -128,10 +128,7 @@ def _fine_tuning(
 ) -> Callable[..., Variables]:
     """(gates, indices, size, key) -> what a client makes of the shared model."""
     solver = make_solver(**learning.config.client)
-    program = ClientProgram(
-        extra_args=lambda row: {"anchor": anchor.params},
-        upload=lambda result, row: ({}, row),
-    )
+    program = ClientProgram(upload=lambda result, row: ({}, row))
 
     def tuned(gates: Tree, indices: jax.Array, size: jax.Array, key: jax.Array):
         row = ClientState(personal=gates, client={})

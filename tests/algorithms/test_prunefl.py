@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_prune.algorithms.prunefl import SETTLED, _times, adjust
+from fedjax_prune.engine.devices import make_placement
+from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.engine.transforms import make_transformation
 from fedjax_prune.models import CNN
@@ -118,7 +120,10 @@ def test_prunefl_adjusts_every_so_many_rounds_and_regrows_from_zero():
 
 def adjusted(algorithm, state, finished=1):
     """The state after an adjustment, as if every squared gradient were 1."""
-    ones = {"squares": jax.tree.map(jnp.ones_like, state.params)}
+    ones = {
+        "squares": jax.tree.map(jnp.ones_like, state.params),
+        "round": jnp.int32(finished),
+    }
     server = state.server._replace(guide=ones)
     state = state._replace(round=jnp.int32(finished), server=server)
     return jax.jit(algorithm.masked.remask)(state, None, None)
@@ -135,6 +140,25 @@ def test_prunefl_drops_a_share_that_decays(every):
         state = adjusted(algorithm, state, finished)
         kept.append(int(state.server.masks["kernel"].sum()))
     assert kept == [14, 11]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_round_in_which_nothing_arrives_adjusts_no_mask(every):
+    """Squares of a round before it are not those that the mask is adjusted by."""
+    algorithm = build("prunefl", adjust_every=every, prune_share=0.5, **EVEN)
+    state, rows, _ = begin(algorithm)
+    where = make_placement(policy=make_policy(on_bad_client="drop"))
+    run, cohort = toys.CompiledRound(algorithm, where), toys.contiguous_cohort(SIZES)
+    dataset = dataset_of_clients()
+    nowhere = dataset._replace(images=jnp.full(dataset.images.shape, jnp.nan))
+    masks, versions = [], []
+    # Rounds 1 to every - 1 arrive, round `every` does not, then all do.
+    for data in [*[dataset] * (every - 1), nowhere, *[dataset] * (every + 1)]:
+        state, rows, _ = run(state, rows, data, cohort, KEY)
+        masks.append(state.server.masks)
+        versions.append(int(state.server.version))
+    toys.assert_same_bits(masks[every], masks[0])
+    assert versions[every] == versions[0] < versions[-1]
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])

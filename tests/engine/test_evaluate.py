@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_prune.data.padded import Padded
 from fedjax_prune.engine import evaluate
@@ -33,6 +34,12 @@ def test_correct_examples_counts_each_once_whatever_the_batch(monkeypatch):
         monkeypatch.setattr(evaluate, "BATCH_SIZE", batch_size)
         correct = evaluate.correct_examples(threshold_task(), SHARED, TEST)
         np.testing.assert_array_equal(correct, expected)
+
+
+def test_images_and_labels_are_as_many():
+    more = TEST._replace(images=TEST.images[:-1])
+    with pytest.raises(ValueError, match=r"shape \(6,\), one for each .* got \(7,\)"):
+        evaluate.correct_examples(threshold_task(), SHARED, more)
 
 
 def test_each_client_is_measured_with_its_own_gates():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fedjax_prune.algorithms import ALGORITHMS
@@ -10,7 +11,7 @@ from fedjax_prune.engine import store
 from fedjax_prune.engine.local import LocalTraining, train_client
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.engine.transforms import make_transformation
+from fedjax_prune.engine.transforms import add_proximal, make_transformation
 from fedjax_prune.types import Anchor, Mean, RoundInputs
 from tests import problems, toys
 
@@ -299,6 +300,8 @@ def test_a_step_size_of_zero_changes_nothing(name):
         ({"size": jnp.int32(5)}, r"size must be in \[1, 4\], got 5"),
         ({"indices": jnp.zeros((2, 2), jnp.int32)}, r"one axis, got int32\[2, 2\]"),
         ({"indices": jnp.zeros(4)}, r"indices must be whole numbers .* float32\[4\]"),
+        ({"indices": jnp.array([0, -1])}, r"in \[0, 29\), got -1 at position 1"),
+        ({"indices": jnp.array([29])}, r"in \[0, 29\), got 29 at position 0"),
     ],
 )
 def test_a_client_without_its_own_examples_is_refused(changes, words):
@@ -306,6 +309,23 @@ def test_a_client_without_its_own_examples_is_refused(changes, words):
     four = {"indices": jnp.zeros(4, jnp.int32), "size": jnp.int32(4)}
     with pytest.raises(ValueError, match=words):
         train_client(**alone(problems.SOLVER) | four | changes)
+
+
+@pytest.mark.parametrize("name", ["fednova", "scaffold"])
+def test_every_chain_gets_what_the_client_has_received(name):
+    """FedProx's pull can be put on any algorithm."""
+    cohort = toys.contiguous_cohort(problems.SIZES)
+    solver = make_solver(epochs=2, batch_size=4, lr=0.1)
+    moved = []
+    for each in (solver, solver.before_descent(add_proximal(2.0), keeps_mass=True)):
+        algorithm = problems.build(name, solver=each)
+        state, rows = problems.begin(algorithm)
+        own = {
+            "program": algorithm.rules.program(state, cohort),
+            "row": jax.tree.map(lambda x: x[1], rows),
+        }
+        moved.append(float(optax.tree.norm(train_client(**alone(each) | own).delta)))
+    assert moved[1] < 0.9 * moved[0]
 
 
 def test_transformations_draw_anew_in_every_step():

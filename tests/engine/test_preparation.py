@@ -15,8 +15,9 @@ from fedjax_prune.engine.placing import put_whole
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.store import HostStore, make_store
 from fedjax_prune.runs.learning import start
+from fedjax_prune.types import RoundInputs
+from tests import problems, toys
 from tests.small_runs import PRUNED_FIELDS, build, pruned_config
-from tests.toys import all_rows
 
 
 def prepare(experiment, where, state, rows):
@@ -40,7 +41,7 @@ def prepared(config, num_devices=1):
     rows = make_store(config.client_rows, row, config.data.num_clients, where)
     state = put_whole(where, state)
     done = prepare(experiment, where, state, rows)
-    return (jax.device_get(done.state), all_rows(rows, where)), done.sums
+    return (jax.device_get(done.state), toys.all_rows(rows, where)), done.sums
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,34 @@ def test_clients_have_no_examples_beyond_the_data():
         ValueError, match=rf"client \d .* in \[0, {lost}\), got {lost} at"
     ):
         prepare(experiment, placement.ONE_DEVICE, state, rows)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedsnip"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_clients": 3}, "rows must be those of the population's 5 clients, got 3"),
+        ({"first_label": -1}, r"labels must be in \[0, num_classes\), got -1 at 0"),
+        ({"num_examples": 28}, r"client 4 must have indices in \[0, 28\), got 28 at"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(name, changes, words):
+    """Also where the algorithm has nothing to prepare."""
+    algorithm, key = problems.build(name), jax.random.key(0)
+    population = to_population(
+        np.split(np.arange(29), np.cumsum(problems.SIZES)[:-1]), num_examples=29
+    )
+    dataset = jax.tree.map(
+        lambda x: np.array(x)[: changes.get("num_examples", 29)],
+        problems.dataset_of_clients(),
+    )
+    dataset.labels[0] = changes.get("first_label", 0)
+    row = algorithm.row(key)._replace(personal={"gates": np.zeros(2, np.float32)})
+    rows = make_store("host", row, changes.get("num_clients", 5))
+    with pytest.raises(ValueError, match=words):
+        preparation.prepare(
+            algorithm, algorithm.init(key), rows, dataset, population, seed=0
+        )
 
 
 class CountingStore(HostStore):
@@ -177,7 +206,7 @@ def test_an_explorer_that_diverges_is_left_out_where_bad_clients_are():
         where = make_placement(policy=make_policy(on_bad_client=on_bad_client))
         rows = make_store("host", row, 5, where)
         done = prepare(experiment, where, first, rows)
-        return done, all_rows(rows, where)
+        return done, toys.all_rows(rows, where)
 
     with pytest.raises(TrainingError, match="gates of client 2 became non-finite"):
         explore("abort")
@@ -188,3 +217,33 @@ def test_an_explorer_that_diverges_is_left_out_where_bad_clients_are():
         assert np.isfinite(leaf).all()
     for own in jax.tree.leaves(rows.client.own):
         assert not own[2].any() and own[0].any()
+
+
+def test_only_if_all_explorers_diverge_nothing_can_go_on(monkeypatch):
+    """One of two groups may be empty, so that lanes change nothing."""
+    monkeypatch.setattr(placement, "ALONE", 3)
+    experiment = build(pruned_config(devices=1, client_rows="host"))
+    first, row = jax.jit(partial(start, experiment.learning))()
+    where = make_placement(policy=make_policy(on_bad_client="drop"))
+
+    def explore(diverging):
+        images = np.asarray(experiment.data.train.images, np.float32) / 255
+        for client in diverging:
+            images[experiment.data.population.of(client)] = np.nan
+        train = experiment.data.train._replace(images=images)
+        broken = experiment._replace(data=experiment.data._replace(train=train))
+        return prepare(broken, where, first, make_store("host", row, 5, where))
+
+    np.testing.assert_array_equal(explore([3, 4]).sums["arrived"], [1, 1, 1, 0, 0])
+    with pytest.raises(TrainingError, match="No client of the preparation is left"):
+        explore(range(5))
+
+
+def test_a_preparation_of_one_group_needs_somebody_too():
+    algorithm, key = problems.build("fedsnip"), jax.random.key(0)
+    dataset = problems.dataset_of_clients()
+    nowhere = dataset._replace(images=np.full(dataset.images.shape, np.nan, np.float32))
+    cohort = toys.contiguous_cohort(problems.SIZES)
+    state, rows = toys.first(algorithm, 5, key)
+    with pytest.raises(TrainingError, match="No client of the preparation is left"):
+        algorithm.prepare.run(RoundInputs(state, rows, nowhere, cohort, key))

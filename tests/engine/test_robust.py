@@ -243,11 +243,12 @@ def test_a_step_mass_is_no_change():
     np.testing.assert_array_equal(found["normalised_delta"].values, delta.values)
 
 
-def test_signs_have_no_size():
+@pytest.mark.parametrize("name", ["signs", "squares"])
+def test_what_is_no_change_of_parameters_has_no_size(name):
     """A bound would let votes of many weights fade beside those of few."""
-    message = {"signs": Mean(jnp.ones(100), jnp.float32(2))}
+    message = {name: Mean(jnp.ones(100), jnp.float32(2))}
     found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
-    assert found["signs"] is message["signs"] and not scaled
+    assert found[name] is message[name] and not scaled
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 3e38])

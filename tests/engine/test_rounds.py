@@ -94,6 +94,13 @@ def test_a_probe_of_another_cohort_is_refused():
         check_inputs(inputs_of([0, 2, 4], 3, probe=probe), ONE_DEVICE)
 
 
+def test_images_without_labels_are_refused():
+    inputs = inputs_of([0, 2, 4], 3)
+    fewer = inputs.dataset._replace(labels=inputs.dataset.labels[:-1])
+    with pytest.raises(ValueError, match=r"shape \(29,\), one for each .* got \(28,\)"):
+        check_inputs(inputs._replace(dataset=fewer), ONE_DEVICE)
+
+
 def test_a_cohort_whose_arrays_disagree_is_refused():
     inputs = inputs_of([0, 2, 4], 3)
     cohort = inputs.cohort._replace(sizes=np.ones(2, np.int32))

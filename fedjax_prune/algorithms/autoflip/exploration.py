@@ -162,7 +162,7 @@ def make_exploration(
             )
             return message, row._replace(client=own)
 
-        return ClientProgram(lambda row: {"anchor": state.params}, upload)
+        return ClientProgram(upload)
 
     train = make_training(task, solver, program)
 

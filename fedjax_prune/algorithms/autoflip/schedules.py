@@ -30,7 +30,7 @@ from fedjax_prune.algorithms.autoflip import agreement as agreeing
 from fedjax_prune.algorithms.autoflip.exploration import Explored
 from fedjax_prune.engine.clipping import SIGNS
 from fedjax_prune.engine.contract import Received
-from fedjax_prune.engine.local import float_dtype
+from fedjax_prune.engine.floats import float_dtype
 from fedjax_prune.pruning.guidance import guidance_matrix
 from fedjax_prune.pruning.mask_rule import GuardedMasks, MaskRule
 from fedjax_prune.pruning.masked_round import Masking, keep_masks
