@@ -74,10 +74,9 @@ def find_seat(
     missing = [name for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
         return _detect()
-    if found := missing and [
-        f"{', '.join(flags)} go together: {missing[0]} is missing"
-    ]:
-        raise SettingsError(found)
+    if missing:
+        given = ", ".join(flags)
+        raise SettingsError([f"{given} go together: {missing[0]} is missing"])
     return _check(Seat(str(coordinator), int(num_processes or 0), int(number or 0)))
 
 

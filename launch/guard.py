@@ -121,7 +121,7 @@ def _watch(child: int, code: int, errors: IO[bytes], seat: Seat, began: float) -
     if end >= 0:
         return end
     if end == -signal.SIGABRT and text:
-        console.print_error(f"{_reason(text, seat, time.monotonic() - began)}")
+        console.print_error(_reason(text, seat, time.monotonic() - began))
         return LOST
     if -end in SIGNALS or killed.is_set():
         return INTERRUPTED

@@ -17,8 +17,6 @@ is the same. For example:
         --coordinator_address=localhost:1234 --num_processes=2 --process_id=0
 """
 
-from collections.abc import Callable
-
 from absl import app, flags
 
 from fedjax_prune.runs import machine, train
@@ -62,19 +60,14 @@ def main(argv: list[str]) -> int:
         runtime.configure()
         if seat is None:
             return train.run(config, folder)
-        return guard.guarded(
-            lambda: exit_code(_together(seat, lambda: train.run(config, folder))), seat
-        )
+
+        def together() -> int:
+            with cluster.joined(seat):
+                return train.run(config, folder)
+
+        return guard.guarded(lambda: exit_code(together), seat)
 
     return exit_code(run)
-
-
-def _together(seat: cluster.Seat, work: Callable[[], int]) -> Callable[[], int]:
-    def join_and_work() -> int:
-        with cluster.joined(seat):
-            return work()
-
-    return join_and_work
 
 
 if __name__ == "__main__":

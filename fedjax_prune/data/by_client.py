@@ -21,7 +21,7 @@ from fedjax_prune.data.datasets import (
 from fedjax_prune.data.load import as_dataset
 from fedjax_prune.data.population import from_sizes, positions, select
 from fedjax_prune.data.splitting import NumClients
-from fedjax_prune.data.validation import holdout
+from fedjax_prune.data.validation import OF_CLIENTS, holdout
 from fedjax_prune.fields import Seed, checked
 from fedjax_prune.types import Dataset, Population
 
@@ -342,6 +342,8 @@ def _windows_apart(everyone: Population, seed: int) -> tuple[Population, Populat
 
 SOURCES = {
     "shakespeare": Source(_shakespeare, 10 * WINDOW - 9, _windows_apart),
-    "femnist": Source(_femnist, 2, lambda everyone, seed: holdout(everyone, 0.1, seed)),
+    "femnist": Source(
+        _femnist, 2, lambda everyone, seed: holdout(everyone, OF_CLIENTS, seed)
+    ),
 }
 """Name of a data set -> how its clients are read."""

@@ -52,7 +52,7 @@ import numpy as np
 from fedjax_prune.data.datasets import DATASETS, DataError
 from fedjax_prune.data.population import from_sizes
 from fedjax_prune.data.splitting import NumClients
-from fedjax_prune.data.validation import holdout
+from fedjax_prune.data.validation import OF_CLIENTS, holdout
 from fedjax_prune.fields import Rule, Seed, at_least, checked
 from fedjax_prune.types import Dataset, Population
 
@@ -203,7 +203,7 @@ def generate(
     return Generated(
         _draw(name, seed, _TRAIN, sizes, spread),
         _draw(name, seed, _TEST, test_sizes, spread),
-        *holdout(everyone, 0.1, seed),
+        *holdout(everyone, OF_CLIENTS, seed),
     )
 
 

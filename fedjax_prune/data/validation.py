@@ -15,6 +15,9 @@ from fedjax_prune.types import Population
 
 SIZE = 1000
 """Test examples of a client, unless another number is asked for."""
+OF_CLIENTS, OF_DEALT = 0.1, 0.2
+"""Shares of its examples that a client holds out: of data that come with their clients,
+and of data that are dealt to them."""
 
 
 def class_counts(

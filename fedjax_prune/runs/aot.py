@@ -18,7 +18,7 @@ from fedjax_prune.runs.capacity import resident_bytes
 from fedjax_prune.runs.dispatch import draw_cohort
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, load_data
-from fedjax_prune.runs.learning import make_learning, start
+from fedjax_prune.runs.learning import make_learning, start_shapes
 from fedjax_prune.runs.policy import policy_of
 from fedjax_prune.runs.programs import (
     WholeRounds,
@@ -113,7 +113,7 @@ def programs(experiment: Experiment, placement: Placement) -> Iterator[Program]:
       placement: with a mesh.
     """
     learning, config = experiment.learning, experiment.config
-    state, row = jax.eval_shape(lambda: start(learning))
+    state, row = start_shapes(learning)
     steps = learning.algorithm.prepare
     if steps is not None:
         gathered = jax.eval_shape(steps.start, state)

@@ -20,7 +20,7 @@ from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.models.platforms import tracing_for
 from fedjax_prune.runs.data_memory import machine_bytes
 from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.runs.learning import Learning, init_key, start
+from fedjax_prune.runs.learning import Learning, init_key, start_shapes
 from fedjax_prune.runs.liveness import peak_bytes
 from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.settings import SettingsError
@@ -49,7 +49,7 @@ def memory_estimate(experiment: Experiment) -> Callable[[int], int]:
       experiment: with `devices` as a number.
     """
     config, learning = experiment.config, experiment.learning
-    state, row = jax.eval_shape(lambda: start(learning))
+    state, row = start_shapes(learning)
     row_bytes = tree_bytes(row)
     placement = placement_of(config)
     share = resident_bytes(experiment, placement)
@@ -151,7 +151,7 @@ def resident_bytes(experiment: Experiment, placement: Placement) -> int:
     config = experiment.config
     if config.client_rows != "device":
         return 0
-    _, row = jax.eval_shape(lambda: start(experiment.learning))
+    _, row = start_shapes(experiment.learning)
     return -(-config.data.num_clients // placement.num_blocks) * tree_bytes(row)
 
 
@@ -162,7 +162,7 @@ def host_bytes(experiment: Experiment) -> int:
     entry of the index for each client who was ever trained.
     """
     config = experiment.config
-    row_bytes = tree_bytes(jax.eval_shape(lambda: start(experiment.learning))[1])
+    row_bytes = tree_bytes(start_shapes(experiment.learning)[1])
     num_clients, cohort_size = config.data.num_clients, config.cohort_size
     rows = {
         "device": 0,

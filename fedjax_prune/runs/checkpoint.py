@@ -58,17 +58,11 @@ def save(
 ) -> None:
     """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
 
-    It is `begin_save` and what that returns, one after the other.
+    It is `begin_save` and what that returns, of which all processes are told.
     """
-    begin_save(
-        directory,
-        round,
-        state,
-        rows=rows,
-        origin=origin,
-        keep=keep,
-        keep_every=keep_every,
-    )()
+    more = {"keep": keep, "keep_every": keep_every}
+    finish = begin_save(directory, round, state, rows=rows, origin=origin, **more)
+    processes.together(finish)
 
 
 def begin_save(

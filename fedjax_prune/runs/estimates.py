@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,11 +13,12 @@ from fedjax_prune.data.datasets import DATASETS
 from fedjax_prune.data.load import count_examples, is_at_hand
 from fedjax_prune.data.own_splits import Facts, count_pictures
 from fedjax_prune.data.synthetic import client_sizes
+from fedjax_prune.data.validation import OF_CLIENTS, OF_DEALT
 from fedjax_prune.models import costs
 from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import checkpoint, environment
 from fedjax_prune.runs.evaluated import evaluates_last_clients
-from fedjax_prune.runs.learning import make_learning, start
+from fedjax_prune.runs.learning import make_learning, start_shapes
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.saving import FOLDER
@@ -109,7 +109,7 @@ def _costs_of_a_round(fields: str) -> tuple[int, float]:
     """
     config: Config = ConfigDict(json.loads(fields))
     learning = make_learning(config)
-    state, _ = jax.eval_shape(lambda: start(learning))
+    state, _ = start_shapes(learning)
     messages = learning.algorithm.messages(state)
     sent = traffic(messages, config.cohort_size, {})
     macs = learning.macs.dense
@@ -128,7 +128,7 @@ def _examples_a_client(config: Config) -> float:
         sizes = {"client_size": data.client_size, "seed": data.seed}
         sizes["client_size_sigma"] = data.client_size_sigma
         own = client_sizes(data.num_clients, **sizes)
-        return float(np.mean(own - np.maximum(1, 0.1 * own)))
+        return float(np.mean(own - np.maximum(1, OF_CLIENTS * own)))
     if not count and not by_client:
         if data.name == "image_folder":
             facts = Facts(tuple(data.classes), data.image_shape)
@@ -137,5 +137,5 @@ def _examples_a_client(config: Config) -> float:
             count, _ = count_examples(data.name, data.dir)
     share = 1.0
     if data.local_val == "holdout":
-        share = 0.9 if by_client else 0.8
+        share = 1 - (OF_CLIENTS if by_client else OF_DEALT)
     return share * count / data.num_clients if count else math.nan

@@ -15,14 +15,21 @@ from fedjax_prune.data.padded import Padded, pad_clients, table_of
 from fedjax_prune.data.partition import partition
 from fedjax_prune.data.population import from_sizes, places, sizes_of
 from fedjax_prune.data.synthetic import client_sizes, generate, num_test_examples
-from fedjax_prune.data.validation import SIZE, holdout, matched_test, require_matched
+from fedjax_prune.data.validation import (
+    OF_CLIENTS,
+    OF_DEALT,
+    SIZE,
+    holdout,
+    matched_test,
+    require_matched,
+)
 from fedjax_prune.runs.data_memory import (
     check_generated,
     check_pictures,
     check_size,
 )
 from fedjax_prune.runs.learning import Learning, data_info
-from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.settings import told_of
 from fedjax_prune.types import Config, Dataset, Population
 
 _Parts = tuple[Dataset, Dataset, Population, Callable[[np.ndarray], Padded]]
@@ -223,7 +230,7 @@ def _own(config: Config) -> _Parts:
     drawn = drawn[: data.num_clients]
     own = clients.indices[places(clients, drawn)]
     everyone = from_sizes(own, sizes_of(clients, drawn))
-    population, validation = holdout(everyone, 0.1, data.seed)
+    population, validation = holdout(everyone, OF_CLIENTS, data.seed)
     test = _held_out(config, train, validation) if test is None else test
     return train, test, population, partial(table_of, validation)
 
@@ -234,6 +241,7 @@ def _resized(config: Config, train: Dataset, test: Dataset) -> tuple[Dataset, Da
     return (resize(train, size), resize(test, size)) if size else (train, test)
 
 
+@told_of("data cannot be split")
 def _split(
     config: Config, train: Dataset, test: Dataset
 ) -> tuple[Population, Callable[[np.ndarray], Padded]]:
@@ -242,15 +250,6 @@ def _split(
     Raises:
       SettingsError: if they cannot be split as asked.
     """
-    try:
-        return _split_or_fail(config, train, test)
-    except ValueError as error:
-        raise SettingsError([f"data cannot be split: {error}"]) from error
-
-
-def _split_or_fail(
-    config: Config, train: Dataset, test: Dataset
-) -> tuple[Population, Callable[[np.ndarray], Padded]]:
     data, num_classes = config.data, data_info(config).num_classes
     population = partition(
         data.partitioner,
@@ -262,7 +261,7 @@ def _split_or_fail(
         classes_per_client=data.classes_per_client,
     )
     if data.local_val == "holdout":
-        population, validation = holdout(population, 0.2, data.seed)
+        population, validation = holdout(population, OF_DEALT, data.seed)
         return population, partial(table_of, validation)
     labels = train.labels, population, test.labels, num_classes
     require_matched(*labels)

@@ -85,19 +85,17 @@ def remove_empty(folders: Sequence[Path]) -> None:
             return
 
 
-def unwritable(file: Path, error: OSError, num_bytes: int) -> WorkdirError:
+def unwritable(file: Path, error: OSError, num_bytes: int = 0) -> WorkdirError:
     """The error of a file that the system does not let us write.
 
     Args:
       file: that was to be written.
       error: of the system.
-      num_bytes: that it takes.
+      num_bytes: that it takes; 0 if it was not to grow.
     """
+    needed = f" It takes {num_bytes:,} bytes." if num_bytes else ""
     reason = error.strerror or str(error)
-    return WorkdirError(
-        f"{file} cannot be written: {reason}. It takes {num_bytes:,} bytes. The same "
-        "command goes on when it can be written."
-    )
+    return WorkdirError(f"{file} cannot be written: {reason}.{needed}")
 
 
 def free_name(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """What a run learns with: network, task, solver and algorithm. It needs no data."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from fedjax_prune.models.modules import without_gates
 from fedjax_prune.models.precision import PRECISIONS
 from fedjax_prune.models.task import make_task
 from fedjax_prune.runs.completed import completed
-from fedjax_prune.runs.settings import SettingsError
+from fedjax_prune.runs.settings import told_of
 from fedjax_prune.types import ClientState, Config, ServerState, Task, Tree
 
 
@@ -69,7 +68,7 @@ def make_learning(config: Config, model: Any = None) -> Learning:
     """
     config = completed(config)
     fields = dict(config.algorithm)
-    with _told_of("model and data"):
+    with told_of("model and data"):
         model = make_model(config) if model is None else model
         task = task_of(config, model)
         dense_task = task_of(config, without_gates(model))
@@ -78,11 +77,11 @@ def make_learning(config: Config, model: Any = None) -> Learning:
                 f"compact_training must be false for {config.model.name}, because it "
                 "has no method channel_groups."
             )
-    with _told_of("client"):
+    with told_of("client"):
         solver = make_solver(**config.client)
-    with _told_of("server"):
+    with told_of("server"):
         server_tx = make_server_tx(**config.server)
-    with _told_of("model, data and algorithm"):
+    with told_of("model, data and algorithm"):
         make = ALGORITHMS[fields.pop("name")]
         algorithm = make(task, solver, server_tx, **fields)
     return Learning(
@@ -93,19 +92,6 @@ def make_learning(config: Config, model: Any = None) -> Learning:
         dense_task=dense_task,
         algorithm=algorithm,
     )
-
-
-@contextmanager
-def _told_of(sections: str) -> Iterator[None]:
-    """Prefixes the message of an error with the sections whose fields are read.
-
-    Raises:
-      SettingsError: for a ValueError.
-    """
-    try:
-        yield
-    except ValueError as error:
-        raise SettingsError([f"{sections}: {error}"]) from error
 
 
 def make_model(config: Config) -> Any:
@@ -241,6 +227,11 @@ def start(learning: Learning) -> tuple[ServerState, ClientState]:
     """The state before the first round, and the row of a client never seen."""
     key = init_key(learning.config)
     return learning.algorithm.init(key), learning.algorithm.row(key)
+
+
+def start_shapes(learning: Learning) -> tuple[ServerState, ClientState]:
+    """The shapes of what `start` returns."""
+    return jax.eval_shape(lambda: start(learning))
 
 
 def first_row(learning: Learning, client_id: jax.Array) -> ClientState:

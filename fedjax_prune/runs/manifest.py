@@ -109,9 +109,9 @@ def intact_manifest(folder: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     return manifest
 
 
-def has_part(folder: Path, part: str) -> bool:
-    """Whether an intact checkpoint was saved with a part, which may be lost since."""
-    return part in json.loads((folder / _MANIFEST).read_text())["files"]
+def has_rows(folder: Path) -> bool:
+    """Whether an intact checkpoint was saved with rows; those of Flower were not."""
+    return "rows" in json.loads((folder / _MANIFEST).read_text())["files"]
 
 
 def check_origin(folder: Path, manifest: dict[str, Any], origin: Origin) -> None:

@@ -68,7 +68,7 @@ class MetricsLog(NamedTuple):
         try:
             os.fsync(self.descriptor)
         except OSError as error:
-            raise unwritable(_file(self.folder), error, 0) from error
+            raise unwritable(_file(self.folder), error) from error
 
     def _write_events(self, row: Mapping[str, Any]) -> None:
         from tensorboardX.summary import scalar
@@ -125,7 +125,7 @@ def _open(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog | NoLog
     try:
         descriptor = os.open(_file(folder), flags, 0o666)
     except OSError as error:
-        raise unwritable(_file(folder), error, 0) from error
+        raise unwritable(_file(folder), error) from error
     try:
         try:
             _events(folder).mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ def _open(path: str | Path, finished_rounds: int) -> Iterator[MetricsLog | NoLog
             _write_event(events, step, session_log={"status": "START"})
             events.flush()
         except OSError as error:
-            raise unwritable(_events(folder), error, 0) from error
+            raise unwritable(_events(folder), error) from error
         yield MetricsLog(folder, descriptor, events)
     finally:
         os.close(descriptor)

@@ -168,7 +168,7 @@ def remove_records(workdir: Path, last: int) -> None:
             if number > last:
                 file.unlink(missing_ok=True)
         except OSError as error:
-            raise unwritable(file, error, 0) from error
+            raise unwritable(file, error) from error
 
 
 def write_partition(workdir: Path, counts: np.ndarray) -> None:

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from fedjax_prune.data.partition import OPTIONS
@@ -14,7 +13,7 @@ from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
 from fedjax_prune.runs.accounting import EPSILON, privacy_row
 from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.runs.learning import Learning, start
+from fedjax_prune.runs.learning import Learning, start_shapes
 from fedjax_prune.runs.machine import Chosen, images_per_second
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
 from fedjax_prune.runs.targets import cost_paper, rounds_to_target
@@ -33,7 +32,7 @@ TRIAL_FACTOR = 10
 def plan(learning: Learning) -> dict[str, str]:
     """What is known of a run before its data are loaded."""
     config = learning.config
-    state, _ = jax.eval_shape(lambda: start(learning))
+    state, _ = start_shapes(learning)
     messages = learning.algorithm.messages(state)
     sent = traffic(messages, config.cohort_size, {})
     macs = learning.macs
@@ -176,8 +175,8 @@ def summary(
     evaluated = [row for row in rows if ACCURACY in row]
     if evaluated:
         facts |= _accuracies(config, evaluated)
-    if config.model.gated:
-        macs = learning.macs
+    # Which layers have gates is not known of a class that does not describe them.
+    if (macs := learning.macs).gates:
         facts["MACs an image"] = (
             f"{macs.kept:,} of {macs.dense:,} ({_share(macs.kept, macs.dense)}), "
             f"and {macs.gates:,} for the gates"
@@ -246,7 +245,7 @@ def _to_target(learning: Learning, rows: list[dict[str, Any]]) -> str:
     if reached is None:
         return f"{_percent(target)} not reached"
     sent = sum(bytes_sent(row) for row in rows if row["round"] <= reached)
-    state, _ = jax.eval_shape(lambda: start(learning))
+    state, _ = start_shapes(learning)
     up = costs.tree_bytes(learning.algorithm.messages(state)[1])
     paper = cost_paper(
         costs.num_entries(state.params),

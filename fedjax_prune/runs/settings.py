@@ -6,7 +6,8 @@ must fit together are checked against `relations`.
 
 import difflib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fedjax_prune.fields import Field
@@ -66,6 +67,19 @@ class Description(NamedTuple):
     words: str
 
 
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Prefixes the message of an error with what is wrong, such as a section.
+
+    Raises:
+      SettingsError: for a ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError([f"{what}: {error}"]) from error
+
+
 def default_config(algorithm: str = ALGORITHM.default) -> dict[str, Any]:
     """Every field with its declared default, as nested dicts.
 
@@ -92,10 +106,8 @@ def default_model(name: str) -> dict[str, Any]:
     Raises:
       SettingsError: if the class cannot be loaded.
     """
-    try:
+    with told_of("model.name"):
         return _defaults(model_fields(name)) | {"name": name}
-    except ValueError as error:
-        raise SettingsError([f"model.name: {error}"]) from error
 
 
 def describe(config: Any) -> list[Description]:
@@ -202,10 +214,8 @@ def declared(values: Mapping[str, Any]) -> dict[str, Field]:
       SettingsError: if that class cannot be loaded.
     """
     algorithm = algorithm_fields(values.get("algorithm.name", ALGORITHM.default))
-    try:
+    with told_of("model.name"):
         model = model_fields(values.get("model.name"))
-    except ValueError as error:
-        raise SettingsError([f"model.name: {error}"]) from error
     return {
         f"{section}.{name}".removeprefix("."): field
         for section, fields in {

@@ -16,8 +16,7 @@ from fedjax_prune.engine.store import Store, make_store
 from fedjax_prune.models.costs import tree_bytes
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.runs.learning import Learning, own_personal, start
-from fedjax_prune.runs.manifest import has_part
+from fedjax_prune.runs.learning import Learning, own_personal, start, start_shapes
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.row_place import require_usable, rows_folder
 from fedjax_prune.runs.saving import FOLDER
@@ -183,16 +182,6 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     )
 
 
-def has_rows(workdir: Path, round: int) -> bool:
-    """Whether a round's checkpoint was saved with rows; those of Flower were not.
-
-    Args:
-      workdir: of the run.
-      round: of a checkpoint that was restored.
-    """
-    return has_part(workdir / FOLDER / str(round), "rows")
-
-
 def _bytes_of_round(rows: Store, config: Config) -> int:
     """What a round writes before the first checkpoint."""
     if config.client_rows != "disk" or config.rows_dir:
@@ -202,6 +191,6 @@ def _bytes_of_round(rows: Store, config: Config) -> int:
 
 def _saved(learning: Learning) -> tuple[ServerState, ClientState]:
     """Shapes of a state and a row, as they are saved."""
-    state, row = jax.eval_shape(lambda: start(learning))
+    state, row = start_shapes(learning)
     # A preparation comes before the first checkpoint.
     return state._replace(pending=()), row

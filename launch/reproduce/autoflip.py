@@ -3,7 +3,7 @@
 from fedjax_prune.runs.tables import pruning_table
 
 from .last_masks import under_last_masks
-from .table import Block, Line, Table
+from .table import Block, Line, Table, of_runs
 
 _NAMES = {
     "fedavg": "FedAvg",
@@ -91,7 +91,7 @@ def _table(
                 "last_masks",
                 "Under the masks of the last round",
                 tuple(schedules),
-                under_last_masks,
+                of_runs(under_last_masks),
                 drawn=False,
             ),
             *([_started(data)] if has_channels else []),

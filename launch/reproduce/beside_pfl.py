@@ -131,24 +131,17 @@ def write_for_pfl(config: Config, file: Path) -> None:
     np.savez(file, **arrays)
 
 
-def beside_pfl(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
+def beside_pfl(runs: Mapping[str, Sequence[Path]]) -> str:
     """Accuracy after the last round and time of both libraries.
 
     Args:
       runs: name -> workdirs of its seeds; one line.
-      published: is not shown.
-      most_rounds: is not used: runs that are not finished are left out.
 
     Returns:
       Means over seeds, with a 95 % interval, and the differences of the seeds that both
       have. Seconds are the median of a round, without evaluations, saving and
       compiling, times the number of rounds.
     """
-    del published, most_rounds
     (name, workdirs), *_ = runs.items()
     ours = {workdir: _of_ours(workdir) for workdir in workdirs}
     found = {w: _at(_read(_rows_of_pfl(w)), each.round) for w, each in ours.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .clients import by_clients, line_name
 from .fine_tuned import fine_tuned
 from .personal import by_client_and_class, swapped_gates
-from .table import Block, Line, Table
+from .table import Block, Line, Table, of_runs
 
 _WORDS = {
     "fedavg": "FedAvg",
@@ -94,7 +94,7 @@ def _personal(data: str, clients: str) -> Block:
         f"{clients}_fine_tuned",
         f"{clients} clients, fine-tuned",
         with_controls(data, clients, ("fedavg", "scaffold")),
-        fine_tuned,
+        of_runs(fine_tuned),
         drawn=False,
     )
 
@@ -142,14 +142,14 @@ DIGITS_GATES = Table(
             "whose_gates",
             "Whose gates",
             _gated("digits", "10", "scaffold").lines,
-            swapped_gates,
+            of_runs(swapped_gates),
             drawn=False,
         ),
         Block(
             "by_client",
             "By client and by class",
             _gated("digits", "10", "scaffold").lines,
-            by_client_and_class,
+            of_runs(by_client_and_class),
             drawn=False,
         ),
         _personal("digits", "10"),

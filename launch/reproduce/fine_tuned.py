@@ -13,15 +13,12 @@ from fedjax_prune.engine.evaluate import correct_examples, local_accuracy
 from fedjax_prune.engine.keys import seed_key
 from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.solver import make_solver
-from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs.evaluated import last_clients
-from fedjax_prune.runs.experiment import load_data
-from fedjax_prune.runs.learning import Learning, data_info, make_learning
-from fedjax_prune.runs.origin import origin_of
-from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.learning import Learning, data_info
 from fedjax_prune.runs.tables import markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
 from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
+
+from .newest import newest
 
 
 class Measured(NamedTuple):
@@ -43,22 +40,15 @@ class Measured(NamedTuple):
     largest: float
 
 
-def fine_tuned(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
+def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
     """Accuracies before and after each client trains on its own, in Markdown.
 
     Args:
       runs: name -> workdirs of its seeds; all have the same clients.
-      published: is not shown.
-      most_rounds: is not used; the newest checkpoint is measured.
 
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round.
     """
-    del published, most_rounds
     rows, largest = [], 0.0
     for name, workdirs in runs.items():
         of_seeds = [measure(workdir) for workdir in workdirs]
@@ -84,11 +74,8 @@ def measure(workdir: Path) -> Measured:
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to measure.
     """
-    config = read_usable_config(workdir)
-    with product_precision(config.precision):
-        learning, data = make_learning(config), load_data(config)
-        origin = origin_of(config, data.hashes)
-        state, rows = restore(learning, workdir, origin=origin)
+    with newest(workdir) as (experiment, state, rows):
+        (learning, data), config = experiment, experiment.config
         ids = last_clients(config)
         shared = jax.jit(learning.algorithm.deliver)(state)
         train, test = jax.device_put((data.train, data.test))

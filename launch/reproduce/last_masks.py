@@ -7,21 +7,13 @@ import jax
 import numpy as np
 
 from fedjax_prune.engine.evaluate import correct_examples
-from fedjax_prune.models.precision import product_precision
 from fedjax_prune.pruning.enforce import apply_masks
-from fedjax_prune.runs.experiment import load_data
-from fedjax_prune.runs.learning import make_learning
-from fedjax_prune.runs.origin import origin_of
-from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.tables import markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
+
+from .newest import newest
 
 
-def under_last_masks(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
+def under_last_masks(runs: Mapping[str, Sequence[Path]]) -> str:
     """Test accuracies as delivered and under the masks of the last round, in Markdown.
 
     AutoFLIP trains under the masks of each round's clients (`participants`), but is
@@ -29,13 +21,10 @@ def under_last_masks(
 
     Args:
       runs: name -> workdirs of its seeds, with masks and without gates.
-      published: is not shown.
-      most_rounds: is not used; the newest checkpoint is measured.
 
     Returns:
       Means over seeds with a 95 % interval, and the differences seed by seed.
     """
-    del published, most_rounds
     rows = []
     for name, workdirs in runs.items():
         delivered, last = np.transpose([accuracies(workdir) for workdir in workdirs])
@@ -58,11 +47,8 @@ def accuracies(workdir: Path) -> tuple[float, float]:
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to measure.
     """
-    config = read_usable_config(workdir)
-    with product_precision(config.precision):
-        learning, data = make_learning(config), load_data(config)
-        origin = origin_of(config, data.hashes)
-        state, _ = restore(learning, workdir, origin=origin)
+    with newest(workdir) as (experiment, state, _):
+        learning, data = experiment
         delivered = learning.algorithm.deliver(state)
         pruned = apply_masks(state.server.masks, state.params)
         test = jax.device_put(data.test)

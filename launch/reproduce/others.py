@@ -1,7 +1,7 @@
 """Tables of what others have published: pfl-research's benchmark and FedProx's data."""
 
 from .beside_pfl import PFL_FIELDS, beside_pfl, train_pfl
-from .table import Beside, Block, Line, Table
+from .table import Beside, Block, Line, Table, of_runs
 
 _FEDPROX = (
     "data.num_clients=30",
@@ -49,7 +49,7 @@ W1 = Table(
             "w1",
             "W1",
             (Line("fedjax_prune, FedAvg", "bench:w1", _W1),),
-            beside_pfl,
+            of_runs(beside_pfl),
         ),
     ),
     seeds=tuple(range(3)),

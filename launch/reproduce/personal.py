@@ -12,13 +12,10 @@ import numpy as np
 
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
-from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs.experiment import load_data
-from fedjax_prune.runs.learning import data_info, make_learning
-from fedjax_prune.runs.origin import origin_of
-from fedjax_prune.runs.start import restore
+from fedjax_prune.runs.learning import data_info
 from fedjax_prune.runs.tables import markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
+
+from .newest import newest
 
 OWN, MEAN, OTHER = "own", "mean", "another's"
 """Whose gates a client predicts with: its own, the mean of all clients', or those of
@@ -74,24 +71,17 @@ def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(count > 0, sums / np.maximum(count, 1), math.nan)
 
 
-def swapped_gates(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
+def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
     """Accuracies of the shared parameters with other clients' gates, in Markdown.
 
     Args:
       runs: name -> workdirs of its seeds, all clients in every round.
-      published: is not shown.
-      most_rounds: is not used; the newest checkpoint is measured.
 
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round: accuracy
       on a client's own validation set, on the test set, on test images of the classes
       of which it has training examples, and of the others.
     """
-    del published, most_rounds
     rows, columns = [], []
     for name, workdirs in runs.items():
         of_seeds = [means(measure(workdir)) for workdir in workdirs]
@@ -101,24 +91,17 @@ def swapped_gates(
     return markdown(["run", "seeds", *columns], rows)
 
 
-def by_client_and_class(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
+def by_client_and_class(runs: Mapping[str, Sequence[Path]]) -> str:
     """Accuracies with own gates of each client and of each class, in Markdown.
 
     Args:
       runs: as for `swapped_gates`; all have the same clients.
-      published: is not shown.
-      most_rounds: is not used; the newest checkpoint is measured.
 
     Returns:
       Two tables of means over seeds: for each client on its own validation set and on
       test images of classes that it has and that it has not, and for each class over
       the clients that have it and that have it not.
     """
-    del published, most_rounds
     found = {name: [measure(w) for w in workdirs] for name, workdirs in runs.items()}
     counts = next(iter(found.values()))[0].counts
     clients = ["client", "training examples", "classes"]
@@ -181,11 +164,8 @@ def measure(workdir: Path) -> Swapped:
     Raises:
       WorkdirError, CheckpointError, DataError: if there is nothing to measure.
     """
-    config = read_usable_config(workdir)
-    with product_precision(config.precision):
-        learning, data = make_learning(config), load_data(config)
-        origin = origin_of(config, data.hashes)
-        state, rows = restore(learning, workdir, origin=origin)
+    with newest(workdir) as (experiment, state, rows):
+        (learning, data), config = experiment, experiment.config
         ids = np.arange(config.data.num_clients, dtype=np.int32)
         own = rows.take(ids).personal
         variables = jax.jit(learning.algorithm.deliver)(state)

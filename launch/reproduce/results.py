@@ -1,4 +1,4 @@
-"""Prints a table of results and writes its pages."""
+"""Measures what is timed, writes a table of results, and draws its pages."""
 
 import math
 from collections.abc import Mapping, Sequence

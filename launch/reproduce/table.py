@@ -16,6 +16,11 @@ Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
 shown) -> a table in Markdown."""
 
 
+def of_runs(make: Callable[[Mapping[str, Sequence[Path]]], str]) -> Make:
+    """A table of the runs alone: nothing published, whatever the last round."""
+    return lambda runs, published, most_rounds: make(runs)
+
+
 class Line(NamedTuple):
     """A row: runs that differ in their seed alone.
 

@@ -71,7 +71,7 @@ def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_named(tmp_path
         )
         lasts.append(read_metrics(workdir)[-1]["eval/global_dense/accuracy"])
         rows_of_pfl(workdir, lasts[-1] + 0.01, 20 if seed < 2 else 15)
-    table = beside_pfl({"ours": workdirs}, {}, math.inf).splitlines()
+    table = beside_pfl({"ours": workdirs}).splitlines()
     _, _, ours, pfl, _, left = table
     assert ours.startswith(f"| ours | 20 | 3 | {np.mean(lasts):.1%} ± ")
     assert ours.endswith("|  | 40 |")

@@ -1,7 +1,5 @@
 """What fine-tuning makes of a run's model, beside the next round of the same run."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -59,7 +57,7 @@ def test_the_largest_class_of_each_client_by_hand(tmp_path):
         shares.append(np.mean(data.validation_of(client).labels == own.argmax()))
     found = measure(tmp_path)
     assert found.largest == pytest.approx(np.mean(shares))
-    _, _, line, last = fine_tuned({"FedAvg": [tmp_path]}, {}, math.inf).splitlines()
+    _, _, line, last = fine_tuned({"FedAvg": [tmp_path]}).splitlines()
     shown = [found.own, found.test, found.tuned_own, found.tuned_test]
     assert line == f"| FedAvg | 1 | {' | '.join(f'{x:.1%}' for x in shown)} |"
     assert last.split(" | ")[2] == f"{np.mean(shares):.1%}"

@@ -46,7 +46,7 @@ def test_the_masks_of_the_last_round_are_those_of_its_clients(of_participants):
     right = np.asarray(correct_examples(learning.task, variables, test))
     delivered, last = accuracies(of_participants)
     assert last == pytest.approx(right.mean(), rel=1e-6)
-    text = under_last_masks({"v3": [of_participants]}, {}, 0)
+    text = under_last_masks({"v3": [of_participants]})
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     expected = [f"{delivered:.1%}", f"{last:.1%}", f"{last - delivered:+.1%}"]
     assert cells == ["v3", "1", *expected]

@@ -89,11 +89,11 @@ def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_cli
         "test, own gates, other classes": others,
     }.items():
         assert found[column] == pytest.approx(np.nanmean(values), rel=1e-6)
-    header, _, line = swapped_gates({"FedDP": [gated]}, {}, math.inf).splitlines()
+    header, _, line = swapped_gates({"FedDP": [gated]}).splitlines()
     assert header.count("|") == line.count("|") == 10
     assert f"| {found['test, mean gates']:.1%} |" in line
 
-    text = by_client_and_class({"FedDP": [gated]}, {}, math.inf)
+    text = by_client_and_class({"FedDP": [gated]})
     of_clients, of_classes = (part.splitlines()[2:] for part in text.split("\n\n"))
     last = f"| {len(clients) - 1} | {len(seen)} | {len(np.unique(seen))} | "
     assert of_clients[-1].startswith(last)

@@ -114,3 +114,4 @@ def test_gates_of_a_class_that_does_not_describe_its_layers_are_not_counted(tmp_
     assert train.run(config, tmp_path / "run") == 0
     (row,) = read_metrics(tmp_path / "run")
     assert row["flops/dense"] > 0 and "flops/kept" not in row
+    assert "MACs an image" not in report.summary(make_learning(config), [row], tmp_path)

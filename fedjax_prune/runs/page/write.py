@@ -69,7 +69,7 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(folder, error, 0) from error
+        raise unwritable(folder, error) from error
     if pictures:
         for part in parts:
             if isinstance(part, Panel):
