@@ -14,7 +14,7 @@ from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.runs import checkpoint
 from fedjax_prune.runs.learning import make_learning, start
 from fedjax_prune.runs.origin import origin_of
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.workdir import write_config
 
 CLIENT = 2
@@ -109,7 +109,7 @@ def write_run(workdir: Path, config, seed: int = 0):
     workdir.mkdir(parents=True)
     write_config(workdir, learning.config)
     origin = origin_of(learning.config)
-    checkpoint.save(workdir / FOLDER, 1, state, rows=rows, origin=origin, keep=1)
+    checkpoint.save(workdir / CHECKPOINTS, 1, state, rows=rows, origin=origin, keep=1)
     return learning, state, personal
 
 

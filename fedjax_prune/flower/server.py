@@ -19,7 +19,7 @@ from fedjax_prune.runs import checkpoint, environment
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import origin_of
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.workdir import (
     WorkdirError,
@@ -167,7 +167,7 @@ def _results(
                 log.write(row)
                 if number % config.save_every == 0 or number == config.rounds:
                     checkpoint.save(
-                        folder / FOLDER,
+                        folder / CHECKPOINTS,
                         number,
                         state,
                         origin=origin_of(config),

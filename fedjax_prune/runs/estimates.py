@@ -21,7 +21,7 @@ from fedjax_prune.runs.evaluated import evaluates_last_clients
 from fedjax_prune.runs.learning import make_learning, start_shapes
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.types import Config
 
@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
 
 def rounds_done(workdir: Path) -> int:
     """The round of the newest checkpoint of a run; 0 if there is none."""
-    return checkpoint.latest(workdir / FOLDER) or 0
+    return checkpoint.latest(workdir / CHECKPOINTS) or 0
 
 
 def require_rounds(config: Config, workdir: Path) -> None:

@@ -31,7 +31,7 @@ from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.saving import save
 from fedjax_prune.types import ServerState
 
-FOLDER = "preparation"
+_FOLDER = "preparation"
 """Folder of the groups that are done, in a workdir, while others are left."""
 
 _SECONDS = "seconds"
@@ -77,7 +77,7 @@ def prepare(
         return state
     num_clients = steps.num_clients(config.data.num_clients)
     origin = origin_of(config, data.hashes)
-    kept = _Kept(folder / FOLDER, placement.group_size(config.lanes), origin)
+    kept = _Kept(folder / _FOLDER, placement.group_size(config.lanes), origin)
 
     def after_group(done: Gathering) -> None:
         if stop.is_set():
@@ -126,7 +126,7 @@ def prepare(
 
 def forget(folder: Path) -> None:
     """Removes the groups that were kept: the whole preparation is saved."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    shutil.rmtree(folder / _FOLDER, ignore_errors=True)
 
 
 class _Kept:

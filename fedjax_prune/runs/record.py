@@ -20,7 +20,7 @@ import numpy as np
 
 from fedjax_prune.runs.files import unwritable
 
-FOLDER = "report"
+REPORT = "report"
 """Folder of records and of the page in a workdir."""
 CLASS_EXAMPLES = 8
 """Test examples of each class whose channels are counted: the first ones."""
@@ -149,7 +149,7 @@ def read_records(workdir: Path, last: int) -> list[Record]:
 def recorded_rounds(workdir: Path, last: int) -> list[int]:
     """The rounds up to `last` that have a record, in order."""
     found = []
-    for file in (workdir / FOLDER).glob("round-*.npz"):
+    for file in (workdir / REPORT).glob("round-*.npz"):
         matched = _ROUND.fullmatch(file.name)
         if matched and int(matched[1]) <= last:
             found.append(int(matched[1]))
@@ -181,18 +181,18 @@ def write_partition(workdir: Path, counts: np.ndarray) -> None:
     Raises:
       WorkdirError: if it cannot be written.
     """
-    _write(workdir / FOLDER / _PARTITION, {"counts": counts})
+    _write(workdir / REPORT / _PARTITION, {"counts": counts})
 
 
 def read_partition(workdir: Path) -> np.ndarray | None:
     """What `write_partition` has written; None if there is nothing."""
-    file = workdir / FOLDER / _PARTITION
+    file = workdir / REPORT / _PARTITION
     arrays = _read(file) if file.exists() else {}
     return arrays.get("counts")
 
 
 def _file(workdir: Path, number: int) -> Path:
-    return workdir / FOLDER / f"round-{number}.npz"
+    return workdir / REPORT / f"round-{number}.npz"
 
 
 def _write(file: Path, arrays: Mapping[str, Any]) -> None:

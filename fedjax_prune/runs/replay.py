@@ -17,7 +17,7 @@ from fedjax_prune.runs import checkpoint, environment, verify
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.start import of_newest, restore
 from fedjax_prune.runs.train import train
 from fedjax_prune.runs.verify import Difference, Findings
@@ -146,7 +146,7 @@ def read_run(workdir: Path, name: str = "") -> Run:
       WorkdirError, CheckpointError, RowsError: if a part cannot be used.
     """
     config, saved, seen = read_usable_config(workdir), None, None
-    if checkpoint.rounds(workdir / FOLDER):
+    if checkpoint.rounds(workdir / CHECKPOINTS):
         learning = make_learning(config)
         saved, seen = of_newest(workdir, lambda: _read_newest(learning, workdir))
     return Run(
@@ -165,7 +165,7 @@ def _read_newest(
 ) -> tuple[tuple[ServerState, Store], np.ndarray | None]:
     """The newest checkpoint, and the clients whose rows it has on disk."""
     saved = restore(learning, workdir)
-    snapshot = workdir / FOLDER / str(int(saved[0].round)) / "rows"
+    snapshot = workdir / CHECKPOINTS / str(int(saved[0].round)) / "rows"
     if not row_log.is_log(snapshot):
         return saved, None
     return saved, row_log.load(snapshot).index.clients
@@ -238,7 +238,9 @@ def _checkpoint_differences(first: Run, second: Run) -> list[Difference] | None:
         return _differences(first, second)
     except (OSError, RowsError):
         runs = first, second
-        if all(checkpoint.latest(r.workdir / FOLDER) == r.saved_round for r in runs):
+        if all(
+            checkpoint.latest(r.workdir / CHECKPOINTS) == r.saved_round for r in runs
+        ):
             raise
         return None
 

@@ -17,7 +17,7 @@ from fedjax_prune.runs.lock import require_held
 from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.types import ServerState
 
-FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints in a workdir."""
 
 
@@ -131,7 +131,7 @@ def _begin(
     processes.on_first(lambda: require_held(workdir))
     with jax.transfer_guard("allow"):
         return checkpoint.begin_save(
-            workdir / FOLDER,
+            workdir / CHECKPOINTS,
             finished,
             state,
             rows=rows,

@@ -19,7 +19,7 @@ from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, own_personal, start, start_shapes
 from fedjax_prune.runs.origin import Origin, origin_of
 from fedjax_prune.runs.row_place import require_usable, rows_folder
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.types import ClientState, Config, ServerState
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def restore_or_start(
       RowsError: if `rows_dir` cannot be used, or rows that are saved cannot be read.
     """
     learning, config = experiment.learning, experiment.config
-    newest = processes.on_first(lambda: checkpoint.latest(workdir / FOLDER))
+    newest = processes.on_first(lambda: checkpoint.latest(workdir / CHECKPOINTS))
     origin, finished = origin_of(config, experiment.data.hashes), None
     if newest is not None and newest >= config.rounds:
         # It is only reported, so no rows are written.
@@ -53,7 +53,9 @@ def restore_or_start(
     if newest is not None:
         state, rows = restore(learning, workdir, placement, config.client_rows, origin)
         finished = restored = int(state.round)
-        processes.on_first(lambda: checkpoint.put_aside(workdir / FOLDER, restored))
+        processes.on_first(
+            lambda: checkpoint.put_aside(workdir / CHECKPOINTS, restored)
+        )
     else:
         state, row = jax.jit(lambda: start(learning))()
         folder = rows_folder(config, workdir)
@@ -63,7 +65,9 @@ def restore_or_start(
         state = put_whole(placement, state)
     written = _bytes_of_round(rows, config)
     processes.on_first(
-        lambda: checkpoint.require_room(workdir / FOLDER, state, rows, written=written)
+        lambda: checkpoint.require_room(
+            workdir / CHECKPOINTS, state, rows, written=written
+        )
     )
     return state, rows, finished
 
@@ -83,11 +87,11 @@ def of_newest(workdir: Path, read: Callable[[], Result]) -> Result:
       RowsError, Exception: what `read` raises, if there is no newer checkpoint by then.
     """
     for _ in range(_TRIES):
-        newest = checkpoint.latest(workdir / FOLDER)
+        newest = checkpoint.latest(workdir / CHECKPOINTS)
         try:
             return read()
         except (checkpoint.CheckpointError, RowsError, OSError, ValueError):
-            if checkpoint.latest(workdir / FOLDER) == newest:
+            if checkpoint.latest(workdir / CHECKPOINTS) == newest:
                 raise
     raise checkpoint.CheckpointError(
         f"The run in {workdir} goes on and replaces its checkpoints faster than they "
@@ -128,7 +132,7 @@ def restore(
     else:
         row = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), row)
     rows = _make_store(learning, row, workdir, placement, kind=kind, folder=folder)
-    state = checkpoint.restore(workdir / FOLDER, state, rows, origin)
+    state = checkpoint.restore(workdir / CHECKPOINTS, state, rows, origin)
     return put_whole(placement, state), rows
 
 
@@ -158,8 +162,8 @@ def _readable(workdir: Path) -> tuple[str, str]:
 
     It copies none, even if the next start of the run will have its rows elsewhere.
     """
-    for round in reversed(checkpoint.rounds(workdir / FOLDER)):
-        snapshot = workdir / FOLDER / str(round) / "rows"
+    for round in reversed(checkpoint.rounds(workdir / CHECKPOINTS)):
+        snapshot = workdir / CHECKPOINTS / str(round) / "rows"
         if not row_log.is_log(snapshot):
             break
         # A damaged one is passed over when the checkpoints are read.
@@ -178,7 +182,7 @@ def restore_state(learning: Learning, workdir: Path) -> ServerState:
     state, _ = _saved(learning)
     origin = origin_of(learning.config)
     return of_newest(
-        workdir, lambda: checkpoint.restore(workdir / FOLDER, state, origin=origin)
+        workdir, lambda: checkpoint.restore(workdir / CHECKPOINTS, state, origin=origin)
     )
 
 

@@ -101,7 +101,7 @@ def _draw_page(
     if not is_installed():
         return {"page": f"not drawn; for pictures: {PIP}"}
     with console.working("drawing the page"):
-        page = write_report([folder], folder / record.FOLDER, pictures=False)
+        page = write_report([folder], folder / record.REPORT, pictures=False)
     return {"page": str(page)}
 
 

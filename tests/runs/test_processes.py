@@ -17,7 +17,7 @@ import pytest
 from fedjax_prune.engine import row_log
 from fedjax_prune.runs import checkpoint, environment, train
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.verify import Difference, environment_differences
 from tests.processes import ROOT, Together, one_process, run_together
 from tests.small_runs import final_state
@@ -107,7 +107,7 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
     (line,) = together.said("err", 1).splitlines()
     assert line.startswith("error: process 0 of 2 was lost: its connection has ended,")
     assert line.endswith(f" s after the start. {GOES_ON}")
-    assert 0 < checkpoint.latest(workdir / FOLDER) < MANY["rounds"]
+    assert 0 < checkpoint.latest(workdir / CHECKPOINTS) < MANY["rounds"]
     out = run_together(2, "scaffold", workdir, *flags)
     assert "lanes          1, on each of 4 cpu devices of 2 processes" in out
     config = one_process("scaffold", **MANY)
@@ -213,7 +213,7 @@ def test_rows_on_disk_survive_a_killed_process(alone, tmp_path, killed):
     config = one_process("scaffold", **MANY)
     assert_equal_runs(config, alone("scaffold", **MANY), workdir)
     # By now all clients were trained again, so nothing of the first attempt is left.
-    names = row_log.load(workdir / FOLDER / "40" / "rows").index.names
+    names = row_log.load(workdir / CHECKPOINTS / "40" / "rows").index.names
     files = {file.name for file in (workdir / "rows").iterdir()}
     assert names <= files and {name[:2] for name in files} == {"2-"}
 
@@ -244,7 +244,7 @@ def test_a_signal_to_one_process_stops_all(tmp_path, number):
     together.processes[1].send_signal(number)
     assert together.end() == [130, 130]
     assert [together.said("err", n) for n in (0, 1)] == ["", ""]
-    stopped = checkpoint.latest(workdir / FOLDER)
+    stopped = checkpoint.latest(workdir / CHECKPOINTS)
     assert [row["round"] for row in read_metrics(workdir)] == [*range(1, stopped + 1)]
 
 
@@ -298,7 +298,7 @@ def assert_both_say(together, reason):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (FOLDER, "The checkpoint {}/2 cannot be saved:"),
+        (CHECKPOINTS, "The checkpoint {}/2 cannot be saved:"),
         ("tensorboard", "{} cannot be written: File exists."),
     ],
 )
@@ -320,7 +320,7 @@ def test_a_row_that_one_process_cannot_write_ends_all(tmp_path):
     together.wait_for("round      2/100000")
     (workdir / "lock").unlink()
     assert_both_say(together, f"This run has lost its workdir {workdir}: the file")
-    assert not checkpoint.rounds(workdir / FOLDER)
+    assert not checkpoint.rounds(workdir / CHECKPOINTS)
 
 
 @pytest.mark.long

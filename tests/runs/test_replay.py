@@ -26,7 +26,7 @@ from fedjax_prune.runs.replay import (
     read_run,
     verify_workdir,
 )
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.start import restore
 from fedjax_prune.runs.verify import report
 from tests.buckets import Buckets
@@ -55,7 +55,7 @@ def test_the_newest_checkpoint_is_no_start_of_compacted_rounds(tmp_path, monkeyp
     """The run went on after it, with the programs that it had."""
     config = pruned_config(rounds=2, save_every=1, keep=2, compact_training=True)
     assert train.run(config, tmp_path) == 0
-    shutil.rmtree(tmp_path / FOLDER / "2")
+    shutil.rmtree(tmp_path / CHECKPOINTS / "2")
     trained, run = [], replay.train
     monkeypatch.setattr(
         replay, "train", lambda *args: trained.append(args[-1]) or run(*args)
@@ -160,8 +160,8 @@ def test_a_changed_entry_of_a_checkpoint_is_found(original, altered):
     first_entry = (0,) * leaves[0].ndim
     leaves[0] = leaves[0].at[first_entry].add(1)
     rows.put(ids, own._replace(personal=jax.tree.unflatten(tree, leaves)))
-    shutil.rmtree(altered / FOLDER)
-    checkpoint.save(altered / FOLDER, 4, state, rows=rows, keep=1)
+    shutil.rmtree(altered / CHECKPOINTS)
+    checkpoint.save(altered / CHECKPOINTS, 4, state, rows=rows, keep=1)
     found = compare_workdirs(original, altered)
     assert not found.equal and found.rows == []
     first, second = found.leaves
@@ -210,7 +210,7 @@ def test_a_run_that_goes_on_and_one_that_is_damaged(on_disk, monkeypatch, tmp_pa
         for file in (workdir / "rows").iterdir():
             file.unlink()
         if newer:
-            (workdir / FOLDER / "1").rename(workdir / FOLDER / "2")
+            (workdir / CHECKPOINTS / "1").rename(workdir / CHECKPOINTS / "2")
 
     for newer in (True, False):
         workdir = Path(shutil.copytree(on_disk, tmp_path / str(newer)))
@@ -255,8 +255,8 @@ def test_a_changed_row_on_disk_is_found(on_disk, tmp_path, changed):
     first = jax.tree.map(lambda x: x[~seen][0], taken)
     store = make_store("disk", first, 30, folder=altered / "other")
     store.put(ids[seen], jax.tree.map(lambda x: x[seen], taken))
-    shutil.rmtree(altered / FOLDER)
-    checkpoint.save(altered / FOLDER, 1, state, rows=store, keep=1)
+    shutil.rmtree(altered / CHECKPOINTS)
+    checkpoint.save(altered / CHECKPOINTS, 1, state, rows=store, keep=1)
     (difference,) = compare_workdirs(on_disk, altered).leaves
     assert f"[{ids[place]}, " in difference.field
 
@@ -304,7 +304,7 @@ def test_what_cannot_be_verified_is_named(original, altered, tmp_path):
         verify_workdir(tmp_path)
     with pytest.raises(WorkdirError, match="no run was started here"):
         compare_workdirs(original, tmp_path)
-    shutil.rmtree(altered / FOLDER)
+    shutil.rmtree(altered / CHECKPOINTS)
     found = compare_workdirs(original, altered)
     assert found.equal and found.checkpoint == "not compared: there is none"
     (altered / "metrics.jsonl").unlink()

@@ -14,7 +14,7 @@ import pytest
 from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs import checkpoint, row_place, train
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import problems
 from fedjax_prune.runs.workdir import read_usable_config
 from tests.buckets import Buckets
@@ -123,9 +123,11 @@ def test_storage_that_does_not_answer_is_no_damage(monkeypatch, tmp_path):
         train.evaluate_workdir(workdir)
     # Also where a run would save the round that is there.
     with pytest.raises(RowsError, match=said):
-        checkpoint.begin_save(workdir / FOLDER, 2, {}, rows=opened(workdir), keep=1)
-    assert checkpoint.rounds(workdir / FOLDER) == [1, 2]
-    assert not list((workdir / FOLDER).glob("*.damaged"))
+        checkpoint.begin_save(
+            workdir / CHECKPOINTS, 2, {}, rows=opened(workdir), keep=1
+        )
+    assert checkpoint.rounds(workdir / CHECKPOINTS) == [1, 2]
+    assert not list((workdir / CHECKPOINTS).glob("*.damaged"))
     monkeypatch.undo()
     assert train.evaluate_workdir(workdir)["round"] == 2
 
@@ -152,7 +154,7 @@ def test_reading_writes_nothing_though_the_newest_index_is_damaged(tmp_path):
     run(tmp_path / "run", rounds=2, **fields)
     copy = shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (copy / "rows_name").unlink()
-    (copy / FOLDER / "2" / "rows" / "index.npz").write_bytes(b"PK")
+    (copy / CHECKPOINTS / "2" / "rows" / "index.npz").write_bytes(b"PK")
     before = contents(tmp_path)
     with pytest.warns(UserWarning, match="2 is damaged"):
         assert train.evaluate_workdir(copy)["round"] == 1

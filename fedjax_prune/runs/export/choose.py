@@ -23,7 +23,7 @@ from fedjax_prune.runs.export.client_accuracy import ClientAccuracy, client_accu
 from fedjax_prune.runs.learning import Learning, data_info, first_row, task_of
 from fedjax_prune.runs.manifest import has_rows
 from fedjax_prune.runs.origin import Origin, origin_of
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_state
 from fedjax_prune.types import Config, ServerState, Task, Tree, Variables
@@ -265,7 +265,7 @@ def _are_first(learning: Learning, client: int, gates: Tree) -> bool:
 def _read_shared(learning: Learning, workdir: Path) -> tuple[ServerState, bool]:
     """The state of the newest checkpoint, and whether clients' gates were saved."""
     state = restore_state(learning, workdir)
-    return state, has_rows(workdir / FOLDER / str(int(state.round)))
+    return state, has_rows(workdir / CHECKPOINTS / str(int(state.round)))
 
 
 def _read_client(

@@ -26,7 +26,7 @@ from fedjax_prune.runs.export.program import (
 )
 from fedjax_prune.runs.export.to_onnx import convert, onnx_problems
 from fedjax_prune.runs.files import WorkdirError
-from fedjax_prune.runs.saving import FOLDER
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 
 
@@ -127,7 +127,7 @@ def plan_export(
         found += onnx_problems(config)
     found += input_problems(config, input_dtype, batch_size)
     taken = folder_problems(Path(folder))
-    checkpoints = asked.workdir / FOLDER
+    checkpoints = asked.workdir / CHECKPOINTS
     # Path.resolve raises for a link to itself in some versions of Python.
     if Path(realpath(folder)).is_relative_to(realpath(checkpoints)):
         taken = [f"{folder} must not be in the checkpoints of the run, {checkpoints}"]
