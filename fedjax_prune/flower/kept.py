@@ -11,18 +11,15 @@ which a SuperNode that was started again, or another one of the client, goes on.
 is a file for each run.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
 from fedjax_prune.flower.trees import from_record, to_record
-from fedjax_prune.runs.files import WorkdirError, replace
+from fedjax_prune.runs.files import WorkdirError, read_arrays, replace_arrays
 from fedjax_prune.types import ClientState
 
 NOTHING = -1
@@ -117,9 +114,7 @@ def write_rows(context: Context, rows: Rows, client_id: int) -> None:
             for number, record in records.items()
             for name, array in record.items()
         }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        replace(file, buffer.getvalue())
+        replace_arrays(file, arrays)
 
 
 def _file(context: Context, client_id: int) -> Path | None:
@@ -139,11 +134,7 @@ def _load(file: Path | None) -> dict[int, ArrayRecord]:
     if file is None or not file.exists():
         return {}
     found: dict[int, dict[str, Any]] = {}
-    try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            for key, array in arrays.items():
-                number, _, name = key.partition(" ")
-                found.setdefault(int(number), {})[name] = Array(array)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise WorkdirError(f"{file} cannot be read: {error}.") from error
+    for key, array in read_arrays(file).items():
+        number, _, name = key.partition(" ")
+        found.setdefault(int(number), {})[name] = Array(array)
     return {number: ArrayRecord(arrays) for number, arrays in found.items()}

@@ -1,9 +1,13 @@
-"""How a file of a workdir is written: whole, and never through a link."""
+"""How a file of a workdir is written: whole, and never through a link; and read."""
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fedjax_prune.engine.durable import sync_folder
 
@@ -52,6 +56,26 @@ def replace(file: Path, data: bytes) -> None:
         temporary.replace(file)
     except OSError as error:
         raise unwritable(file, error, len(data)) from error
+
+
+def replace_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Replaces a file in NumPy's format `npz`, as `replace` does."""
+    stream = BytesIO()
+    np.savez(stream, **arrays)
+    replace(file, stream.getvalue())
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file in NumPy's format `npz`.
+
+    Raises:
+      WorkdirError: if it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # A damaged file raises what its bytes happen to.
+        raise WorkdirError(f"{file} cannot be read: {error}.") from error
 
 
 def sync(folder: Path, *, below: bool = True) -> None:

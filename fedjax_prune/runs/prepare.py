@@ -7,7 +7,6 @@ goes on after them.
 
 import shutil
 import warnings
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fedjax_prune.engine.row_errors import RowsError, StorageError
 from fedjax_prune.engine.store import Store
 from fedjax_prune.runs import checkpoint, console, metrics
 from fedjax_prune.runs.experiment import Experiment
-from fedjax_prune.runs.files import replace
+from fedjax_prune.runs.files import WorkdirError, read_arrays, replace_arrays
 from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import open_metrics
@@ -141,9 +140,7 @@ class _Kept:
 
         def write() -> None:
             self._folder.mkdir(exist_ok=True)
-            stream = BytesIO()
-            np.savez(stream, **sums)
-            replace(self._sums(done.num_groups), stream.getvalue())
+            replace_arrays(self._sums(done.num_groups), sums)
 
         processes.on_first(write)
         size, number = np.int32(self._group_size), np.int32(done.num_groups)
@@ -177,7 +174,7 @@ class _Kept:
                 )
             number = int(number)
             sums, seconds = processes.together(lambda: self._read_sums(number))
-        except (*_UNUSABLE, OSError) as error:
+        except (*_UNUSABLE, WorkdirError, OSError) as error:
             self._remove(error)
             warnings.warn(f"{error} The preparation begins anew.", stacklevel=2)
             return None
@@ -205,15 +202,8 @@ class _Kept:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read_sums(self, num_groups: int) -> tuple[dict[str, np.ndarray], float]:
-        file = self._sums(num_groups)
-        try:
-            with file.open("rb") as stream, np.load(stream) as saved:
-                found = dict(saved)
-            return found, float(found.pop(_SECONDS))
-        except Exception as error:  # A damaged file raises what its bytes happen to.
-            raise checkpoint.CheckpointError(
-                f"{file} cannot be read: {error}."
-            ) from error
+        found = read_arrays(self._sums(num_groups))
+        return found, float(found.pop(_SECONDS))
 
     def _sums(self, num_groups: int) -> Path:
         return self._folder / f"sums-of-{num_groups}-groups.npz"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.runs.files import unwritable
+from fedjax_prune.runs.files import WorkdirError, read_arrays, unwritable
 
 REPORT = "report"
 """Folder of records and of the page in a workdir."""
@@ -213,10 +213,9 @@ def _write(file: Path, arrays: Mapping[str, Any]) -> None:
 def _read(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a file; {} with a warning if it is damaged."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:  # A damaged file raises what its bytes happen to.
-        warnings.warn(f"{file} cannot be read: {error}.", stacklevel=2)
+        return read_arrays(file)
+    except WorkdirError as error:
+        warnings.warn(str(error), stacklevel=2)
         return {}
 
 
