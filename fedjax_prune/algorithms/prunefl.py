@@ -94,7 +94,7 @@ def prunefl(
         "before candidates are added.",
     ] = 0.3,
     share_decay: Annotated[
-        float, ABOVE_ZERO, "Factor of that share after each adjustment between rounds."
+        float, ABOVE_ZERO, "Factor of that share from one due adjustment to the next."
     ] = 1.0,
     max_adjustments: Annotated[
         int, at_least(1), "Adjustments of the first stage at most."

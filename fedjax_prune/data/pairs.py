@@ -4,7 +4,7 @@ from fedjax_prune.types import Dataset
 
 
 def check_pairs(dataset: Dataset) -> None:
-    """Refuses images and labels that are not as many; only shapes are looked at.
+    """Refuses images and labels that differ in number; only shapes are looked at.
 
     Args:
       dataset: whose arrays may be traced.

@@ -2,8 +2,7 @@
 
 What is measured and scaled is a change: batch statistics, the part `model_state`, are
 values, so their difference from what the client has received is taken. Integers are
-neither measured nor scaled. `clip_parts` leaves STEP_MASS, SIGNS and SQUARES alone,
-too, which are no changes of parameters.
+neither measured nor scaled. `clip_parts` leaves STEP_MASS and SIGNS alone, too.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ STEP_MASS = "step_mass"
 SIGNS = "signs"
 """The part that has the signs of a client's update, of which no size matters."""
 SQUARES = "squares"
-"""The part that has squared gradients: PruneFL's."""
+"""The part that has squared gradients, PruneFL's: a large one makes no bad client."""
 
 
 def clip_parts(
@@ -40,8 +39,8 @@ def clip_parts(
       num_clients: [] int32, clients in the population.
 
     Returns:
-      The message, and whether a part has been scaled, [] bool. Parts that are not
-      finite stay as they are.
+      The message, and whether a part other than SQUARES has been scaled, [] bool.
+      Parts that are not finite stay as they are.
 
     References:
       Sun et al., Can You Really Backdoor Federated Learning?, section 4, norm
@@ -49,7 +48,7 @@ def clip_parts(
     """
     clipped, scaled = {}, jnp.bool(False)
     for name, part in message.items():
-        if name in (STEP_MASS, SIGNS, SQUARES):
+        if name in (STEP_MASS, SIGNS):
             clipped[name] = part
             continue
         limit = jnp.asarray(bound, float)
@@ -57,7 +56,8 @@ def clip_parts(
             limit = limit / num_clients.astype(limit.dtype)
         values, large = clip_change(part.values, origin_of(name, anchor), limit)
         clipped[name] = part._replace(values=values)
-        scaled |= large
+        if name != SQUARES:
+            scaled |= large
     return clipped, scaled
 
 

@@ -35,7 +35,7 @@ def correct_examples(task: Task, variables: Variables, dataset: Dataset) -> jax.
       [num_examples] bool.
 
     Raises:
-      ValueError: if there is no example, or images and labels are not as many.
+      ValueError: if there is no example, or images and labels differ in number.
 
     Examples:
       >>> import fedjax_prune as fp

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.data.population import as_indices
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.floats import float_dtype
@@ -287,8 +288,8 @@ def train_client(
       key: `jax.random.fold_in(round_key, client_id)`.
 
     Raises:
-      ValueError: if `indices` are not whole numbers on one axis. If they or `size` are
-        known, not traced, also if they are outside of the dataset or of [1, max_size].
+      ValueError: if `indices` are not whole numbers on one axis or, if they are known,
+        not traced, outside of the dataset; if a known `size` is not in [1, max_size].
 
     Examples:
       One step of size 0.5 on the loss (w - 3)^2 / 2, from w = 1 to w = 2.
@@ -315,8 +316,9 @@ def train_client(
             "indices must be whole numbers on one axis, got "
             f"{indices.dtype}{list(indices.shape)}."
         )
+    check_pairs(dataset)
     if not isinstance(indices, Tracer):
-        as_indices("indices", indices, len(dataset.labels))
+        as_indices("the client", indices, len(dataset.labels))
     # A client without examples would never make a last step.
     whole = jnp.issubdtype(jnp.result_type(size), jnp.integer)
     if not isinstance(size, Tracer) and not (whole and 1 <= size <= len(indices)):

@@ -41,8 +41,8 @@ class Policy(NamedTuple):
       trim_fraction: share of the clients that `trimmed_mean` leaves out at each end.
       clip_norm: L2 norm to which a larger part of a message is scaled, by
         `norm_clipping` or because its client is bad.
-      on_bad_client: one of BAD_CLIENT. A round goes on without a bad client whatever it
-        is, and marks it in the sum `nonfinite`; with `abort` a run then ends.
+      on_bad_client: one of BAD_CLIENT. A round goes on without a bad client and marks
+        it in the sum `nonfinite`, whatever this says; with `abort` a run then ends.
       participation: which clients are missing or slow; None if nobody is.
       privacy: bounds and noise; None if there are none.
       hostile: who attacks; None if nobody does.

@@ -137,7 +137,7 @@ def prepare(
       >>> prepared.state is state  # FedAvg has no preparation
       True
     """
-    _check_parts(rows, dataset, population)
+    _check_parts(rows, dataset, population, placement)
     steps = algorithm.prepare
     if steps is None:
         return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
@@ -146,7 +146,6 @@ def prepare(
         algorithm.rules.solver,
         steps,
         population,
-        num_examples=len(dataset.labels),
         seed=seed,
         num_lanes=num_lanes,
         placement=placement,
@@ -188,11 +187,13 @@ def prepare(
     return Prepared(after, sums, ids, seconds, compile_seconds)
 
 
-def _check_parts(rows: Store, dataset: Dataset, population: Population) -> None:
+def _check_parts(
+    rows: Store, dataset: Dataset, population: Population, placement: Placement
+) -> None:
     """Refuses rows, examples and clients that do not belong together."""
     check_pairs(dataset)
     num_clients = len(population.offsets) - 1
-    labels = np.asarray(dataset.labels)
+    labels = jax.device_get(gather_whole(placement, dataset.labels))
     check_clients(population, np.arange(num_clients), len(labels))
     for leaf in jax.tree.leaves(rows.shapes):
         if leaf.shape[0] != num_clients:
@@ -212,7 +213,6 @@ def draw_groups(
     steps: Preparation,
     population: Population,
     *,
-    num_examples: int,
     seed: int,
     num_lanes: int,
     placement: Placement,
@@ -223,21 +223,16 @@ def draw_groups(
       solver: of the rounds.
       steps: of the algorithm.
       population: all clients.
-      num_examples: of the data set.
       seed: of the run, in [0, 2^32).
       num_lanes: clients side by side on each device, at least 1.
       placement: of the rounds.
 
     Returns:
       Their ids, and cohorts of the same shapes.
-
-    Raises:
-      ValueError: as `prepare`.
     """
     everyone = len(population.offsets) - 1
     num_clients = steps.num_clients(everyone)
     ids = draw_clients(everyone, num_clients, seed=seed, round=PREPARATION)
-    check_clients(population, ids, num_examples)
     groups = make_groups(
         population,
         ids,

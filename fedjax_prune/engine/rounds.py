@@ -244,7 +244,7 @@ def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
       placement: of the round.
 
     Raises:
-      ValueError: if images and labels are not as many, the cohort is not made for the
+      ValueError: if images and labels differ in number, the cohort is not made for the
         placement, or rows or probe are not of the cohort.
       AssertionError: if an array of the cohort has another rank or length (chex).
     """

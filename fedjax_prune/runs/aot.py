@@ -140,7 +140,6 @@ def _preparation(
         learning.algorithm.rules.solver,
         steps,
         experiment.data.population,
-        num_examples=len(experiment.data.train.labels),
         seed=config.seed,
         num_lanes=config.lanes,
         placement=placement,

@@ -58,7 +58,7 @@ def save(
 ) -> None:
     """Saves a tree and rows as a round's checkpoint and deletes the oldest ones.
 
-    It is `begin_save` and what that returns, of which all processes are told.
+    Runs `begin_save` and what that returns. What fails, fails in all processes.
     """
     more = {"keep": keep, "keep_every": keep_every}
     finish = begin_save(directory, round, state, rows=rows, origin=origin, **more)

@@ -119,7 +119,10 @@ def unwritable(file: Path, error: OSError, num_bytes: int = 0) -> WorkdirError:
     """
     needed = f" It takes {num_bytes:,} bytes." if num_bytes else ""
     reason = error.strerror or str(error)
-    return WorkdirError(f"{file} cannot be written: {reason}.{needed}")
+    return WorkdirError(
+        f"{file} cannot be written: {reason}.{needed} The same command goes on when it "
+        "can be written."
+    )
 
 
 def free_name(path: Path) -> Path:

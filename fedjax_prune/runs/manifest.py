@@ -162,8 +162,8 @@ def check_tree(folder: Path, saved: dict[str, str], wanted: dict[str, str]) -> N
     if differing:
         shown = differing[:5] + ["..."] * (len(differing) > 5)
         raise CheckpointError(
-            f"The checkpoint {folder} holds another model or algorithm: "
-            f"{'; '.join(shown)}. Use another workdir."
+            f"The checkpoint {folder} holds another model or algorithm, or one of "
+            f"another version of fedjax_prune: {'; '.join(shown)}. Use another workdir."
         )
 
 

@@ -16,7 +16,7 @@ from fedjax_prune.types import ServerState
 
 @contextmanager
 def newest(workdir: Path) -> Iterator[tuple[Experiment, ServerState, Store]]:
-    """Yields the parts of a run, its state and its rows; products are as precise.
+    """Yields a run's parts, state and rows, with the precision of its products.
 
     Args:
       workdir: of the run.

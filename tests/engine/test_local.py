@@ -300,7 +300,10 @@ def test_a_step_size_of_zero_changes_nothing(name):
         ({"size": jnp.int32(5)}, r"size must be in \[1, 4\], got 5"),
         ({"indices": jnp.zeros((2, 2), jnp.int32)}, r"one axis, got int32\[2, 2\]"),
         ({"indices": jnp.zeros(4)}, r"indices must be whole numbers .* float32\[4\]"),
-        ({"indices": jnp.array([0, -1])}, r"in \[0, 29\), got -1 at position 1"),
+        (
+            {"indices": jnp.array([0, -1])},
+            r"client .* in \[0, 29\), got -1 at",
+        ),
         ({"indices": jnp.array([29])}, r"in \[0, 29\), got 29 at position 0"),
     ],
 )

@@ -243,12 +243,18 @@ def test_a_step_mass_is_no_change():
     np.testing.assert_array_equal(found["normalised_delta"].values, delta.values)
 
 
-@pytest.mark.parametrize("name", ["signs", "squares"])
-def test_what_is_no_change_of_parameters_has_no_size(name):
+def test_signs_have_no_size():
     """A bound would let votes of many weights fade beside those of few."""
-    message = {name: Mean(jnp.ones(100), jnp.float32(2))}
+    message = {"signs": Mean(jnp.ones(100), jnp.float32(2))}
     found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
-    assert found[name] is message[name] and not scaled
+    assert found["signs"] is message["signs"] and not scaled
+
+
+def test_large_squares_are_bounded_but_make_no_client_bad():
+    message = {"squares": Mean(jnp.ones(100), jnp.float32(2))}
+    found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
+    np.testing.assert_allclose(found["squares"].values, 0.1, rtol=1e-6)
+    assert not scaled
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 3e38])

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_prune.engine import processes
 from fedjax_prune.engine.store import make_store
 from fedjax_prune.runs.checkpoint import CheckpointError, latest, restore, rounds, save
 from fedjax_prune.runs.origin import Origin
@@ -53,19 +52,6 @@ def test_the_template_can_be_abstract(tmp_path):
     tree = jax.tree.map(jnp.asarray, make_tree(1)["state"])
     save(tmp_path, 1, tree, keep=1)
     assert_same(restore(tmp_path, jax.eval_shape(lambda: tree)), tree)
-
-
-def test_all_processes_are_told_of_a_checkpoint_that_cannot_be_written(
-    tmp_path, monkeypatch
-):
-    """Only the first one writes it; the others would wait for it."""
-    told = []
-    monkeypatch.setattr(processes, "together", told.append)
-    save(tmp_path, 1, make_tree(1), keep=1)
-    assert rounds(tmp_path) == []
-    (finish,) = told
-    finish()
-    assert rounds(tmp_path) == [1]
 
 
 def test_saving_needs_no_implicit_transfer(tmp_path):
