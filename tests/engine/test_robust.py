@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine.aggregate import receive
-from fedjax_prune.engine.clipping import clip_change, clip_parts
+from fedjax_prune.engine.clipping import SIGNS, SQUARES, clip_change, clip_parts
 from fedjax_prune.engine.devices import ONE_DEVICE, make_placement
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.engine.robust import reduction_for
@@ -243,18 +243,12 @@ def test_a_step_mass_is_no_change():
     np.testing.assert_array_equal(found["normalised_delta"].values, delta.values)
 
 
-def test_signs_have_no_size():
+def test_signs_have_no_size_and_large_squares_make_no_client_bad():
     """A bound would let votes of many weights fade beside those of few."""
-    message = {"signs": Mean(jnp.ones(100), jnp.float32(2))}
+    message = {name: Mean(jnp.ones(100), jnp.float32(2)) for name in (SIGNS, SQUARES)}
     found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
-    assert found["signs"] is message["signs"] and not scaled
-
-
-def test_large_squares_are_bounded_but_make_no_client_bad():
-    message = {"squares": Mean(jnp.ones(100), jnp.float32(2))}
-    found, scaled = clip_parts(message, Anchor({}, {}, jnp.int32(0)), 1.0, jnp.int32(5))
-    np.testing.assert_allclose(found["squares"].values, 0.1, rtol=1e-6)
-    assert not scaled
+    assert found[SIGNS] is message[SIGNS] and not scaled
+    np.testing.assert_allclose(found[SQUARES].values, 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 3e38])
