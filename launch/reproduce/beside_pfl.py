@@ -1,6 +1,7 @@
 """The CIFAR-10 benchmark of pfl-research, trained by this library and by pfl itself."""
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -145,15 +146,20 @@ def beside_pfl(runs: Mapping[str, Sequence[Path]]) -> str:
     (name, workdirs), *_ = runs.items()
     ours = {workdir: _of_ours(workdir) for workdir in workdirs}
     found = {w: _at(_read(_rows_of_pfl(w)), each.round) for w, each in ours.items()}
-    theirs = {workdir: each for workdir, each in found.items() if each}
+    ended = {workdir: each for workdir, each in found.items() if each}
+    theirs = {w: each for w, each in ended.items() if math.isfinite(each.accuracy)}
     header = ["library", "rounds", "seeds", "accuracy", "difference", "seconds"]
     rows = [_row(name, ours, [])]
     if theirs:
         less = [seed.accuracy - ours[w].accuracy for w, seed in theirs.items()]
         rows.append(_row("pfl-research, FedAvg", theirs, less))
     text = markdown(header, rows)
-    if left := len(ours) - len(theirs):
-        text += f"\nNot finished: pfl-research ({left} of {len(ours)} seeds).\n"
+    for what, count in (
+        ("finished", len(ours) - len(ended)),
+        ("finite", len(ended) - len(theirs)),
+    ):
+        if count:
+            text += f"\nNot {what}: pfl-research ({count} of {len(ours)} seeds).\n"
     return text
 
 

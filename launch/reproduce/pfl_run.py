@@ -11,6 +11,7 @@ line; started again, it goes on from there.
 import argparse
 import hashlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -30,11 +31,15 @@ _BATCH = 1000
 def accuracy(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     """The share of images that the network, left in training mode, is right on.
 
+    It is NaN if a weight is not finite: such a network names the first class always.
+
     Args:
       network: takes uint8 images.
       images: [n, height, width, channels] uint8.
       labels: [n] integers.
     """
+    if not all(bool(torch.isfinite(x).all()) for x in network.parameters()):
+        return math.nan
     device = next(network.parameters()).device
     network.eval()
     correct = 0

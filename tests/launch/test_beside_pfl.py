@@ -78,6 +78,12 @@ def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_named(tmp_path
     assert pfl.startswith("| pfl-research, FedAvg | 20 | 2 | ")
     assert pfl.endswith("| +1.0% ± 0.0% | 60 |")
     assert left == "Not finished: pfl-research (1 of 3 seeds)."
+    rows_of_pfl(workdirs[0], math.nan)
+    table = beside_pfl({"ours": workdirs}).splitlines()
+    assert table[3].startswith(
+        f"| pfl-research, FedAvg | 20 | 1 | {lasts[1] + 0.01:.1%}"
+    )
+    assert table[-1] == "Not finite: pfl-research (1 of 3 seeds)."
 
 
 def lines_of_one_run():
