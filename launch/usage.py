@@ -5,6 +5,7 @@ Each section fits a screen of 40 lines and 100 columns. `--help=SECTION` prints 
 
 import re
 import textwrap
+from string import digits
 from types import ModuleType
 from typing import Any
 
@@ -70,7 +71,8 @@ def text(launcher: ModuleType, config: Any, section: str) -> str:
     if not section:
         return "\n\n".join(known.values())
     if section in known:
-        return known[section]
+        parts = (p for n, p in known.items() if section in (n, n.rstrip(digits)))
+        return "\n\n".join(parts)
     if config is not None and section in ALGORITHMS:
         parts = sections(launcher, settings.default_config(section))
         own = (part for name, part in parts.items() if name.startswith(ALGORITHM))

@@ -137,11 +137,12 @@ def prepare(
       >>> prepared.state is state  # FedAvg has no preparation
       True
     """
-    _check_parts(rows, dataset, population, placement)
     steps = algorithm.prepare
+    if steps is not None:
+        steps.require_public(placement)
+    _check_parts(rows, dataset, population, placement)
     if steps is None:
         return Prepared(state, {}, np.zeros(0, np.int32), 0.0, 0.0)
-    steps.require_public(placement)
     ids, groups = draw_groups(
         algorithm.rules.solver,
         steps,

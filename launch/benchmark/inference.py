@@ -29,7 +29,7 @@ from fedjax_prune.runs.export.choose import choose
 from fedjax_prune.runs.export.client_accuracy import ClientAccuracy
 
 from .. import runtime
-from .forms import FLOPS_TARGET, IMAGE_SHAPE, MODELS, Form, makers, set_up
+from .forms import FLOPS_TARGET, IMAGE_SHAPE, MODELS, MULTIPLE, Form, makers, set_up
 from .process import ROOT, WorkerError
 
 NAME = "inference"
@@ -180,14 +180,24 @@ def print_accuracies(rows: Sequence[ClientAccuracy]) -> None:
     Console(highlight=False).print(table)
 
 
-def trained_accuracies(folder: Path) -> list[ClientAccuracy]:
-    """Trains the quick start for some rounds and measures all of its clients."""
+def trained_accuracies(folder: Path) -> dict[int, list[ClientAccuracy]]:
+    """Trains the quick start for some rounds and measures all of its clients.
+
+    Returns:
+      Channels of a block, 1 and MULTIPLE -> accuracies of the compacted networks.
+    """
     config = quickstart.get_config()
     config.rounds = config.eval.every = TRAINED_ROUNDS
     train.run(config, folder)
-    clients = range(config.data.num_clients)
-    chosen = [choose(folder, "compact", client, FLOPS_TARGET) for client in clients]
-    return [each.own_validation for each in chosen if each.own_validation]
+
+    def compacted(multiple: int) -> list[ClientAccuracy]:
+        chosen = [
+            choose(folder, "compact", client, FLOPS_TARGET, multiple)
+            for client in range(config.data.num_clients)
+        ]
+        return [each.own_validation for each in chosen if each.own_validation]
+
+    return {multiple: compacted(multiple) for multiple in (1, MULTIPLE)}
 
 
 def main() -> None:
@@ -216,10 +226,15 @@ def main() -> None:
             rows += measure(name, forms, options.rounds)
         print_rows(rows)
         accuracies = trained_accuracies(Path(folder) / "run")
-        print_accuracies(accuracies)
+        for multiple, of_clients in accuracies.items():
+            print(f"accuracies with channels compacted in blocks of {multiple}:")
+            print_accuracies(of_clients)
     result = {
         "rows": [row._asdict() for row in rows],
-        "accuracies": [row._asdict() for row in accuracies],
+        "accuracies": {
+            multiple: [row._asdict() for row in of_clients]
+            for multiple, of_clients in accuracies.items()
+        },
     }
     options.output.write_text(json.dumps(result) + "\n")
 

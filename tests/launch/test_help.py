@@ -115,6 +115,9 @@ def test_a_section_or_an_algorithm_is_printed_alone():
         found = fields_in(usage.text(module, base, name))
         assert set(found) == {f"algorithm.{field}" for field in own}
         assert found["algorithm.name"] == name
+    pruned = config_file.load("autoflip:mnist")
+    whole = usage.text(module, pruned, "algorithm")
+    assert "exempt_layers=" in whole and "mask_schedule=" in whole
     with pytest.raises(SettingsError, match=r"one of usage, general, .*, got 'clint'"):
         usage.text(module, base, "clint")
     with pytest.raises(SettingsError, match=r"one of usage, got 'client'"):

@@ -20,7 +20,7 @@ from launch.reproduce.clients import by_clients
 from launch.reproduce.costs import multiplications
 from launch.reproduce.others import W1
 from launch.reproduce.personal import swapped_gates
-from launch.reproduce.table import Block, Line, Table, by_seed, runs_of
+from launch.reproduce.table import Block, Line, Table, by_seed, of_runs, runs_of
 from launch.reproduce.tables import TABLES
 from tests.made_up_runs import config_of, write_run
 
@@ -167,7 +167,7 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     )
     blocks = (
         Block("all", "Ten clients", lines),
-        Block("gates", "Gates", lines[:1], swapped_gates, drawn=False),
+        Block("gates", "Gates", lines[:1], of_runs(swapped_gates), drawn=False),
         Block("none", "Others", lines[2:]),
     )
     table = Table("What for?", blocks, (0, 1))
