@@ -64,8 +64,8 @@ def exit_code(command: Callable[[], int]) -> int:
         # Such as a full disk or a folder without permission.
         where = f"{error.filename}: " if error.filename else ""
         console.print_error(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        console.print_error("stopped")
+    except KeyboardInterrupt as error:
+        console.print_error(str(error) or "stopped")
         return INTERRUPTED
     return 1
 

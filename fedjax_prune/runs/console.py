@@ -24,6 +24,8 @@ EVERY = 10.0
 """Seconds without a finished round after which the progress shows the waiting time."""
 READER_GONE = (errno.EPIPE, errno.EIO)
 """Errors of writing to a closed pipe and to a closed terminal."""
+GLANCE = 0.2
+"""Seconds between two looks at whether something is to be shown."""
 WORTH_SAYING = 2.0
 """A step that takes at least this many seconds prints its duration."""
 
@@ -85,29 +87,40 @@ class RoundProgress:
         self._since = time.monotonic()
         self._first_finish: tuple[int, float] | None = None
         self._bar = bar
+        self._test = ""
         if bar is not None:
             self._task = bar.add_task(
                 "", total=rounds, completed=first_round, facts="compiling"
             )
 
     def advance(
-        self, round: int, loss: float, accuracy: float, images_per_second: float
+        self,
+        round: int,
+        loss: float,
+        accuracy: float,
+        images_per_second: float,
+        test: float | None = None,
     ) -> None:
         """Shows a finished round.
 
         Args:
           round: finished rounds, in [1, rounds].
           loss: mean training loss of the round.
-          accuracy: in [0, 1].
+          accuracy: on the training examples of the round, in [0, 1].
           images_per_second: training images of all clients over the round's time.
+          test: accuracy on the test set, in [0, 1], if it was measured. A bar shows it
+            until the next one.
         """
         self._finished, self._since = round, time.monotonic()
-        facts = f"loss {loss:.3f} acc {accuracy:6.1%} {images_per_second:6.0f} img/s"
+        facts = f"loss {loss:.3f} train {accuracy:6.1%} {images_per_second:6.0f} img/s"
+        measured = "" if test is None else f"  test {test:.1%}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=round, facts=facts)
+            self._test = measured or self._test
+            self._bar.update(self._task, completed=round, facts=facts + self._test)
             return
         width = len(str(self._rounds))
-        _print(f"round {round:{width}}/{self._rounds}  {facts}{self._left(round)}")
+        left = self._left(round)
+        _print(f"round {round:{width}}/{self._rounds}  {facts}{left}{measured}")
 
     def wait(self) -> None:
         """Shows how long the current round has been running."""
@@ -210,6 +223,33 @@ def _ticking(shown: RoundProgress) -> Iterator[RoundProgress]:
         yield shown
     finally:
         ticker.stop()
+
+
+@contextmanager
+def telling(asked: threading.Event, text: str) -> Iterator[None]:
+    """Prints a line once something is asked for while the block runs.
+
+    A handler of signals must not print: it may interrupt another print.
+
+    Args:
+      asked: set when it is.
+      text: the line.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(GLANCE):
+            if asked.is_set():
+                _print(text)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from jax.experimental import multihost_utils
 
@@ -31,29 +31,34 @@ _BORDERS = itertools.count(1)
 """Numbers the calls of `is_set`; JAX wants them to grow as long as the process runs."""
 
 
-class Stop(Protocol):
-    """Whether a run is asked to stop."""
+class Stop:
+    """Whether a run is asked to stop.
+
+    Attributes:
+      known: set once this process knows of the request; other threads may wait for it.
+    """
+
+    def __init__(self):
+        self.known = threading.Event()
 
     def is_set(self) -> bool:
         """Says so; it is called at the same places in all processes of a run."""
-        ...
+        return self.known.is_set()
 
     def set(self) -> None:
         """Asks all processes of the run to stop, as a signal to this one would."""
-        ...
+        self.known.set()
 
 
-class _Agreed:
+class _Agreed(Stop):
     """A request that all processes see at the same call of `is_set`."""
 
-    def __init__(self):
-        self._stop = False
-
     def is_set(self) -> bool:
-        if not self._stop:
+        if not self.known.is_set():
             border = next(_BORDERS)
-            self._stop = multihost_utils.reached_preemption_sync_point(border)
-        return self._stop
+            if multihost_utils.reached_preemption_sync_point(border):
+                self.known.set()
+        return self.known.is_set()
 
     def set(self) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -71,7 +76,7 @@ def stop_requested() -> Iterator[Stop]:
     runs. Of several processes JAX handles SIGTERM.
     """
     together = processes.count() > 1
-    stop: Stop = _Agreed() if together else threading.Event()
+    stop = _Agreed() if together else Stop()
     # JAX has a handler of its own for SIGTERM where it tells other processes of it.
     own = [n for n in SIGNALS if not (together and n == signal.SIGTERM)]
     handlers = {number: signal.getsignal(number) for number in own}

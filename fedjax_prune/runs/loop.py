@@ -37,6 +37,8 @@ from fedjax_prune.runs.saving import Saver, background_saves
 from fedjax_prune.runs.track import tracked
 from fedjax_prune.types import ServerState, Tree
 
+_STOPPING = "stopping after this round; Ctrl-C again stops at once and loses the round"
+
 
 def read_devices(values: Any) -> Any:
     """The one place where a round's numbers come from the devices."""
@@ -118,9 +120,14 @@ class Journal(NamedTuple):
         self.aside.check()
 
     def _show(self, row: dict[str, Any], images_per_second: float) -> None:
-        facts = row["train/loss"], row["train/accuracy"], images_per_second
         self.log.write(row)
-        self.bar.advance(row["round"], *facts)
+        self.bar.advance(
+            row["round"],
+            row["train/loss"],
+            row["train/accuracy"],
+            images_per_second,
+            test=row.get(metrics.HEADLINE),
+        )
 
 
 def run_rounds(
@@ -175,7 +182,8 @@ def run_rounds(
         tracked(own_log, config, folder, finished) as log,
         # Outside of the progress, whose last output may find that nobody reads it.
         stop_requested() as stop,
-        console.progress(config.rounds, finished) as bar,
+        console.progress(last, finished) as bar,
+        console.telling(stop.known, _STOPPING),
         background_saves(experiment, folder) as saver,
         jax.transfer_guard("disallow"),
     ):

@@ -36,6 +36,10 @@ _FOLDER = "preparation"
 _SECONDS = "seconds"
 """Beside the sums of clients: what the groups have taken."""
 
+_STOPPING = (
+    "stopping after this group of clients; Ctrl-C again stops at once and loses it"
+)
+
 # What one of them raises in the first process, the others hear of as a ProcessError.
 _UNUSABLE = (checkpoint.CheckpointError, RowsError, processes.ProcessError)
 
@@ -87,6 +91,7 @@ def prepare(
         # A killed run may have written events of this row already: -1 hides them.
         open_metrics(folder, -1) as log,
         console.working(f"preparing with {num_clients} clients"),
+        console.telling(stop.known, _STOPPING),
     ):
         try:
             done = preparation.prepare(

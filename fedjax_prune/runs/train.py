@@ -9,6 +9,7 @@ from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.placing import connect
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import (
+    checkpoint,
     console,
     environment,
     machine,
@@ -31,6 +32,7 @@ from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import forget, prepare
 from fedjax_prune.runs.programs import Evaluation
+from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_or_start
 from fedjax_prune.runs.workdir import (
@@ -78,7 +80,10 @@ def run(config: Config, workdir: str | Path) -> int:
     with open_shared_workdir(workdir) as folder, product_precision(config.precision):
         # A process that does not see the user's files must not leave the others alone.
         learning = make_learning(processes.together(lambda: completed(config)))
-        finished = train(learning, folder, config.rounds)
+        try:
+            finished = train(learning, folder, config.rounds)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(_stopped_at_once(folder)) from error
 
         def show() -> None:
             measured = read_metrics(folder)
@@ -90,6 +95,13 @@ def run(config: Config, workdir: str | Path) -> int:
 
         processes.on_first(show)
         return 0 if finished >= config.rounds else INTERRUPTED
+
+
+def _stopped_at_once(folder: Path) -> str:
+    """From where a run goes on whose last round was not finished."""
+    newest = checkpoint.latest(folder / CHECKPOINTS)
+    where = f" from round {newest}" if newest else ""
+    return f"stopped at once; the same command goes on{where}"
 
 
 def _draw_page(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,11 +29,11 @@ def test_tables_show_every_fact_within_80_columns(capsys):
 def test_away_from_a_terminal_a_round_is_a_line(capsys):
     with console.progress(100, 8) as bar:
         bar.advance(9, 2.302585, 0.125, 1234.5)
-        bar.advance(10, float("nan"), 1.0, 12345.6)
+        bar.advance(10, float("nan"), 1.0, 12345.6, test=0.5)
     lines = capsys.readouterr().out.splitlines()
     expected = [
-        r"round   9/100  loss 2.303 acc  12.5%   1234 img/s",
-        r"round  10/100  loss nan acc 100.0%  12346 img/s  \d+:\d\d left",
+        r"round   9/100  loss 2.303 train  12.5%   1234 img/s",
+        r"round  10/100  loss nan train 100.0%  12346 img/s  \d+:\d\d left  test 50.0%",
     ]
     assert len(lines) == 2
     for line, pattern in zip(lines, expected, strict=True):
@@ -45,12 +46,12 @@ def test_on_a_terminal_the_bar_ends_with_the_last_round(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     with console.progress(3, 1) as bar:
-        bar.advance(2, 1.0, 0.25, 10.0)
+        bar.advance(2, 1.0, 0.25, 10.0, test=0.125)
         bar.advance(3, 0.5, 0.75, 10.0)
     out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
     last = out.replace("\r", "\n").strip().splitlines()[-1]
     assert "round 3/3" in last
-    assert "loss 0.500 acc  75.0%     10 img/s" in last
+    assert "loss 0.500 train  75.0%     10 img/s  test 12.5%" in last
     assert len(last.rstrip()) <= 80
 
 
@@ -147,6 +148,32 @@ def test_a_long_round_says_that_it_goes_on(capsys, monkeypatch):
     for line in between:
         assert re.fullmatch(r"round 3 has been running for 0:0\d", line)
     assert lines[-1].startswith("round 3/3")
+
+
+def test_a_request_is_told_at_once_above_the_bar(capsys, monkeypatch):
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        stop_requested() as stop,
+        console.progress(3, 0) as bar,
+        console.telling(stop.known, "stopping after this round"),
+    ):
+        bar.advance(1, 1.0, 0.5, 10.0)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(5 * console.GLANCE)
+        bar.advance(2, 1.0, 0.5, 10.0)
+    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", out)]
+    told = lines.index("stopping after this round")
+    assert lines.count("stopping after this round") == 1
+    assert any("round 1/3" in line for line in lines[:told])
+    assert any("round 2/3" in line for line in lines[told:])
+
+
+def test_nothing_is_told_where_nobody_asks(capsys):
+    with stop_requested() as stop, console.telling(stop.known, "stopping"):
+        pass
+    assert capsys.readouterr().out == ""
 
 
 def test_a_slow_step_says_how_long_it_was(capsys, monkeypatch):

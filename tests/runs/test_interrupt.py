@@ -1,16 +1,19 @@
 """Signals that ask a run to stop."""
 
+import io
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from fedjax_prune.runs import console, interrupt
+from fedjax_prune.runs import checkpoint, console, interrupt, train
 from fedjax_prune.runs.interrupt import SIGNALS, stop_requested
+from tests.small_runs import tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +91,33 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+class Impatient(io.StringIO):
+    """Presses Ctrl-C after round 3 and once more when the run says that it stops."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = threading.Event()
+
+    def write(self, text):
+        if text.startswith("round 3/"):
+            signal.raise_signal(signal.SIGINT)
+            assert self.told.wait(60)
+            signal.raise_signal(signal.SIGINT)
+        if text.startswith("stopping after this round"):
+            self.told.set()
+        return super().write(text)
+
+
+def test_a_run_that_is_stopped_at_once_says_from_where_it_goes_on(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Impatient())
+        with pytest.raises(KeyboardInterrupt, match=r"goes on from round 2$"):
+            train.run(tiny_config(save_every=2, rounds=9), tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints") == 2
+
+
 TERMINAL = """
 import os
 import sys
@@ -100,7 +130,7 @@ from fedjax_prune.runs.interrupt import stop_requested
 
 with stop_requested() as stop, console.progress(9, 0) as bar:
     bar.advance(1, 1.0, 0.5, 10.0)
-    stop.wait(60)
+    stop.known.wait(60)
     # After the signal of the terminal comes the error of writing to it.
     bar.advance(2, 1.0, 0.5, 10.0)
 with stop_requested():

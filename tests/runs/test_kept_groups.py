@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import threading
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from fedjax_prune.engine import devices
 from fedjax_prune.engine.row_errors import StorageError
 from fedjax_prune.runs import checkpoint, train, verify
 from fedjax_prune.runs import prepare as preparing
+from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.start import restore_or_start
 from fedjax_prune.runs.workdir import open_workdir
@@ -21,7 +21,7 @@ from tests.toys import all_rows
 
 def prepared_with(config, folder, *, stopped=False):
     """The state after the preparation, or None, and the rows of all clients."""
-    built, stop = build(config), threading.Event()
+    built, stop = build(config), Stop()
     where = devices.make_placement(1)
     if stopped:
         stop.set()
