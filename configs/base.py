@@ -8,12 +8,44 @@ An algorithm's name after a colon brings that algorithm's fields:
 what they configure; this file changes one of them, the weight decay of the clients.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from fedjax_prune.runs import settings
+
+
+def parts(
+    text: str, choices: Mapping[str, Collection[str]], last: Sequence[str] = ()
+) -> list[str]:
+    """The parts of a config string, which commas separate.
+
+    Args:
+      text: the string.
+      choices: name of each part -> what it may be.
+      last: defaults of the last parts, which the string may leave out.
+
+    Raises:
+      ValueError: if a part is missing or unknown.
+    """
+    given, required = text.split(","), len(choices) - len(last)
+    names = list(choices)
+    if not required <= len(given) <= len(choices):
+        optional = "".join(f"[,{name}" for name in names[required:])
+        form = ",".join(names[:required]) + optional + "]" * len(last)
+        listed = "; ".join(f"{name}: {', '.join(c)}" for name, c in choices.items())
+        raise ValueError(f"The config string must be {form}, got {text!r}. {listed}.")
+    chosen = [*given, *last[len(given) - required :]]
+    wrong = [
+        f"{name} must be one of {', '.join(known)}, got {part!r}"
+        for part, (name, known) in zip(chosen, choices.items(), strict=True)
+        if part not in known
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return chosen
 
 
 def algorithm(name: str) -> ConfigDict:

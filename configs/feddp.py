@@ -83,13 +83,8 @@ def get_config(text: str = "feddp,vgg11,10") -> Any:
     Raises:
       ValueError: if a part is unknown or missing.
     """
-    method, model, clients = parse(
-        text,
-        {
-            "METHOD": tuple(METHODS),
-            "MODEL": tuple(DROPOUTS),
-            "CLIENTS": tuple(SETTINGS),
-        },
+    method, model, clients = base.parts(
+        text, {"METHOD": METHODS, "MODEL": DROPOUTS, "CLIENTS": SETTINGS}
     )
     chosen = METHODS[method]
     config = base.get_config(chosen.algorithm)
@@ -103,25 +98,3 @@ def get_config(text: str = "feddp,vgg11,10") -> Any:
     config.cohort_size = SETTINGS[clients].cohort_size
     config.rounds = SETTINGS[clients].rounds
     return config
-
-
-def parse(text: str, parts: dict[str, tuple[str, ...]]) -> list[str]:
-    """Splits a config string and checks each part.
-
-    Args:
-      text: the parts, separated by commas.
-      parts: name of each part -> its choices.
-
-    Raises:
-      ValueError: listing the choices of every part.
-    """
-    values = text.split(",")
-    if len(values) != len(parts) or any(
-        value not in choices
-        for value, choices in zip(values, parts.values(), strict=True)
-    ):
-        listed = "; ".join(f"{name}: {', '.join(c)}" for name, c in parts.items())
-        raise ValueError(
-            f"The config string must be {','.join(parts)}, got {text!r}. {listed}."
-        )
-    return values

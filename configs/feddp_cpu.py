@@ -80,13 +80,8 @@ def get_config(text: str = "mnist,feddp,10") -> Any:
     Raises:
       ValueError: if a part is unknown, or there is no such number of clients.
     """
-    data, method, clients = feddp.parse(
-        text,
-        {
-            "DATA": tuple(WORKS),
-            "METHOD": tuple(feddp.METHODS),
-            "CLIENTS": tuple(feddp.SETTINGS),
-        },
+    data, method, clients = base.parts(
+        text, {"DATA": WORKS, "METHOD": feddp.METHODS, "CLIENTS": feddp.SETTINGS}
     )
     work, chosen = WORKS[data], feddp.METHODS[method]
     if clients not in work.rounds:

@@ -41,14 +41,9 @@ def get_config(text: str = "mean") -> Any:
     Raises:
       ValueError: if a part is unknown.
     """
-    aggregator, _, attack = text.partition(",")
-    attack = attack or ATTACKS[0]
-    if aggregator not in AGGREGATORS or attack not in (*ATTACKS, NONE):
-        raise ValueError(
-            "the config must be AGGREGATOR[,ATTACK], AGGREGATOR: "
-            f"{', '.join(AGGREGATORS)}; ATTACK: {', '.join((*ATTACKS, NONE))}, got "
-            f"{text!r}."
-        )
+    aggregator, attack = quickstart.base.parts(
+        text, {"AGGREGATOR": AGGREGATORS, "ATTACK": (*ATTACKS, NONE)}, ATTACKS[:1]
+    )
     config = quickstart.get_config()
     config.algorithm = quickstart.base.algorithm("fedavg")
     config.rounds = 30

@@ -1,5 +1,6 @@
 """Finds a configuration by name or path and calls its `get_config`."""
 
+import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -98,8 +99,13 @@ def _split(path: str) -> tuple[Path, str | None]:
         if path[:end] in bundled():
             return BUNDLED / f"{path[:end]}.py", text
     known = ", ".join(bundled())
+    nearest = difflib.get_close_matches(path.partition(":")[0], bundled(), n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
     raise SettingsError(
-        [f"--config must be a Python file, or one of {known}, got {path!r}"]
+        [
+            "--config must be a Python file that exists, or one of "
+            f"{known}, got {path!r}{hint}"
+        ]
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.fields import Field
 from fedjax_prune.models import own
 from fedjax_prune.runs.relations import relations_for
@@ -265,7 +266,11 @@ def unknown(name: str, known: Collection[str], model: Any = None) -> str:
         theirs = ", ".join(k for k in inside if k not in OWN_FIELDS) or "none"
         return f"{name} is not a field: the attributes of {model} are {theirs}"
     section, _, leaf = name.rpartition(".")
+    leaf = leaf.lstrip("-")
     leaf = _OFTEN_CALLED.get(leaf, leaf)
+    owners = [a for a in ALGORITHMS if leaf in algorithm_fields(a)]
+    if section == "algorithm" and owners:
+        return f"{name} is not a field of this algorithm, but of {', '.join(owners)}"
     # The same name in another section is a better hint than a similar path.
     same = [k for k in known if k.rpartition(".")[2] == leaf]
     if f"{section}.{leaf}" in same:

@@ -151,10 +151,17 @@ def agree_config(path: str | Path, config: Any) -> None:
     old, new = flatten(read_config(path)), plain_fields(config)
     old |= gained(old)
     new |= {name: old[name] for name in FILLED_IN if name in old and not new.get(name)}
+    others = {
+        section
+        for section in ("algorithm.", "model.")
+        if old.get(f"{section}name") != new.get(f"{section}name")
+    }
     refused = [
         f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
         f"started with {old.get(field, 'not set')!r}"
         for field in changed_fields(old, new)
+        # Another algorithm or model has other fields, which say nothing more.
+        if (field in old and field in new) or not field.startswith(tuple(others))
     ]
     if refused:
         advice = "use the old values to continue, or another workdir to start anew"

@@ -58,9 +58,10 @@ def test_a_file_beside_it_comes_before_the_bundled_one(tmp_path):
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        (None, "--config must be a Python file, or one of autoflip, base, "),
+        (None, "--config must be a Python file that exists, or one of autoflip, "),
         ("configs/none.py", "got 'configs/none.py'"),
-        ("quickstat", "quickstart, synthetic, got 'quickstat'"),
+        ("quickstat", "quickstart, synthetic, got 'quickstat'; did you mean quickst"),
+        ("hostile:mean,no", "ATTACK must be one of sign_flip, "),
         ("launch/test.sh", "got 'launch/test.sh'"),
         ("configs/feddp.py:x", "METHOD,MODEL,CLIENTS, got 'x'"),
         ("configs/quickstart.py:x", "quickstart.py:x: quickstart.py takes no string"),

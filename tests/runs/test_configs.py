@@ -73,7 +73,7 @@ def test_controls_differ_from_feddp_in_one_thing():
     assert narrow == scaffold | {"model.width": 0.5**0.5}
 
 
-@pytest.mark.parametrize("text", ["", "feddp", "feddp,vgg16,10", "feddp,vgg11,10,1"])
+@pytest.mark.parametrize("text", ["", "feddp", "feddp,vgg11,10,1"])
 def test_a_bad_config_string_lists_the_choices(text):
     with pytest.raises(ValueError, match=f"got '{text}'") as error:
         feddp.get_config(text)
@@ -126,3 +126,12 @@ def test_quickstart_is_feddp_on_embedded_data():
     assert (config.data.partitioner, config.data.alpha) == ("dirichlet", 0.1)
     assert (config.algorithm.name, config.model.gated) == ("scaffold", True)
     assert config.cohort_size == 10
+
+
+def test_a_bad_part_of_a_config_string_is_named_with_its_choices():
+    with pytest.raises(ValueError) as error:
+        feddp.get_config("feddp,vgg16,11")
+    assert str(error.value) == (
+        "MODEL must be one of vgg11, resnet32, got 'vgg16'; "
+        "CLIENTS must be one of 10, 30, 50, 100, got '11'"
+    )

@@ -221,5 +221,9 @@ def test_settings_of_the_authors_commands():
     assert (config.client.lr, config.client.lr_decay) == (3e-4, 0.99)
     assert autoflip.get_config("shakespeare").algorithm.explorer_share == 0.03
     assert autoflip.get_config("mnist,ablation50").algorithm.threshold == 0.5
-    with pytest.raises(ValueError, match=r"must be WORK\[,METHOD\[,SIZE\]\], got 'x'"):
-        autoflip.get_config("x")
+    with pytest.raises(
+        ValueError, match=r"^METHOD must be one of autoflip, .* got 'x'$"
+    ):
+        autoflip.get_config("mnist,x")
+    with pytest.raises(ValueError, match=r"must be WORK\[,METHOD\[,SIZE\]\], got 'a,b"):
+        autoflip.get_config("a,b,c,d")

@@ -124,6 +124,12 @@ def test_fields_are_described_in_order_with_the_values_of_the_configuration():
             3,
             "client.batchsize is not a field; did you mean client.batch_size?",
         ),
+        (
+            "algorithm.mu",
+            1.0,
+            "algorithm.mu is not a field of this algorithm, but of fedprox, autoflip, "
+            "random_pruning",
+        ),
         ("alpha", 0.5, "alpha is not a field; did you mean data.alpha?"),
         (
             "server.learning_rate",
@@ -287,6 +293,7 @@ def test_all_mistakes_of_a_command_line_are_reported_at_once():
             "prog",
             "--wrkdir=x",
             "--cohort_size=3",
+            "--lr=0.05",
             "--config.round=3",
             "--config.client.lr=fast",
             "--config.client.batch_size=0",
@@ -300,6 +307,7 @@ def test_all_mistakes_of_a_command_line_are_reported_at_once():
         "first",
         "--wrkdir is not an argument; did you mean --workdir?",
         "--cohort_size is not an argument; did you mean --config.cohort_size?",
+        "--lr is not an argument; did you mean --config.client.lr?",
         "more is not an argument",
         "round is not a field; did you mean rounds?",
         "client.lr must be a number, got 'fast'",
