@@ -86,13 +86,22 @@ def main(argv: list[str]) -> int:
             "what": chosen.words,
             "parameters": f"{num_entries(chosen.variables.params):,}",
         }
-        facts |= {f"{name} left": f"{n:,}" for name, n in chosen.left.items()}
+        learning = chosen.learning
+        whole = (
+            learning.model.channel_groups(learning.image_shape) if chosen.left else ()
+        )
+        facts |= {
+            f"{group.name} left": f"{chosen.left[group.name]:,} of {group.size:,} channels"
+            for group in whole
+        }
         if own := chosen.own_validation:
             facts["MACs"] = f"{own.macs:.1%} of the dense network"
             facts["own validation"] = (
                 f"{own.compact:.1%} of {own.examples} examples; dense {own.dense:.1%}, "
                 f"with the client's gates {own.gated:.1%}"
             )
+            if own.compact < own.dense:
+                facts["advice"] = "more --macs or a smaller --multiple keep more of it"
         console.print_table("Result", facts | {"files": output})
         return 0
 

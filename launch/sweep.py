@@ -1,4 +1,4 @@
-"""Trains a grid of configurations, some side by side, and prints one table.
+"""Trains a grid of configurations, some side by side, and writes one table.
 
 python -m fedjax_prune sweep --config=CONFIG --workdir=DIR [--FLAG=VALUE ...]
 
@@ -11,9 +11,9 @@ Ctrl-C and SIGTERM, on which all runs save, the same command goes on from there.
 
 Shards are parts for machines, for accelerators (CUDA_VISIBLE_DEVICES=0) or for tasks of
 a Slurm array. They may share a workdir: the same command without --shard then prints
-the whole table. Accuracies in it are means over the axis `seed` with 95 % intervals.
-The exit code is 0 if all runs are finished, 1 if one failed, and 130 after a signal. In
-a checkout `python -m launch.sweep` is the same. For example:
+the whole table. DIR/table.md has it, too. Its accuracies are means over the axis `seed`
+with 95 % intervals. The exit code is 0 if all runs are finished, 1 if one failed, and
+130 after a signal. In a checkout `python -m launch.sweep` is the same. For example:
 
     python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --jobs=2 \\
         --axis=cohort_size=5,10 --axis=seed=0,1,2
@@ -29,6 +29,7 @@ from pathlib import Path
 from absl import app, flags
 
 from fedjax_prune.runs import savings, tables
+from fedjax_prune.runs.files import replace
 from fedjax_prune.runs.workdir import local_folder
 
 from . import grid, runtime, train_grid
@@ -71,7 +72,9 @@ def main(argv: list[str]) -> int:
         left = [each for each in named if not train_grid.is_finished(each[1], workdir)]
         train_grid.check_networks(left, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
-        print(_table(runs, workdir), end="")
+        if table := _table(runs, workdir):
+            print(table, end="")
+            replace(workdir / "table.md", table.encode())
         return code
 
     return exit_code(sweep)

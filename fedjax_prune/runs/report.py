@@ -256,7 +256,7 @@ def _to_target(learning: Learning, rows: list[dict[str, Any]]) -> str:
     steady = rounds_to_target(rows, target, consecutive=3)
     text = f"{_percent(target)} in {reached} rounds, {_megabytes(sent)} sent"
     text += f" ({paper:.3g} GiB by the paper's formula)"
-    return text + (f"; for 3 evaluations in a row: round {steady}" if steady else "")
+    return text + (f"; 3 evaluations in a row from round {steady} on" if steady else "")
 
 
 def _percent(share: float) -> str:

@@ -122,6 +122,7 @@ def test_a_stopped_sweep_goes_on(folder):
     out, err = sweep(folder, *flags, f"--config.rounds={last}")
     assert err == ""
     assert re.search(rf"^\| \S+ \| {last} \| 2 \|", out, re.MULTILINE)
+    assert out.endswith((folder / "all/table.md").read_text())
     for run in runs:
         assert [row["round"] for row in read_metrics(run)] == list(range(1, last + 1))
 

@@ -148,7 +148,7 @@ def _costs(facts: Mapping[str, Any]) -> dict[str, str]:
         found["gates"] = (
             f"{size['gate_parameters']:,} parameters, {size['bytes_of_gates']:,} bytes"
         )
-        found["MACs of channels that gates keep"] = f"{macs['kept']:,}"
+        found["MACs of the gates and the channels they keep"] = f"{macs['kept']:,}"
     return found
 
 
