@@ -13,9 +13,9 @@ them. In a checkout `python -m launch.evaluate` is the same. For example:
 
 from absl import app, flags
 
-from fedjax_prune.runs import console, train
+from fedjax_prune.runs import console, report, train
 from fedjax_prune.runs.settings import SettingsError
-from fedjax_prune.runs.workdir import local_folder
+from fedjax_prune.runs.workdir import local_folder, read_usable_config
 
 from . import runtime
 from .errors import exit_code
@@ -36,15 +36,15 @@ def main(argv: list[str]) -> int:
             raise SettingsError(found)
         folder = local_folder(workdir)
         runtime.configure()
-        results = train.evaluate_workdir(folder)
-        console.print_table("Result", {k: _shown(v) for k, v in results.items()})
+        row = train.evaluate_workdir(folder)
+        facts = report.accuracies(read_usable_config(folder), row)
+        facts["evaluated"] = (
+            f"{row['eval/clients']} clients, {row['eval/examples']} test examples"
+        )
+        console.print_table("Result", facts)
         return 0
 
     return exit_code(evaluate)
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

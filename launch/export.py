@@ -86,14 +86,13 @@ def main(argv: list[str]) -> int:
             "what": chosen.words,
             "parameters": f"{num_entries(chosen.variables.params):,}",
         }
-        learning = chosen.learning
-        whole = (
-            learning.model.channel_groups(learning.image_shape) if chosen.left else ()
-        )
-        facts |= {
-            f"{group.name} left": f"{chosen.left[group.name]:,} of {group.size:,} channels"
-            for group in whole
-        }
+        if left := chosen.left:
+            learning = chosen.learning
+            groups = learning.model.channel_groups(learning.image_shape)
+            facts |= {
+                f"{g.name} left": f"{left[g.name]:,} of {g.size:,} channels"
+                for g in groups
+            }
         if own := chosen.own_validation:
             facts["MACs"] = f"{own.macs:.1%} of the dense network"
             facts["own validation"] = (

@@ -96,9 +96,9 @@ def sections(launcher: ModuleType, config: Any) -> dict[str, str]:
     bundled, names = ", ".join(config_file.bundled()), ", ".join(WORDS)
     usage += ["", *_wrapped(f"CONFIG is a Python file, or one of {bundled}.")]
     usage += _wrapped(
-        "Its fields follow by section with their values, which are those of base where no "
-        f"CONFIG is given. --help=SECTION prints one: {names}. --help=autoflip prints the "
-        "fields of that algorithm."
+        "Its fields follow by section with their values, which are those of base where "
+        f"no CONFIG is given. --help=SECTION prints one: {names}. --help=autoflip "
+        "prints the fields of that algorithm."
     )
     found = {USAGE: "\n".join(usage)}
     fields: dict[str, list[list[str]]] = {}

@@ -1,6 +1,7 @@
 """The tables that a run prints: two before it and one after it."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def summary(
     facts = {"rounds": f"{last['round']} of {config.rounds}"}
     evaluated = [row for row in rows if ACCURACY in row]
     if evaluated:
-        facts |= _accuracies(config, evaluated)
+        facts |= accuracies(config, evaluated[-1])
     # Which layers have gates is not known of a class that does not describe them.
     if (macs := learning.macs).gates:
         facts["MACs an image"] = (
@@ -212,20 +213,30 @@ def _privacy(row: dict[str, Any]) -> str:
     )
 
 
-def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, str]:
-    last, gated = evaluated[-1], config.model.gated
+def accuracies(config: Config, row: Mapping[str, Any]) -> dict[str, str]:
+    """What an evaluation has found, in words.
+
+    Args:
+      config: of the run.
+      row: of metrics.jsonl with an evaluation, or what `evaluate_workdir` returns.
+
+    Returns:
+      Name -> value, ready to print.
+    """
+    gated = config.model.gated
     words = "with each client's gates" if gated else "of the shared model"
     facts = {
-        "test accuracy": f"{last[HEADLINE]:.1%} {words}, after round {last['round']}"
+        "test accuracy": f"{row[HEADLINE]:.1%} {words}, after round {row['round']}"
     }
     names = {"client_local": "own validation", "after_local": "before averaging"}
     if gated:
         # Without gates all clients have the shared model.
         names = {"client_gated": "each client"} | names
     # One client says nothing about the others.
-    for name, label in names.items() if last["eval/clients"] > 1 else ():
+    for name, label in names.items() if row["eval/clients"] > 1 else ():
         mean, std, p10, worst = (
-            last[f"eval/{name}/{key}"] for key in ("mean", "std", "p10", "min")
+            row.get(f"eval/{name}/{key}", math.nan)
+            for key in ("mean", "std", "p10", "min")
         )
         if math.isnan(mean):
             continue
@@ -234,7 +245,7 @@ def _accuracies(config: Config, evaluated: list[dict[str, Any]]) -> dict[str, st
             f"worst {worst:.1%}"
         )
     if gated:
-        facts["without gates"] = f"{last[ACCURACY]:.1%}"
+        facts["without gates"] = f"{row[ACCURACY]:.1%}"
     return facts
 
 

@@ -139,9 +139,11 @@ def report(found: Findings) -> dict[str, str]:
     rounds = f"{len(found.rounds)} rows"
     if found.rounds:
         rounds += f", rounds {found.rounds[0]} to {found.rounds[-1]}"
+    if found.hashed:
+        rounds += f", {found.hashed} with the hash of the state"
     facts = {
         "result": "equal" if found.equal else "different",
-        "rows": f"{rounds}, {found.hashed} with the hash of the state",
+        "rows": rounds,
         "checkpoint": found.checkpoint,
     }
     differing = found.rows + found.leaves
