@@ -280,6 +280,22 @@ def unknown(name: str, known: Collection[str], model: Any = None) -> str:
     return f"{name} is not a field{hint}"
 
 
+def method_name(values: Mapping[str, Any]) -> str:
+    """The algorithm of a configuration and whether it has gates, in words.
+
+    Args:
+      values: dotted name -> value.
+
+    Examples:
+      >>> method_name({"algorithm.name": "scaffold", "model.gated": True})
+      'scaffold with gates (FedDP)'
+    """
+    name = values["algorithm.name"]
+    if not values.get("model.gated"):
+        return name
+    return f"{name} with gates" + (" (FedDP)" if name == "scaffold" else "")
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict of dotted names."""
     flat = {}

@@ -47,7 +47,9 @@ def accuracy(lines: Sequence[Line]) -> Panel | None:
         ("computed", "TFLOP of kept channels so far"),
     )
     parts = [
-        band_chart(data, lines, x, "accuracy (%)", marks=marks).properties(width=270)
+        band_chart(data, lines, x, "test accuracy (%)", marks=marks).properties(
+            width=270
+        )
         for x in axes
     ]
     return Panel(

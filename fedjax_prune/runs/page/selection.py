@@ -37,6 +37,8 @@ _UNKNOWN = (190, 190, 190)
 """Of a class without examples."""
 _KEY = "dark: kept by every example; pale: by few; reddish: by none"
 _KEY_OF_CLASSES = f"{_KEY}; grey: a class without test examples"
+_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Channels from one number below a picture to the next."""
 _LABEL = 11
 """Height of a row's label, in pixels."""
 
@@ -280,6 +282,18 @@ def _grid(
     )
 
 
+def _centred(num_channels: int) -> Any:
+    """An axis with the numbers of about eight channels below their middles."""
+    import altair as alt
+
+    step = next((s for s in _STEPS if num_channels <= 8 * s), num_channels)
+    return alt.Axis(
+        grid=False,
+        values=[channel + 0.5 for channel in range(0, num_channels, step)],
+        labelExpr="floor(datum.value)",
+    )
+
+
 def _image(
     name: str, of: str, shape: tuple[int, ...], names: Sequence[str], title: str
 ) -> Any:
@@ -302,7 +316,7 @@ def _image(
             width=WIDTH, height=height, align="left", baseline="top", aspect=False
         )
         .encode(
-            x=alt.X("x:Q", title="channel", scale=x, axis=alt.Axis(grid=False)),
+            x=alt.X("x:Q", title="channel", scale=x, axis=_centred(shape[1])),
             y=alt.Y(
                 "y:Q",
                 title=title,
