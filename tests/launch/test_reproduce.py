@@ -121,7 +121,7 @@ def test_a_field_in_which_lines_differ_is_not_set_for_all_of_them():
     with pytest.raises(SettingsError) as error:
         runs_of(table, (0,), ["--config.algorithm.control_weights=size"])
     assert error.value.problems == [
-        "algorithm.control_weights is not a field; did you mean algorithm.name? "
+        "algorithm.control_weights is not a field of this algorithm, but of scaffold "
         "(with FedAvg)"
     ]
 
