@@ -7,11 +7,11 @@ names that Flax has for it. An NNX module is also switched by its `train()` and
 """
 
 import inspect
+import sys
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from flax import nnx
 
 from fedjax_prune.models.gates import GateSettings
 
@@ -80,6 +80,8 @@ def as_linen(model: Any) -> nn.Module:
             f"model must be a module, got the linen class {model.__name__}: call it, "
             f"as in {model.__name__}(...)."
         )
+    from flax import nnx
+
     if callable(model) and not isinstance(model, nnx.Module):
         make: Any = model
         return nnx.bridge.to_linen(make)
@@ -100,7 +102,7 @@ def arguments_of(model: nn.Module) -> Arguments:
       ValueError: if it needs an argument that nobody gives, takes no images, or is a
         wrapped function that makes no NNX module.
     """
-    is_nnx = isinstance(model, nnx.bridge.ToLinen)
+    is_nnx = _is_wrapped(model)
     return Arguments(_taken(type(_instance(model) if is_nnx else model)), is_nnx)
 
 
@@ -115,7 +117,7 @@ def described(model: Any, method: str, image_shape: tuple[int, ...]) -> Any:
     Returns:
       What the method returns; None if there is no such method, or for an NNX module.
     """
-    if isinstance(model, nnx.bridge.ToLinen):
+    if _is_wrapped(model):
         return None
     describe = getattr(model, method, None)
     return describe(image_shape) if callable(describe) else None
@@ -133,12 +135,22 @@ def gates_of(model: Any) -> GateSettings | None:
     return gates if isinstance(gates, GateSettings) else None
 
 
-def _instance(model: nnx.bridge.ToLinen) -> nnx.Module:
+def _is_wrapped(model: Any) -> bool:
+    """Whether it is an NNX module that `as_linen` has wrapped.
+
+    Importing NNX takes most of a second. Where nobody has, there is no such module.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(model, nnx.bridge.ToLinen)
+
+
+def _instance(model: Any) -> Any:
     """Makes the shapes of a wrapped NNX module.
 
     Raises:
       ValueError: if the wrapped function makes something else.
     """
+    from flax import nnx
 
     def make() -> nnx.Module:
         keywords = {} if model.skip_rng else {"rngs": nnx.Rngs(0)}
@@ -154,7 +166,7 @@ def _instance(model: nnx.bridge.ToLinen) -> nnx.Module:
 
 
 def _taken(cls: type) -> tuple[str, ...]:
-    """The names of GIVEN that the class's `__call__` takes.
+    """The names of GIVEN that the `__call__` of a linen or NNX class takes.
 
     Raises:
       ValueError: as `arguments_of`.
@@ -175,7 +187,10 @@ def _taken(cls: type) -> tuple[str, ...]:
             )
     named = {p.name for p in others}
     # A Sequential passes keywords on to functions that know none, such as `nn.relu`.
-    is_sequential = issubclass(cls, (nn.Sequential, nnx.Sequential))
+    nnx = sys.modules.get("flax.nnx")
+    is_sequential = issubclass(cls, nn.Sequential) or (
+        nnx is not None and issubclass(cls, nnx.Sequential)
+    )
     if not is_sequential and any(p.kind == p.VAR_KEYWORD for p in others):
         # Other switches might reach a submodule that does not know them.
         named |= {"train", "example_mask"}

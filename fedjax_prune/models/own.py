@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
-from flax import nnx
 
 from fedjax_prune.fields import ANY, TYPES, Field, Rule
 from fedjax_prune.models.own_files import forget_changed, hash_files
@@ -64,7 +63,9 @@ class OwnClass(NamedTuple):
         """
         given = {name: _frozen(values[name]) for name in self.fields}
         given |= {name: facts[name] for name in FACTS if name in self.attributes}
-        if issubclass(self.cls, nnx.Module):
+        if not issubclass(self.cls, nn.Module):
+            from flax import nnx
+
             return nnx.bridge.to_linen(self.cls, **given)
         try:
             return self.cls(**given)
@@ -122,6 +123,8 @@ def load_class(name: str) -> OwnClass:
       ValueError: if the file cannot be run, has no such class, or an attribute has
         neither a default nor a name of FACTS and KEPT.
     """
+    from flax import nnx
+
     path, (_, wanted) = _file(name), _parts(name) or ("", "")
     module = _run(path.resolve(), file_hash(name))
     kinds = (nn.Module, nnx.Module)
