@@ -12,7 +12,7 @@ autoflip_channels (only channels, starting from the mean of the explorers), feda
 fedavg_plain (no server momentum), random, random_steps, prunefl, eflprune, fedsnip,
 magnitude, or ablation10 ... ablation50, AutoFLIP with that threshold in percent. SIZE
 is full (the authors' commands) or cpu (minutes on two cores). The digits are embedded;
-the authors did not use them, and their full size has the settings of MNIST.
+the authors did not use them; they are trained as MNIST is, on images of 16 pixels.
 
 FEMNIST and Shakespeare are read from the folder `data.dir`; `data.num_clients` of its
 clients take part. A role of Shakespeare needs 791 windows to hold some out. If fewer

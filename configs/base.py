@@ -28,7 +28,7 @@ def parts(
       last: defaults of the last parts, which the string may leave out.
 
     Raises:
-      ValueError: if a part is missing or unknown.
+      ValueError: if a part is unknown, or there are too few or too many.
     """
     given, required = text.split(","), len(choices) - len(last)
     names = list(choices)

@@ -25,9 +25,7 @@ def get_config(work: str = "w1") -> Any:
     Raises:
       ValueError: if the work is unknown.
     """
-    if work not in WORKS:
-        known = ", ".join(WORKS)
-        raise ValueError(f"The config string must be one of {known}, got {work!r}.")
+    base.parts(work, {"WORK": WORKS})
     config = base.get_config("fedavg")
     config.model.name = "vgg11" if work == "w2" else "dropout_cnn"
     config.model.gated = False

@@ -27,7 +27,7 @@ from typing import Any
 from fedjax_prune.engine.hostile import ATTACKS
 from fedjax_prune.engine.policy import AGGREGATORS
 
-from . import quickstart
+from . import base, quickstart
 
 NONE = "none"
 
@@ -41,11 +41,11 @@ def get_config(text: str = "mean") -> Any:
     Raises:
       ValueError: if a part is unknown.
     """
-    aggregator, attack = quickstart.base.parts(
+    aggregator, attack = base.parts(
         text, {"AGGREGATOR": AGGREGATORS, "ATTACK": (*ATTACKS, NONE)}, ATTACKS[:1]
     )
     config = quickstart.get_config()
-    config.algorithm = quickstart.base.algorithm("fedavg")
+    config.algorithm = base.algorithm("fedavg")
     config.rounds = 30
     config.on_bad_client = "drop"
     config.aggregator = aggregator

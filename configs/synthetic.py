@@ -35,8 +35,7 @@ def get_config(kind: str = "vectors") -> Any:
     Raises:
       ValueError: if the kind is unknown.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    base.parts(kind, {"KIND": KINDS})
     config = base.get_config("fedavg")
     config.data.name, config.model.name = KINDS[kind]
     config.rounds = 100

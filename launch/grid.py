@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from fedjax_prune.runs.sections import written
 from fedjax_prune.runs.settings import SettingsError, flatten
 from fedjax_prune.types import Config
 
 from .flags import load_config, overridden
-from .usage import written
 
 MOST_RUNS = 10_000
 """Runs of a grid; all of them are checked before the first one starts."""

@@ -11,9 +11,9 @@ Ctrl-C and SIGTERM, on which all runs save, the same command goes on from there.
 
 Shards are parts for machines, for accelerators (CUDA_VISIBLE_DEVICES=0) or for tasks of
 a Slurm array. They may share a workdir: the same command without --shard then prints
-the whole table. DIR/table.md has it, too. Its accuracies are means over the axis `seed`
-with 95 % intervals. The exit code is 0 if all runs are finished, 1 if one failed, and
-130 after a signal. In a checkout `python -m launch.sweep` is the same. For example:
+the whole table and writes it into DIR/table.md. Its accuracies are means over the axis
+`seed` with 95 % intervals. The exit code is 0 if all runs are finished, 1 if one failed
+and 130 after a signal. `python -m launch.sweep` is the same in a checkout. For example:
 
     python -m fedjax_prune sweep --config=quickstart --workdir=runs/sweep --jobs=2 \\
         --axis=cohort_size=5,10 --axis=seed=0,1,2
@@ -72,8 +72,10 @@ def main(argv: list[str]) -> int:
         left = [each for each in named if not train_grid.is_finished(each[1], workdir)]
         train_grid.check_networks(left, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
-        if table := _table(runs, workdir):
-            print(table, end="")
+        table = _table(runs, workdir)
+        print(table, end="")
+        # Shards that share the workdir would replace each other's.
+        if table and len(own) == len(runs):
             replace(workdir / "table.md", table.encode())
         return code
 

@@ -229,9 +229,10 @@ def error_of(run: Run, workdir: Path) -> str:
     """The error with which a run's last start has ended; empty without one."""
     log = workdir / f"{run.folder}.log"
     words = last_words(log) if log.exists() else ""
+    is_error = words.startswith("error:")
     # A run that is stopped twice ends with an error, too, but goes on.
-    is_error = words.startswith("error:") and not words.endswith("error: stopped")
-    return words if is_error else ""
+    is_stopped = words.rpartition("error: ")[2].startswith("stopped")
+    return words if is_error and not is_stopped else ""
 
 
 def _line(name: str, each: Sequence[estimates.Estimate]) -> str:

@@ -15,6 +15,7 @@ from fedjax_prune.algorithms import ALGORITHMS
 from fedjax_prune.engine.policy import make_policy
 from fedjax_prune.fields import fields_of
 from fedjax_prune.runs import settings
+from fedjax_prune.runs.sections import written
 
 from . import config_file
 
@@ -124,13 +125,6 @@ def _parts(entries: list[list[str]]) -> list[list[str]]:
         parts[done * num_parts // total] += entry
         done += len(entry)
     return parts
-
-
-def written(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _place(field: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TextIO, cast
 
@@ -70,11 +70,22 @@ class _Output:
             if error.errno not in READER_GONE:
                 raise
             discard(self._stream)
-            # A second SIGINT, as after Ctrl-C on `train | tee`, would not wait for the
-            # end of the round. Where SIGHUP asks a run to stop, it may ask again.
-            hangup = getattr(signal, "SIGHUP", signal.SIGINT)
-            asks = callable(signal.getsignal(hangup))
-            signal.raise_signal(hangup if asks else signal.SIGINT)
+            signal.raise_signal(_asking())
+
+
+def _asking() -> signal.Signals:
+    """A signal that asks the run to stop, and does not end it if it was asked already.
+
+    A second SIGINT, as after Ctrl-C on `train | tee`, would not wait for the end of the
+    round, and under `nohup` SIGHUP is ignored.
+    """
+    # Windows has no SIGHUP.
+    known = signal.Signals.__members__
+    for number in (known[n] for n in ("SIGHUP", "SIGINT", "SIGTERM") if n in known):
+        handler = signal.getsignal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            return number
+    return signal.SIGINT
 
 
 class RoundProgress:
@@ -123,10 +134,11 @@ class RoundProgress:
         _print(f"round {round:{width}}/{self._rounds}  {facts}{left}{measured}")
 
     def wait(self) -> None:
-        """Shows how long the current round has been running."""
-        if self._finished >= self._rounds:
+        """Shows how long the current round has been running, if it is long."""
+        waited = time.monotonic() - self._since
+        if waited < EVERY or self._finished >= self._rounds:
             return
-        seconds = _duration(time.monotonic() - self._since)
+        seconds = _duration(waited)
         what = f"round {self._finished + 1} has been running for {seconds}"
         if self._finished == self._first_round:
             what = f"compiling and running round {self._finished + 1} for {seconds}"
@@ -145,21 +157,27 @@ class RoundProgress:
         return f"  {_duration(seconds)} left"
 
 
-class _Ticker(threading.Thread):
-    """Calls `wait` of a progress every `EVERY` seconds while no round finishes."""
+@contextmanager
+def _watched(look: Callable[[], Any], pause: float) -> Iterator[None]:
+    """Calls `look` in a thread while the block runs, until it returns something true.
 
-    def __init__(self, shown: RoundProgress):
-        super().__init__(daemon=True)
-        self._shown, self._ended = shown, threading.Event()
+    Args:
+      look: prints what there is to say.
+      pause: seconds between two calls.
+    """
+    ended = threading.Event()
 
-    def run(self) -> None:
-        while not self._ended.wait(EVERY):
-            if time.monotonic() - self._shown._since >= EVERY:
-                self._shown.wait()
+    def watch() -> None:
+        while not ended.wait(pause) and not look():
+            pass
 
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 class _Bar(Progress):
@@ -191,7 +209,7 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
     """Shows the progress of a run while the block lasts.
 
     Args:
-      rounds: of the whole run.
+      rounds: after which training ends.
       first_round: rounds that were finished before, 0 in a new run.
 
     Yields:
@@ -199,7 +217,8 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
     """
     console = _console()
     if not console.is_terminal:
-        with _ticking(RoundProgress(rounds, first_round, None)) as shown:
+        shown = RoundProgress(rounds, first_round, None)
+        with _watched(shown.wait, EVERY):
             yield shown
         return
     columns = (
@@ -208,21 +227,10 @@ def progress(rounds: int, first_round: int) -> Iterator[RoundProgress]:
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    with (
-        _Bar(*columns, console=console, expand=True) as bar,
-        _ticking(RoundProgress(rounds, first_round, bar)) as shown,
-    ):
-        yield shown
-
-
-@contextmanager
-def _ticking(shown: RoundProgress) -> Iterator[RoundProgress]:
-    ticker = _Ticker(shown)
-    ticker.start()
-    try:
-        yield shown
-    finally:
-        ticker.stop()
+    with _Bar(*columns, console=console, expand=True) as bar:
+        shown = RoundProgress(rounds, first_round, bar)
+        with _watched(shown.wait, EVERY):
+            yield shown
 
 
 @contextmanager
@@ -235,21 +243,15 @@ def telling(asked: threading.Event, text: str) -> Iterator[None]:
       asked: set when it is.
       text: the line.
     """
-    ended = threading.Event()
 
-    def watch() -> None:
-        while not ended.wait(GLANCE):
-            if asked.is_set():
-                _print(text)
-                return
+    def tell() -> bool:
+        is_asked = asked.is_set()
+        if is_asked:
+            _print(text)
+        return is_asked
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with _watched(tell, GLANCE):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 @contextmanager
@@ -272,7 +274,8 @@ def working(text: str) -> Iterator[None]:
 
 
 def _print(text: str, stream: TextIO | None = None) -> None:
-    print(text, file=_Output(stream or sys.stdout), flush=True)
+    # In one piece, because several threads print.
+    print(f"{text}\n", end="", file=_Output(stream or sys.stdout), flush=True)
 
 
 def print_table(title: str, facts: Mapping[str, str]) -> None:

@@ -70,10 +70,10 @@ def stop_requested() -> Iterator[Stop]:
 
     The signals are SIGINT, SIGTERM and, when a terminal is closed, SIGHUP; one that the
     process ignores, as under `nohup`, stays ignored. A second SIGINT or SIGTERM ends it
-    without saving the round, as soon as the devices have finished what was sent to
-    them; a checkpoint that is being written is finished. A second SIGTERM within TWICE
-    seconds is the same request: a cluster sends it to every process, and a sweep to its
-    runs. Of several processes JAX handles SIGTERM.
+    without saving what was done since the last checkpoint, as soon as the devices have
+    finished what was sent to them; a checkpoint that is being written is finished. A
+    second SIGTERM within TWICE seconds is the same request: a cluster sends it to every
+    process, and a sweep to its runs. Of several processes JAX handles SIGTERM.
     """
     together = processes.count() > 1
     stop = _Agreed() if together else Stop()

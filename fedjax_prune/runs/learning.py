@@ -97,19 +97,15 @@ def make_learning(config: Config, model: Any = None) -> Learning:
 def make_model(config: Config) -> Any:
     """The network that `config.model` describes, for the images of `config.data`."""
     fields = config.model
-    dtype, num_classes = (
-        PRECISIONS[config.precision].dtype,
-        data_info(config).num_classes,
-    )
     if own.is_own(fields.name):
         model = _own_model(config)
     else:
         model = MODELS[fields.name](
-            num_classes=num_classes,
+            num_classes=data_info(config).num_classes,
             width=fields.width,
             norm=fields.norm,
             dropout=fields.dropout,
-            dtype=dtype,
+            dtype=PRECISIONS[config.precision].dtype,
         )
     if not fields.gated:
         return model

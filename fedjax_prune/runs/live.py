@@ -85,7 +85,7 @@ def facts(config: Mapping[str, Any], rows: Rows) -> dict[str, str]:
     return found
 
 
-def drawn(values: Sequence[float], width: int = _WIDTH) -> str:
+def drawn(values: Sequence[float]) -> str:
     """Numbers as one line of letters, from their lowest to their highest.
 
     Examples:
@@ -95,7 +95,7 @@ def drawn(values: Sequence[float], width: int = _WIDTH) -> str:
     finite = np.array([value for value in values if np.isfinite(value)], float)
     if not finite.size:
         return ""
-    places = np.linspace(0, finite.size - 1, min(width, finite.size)).round()
+    places = np.linspace(0, finite.size - 1, min(_WIDTH, finite.size)).round()
     kept = finite[places.astype(int)]
     span = (kept.max() - kept.min()) or 1.0
     heights = 1 + np.round((kept - kept.min()) / span * 7).astype(int)

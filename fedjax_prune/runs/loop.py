@@ -37,7 +37,9 @@ from fedjax_prune.runs.saving import Saver, background_saves
 from fedjax_prune.runs.track import tracked
 from fedjax_prune.types import ServerState, Tree
 
-_STOPPING = "stopping after this round; Ctrl-C again stops at once and loses the round"
+_STOPPING = (
+    "stopping after this round; a second Ctrl-C loses all since the last checkpoint"
+)
 
 
 def read_devices(values: Any) -> Any:

@@ -37,7 +37,8 @@ _SECONDS = "seconds"
 """Beside the sums of clients: what the groups have taken."""
 
 _STOPPING = (
-    "stopping after this group of clients; Ctrl-C again stops at once and loses it"
+    "stopping after this group of clients; a second Ctrl-C loses the groups of this "
+    "start"
 )
 
 # What one of them raises in the first process, the others hear of as a ProcessError.

@@ -17,7 +17,6 @@ from fedjax_prune.runs.experiment import Experiment
 from fedjax_prune.runs.learning import Learning, start_shapes
 from fedjax_prune.runs.machine import Chosen, images_per_second
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
-from fedjax_prune.runs.settings import flatten, method_name
 from fedjax_prune.runs.targets import cost_paper, rounds_to_target
 from fedjax_prune.types import Config
 
@@ -39,9 +38,7 @@ def plan(learning: Learning) -> dict[str, str]:
     sent = traffic(messages, config.cohort_size, {})
     macs = learning.macs
     facts = {
-        "run": ", ".join(
-            (method_name(flatten(config)), config.model.name, config.data.name)
-        ),
+        "run": f"{_method(config)}, {config.model.name}, {config.data.name}",
         "rounds": f"{config.rounds}",
         "clients": f"{config.data.num_clients:,}, {config.cohort_size:,} a round",
         "parameters": f"{costs.num_entries(state.params):,} shared",
@@ -276,6 +273,10 @@ def _to_target(learning: Learning, rows: list[dict[str, Any]]) -> str:
 def _percent(share: float) -> str:
     """A share that the user has written, as he has."""
     return f"{100 * share:.4g}%"
+
+
+def _method(config: Config) -> str:
+    return config.algorithm.name + (" with gates" if config.model.gated else "")
 
 
 def _share(part: float, whole: float) -> str:

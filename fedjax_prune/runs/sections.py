@@ -290,6 +290,18 @@ RELATED: Mapping[str, tuple[Relation, ...]] = {
 """Section -> the relations between its fields, with the names of its builder."""
 
 
+def written(value: Any) -> str:
+    """A value as it is written on the command line.
+
+    Examples:
+      >>> written(True), written(("a", "b")), written(0.1)
+      ('true', 'a,b', '0.1')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
 def algorithm_fields(name: Any) -> dict[str, Field]:
     """The fields of the section `algorithm`, `name` alone if the name is unknown.
 

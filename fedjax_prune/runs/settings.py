@@ -268,9 +268,11 @@ def unknown(name: str, known: Collection[str], model: Any = None) -> str:
     section, _, leaf = name.rpartition(".")
     leaf = leaf.lstrip("-")
     leaf = _OFTEN_CALLED.get(leaf, leaf)
-    owners = [a for a in ALGORITHMS if leaf in algorithm_fields(a)]
-    if section == "algorithm" and owners:
-        return f"{name} is not a field of this algorithm, but of {', '.join(owners)}"
+    if section == "algorithm" and "algorithm.name" in known:
+        owners = [a for a in ALGORITHMS if leaf in algorithm_fields(a)]
+        if owners:
+            listed = ", ".join(owners)
+            return f"{name} is not a field of this algorithm, but of {listed}"
     # The same name in another section is a better hint than a similar path.
     same = [k for k in known if k.rpartition(".")[2] == leaf]
     if f"{section}.{leaf}" in same:
@@ -278,22 +280,6 @@ def unknown(name: str, known: Collection[str], model: Any = None) -> str:
     nearest = same[:1] or difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"{name} is not a field{hint}"
-
-
-def method_name(values: Mapping[str, Any]) -> str:
-    """The algorithm of a configuration and whether it has gates, in words.
-
-    Args:
-      values: dotted name -> value.
-
-    Examples:
-      >>> method_name({"algorithm.name": "scaffold", "model.gated": True})
-      'scaffold with gates (FedDP)'
-    """
-    name = values["algorithm.name"]
-    if not values.get("model.gated"):
-        return name
-    return f"{name} with gates" + (" (FedDP)" if name == "scaffold" else "")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

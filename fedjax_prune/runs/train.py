@@ -9,7 +9,6 @@ from fedjax_prune.engine.devices import ONE_DEVICE
 from fedjax_prune.engine.placing import connect
 from fedjax_prune.models.precision import product_precision
 from fedjax_prune.runs import (
-    checkpoint,
     console,
     environment,
     machine,
@@ -19,9 +18,10 @@ from fedjax_prune.runs import (
     track,
 )
 from fedjax_prune.runs.completed import completed
-from fedjax_prune.runs.estimates import require_rounds
+from fedjax_prune.runs.estimates import require_rounds, rounds_done
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
+from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import read_devices, run_rounds
@@ -32,7 +32,6 @@ from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.prepare import forget, prepare
 from fedjax_prune.runs.programs import Evaluation
-from fedjax_prune.runs.saving import CHECKPOINTS
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_or_start
 from fedjax_prune.runs.workdir import (
@@ -74,6 +73,8 @@ def run(config: Config, workdir: str | Path) -> int:
       ProcessError: if another process has raised one of these.
       TrainingError: if a client diverges. The last checkpoint and the rows of the
         rounds before stay.
+      KeyboardInterrupt: if a second signal stops it at once; it says from where the run
+        goes on.
     """
     # The first process is the one that logs.
     processes.on_first(lambda: track.require_installed(config.logger))
@@ -87,9 +88,9 @@ def run(config: Config, workdir: str | Path) -> int:
 
         def show() -> None:
             measured = read_metrics(folder)
-            page = _draw_page(config, folder, measured)
             # The run is done, so a signal, also that of a closed output, is too late.
             with stop_requested():
+                page = _draw_page(config, folder, measured)
                 facts = report.summary(learning, measured, folder) | page
                 console.print_table("Result", facts)
 
@@ -99,9 +100,9 @@ def run(config: Config, workdir: str | Path) -> int:
 
 def _stopped_at_once(folder: Path) -> str:
     """From where a run goes on whose last round was not finished."""
-    newest = checkpoint.latest(folder / CHECKPOINTS)
-    where = f" from round {newest}" if newest else ""
-    return f"stopped at once; the same command goes on{where}"
+    done = rounds_done(folder)
+    where = f"goes on from round {done}" if done else "starts again"
+    return f"stopped at once; the same command {where}"
 
 
 def _draw_page(
@@ -112,8 +113,11 @@ def _draw_page(
         return {}
     if not is_installed():
         return {"page": f"not drawn; for pictures: {PIP}"}
-    with console.working("drawing the page"):
-        page = write_report([folder], folder / record.REPORT, pictures=False)
+    try:
+        with console.working("drawing the page"):
+            page = write_report([folder], folder / record.REPORT, pictures=False)
+    except WorkdirError as error:
+        return {"page": f"not drawn: {error}"}
     return {"page": str(page)}
 
 

@@ -298,15 +298,7 @@ def main() -> None:
     parser.add_argument("--compact", action="store_true")
     options, channel, data = worker.start(parser)
     own = options.own
-    settings = Settings(
-        algorithm=own.algorithm,
-        gated=own.gated,
-        devices=own.devices,
-        reduction=own.reduction,
-        precision=own.precision,
-        removed=own.removed,
-        compact=own.compact,
-    )
+    settings = Settings(**{name: getattr(own, name) for name in Settings._fields})
     runtime.configure()
     # Compacted rounds compile for each new width, so the rounds are traced in it, too.
     with product_precision(settings.precision):

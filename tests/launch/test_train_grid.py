@@ -100,6 +100,7 @@ def test_a_run_that_was_stopped_after_an_earlier_error_goes_on(tmp_path):
     for text, error in (
         ("error: no data\n", "error: no data"),
         ("error: no data\nerror: stopped\n", ""),
+        ("error: stopped at once; the same command goes on from round 2\n", ""),
         ("error: no data\nround 1\n", ""),
     ):
         log.write_text(text)

@@ -149,7 +149,7 @@ def test_fields_that_tell_nothing_more_are_not_in_a_name(tmp_path):
     lines = lines_of(tmp_path, *configs)
     assert [line.name for line in lines] == ["fedavg", "autoflip"]
     (alone,) = lines_of(tmp_path / "alone", config_of(**{"model.gated": True}))
-    assert alone.name == "scaffold with gates (FedDP)"
+    assert alone.name == "scaffold with gates"
 
 
 def test_a_run_of_an_earlier_version_has_the_fields_gained_since(tmp_path):

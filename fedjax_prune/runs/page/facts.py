@@ -11,6 +11,7 @@ from fedjax_prune.runs.page import clients, troubled
 from fedjax_prune.runs.page.bands import Spent, is_of_one, of_more, spent
 from fedjax_prune.runs.page.html import Facts
 from fedjax_prune.runs.page.read import Line, PageRun, differences, uncompared
+from fedjax_prune.runs.sections import written
 from fedjax_prune.runs.tables import with_interval
 
 _LASTS = {
@@ -128,7 +129,7 @@ def configurations(lines: Sequence[Line]) -> Facts | None:
         words=f"All others are equal, except {not_compared}, which are not compared. "
         "A dash: the run has no such field.",
         columns=["field", *(line.name for line in lines)],
-        rows=[(field, *map(str, values)) for field, values in found.items()],
+        rows=[(field, *map(written, values)) for field, values in found.items()],
     )
 
 
@@ -138,7 +139,7 @@ def all_fields(lines: Sequence[Line]) -> Facts:
         title="Configuration",
         words=f"Of {lines[0].runs[0].folder}.",
         columns=["field", "value"],
-        rows=[(k, str(v)) for k, v in sorted(lines[0].runs[0].config.items())],
+        rows=[(k, written(v)) for k, v in sorted(lines[0].runs[0].config.items())],
     )
 
 

@@ -116,21 +116,18 @@ def each(chart: Any, field: str, names: Sequence[str], columns: int) -> Any:
     return alt.concat(*parts, columns=columns)
 
 
-def each_line(
-    chart: Any, values: Values, lines: Sequence[Line], columns: int = 3
-) -> Any:
+def each_line(chart: Any, values: Values, lines: Sequence[Line]) -> Any:
     """A picture for each line that has values, below its name.
 
     Args:
       chart: of all values.
       values: with the field `line`.
       lines: of the page; a single one is not named.
-      columns: pictures side by side.
     """
     names = in_order(values, "line")
     if len(lines) > 1 and len(names) == 1:
         return chart.properties(title=names[0])
-    return each(chart, "line", names, columns)
+    return each(chart, "line", names, columns=3)
 
 
 def in_order(values: Values, field: str) -> list[Any]:

@@ -13,7 +13,8 @@ from fedjax_prune.runs import environment, record
 from fedjax_prune.runs.files import WorkdirError
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.record import Record
-from fedjax_prune.runs.settings import flatten, gained, method_name
+from fedjax_prune.runs.sections import written
+from fedjax_prune.runs.settings import flatten, gained
 from fedjax_prune.runs.workdir import HOUSEKEEPING, read_config
 
 UNCOMPARED = ("seed", *HOUSEKEEPING)
@@ -198,7 +199,8 @@ def names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     A single one is named by its method.
     """
     if len(configs) == 1:
-        return [method_name(configs[0])]
+        gates = " with gates" if configs[0].get("model.gated") else ""
+        return [f"{configs[0]['algorithm.name']}{gates}"]
     parts: list[list[str]] = [[] for _ in configs]
     for field, values in differences(configs).items():
         told = len({tuple(part) for part in parts})
@@ -215,6 +217,4 @@ def _named(field: str, value: Any) -> str:
     """A field of a name; nothing where the configuration does not have the field."""
     if value == _MISSING:
         return ""
-    # As it is written on the command line.
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if field in _FIRST else f"{field}={text}"
+    return written(value) if field in _FIRST else f"{field}={written(value)}"
