@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from fedjax_prune.models import (
     ResNet32,
     TwoCNN,
 )
+from fedjax_prune.models.costs import dense_layer
 
 SMALL = {
     "cnn": (CNN(4, width=0.5), (8, 8, 1)),
@@ -62,3 +64,18 @@ def draw_variables(model, shape, seed=0) -> Any:
 def draw(shape):
     """Draws a normal array with numpy, which has nothing to compile."""
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+
+class Headed(nn.Module):
+    """A recurrent cell, with kernels in modules of its own, and a personal head."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.RNN(nn.OptimizedLSTMCell(4, name="cell"))(images[..., 0])[:, -1]
+        return x @ self.variable("gates", "head", jnp.ones, (4, 3)).value
+
+    def layers(self, image_shape):
+        return (
+            dense_layer("cell", 2 + 4, 16, 2 + 4)._replace(positions=2),
+            dense_layer("head", 4, 3, 4),
+        )

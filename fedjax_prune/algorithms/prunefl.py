@@ -50,7 +50,8 @@ from fedjax_prune.fields import (
     checked,
     related,
 )
-from fedjax_prune.models.costs import num_entries
+from fedjax_prune.models.channels import array_name
+from fedjax_prune.models.costs import layer_of, num_entries
 from fedjax_prune.pruning.mask_rule import GuardedMasks
 from fedjax_prune.pruning.masked_round import Masking, keep_masks, masked, with_masks
 from fedjax_prune.pruning.masks import prunable
@@ -206,9 +207,7 @@ def _times(task: Task, shapes: Tree, byte_time: float, mac_time: float) -> Tree:
 
     def time_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> float:
         del leaf
-        *parent, name = (str(entry.key) for entry in path)
-        # A layer may be named by its only array, as one of two in a module is.
-        count = uses.get("/".join([*parent, name]), uses.get("/".join(parent), 1))
+        count = uses.get(layer_of(array_name(path), uses), 1)
         return float(VALUE.itemsize * byte_time + mac_time * count)  # not int32
 
     return jax.tree_util.tree_map_with_path(time_of, shapes)

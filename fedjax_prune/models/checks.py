@@ -147,7 +147,7 @@ def check_layers(
             )
         # They are not added up: a gate lies in the module of its layer.
         entries = layer_entries(layer, names, shared)
-        entries = entries or layer_entries(layer, names, personal)
+        entries = entries or layer_entries(layer, names, personal) or 0
         if entries != num_weights(layer):
             raise ValueError(
                 f"{where} must have in_channels * out_channels * taps weights, "

@@ -230,7 +230,7 @@ def num_weights(layer: Layer) -> int:
 
 def layer_entries(
     layer: Layer, names: Collection[str], counts: Mapping[str, int]
-) -> int:
+) -> int | None:
     """Adds up entries of a layer's arrays.
 
     They are the array of the layer's name, or all kernels in the module of that name
@@ -240,17 +240,35 @@ def layer_entries(
       layer: one of a model's.
       names: of all layers of the model.
       counts: path of each array -> a number of its entries.
+
+    Returns:
+      Their sum; None if none of the arrays is of the layer.
     """
-
-    def owner(path: str) -> str:
-        owners = [name for name in names if f"{path}/".startswith(f"{name}/")]
-        return max(owners, key=len, default="")
-
-    return sum(
+    own = [
         count
         for path, count in counts.items()
-        if (path == layer.name or path.endswith("kernel")) and owner(path) == layer.name
-    )
+        if (path == layer.name or path.endswith("kernel"))
+        and layer_of(path, names) == layer.name
+    ]
+    return sum(own) if own else None
+
+
+def layer_of(path: str, names: Collection[str]) -> str:
+    """Names the layer of an array: its own name, or the innermost module around it.
+
+    Args:
+      path: of the array.
+      names: of all layers of the model.
+
+    Returns:
+      One of the names; empty if the array is in no layer.
+
+    Examples:
+      >>> layer_of("block/conv/kernel", ["block", "block/conv"])
+      'block/conv'
+    """
+    owners = [name for name in names if f"{path}/".startswith(f"{name}/")]
+    return max(owners, key=len, default="")
 
 
 def num_weights_kept(layer: Layer) -> int:

@@ -63,7 +63,8 @@ def masked_macs(
     dense = theoretical = realisable = hybrid = kept = 0.0
     for before, after in zip(layers, smaller, strict=True):
         entries = layer_entries(before, names, unpruned)
-        entries = entries if unpruned else num_weights(before)
+        # What a mask does not know, such as personal weights, it does not prune.
+        entries = num_weights(before) if entries is None else entries
         macs = num_weights(before) * before.positions
         macs_after = num_weights(after) * after.positions
         dense += macs

@@ -101,6 +101,14 @@ class MaskRule(NamedTuple):
         )
         return self.complete(masks, guidance)
 
+    def removed_groups(self) -> list[ChannelGroup]:
+        """The groups whose channels may be removed: none has an exempt producer."""
+        return [
+            group
+            for group in self.groups or ()
+            if all(find_leaf(self.prunable, slot.path) for slot in group.producers)
+        ]
+
     def complete(self, masks: Tree, scores: Tree) -> GuardedMasks:
         """Guards masks of single weights, then removes channels.
 
@@ -113,12 +121,7 @@ class MaskRule(NamedTuple):
             (k & ~m).sum(dtype=jnp.int32)
             for k, m in zip(jax.tree.leaves(kept), jax.tree.leaves(masks), strict=True)
         )
-        # A channel of an exempt array stays.
-        groups = [
-            group
-            for group in self.groups or ()
-            if all(find_leaf(self.prunable, slot.path) for slot in group.producers)
-        ]
+        groups = self.removed_groups()
         match self.structured:
             case "keep_ratio":
                 kept = structured_masks(
@@ -166,9 +169,10 @@ def _require_channels(rule: MaskRule) -> None:
             f"structured_rule must be off for a model without channel_groups, "
             f"got {rule.structured!r}."
         )
-    groups = removable(rule.groups or (), residual=rule.residual)
+    groups = removable(rule.removed_groups(), residual=rule.residual)
     if not groups and rule.structured == "guidance_l1":
         raise ValueError(
             "structured_rule must be keep_ratio or off for a model without channels "
-            f"that can be removed, got {rule.structured!r}."
+            "that can be removed, or whose kernels exempt_layers keeps, got "
+            f"{rule.structured!r}."
         )

@@ -18,10 +18,10 @@ Choices:
   comes back goes on from its last value. A removed channel keeps the batch statistics
   and the gates of the last round in which it was alive; they come back with it. The
   code of AutoFLIP does not aggregate batch statistics. A client is sent a mask only if
-  it holds another one. Masks are made before the clients train and do not depend on
-  what arrives: if nothing arrives, the masks and the guide of the round stay, and
-  nothing else has changed except for the count of rounds. A sparse server has also set
-  to 0 what these masks prune.
+  it holds one of another version; one that comes back after another is new. Masks are
+  made before the clients train and do not depend on what arrives: if nothing arrives,
+  the masks and the guide of the round stay, and nothing else has changed except for the
+  count of rounds. A sparse server has also set to 0 what these masks prune.
 """
 
 from collections.abc import Callable

@@ -72,10 +72,11 @@ def make_learning(config: Config, model: Any = None) -> Learning:
         model = make_model(config) if model is None else model
         task = task_of(config, model)
         dense_task = task_of(config, without_gates(model))
-        if config.compact_training and task.groups is None:
+        lacks = [m for m in ("channel_groups", "layers") if not hasattr(model, m)]
+        if config.compact_training and lacks:
             raise ValueError(
                 f"compact_training must be false for {config.model.name}, because it "
-                "has no method channel_groups."
+                f"has no method {lacks[0]}."
             )
     with told_of("client"):
         solver = make_solver(**config.client)

@@ -5,6 +5,8 @@ import pytest
 from fedjax_prune.algorithms import autoflip, fedavg
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import make_solver
+from fedjax_prune.models import CNN
+from fedjax_prune.models.task import make_task
 from tests.layered import LR, build, layered_task
 
 
@@ -74,3 +76,7 @@ def test_channels_of_an_unknown_model_cannot_be_removed():
     fields = {"structured_rule": "guidance_l1", "structured_share": 0.5}
     with pytest.raises(ValueError, match="structured_rule must be keep_ratio or off"):
         autoflip(task._replace(groups=()), solver, make_server_tx(), **fields)
+    task = make_task(CNN(3, width=0.1), (8, 8, 1))
+    fields |= {"exempt_layers": ("conv*", "fc1/*")}
+    with pytest.raises(ValueError, match="or whose kernels exempt_layers keeps"):
+        autoflip(task, solver, make_server_tx(), **fields)

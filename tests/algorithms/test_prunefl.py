@@ -14,6 +14,7 @@ from fedjax_prune.models import CNN
 from fedjax_prune.models.task import make_task
 from tests import toys
 from tests.problems import SIZES, SOLVER, build, dataset_of_clients
+from tests.small_models import Headed
 
 KEY = jax.random.key(1)
 EVEN = {"byte_time": 10**9, "mac_time": 0, "constant_time": 1e-30}
@@ -217,6 +218,12 @@ def test_a_weight_takes_the_time_of_its_four_bytes():
     network = make_task(CNN(3, width=0.1), (8, 8, 1))
     shapes = jax.eval_shape(lambda: network.init(KEY)).params
     assert set(jax.tree.leaves(_times(network, shapes, 1.0, 0.0))) == {4.0}
+
+
+def test_a_weight_inside_a_layer_takes_its_time_for_each_place_of_the_layer():
+    task = make_task(Headed(), (2, 2, 1))
+    times = _times(task, task.shapes.params, 1.0, 10.0)
+    assert set(jax.tree.leaves(times)) == {4.0 + 2 * 10.0}
 
 
 def test_squares_are_those_of_each_clients_gradient_weighted_by_examples():

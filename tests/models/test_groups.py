@@ -13,6 +13,7 @@ from fedjax_prune.models.channels import between, drop_channels
 from fedjax_prune.models.costs import conv_layer, dense_layer
 from fedjax_prune.models.resnet import ResNet32
 from fedjax_prune.models.task import make_task
+from tests.small_models import Headed
 
 SHAPE = (2, 2, 1)
 
@@ -181,21 +182,6 @@ def test_pixels_of_a_flattened_map_may_not_be_left_out():
 def test_layers_that_are_not_those_of_the_arrays_are_refused(listed, message):
     with pytest.raises(ValueError, match=f"layers of Flattened: {message}"):
         make_task(Flattened(repeats=4, listed=listed), SHAPE)
-
-
-class Headed(nn.Module):
-    """A recurrent cell, with kernels in modules of its own, and a personal head."""
-
-    @nn.compact
-    def __call__(self, images):
-        x = nn.RNN(nn.OptimizedLSTMCell(4, name="cell"))(images[..., 0])[:, -1]
-        return x @ self.variable("gates", "head", jnp.ones, (4, 3)).value
-
-    def layers(self, image_shape):
-        return (
-            dense_layer("cell", 2 + 4, 16, 2 + 4)._replace(positions=2),
-            dense_layer("head", 4, 3, 4),
-        )
 
 
 def test_kernels_of_modules_inside_and_personal_arrays_are_layers():

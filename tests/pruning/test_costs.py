@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax_prune.models import CNN
 from fedjax_prune.models.gates import GateSettings
@@ -12,6 +13,7 @@ from fedjax_prune.models.task import make_task
 from fedjax_prune.pruning.costs import masked_macs, traffic
 from fedjax_prune.pruning.masks import prunable
 from fedjax_prune.pruning.wire import mask_facts
+from tests.small_models import Headed
 from tests.sparse_messages import encode_masks, encode_values
 
 
@@ -97,13 +99,19 @@ class Recurrent(nn.Module):
         return nn.Dense(3, name="fc")(LSTM(4, name="lstm")(images[..., 0])[:, -1])
 
 
-def test_a_mask_that_keeps_all_costs_what_the_dense_model_does():
-    """Two kernels of one module are two layers: of 2 inputs, and of 4 units."""
-    shape = (5, 2, 1)
-    task = make_task(Recurrent(), shape)
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [(Recurrent(), (5, 2, 1), 5 * 6 * 16 + 12), (Headed(), (2, 2, 1), 2 * 6 * 16 + 12)],
+)
+def test_a_mask_that_keeps_all_costs_what_the_dense_model_does(model, shape, macs):
+    """The first has layers that are two kernels of one module, the other personal ones.
+
+    Each has a cell of 2 inputs and 4 units, and a head of 4 by 3 weights.
+    """
+    task = make_task(model, shape)
     params = jax.eval_shape(task.init, jax.random.key(0)).params
     masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
     counted = mask_facts(masks, (), prunable(masks))
     facts = {name: int(x) for name, x in counted.items()}
-    found = masked_macs(Recurrent(), shape, facts, layers=task.layers)
-    assert set(found) == {5 * (2 + 4) * 16 + 4 * 3}
+    found = masked_macs(model, shape, facts, layers=task.layers)
+    assert set(found) == {macs}

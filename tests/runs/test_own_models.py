@@ -167,6 +167,16 @@ def test_weights_are_pruned_and_channels_say_what_they_need(tmp_path, cls):
         train.run(config, tmp_path / "other")
 
 
+def test_rounds_are_not_compacted_without_layers_to_count(tmp_path):
+    method = (
+        "    def channel_groups(self, image_shape):\n        return ()\n\n\nclass Same"
+    )
+    file = write_nets(tmp_path, NETS.replace("\nclass Same", method))
+    config = own_config(file, "Small", pruned_config(compact_training=True))
+    with pytest.raises(SettingsError, match="Small, because it has no method layers"):
+        train.run(config, tmp_path / "run")
+
+
 def test_a_command_line_brings_the_fields_of_the_class(tmp_path):
     name = f"{write_nets(tmp_path)}:Small"
     config = load_config(

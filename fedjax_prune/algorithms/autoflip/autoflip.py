@@ -186,8 +186,8 @@ def autoflip(
     ] = False,
     exempt_layers: Annotated[
         Sequence[str],
-        "Shell patterns of arrays, conv1/*, that are not pruned, except for weights "
-        "that read removed channels; their own channels stay.",
+        "Shell patterns of arrays, conv1/*, that are not pruned, except for what "
+        "belongs to removed channels; channels that exempt kernels write stay.",
     ] = (),
     min_keep: MinKeep = DEFAULT_RULE.min_keep,
     structured_rule: Annotated[
