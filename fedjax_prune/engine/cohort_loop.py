@@ -156,12 +156,17 @@ class _Run(NamedTuple):
         sums = jax.eval_shape(self.training.no_sums, one.client)
         one = one._replace(client=one.client._replace(sums=sums))
         message, _, _, facts = jax.eval_shape(self._finish_one, one)
-        probed = {}
+        arrived = {"arrived": jax.ShapeDtypeStruct((), jnp.float32)}
+        known, probed = sums | arrived | facts, {}
         if self.probe is not None:
             probed = jax.eval_shape(
                 self.probe.measure, one.client.variables, self.probe.examples
             )
-        arrived = {"arrived": jax.ShapeDtypeStruct((), jnp.float32)}
+            if twice := known.keys() & probed.keys():
+                raise ValueError(
+                    "probe.measure must have names of its own, not those of the "
+                    f"round's sums, got {', '.join(sorted(twice))}."
+                )
         client = lanes.client._replace(sums=_zeros(sums, num_lanes))
         return _Carry(
             trips=jnp.int32(0),
@@ -169,7 +174,7 @@ class _Run(NamedTuple):
             lanes=lanes._replace(client=client),
             messages=self.reduction.empty(message, self.block_size),
             rows=rows,
-            sums=_zeros(sums | arrived | facts | probed, self.block_size),
+            sums=_zeros(known | probed, self.block_size),
         )
 
     def load(self, position: jax.Array, rows: ClientState, sums: Sums) -> _Lane:

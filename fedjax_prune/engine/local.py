@@ -15,6 +15,7 @@ from fedjax_prune.data.pairs import check_pairs
 from fedjax_prune.data.population import as_indices
 from fedjax_prune.engine.contract import ClientProgram
 from fedjax_prune.engine.floats import float_dtype
+from fedjax_prune.engine.keys import reproducible
 from fedjax_prune.engine.solver import LocalSolver, num_batches, pad_to_batches
 from fedjax_prune.engine.stopping import Watch
 from fedjax_prune.types import (
@@ -312,10 +313,8 @@ def train_client(
       (-1.0, 0.5, 1.0)
     """
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise ValueError(
-            "indices must be whole numbers on one axis, got "
-            f"{indices.dtype}{list(indices.shape)}."
-        )
+        got = f"{indices.dtype}{list(indices.shape)}"
+        raise ValueError(f"indices must be whole numbers on one axis, got {got}.")
     check_pairs(dataset)
     if not isinstance(indices, Tracer):
         as_indices("the client", indices, len(dataset.labels))
@@ -325,7 +324,7 @@ def train_client(
         raise ValueError(f"size must be in [1, {len(indices)}], got {size}.")
     indices = pad_to_batches(indices, solver.batch_size)
     training = LocalTraining(task, solver, program, anchor, dataset)
-    first = training.begin(row, indices, size, key, {})
+    first = training.begin(row, indices, size, reproducible(key), {})
 
     def step(progress: Progress) -> Progress:
         order = jax.lax.cond(

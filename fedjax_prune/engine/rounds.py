@@ -19,6 +19,7 @@ from fedjax_prune.engine.contract import (
     Rules,
 )
 from fedjax_prune.engine.devices import AXIS, ONE_DEVICE, SPLIT, WHOLE, Placement
+from fedjax_prune.engine.keys import reproducible
 from fedjax_prune.engine.placing import input_specs
 from fedjax_prune.engine.robust import reduction_for
 from fedjax_prune.engine.server import conclude_round
@@ -245,11 +246,13 @@ def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
 
     Raises:
       ValueError: if images and labels differ in number, the cohort is not made for the
-        placement, or rows or probe are not of the cohort.
+        placement, rows or probe are not of the cohort, or the key is not
+        `reproducible`.
       AssertionError: if an array of the cohort has another rank or length (chex).
     """
     cohort, num_blocks = inputs.cohort, placement.num_blocks
     check_pairs(inputs.dataset)
+    reproducible(inputs.key)
     chex.assert_rank([cohort.client_ids, cohort.sizes], 1)
     chex.assert_rank([cohort.indices, cohort.queues], 2)
     chex.assert_equal_shape_prefix([cohort.client_ids, cohort.sizes, cohort.indices], 1)

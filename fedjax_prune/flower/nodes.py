@@ -259,6 +259,15 @@ class Nodes:
                     node,
                 )
             self._nodes[client] = node
+            if self.sizes[client] not in (0, num_examples):
+                _LOG.warning(
+                    "Client %s has %s examples in place of %s. With "
+                    "algorithm.control_weights=size the mean of the control variates "
+                    "is no longer weighted by examples.",
+                    client,
+                    num_examples,
+                    self.sizes[client],
+                )
             self.sizes[client] = num_examples
 
     def _is_awaiting(self) -> bool:

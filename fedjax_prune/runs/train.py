@@ -52,9 +52,11 @@ def run(config: Config, workdir: str | Path) -> int:
     If it is started again with the same configuration, except for the fields in
     `workdir.CHANGEABLE`, it continues from the newest checkpoint. On the CPU it then
     ends with the same bits as an unbroken run. With `compact_training` rounding may
-    differ, because compiled widths are reused, and with other lanes or devices, too,
-    unless the reduction is `fixed_order` and a device has as many lanes as before. Of
-    several processes, all of which call this, the first one writes and prints.
+    differ, because compiled widths are reused, and so may what dropout and private
+    rounds draw, which depends on the widths. With other lanes or devices rounding may
+    differ, too, unless the reduction is `fixed_order` and a device has as many lanes as
+    before. Of several processes, all of which call this, the first one writes and
+    prints.
 
     Args:
       config: checked, with the fields of configs/base.py. `lanes` and `devices` are

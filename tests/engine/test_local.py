@@ -305,6 +305,7 @@ def test_a_step_size_of_zero_changes_nothing(name):
             r"client .* in \[0, 29\), got -1 at",
         ),
         ({"indices": jnp.array([29])}, r"in \[0, 29\), got 29 at position 0"),
+        ({"key": jax.random.key(0, impl="rbg")}, r"key must .* got one of rbg"),
     ],
 )
 def test_a_client_without_its_own_examples_is_refused(changes, words):

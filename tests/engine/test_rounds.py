@@ -1,6 +1,7 @@
 """Inputs of a round that do not belong together are refused before compiling."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -92,6 +93,25 @@ def test_a_probe_of_another_cohort_is_refused():
     probe = Probe(lambda variables, examples: {}, {}, np.ones(2, bool))
     with pytest.raises(ValueError, match=r"probe.wanted .* 3 places, got \[2\]"):
         check_inputs(inputs_of([0, 2, 4], 3, probe=probe), ONE_DEVICE)
+
+
+def test_a_probe_with_the_name_of_another_sum_is_refused():
+    wanted = np.ones(3, bool)
+    probe = Probe(lambda variables, examples: {"loss": jnp.zeros(())}, {}, wanted)
+    algorithm, inputs = problems.build("fedavg"), inputs_of([0, 2, 4], 3, probe=probe)
+    inputs = inputs._replace(state=algorithm.init(inputs.key))
+    rows = store.create(algorithm.row(inputs.key), 3)
+    with pytest.raises(ValueError, match=r"probe.measure must .* its own, .* loss\."):
+        jax.jit(algorithm.round)(inputs._replace(rows=rows))
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_keys_whose_draws_depend_on_lanes_are_refused(raw):
+    inputs = inputs_of([0, 2, 4], 3)
+    with jax.default_prng_impl("rbg"):
+        key = jax.random.PRNGKey(0) if raw else jax.random.key(0)
+        with pytest.raises(ValueError, match=r"be one of threefry2x32, .* of rbg"):
+            jax.jit(lambda k: check_inputs(inputs._replace(key=k), ONE_DEVICE))(key)
 
 
 def test_images_without_labels_are_refused():

@@ -164,6 +164,16 @@ def test_an_old_answer_of_a_node_that_is_gone_ends_no_run(monkeypatch):
     assert receivers(grid, "query") == [100, 101, 102] * 2
 
 
+def test_a_client_that_comes_back_with_other_examples_is_told(caplog):
+    config = config_of()
+    found = Nodes(grid_of(config), 3, named_classes(config), 0)
+    found.sizes[1] = 10_000
+    found.wait(0)
+    now = found.sizes[1]
+    assert caplog.text.count("has") == 1
+    assert f"Client 1 has {now} examples in place of 10000" in caplog.text
+
+
 def test_a_node_refuses_requests_for_another_client(caplog):
     """It was started again between two looks of the server."""
     config = config_of()
