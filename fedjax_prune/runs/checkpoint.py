@@ -2,12 +2,12 @@
 
 A checkpoint is the folder `directory/ROUND`: the server's state in `state/`, written by
 Orbax, the rows of all clients in `rows/`, written by their store (of rows on disk only
-the index, see engine/row_log.py), and `manifest.json`
-with the shapes and dtypes of the leaves, the origin of the run and the checksums of the
-files and of itself. The folder is built under a hidden name, read back and renamed at
-the end, so a killed save leaves nothing that could be taken for a checkpoint. A damaged
-checkpoint is never deleted: the one before it is restored, and the run that goes on
-from there puts it aside as `directory/ROUND.damaged`.
+the index, see engine/row_log.py), and `manifest.json` with the shapes and dtypes of the
+leaves, the origin of the run and the checksums of the files and of itself. The folder
+is built under a hidden name, read back and renamed at the end, so a killed save leaves
+nothing that could be taken for a checkpoint. A damaged checkpoint is never deleted: the
+one before it is restored, and the run that goes on from there puts it aside as
+`directory/ROUND.damaged`.
 
 Of several processes each writes the rows that it holds, into the same files, and the
 first one everything else. All of them call the functions here.

@@ -130,6 +130,15 @@ def make_model(config: Config) -> Any:
     return model.clone(gates=gates._replace(keep_ratio=keep_ratio))
 
 
+def macs_for(config: Config) -> costs.Macs:
+    """The multiply-accumulates for one image in the network of a configuration.
+
+    Raises:
+      ValueError: as `task_of` and what the network's class raises.
+    """
+    return costs.macs_of(task_of(config, make_model(config)).layers)
+
+
 def task_of(config: Config, model: Any) -> Task:
     """The task of a network, with the augmentation that `config.data` asks for.
 

@@ -151,12 +151,12 @@ def restore_metrics(
 ) -> None:
     """Ends the metrics of a run at the restored round: a row a round, in their order.
 
-    Rows of the rounds after it, up to the second of the next checkpoints, since one may
-    still have been in writing, and a last line without an end are what a killed run
-    leaves, and they are removed. Anything else that a reader
-    would miss causes a warning: rounds without a row, several rows of a round, lines
-    that are no rows, and rows of later rounds, whose checkpoints are gone. If it is
-    more than missing rows, the file is also kept as it was, as `metrics.jsonl.damaged`.
+    A killed run leaves rows of the rounds after it, up to the second of the next
+    checkpoints, since one may still have been in writing, and a last line without an
+    end. They are removed. Anything else that a reader would miss causes a warning:
+    rounds without a row, several rows of a round, lines that are no rows, and rows of
+    later rounds, whose checkpoints are gone. If it is more than missing rows, the file
+    is also kept as it was, as `metrics.jsonl.damaged`.
 
     Args:
       path: of a workdir that this process holds.

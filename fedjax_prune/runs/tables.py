@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.models import costs
-from fedjax_prune.runs.learning import make_model, task_of
+from fedjax_prune.runs.learning import macs_for
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.savings import Totals, break_even, totals
@@ -73,7 +72,7 @@ def comparison(
     table = []
     for line in lines:
         config = read_usable_config(runs[line.name][0])
-        macs = costs.macs_of(task_of(config, make_model(config)).layers)
+        macs = macs_for(config)
         done = max(rows[-1]["round"] for rows in line.seeds.values())
         cells = [line.name, str(done), str(len(line.seeds))]
         for field in (HEADLINE, "eval/client_local/mean"):

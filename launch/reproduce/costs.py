@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedjax_prune.models.costs import macs_of
-from fedjax_prune.runs.learning import make_model, task_of
+from fedjax_prune.runs.learning import macs_for
 from fedjax_prune.runs.tables import markdown
 
 from .. import runtime
@@ -38,7 +37,7 @@ def multiplications() -> str:
     rows = []
     for model, (dense, kept) in _TABLE_I.items():
         config = load_config(f"feddp:feddp,{model},10", [])
-        macs = macs_of(task_of(config, make_model(config)).layers)
+        macs = macs_for(config)
         ours = [f"{macs.dense:,}", f"{macs.kept:,}", f"{macs.kept / macs.dense:.1%}"]
         theirs = [f"{dense / 1e9} and {kept / 1e9} G", f"{kept / dense:.0%}"]
         over = f"{dense / (2 * macs.dense):.1f}"

@@ -4,8 +4,7 @@ import pytest
 
 from configs import base, feddp, feddp_cpu, quickstart
 from fedjax_prune.algorithms import ALGORITHMS
-from fedjax_prune.models.costs import macs_of
-from fedjax_prune.runs.learning import make_model, task_of
+from fedjax_prune.runs.learning import macs_for
 from fedjax_prune.runs.settings import default_config, flatten, problems
 
 
@@ -105,7 +104,7 @@ def test_small_runs_are_those_of_the_paper_on_another_network(data):
 @pytest.mark.parametrize("data", feddp_cpu.WORKS)
 def test_a_narrow_network_has_the_macs_that_gates_keep(data):
     gated, narrow = (
-        macs_of(task_of(config, make_model(config)).layers)
+        macs_for(config)
         for config in (
             feddp_cpu.get_config(f"{data},{method},10")
             for method in ("feddp", "scaffold_narrow")

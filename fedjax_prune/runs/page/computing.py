@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedjax_prune.models.costs import macs_of
-from fedjax_prune.runs.learning import make_model, task_of
+from fedjax_prune.runs.learning import macs_for
 from fedjax_prune.runs.page import against
 from fedjax_prune.runs.page.panel import Panel, in_order
 from fedjax_prune.runs.page.read import Line
@@ -61,7 +60,7 @@ def _value(line: Line, other: str) -> dict[str, Any] | None:
         return None
     try:
         config = read_usable_config(line.runs[0].folder)
-        macs = macs_of(task_of(config, make_model(config)).layers).kept
+        macs = macs_for(config).kept
     except (SettingsError, WorkdirError):
         # The file of a model of the user's own may be gone.
         return None
