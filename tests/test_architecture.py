@@ -92,22 +92,6 @@ def test_libraries_stay_in_their_rooms(library):
     assert users <= ONLY_IN[library]
 
 
-@pytest.mark.parametrize("library", ["flax.nnx", "altair", "tensorflow_datasets"])
-def test_libraries_that_few_runs_need_are_imported_late(library):
-    """A command that only names a mistake should not wait for them."""
-    for path in modules():
-        whole = ast.parse(path.read_text())
-        early = [n for n in whole.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-        names = {alias.name for node in early for alias in node.names}
-        names |= {
-            f"{node.module}.{alias.name}"
-            for node in early
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        assert not any(f"{name}.".startswith(f"{library}.") for name in names), path
-
-
 def test_the_library_does_not_know_configs_and_launchers():
     for path in modules():
         roots = {name.split(".")[0] for name in imports(path)}
