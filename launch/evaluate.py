@@ -38,8 +38,12 @@ def main(argv: list[str]) -> int:
         runtime.configure()
         row = train.evaluate_workdir(folder)
         facts = report.accuracies(read_usable_config(folder), row)
+        number = row["eval/clients"]
+        if number == 1:
+            own = f"{row['eval/client_local/mean']:.1%}"
+            facts["own validation"] = f"{own} of the one client that is evaluated"
         facts["evaluated"] = (
-            f"{row['eval/clients']} clients, {row['eval/examples']} test examples"
+            f"{number} client{'s' * (number > 1)}, {row['eval/examples']} test examples"
         )
         console.print_table("Result", facts)
         return 0

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
                 f"{own.compact:.1%} of {own.examples} examples; dense {own.dense:.1%}, "
                 f"with the client's gates {own.gated:.1%}"
             )
-            if own.compact < own.dense and _MACS.value is not None:
+            if own.compact < own.dense and (_MACS.value or 1) < 1:
                 smaller = " or a smaller --multiple" if _MULTIPLE.value > 1 else ""
                 facts["advice"] = f"a larger --macs{smaller} may lose less"
         console.print_table("Result", facts | {"files": output})

@@ -290,7 +290,8 @@ def train_client(
 
     Raises:
       ValueError: if `indices` are not whole numbers on one axis or, if they are known,
-        not traced, outside of the dataset; if a known `size` is not in [1, max_size].
+        not traced, outside of the dataset; if a known `size` is not in [1, max_size];
+        if the key is not `reproducible`.
 
     Examples:
       One step of size 0.5 on the loss (w - 3)^2 / 2, from w = 1 to w = 2.

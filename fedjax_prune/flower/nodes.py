@@ -245,7 +245,7 @@ class Nodes:
           new: nodes that have just said who they are.
         """
         self._nodes = {}
-        for node, (client, num_examples) in self._known.items():
+        for node, (client, _) in self._known.items():
             if node not in self._connected:
                 continue
             if client in self._nodes and node in new:
@@ -259,6 +259,8 @@ class Nodes:
                     node,
                 )
             self._nodes[client] = node
+        for client, node in self._nodes.items():
+            num_examples = self._known[node].num_examples
             if self.sizes[client] not in (0, num_examples):
                 _LOG.warning(
                     "Client %s has %s examples in place of %s. With "

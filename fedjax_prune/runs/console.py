@@ -77,7 +77,8 @@ def _asking() -> signal.Signals:
     """A signal that asks the run to stop, and does not end it if it was asked already.
 
     A second SIGINT, as after Ctrl-C on `train | tee`, would not wait for the end of the
-    round, and under `nohup` SIGHUP is ignored.
+    round, and under `nohup` SIGHUP is ignored. Of several processes SIGTERM is JAX's,
+    so there SIGINT is left.
     """
     # Windows has no SIGHUP.
     known = signal.Signals.__members__

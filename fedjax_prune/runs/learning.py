@@ -72,12 +72,12 @@ def make_learning(config: Config, model: Any = None) -> Learning:
         model = make_model(config) if model is None else model
         task = task_of(config, model)
         dense_task = task_of(config, without_gates(model))
-        lacks = [m for m in ("channel_groups", "layers") if not hasattr(model, m)]
-        if config.compact_training and lacks:
-            raise ValueError(
-                f"compact_training must be false for {config.model.name}, because it "
-                f"has no method {lacks[0]}."
-            )
+        for method in ("channel_groups", "layers"):
+            if config.compact_training and not callable(getattr(model, method, None)):
+                raise ValueError(
+                    f"compact_training must be false for {config.model.name}, because "
+                    f"it has no method {method}."
+                )
     with told_of("client"):
         solver = make_solver(**config.client)
     with told_of("server"):

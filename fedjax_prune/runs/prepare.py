@@ -27,7 +27,7 @@ from fedjax_prune.runs.hashes import RoundHashes, hash_row
 from fedjax_prune.runs.interrupt import Stop
 from fedjax_prune.runs.metrics_log import open_metrics
 from fedjax_prune.runs.origin import Origin, origin_of
-from fedjax_prune.runs.saving import save
+from fedjax_prune.runs.saving import CHECKPOINTS, save
 from fedjax_prune.types import ServerState
 
 _FOLDER = "preparation"
@@ -127,6 +127,12 @@ def prepare(
     if processes.is_first():
         forget(folder)
     return done.state
+
+
+def has_prepared(folder: Path) -> bool:
+    """Whether a preparation, or a part of one, is saved in a workdir."""
+    saved = checkpoint.latest(folder / CHECKPOINTS) is not None
+    return saved or (folder / _FOLDER).exists()
 
 
 def forget(folder: Path) -> None:

@@ -7,6 +7,7 @@ and 2.2 kB for one of 100. A file that is damaged is left out with a warning: no
 needs it.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_prune.runs.files import WorkdirError, read_arrays, replace, unwritable
+from fedjax_prune.runs.files import WorkdirError, read_arrays, unwritable
 
 REPORT = "report"
 """Folder of records and of the page in a workdir."""
@@ -197,11 +198,16 @@ def _file(workdir: Path, number: int) -> Path:
 def _write(file: Path, arrays: Mapping[str, Any]) -> None:
     stream = BytesIO()
     np.savez_compressed(stream, **arrays)
+    data, temporary = stream.getvalue(), file.with_name(f".{file.name}.new")
     try:
         file.parent.mkdir(exist_ok=True)
+        # A record may be lost with the machine, so the disk is not waited for.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as new:
+            new.write(data)
+        os.replace(temporary, file)
     except OSError as error:
-        raise unwritable(file, error, stream.tell()) from error
-    replace(file, stream.getvalue())
+        raise unwritable(file, error, len(data)) from error
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

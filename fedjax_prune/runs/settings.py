@@ -254,7 +254,7 @@ def gained(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown(name: str, known: Collection[str], model: Any = None) -> str:
-    """The message for an unknown field, with the nearest known name.
+    """The message for an unknown field, with what it is a field of or the nearest name.
 
     Args:
       name: of the field.

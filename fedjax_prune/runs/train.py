@@ -30,7 +30,7 @@ from fedjax_prune.runs.origin import origin_of
 from fedjax_prune.runs.page.panel import PIP, is_installed
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.policy import placement_of
-from fedjax_prune.runs.prepare import forget, prepare
+from fedjax_prune.runs.prepare import forget, has_prepared, prepare
 from fedjax_prune.runs.programs import Evaluation
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.start import of_newest, restore, restore_or_start
@@ -75,8 +75,8 @@ def run(config: Config, workdir: str | Path) -> int:
       ProcessError: if another process has raised one of these.
       TrainingError: if a client diverges. The last checkpoint and the rows of the
         rounds before stay.
-      KeyboardInterrupt: if a second signal stops it at once; it says from where the run
-        goes on.
+      KeyboardInterrupt: if a signal before the first round, or a second one after it,
+        stops it at once; it says from where the run goes on.
     """
     # The first process is the one that logs.
     processes.on_first(lambda: track.require_installed(config.logger))
@@ -101,9 +101,13 @@ def run(config: Config, workdir: str | Path) -> int:
 
 
 def _stopped_at_once(folder: Path) -> str:
-    """From where a run goes on whose last round was not finished."""
-    done = rounds_done(folder)
-    where = f"goes on from round {done}" if done else "starts again"
+    """From where a run goes on that did not end in order."""
+    if done := rounds_done(folder):
+        where = f"goes on from round {done}"
+    elif has_prepared(folder):
+        where = "goes on with what was prepared"
+    else:
+        where = "starts again"
     return f"stopped at once; the same command {where}"
 
 

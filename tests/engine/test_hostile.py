@@ -116,7 +116,14 @@ def test_the_config_file(aggregator, attack):
     assert config.hostile.attack == ("scaled" if attack == ",scaled" else "sign_flip")
 
 
-@pytest.mark.parametrize("text", ["mode", "median,flip", ""])
-def test_a_config_of_another_text_lists_the_choices(text):
-    with pytest.raises(ValueError, match=f"sign_flip, scaled, none, got '{text}'"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("mode", "AGGREGATOR must be one of mean, .* got 'mode'"),
+        ("median,flip", "ATTACK must be one of sign_flip, scaled, none, got 'flip'"),
+        ("", "AGGREGATOR must be one of mean, .* got ''"),
+    ],
+)
+def test_a_config_of_another_text_lists_the_choices(text, told):
+    with pytest.raises(ValueError, match=told):
         config_file.get_config(text)

@@ -165,13 +165,20 @@ def test_an_old_answer_of_a_node_that_is_gone_ends_no_run(monkeypatch):
 
 
 def test_a_client_that_comes_back_with_other_examples_is_told(caplog):
+    """Its older node still counts as connected, but the newer one is used."""
     config = config_of()
-    found = Nodes(grid_of(config), 3, named_classes(config), 0)
-    found.sizes[1] = 10_000
+    grid = grid_of(config)
+    found = Nodes(grid, 3, named_classes(config), 0)
     found.wait(0)
-    now = found.sizes[1]
-    assert caplog.text.count("has") == 1
-    assert f"Client 1 has {now} examples in place of 10000" in caplog.text
+    now = int(found.sizes[1])
+    found._known[101] = found._known[101]._replace(num_examples=10_000)
+    found.sizes[1] = 10_000
+    grid.connect(103, {"partition-id": 1})
+    for _ in range(3):
+        found.wait(0)
+    assert found.sizes[1] == now
+    told = f"Client 1 has {now} examples in place of 10000"
+    assert caplog.text.count(told) == caplog.text.count("in place of") == 1
 
 
 def test_a_node_refuses_requests_for_another_client(caplog):

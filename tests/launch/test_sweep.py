@@ -70,6 +70,7 @@ def test_a_grid_with_a_failure_in_shards_and_together(folder):
         assert err.startswith(f"error: {name} ended with code 1: error: num_train")
         assert err.endswith(f"see {folder}/all/{name}.log\n")
         assert "in [0, 1442]" in (folder / f"all/{name}.log").read_text()
+    assert not (folder / "all/table.md").exists()
     # The first setting, to which others are compared, is now the one that fails.
     axes = ("--axis=seed=0,1", "--axis=data.num_train=5000,60")
     out, err = sweep(folder, *axes, code=1)

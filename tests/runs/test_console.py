@@ -172,7 +172,7 @@ def test_a_request_is_told_at_once_above_the_bar(capsys, monkeypatch):
 
 def test_nothing_is_told_where_nobody_asks(capsys):
     with stop_requested() as stop, console.telling(stop.known, "stopping"):
-        pass
+        time.sleep(3 * console.GLANCE)
     assert capsys.readouterr().out == ""
 
 

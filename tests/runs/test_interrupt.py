@@ -62,14 +62,19 @@ def test_a_second_sigterm_does_not_end_a_process_within_what_it_writes(monkeypat
         signal.signal(signal.SIGTERM, before)
 
 
-def test_output_that_nobody_reads_after_ctrl_c_does_not_end_the_round():
-    """As Ctrl-C on `train | tee` does, which ends both."""
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN])
+def test_output_that_nobody_reads_after_ctrl_c_does_not_end_the_round(hangup):
+    """As Ctrl-C on `train | tee` does, which ends both; with `nohup` before it, too."""
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as stream, stop_requested() as stop:
-        signal.raise_signal(signal.SIGINT)
-        print("round 2", file=console._Output(stream), flush=True)
-        assert stop.is_set()
+    before = signal.signal(signal.SIGHUP, hangup)
+    try:
+        with os.fdopen(write, "w") as stream, stop_requested() as stop:
+            signal.raise_signal(signal.SIGINT)
+            print("round 2", file=console._Output(stream), flush=True)
+            assert stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_closed_terminal_may_say_so_twice():

@@ -39,8 +39,10 @@ def test_groups_of_explorers_that_are_done_are_kept(tmp_path, monkeypatch):
     whole = prepared_with(config, tmp_path / "whole")
     stopped = tmp_path / "stopped"
     taken = []
+    assert not preparing.has_prepared(stopped)
     for done in (1, 2):
         assert prepared_with(config, stopped, stopped=True)[0] is None
+        assert preparing.has_prepared(stopped)
         with np.load(stopped / f"preparation/sums-of-{done}-groups.npz") as sums:
             taken.append(float(sums["seconds"]) - sum(taken))
         assert checkpoint.rounds(stopped / "preparation") == [done]
