@@ -92,6 +92,7 @@ def main(argv: list[str]) -> int:
             facts |= {
                 f"{g.name} left": f"{left[g.name]:,} of {g.size:,} channels"
                 for g in groups
+                if g.name in left
             }
         if own := chosen.own_validation:
             facts["MACs"] = f"{own.macs:.1%} of the dense network"
