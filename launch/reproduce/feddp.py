@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+from .averaged_gates import with_averaged_gates
 from .clients import by_clients, line_name
 from .fine_tuned import fine_tuned
 from .personal import by_client_and_class, swapped_gates
@@ -139,6 +140,13 @@ DIGITS_GATES = Table(
             ),
         ),
         Block(
+            "averaged_gates",
+            "Gates averaged like the rest",
+            _gated("digits", "10", "scaffold").lines[:2],
+            of_runs(with_averaged_gates),
+            drawn=False,
+        ),
+        Block(
             "whose_gates",
             "Whose gates",
             _gated("digits", "10", "scaffold").lines,
@@ -232,12 +240,14 @@ def _shares() -> Block:
 def _norm(norm: str, words: str, changes: tuple[str, ...]) -> Block:
     """FedDP with a norm and each rescaling, and its controls with the same norm."""
     lines = _gated("digits", "10", "scaffold").lines
+    _, *gated, _ = lines
     rescaled = [
-        lines[1]._replace(
-            name=f"FedDP, rescaling {rescale}",
+        line._replace(
+            name=f"{line.name}, rescaling {rescale}",
             changes=(*changes, f"model.gate_rescale={rescale}"),
         )
         for rescale in ("sqrt", "inverse")
+        for line in gated
     ]
     plain = [line._replace(changes=changes) for line in lines]
     return Block(f"norm_{norm}", words, (*plain, *rescaled))
@@ -249,8 +259,13 @@ ABLATIONS = Table(
         _shares(),
         _norm("bn", "Batch norm", ()),
         _norm("gn", "Group norm", ("model.norm=gn",)),
-        # With the step size of the others most runs of SCAFFOLD diverge.
-        _norm("none", "No norm, step size 0.03", ("model.norm=none", "client.lr=0.03")),
+        # With the step size of the others most runs of SCAFFOLD diverge, and with this
+        # one they need more rounds.
+        _norm(
+            "none",
+            "No norm, step size 0.03, 300 rounds",
+            ("model.norm=none", "client.lr=0.03", "rounds=300"),
+        ),
         *(
             _changed(f"epochs_{n}", f"Local epochs: {n}", f"client.epochs={n}")
             for n in (1, 5, 10)
