@@ -31,7 +31,7 @@ from fedjax_prune.engine.policy import Policy, make_policy
 from fedjax_prune.engine.preparation import prepare
 from fedjax_prune.engine.privacy import make_privacy
 from fedjax_prune.engine.rounds import make_algorithm, make_round
-from fedjax_prune.engine.rows_on_disk import RowsError
+from fedjax_prune.engine.row_errors import RowsError
 from fedjax_prune.engine.server import make_server_tx
 from fedjax_prune.engine.solver import LocalSolver, make_solver
 from fedjax_prune.engine.store import make_store

@@ -32,6 +32,8 @@ class Algorithm(NamedTuple):
       needs_step_mass: whether it divides by the step mass, which only client optimisers
         linear in the gradient have.
       has_masks: whether it prunes parameters of the shared model.
+      channels_field: its field that says which channels are removed, `off` or 0 for
+        none; empty if it removes none.
       base_field: its field that names an entry of ALGORITHMS whose rounds it runs, so
         that it has this entry's need of the step mass; empty if it has no such field.
       weights_field: its field that says how clients count in what they send, `uniform`
@@ -46,6 +48,7 @@ class Algorithm(NamedTuple):
     build: Callable[..., FederatedAlgorithm]
     needs_step_mass: bool = False
     has_masks: bool = False
+    channels_field: str = ""
     base_field: str = ""
     weights_field: str = ""
     equal_shares: Mapping[str, str] = MappingProxyType({})
@@ -79,17 +82,22 @@ ALGORITHMS = {
     "autoflip": Algorithm(
         autoflip,
         has_masks=True,
+        channels_field="structured_rule",
         base_field="base",
         needs_mean=MappingProxyType({"agreement_source": "update_sign"}),
         not_private=_PREPARES,
     ),
     "random_pruning": Algorithm(
-        random_pruning, has_masks=True, base_field="base", not_private=_PREPARES
+        random_pruning,
+        has_masks=True,
+        channels_field="structured_rule",
+        base_field="base",
+        not_private=_PREPARES,
     ),
     "random_steps": Algorithm(random_steps),
     "prunefl": Algorithm(prunefl, has_masks=True, not_private=_PREPARES),
-    "eflprune": Algorithm(eflprune, has_masks=True),
+    "eflprune": Algorithm(eflprune, has_masks=True, channels_field="channel_share"),
     "fedsnip": Algorithm(fedsnip, has_masks=True, not_private=_PREPARES),
-    "magnitude": Algorithm(magnitude, has_masks=True),
+    "magnitude": Algorithm(magnitude, has_masks=True, channels_field="structured_rule"),
 }
 """For each name, the builder of the algorithm and what it needs of other settings."""

@@ -43,7 +43,7 @@ class CohortResult(NamedTuple):
       rows: [block_size, ...] new client states; a client whose message has not arrived
         keeps its old one.
       sums: of the task and the probe, [block_size, ...], with `steps`, `nonfinite`,
-        `arrived` and, by policy, `clipped`, `absent` and `slow`.
+        `arrived` and, by policy, `clipped`, `absent`, `slow` and `hostile`.
       trips: [] int32, steps that the lanes have made side by side.
     """
 

@@ -131,12 +131,13 @@ def make_round(
 
         Returns:
           The state and the rows after the round, and the sums: of the task and the
-          probe, `steps`, `nonfinite` and `arrived`, [num_places, ...] float32, and the
-          scalars `steps_executed` and `server_nonfinite`, the number of the state's
-          arrays that are not finite after the server's step. If no message has
-          arrived, the state stays, except that the round is counted; a private round
-          takes the server's step with noise. An algorithm under masks makes the masks
-          of a round before this, and they stay, too.
+          probe, `steps`, `nonfinite`, `arrived` and, by policy, `clipped`, `absent`,
+          `slow` and `hostile`, [num_places, ...] float32, and the scalars
+          `steps_executed` and `server_nonfinite`, the number of the state's arrays that
+          are not finite after the server's step. If no message has arrived, the state
+          stays, except that the round is counted; a private round takes the server's
+          step with noise. An algorithm under masks makes the masks of a round before
+          this, and they stay, too.
 
         Raises:
           ValueError, AssertionError: as `check_inputs`; with a private policy, also if

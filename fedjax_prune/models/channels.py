@@ -62,13 +62,11 @@ def read_by(layer: str, start: int = 0, repeats: int = 1) -> tuple[Slot, ...]:
     )
 
 
-def between(
-    layer: str, size: int, reader: str, *, repeats: int = 1, name: str = ""
-) -> ChannelGroup:
+def between(layer: str, size: int, reader: str, *, repeats: int = 1) -> ChannelGroup:
     """Describes the channels that one layer writes and one other reads."""
     producer, entries = written_by(layer)
     return ChannelGroup(
-        name or layer, size, (producer,), entries, read_by(reader, repeats=repeats)
+        layer, size, (producer,), entries, read_by(reader, repeats=repeats)
     )
 
 

@@ -179,8 +179,9 @@ RELATIONS = (
     ),
     Relation(
         ("compact_training", "algorithm.name"),
-        lambda compact, name: not compact or ALGORITHMS[name].has_masks,
-        "compact_training must be false with algorithm.name {1}, which has no masks",
+        lambda compact, name: not compact or bool(ALGORITHMS[name].channels_field),
+        "compact_training must be false with algorithm.name {1}, which removes no "
+        "channels",
     ),
     Relation(
         ("trim_fraction", "aggregator", "cohort_size"),
@@ -277,6 +278,15 @@ def _of_algorithm(name: Any) -> list[Relation]:
                 lambda name, clip_norm: not clip_norm,
                 f"algorithm.name must be {private} with privacy.clip_norm {{1}}, got "
                 f"{{0!r}}: {entry.not_private}",
+            )
+        )
+    if entry.channels_field:
+        found.append(
+            Relation(
+                ("compact_training", f"algorithm.{entry.channels_field}"),
+                lambda compact, removed: not compact or removed not in ("off", 0),
+                "compact_training must be false with "
+                f"algorithm.{entry.channels_field} {{1}}, which removes no channels",
             )
         )
     if entry.weights_field:

@@ -10,8 +10,9 @@ where their networks agree, the same first weights. Before it starts, the comman
 which blocks the table has and what is left to run and to measure; --blocks chooses some
 of them. What it has measured is kept beside the table, and measured anew if its file is
 deleted. Runs that tables share are trained once. After Ctrl-C, SIGTERM or --minutes, on
-which all runs save (pfl-research does so every 50 rounds), the same command goes on;
-what is measured first does not stop for --minutes. At its end it prints the blocks that
+which all runs save (pfl-research does so every 50 rounds), the same command goes on. Of
+what is measured first, lanes are kept one by one, and the times of a few images are
+measured in one go, also if --minutes end. At its end it prints the blocks that
 were asked for, of all finished runs, ours beside the published numbers, and writes them
 into WORKDIR/NAME_SCALE/table.md, in place of those of the last call; unless it was
 stopped, it also draws a page with pictures for each of them. For `accelerator`, whose
@@ -86,6 +87,8 @@ def main(argv: list[str]) -> int:
             print(f"to be measured first: {block.title}")
         if table.beside:
             print("to be trained after them: the other library, unless it is finished")
+        if math.isfinite(_MINUTES.value):
+            print(f"all of it stops after {_MINUTES.value:g} minutes, and can go on")
         if _DRY_RUN.value:
             return 0
         if unmeasured or not all(train_grid.is_finished(r, workdir) for r in runs):
@@ -94,7 +97,7 @@ def main(argv: list[str]) -> int:
         train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        failed = results.measure(table, folder)
+        failed = results.measure(table, folder, end - time.monotonic())
         code = train_grid.train_all(
             runs,
             workdir,

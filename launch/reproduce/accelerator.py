@@ -9,16 +9,10 @@ from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.tables import markdown
 
-from .. import runtime
-from ..benchmark.process import WorkerError
-from ..benchmark.suites import SUITES
-from ..benchmark.turns import Options, run_suite
 from .feddp import PUBLISHED
+from .lanes import lanes
 from .others import W1
 from .table import Block, Line, Table
-
-_REPEATS = 3
-"""Rounds of the benchmark that count."""
 
 
 def pace(
@@ -69,39 +63,6 @@ def pace(
     return markdown(header, table)
 
 
-def lanes() -> str:
-    """Time and memory of a round with 1 to 64 clients side by side.
-
-    Raises:
-      WorkerError: if the machine's limits cannot be measured, or no number of lanes.
-    """
-    options = Options(
-        rounds=_REPEATS,
-        threads=len(runtime.cores()),
-        peers=[],
-        peers_dir=runtime.cache_folder() / "peers",
-        compile=False,
-    )
-    found = run_suite(SUITES["lanes"], options)
-    if not found["rows"]:
-        raise WorkerError("no number of lanes could be timed")
-    header = ["lanes", "images a second", "times as fast as 1 lane"]
-    header += ["share of the product rate", "memory on the device, MB"]
-    rows = [
-        [
-            row["name"],
-            f"{row['median']:,.0f}",
-            "" if row["time"] is None else f"{1 / row['time']:.2f}",
-            "" if row["share"] is None else f"{row['share']:.1%}",
-            f"{row['num_bytes'] / 1e6:,.0f}",
-        ]
-        for row in found["rows"]
-    ]
-    # Such as one whose lanes do not fit into the memory.
-    rows += [[name, "failed", "", "", ""] for name in found["failed"]]
-    return f"{markdown(header, rows)}\nOn {found['device']}.\n"
-
-
 def _full(model: str) -> Block:
     """FedDP and SCAFFOLD at the paper's size, in both precisions."""
     lines = tuple(
@@ -120,7 +81,7 @@ def _full(model: str) -> Block:
 ACCELERATOR = Table(
     "What does one accelerator do? FedDP at the paper's size, W1, lanes.",
     (
-        Block("lanes", "Lanes of one device", (), lambda *_: lanes(), timed=True),
+        Block("lanes", "Lanes of one device", (), measure=lanes),
         Block("w1", "W1", W1.blocks[0].lines, pace),
         _full("vgg11"),
         _full("resnet32"),

@@ -95,7 +95,7 @@ COSTS = Table(
     "What do gates save? (FedDP, table I and figure 4)",
     (
         Block("macs", "Multiplications", (), lambda *_: multiplications()),
-        Block("latency", "Time of a few images", (), lambda *_: latency(), timed=True),
+        Block("latency", "Time of a few images", (), measure=lambda *_: latency()),
         *(
             _to_target("mnist", "MNIST", clients, with_controls("mnist", clients))
             for clients in ("10", "30", "50", "100")

@@ -1,6 +1,7 @@
 """Measures what is timed, writes a table of results, and draws its pages."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from fedjax_prune.engine.rows_on_disk import RowsError
 from fedjax_prune.runs import console
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.files import replace
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.page.panel import PIP, is_installed
@@ -154,24 +156,31 @@ def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
     )
 
 
-def measure(table: Table, folder: Path) -> int:
-    """Measures the blocks that are timed, each once: their files are kept.
+def measure(table: Table, folder: Path, seconds: float) -> int:
+    """Measures the blocks that are measured, each once: their files are kept.
 
     Args:
       table: see above.
       folder: of the table; is made.
+      seconds: that they may take together.
 
     Returns:
-      The exit code: 1 if one could not be measured, which is told.
+      The exit code: 1 if one could not be measured, INTERRUPTED if the time was too
+      short; both are told.
     """
-    code = 0
+    code, end = 0, time.monotonic() + seconds
     for block in left_to_measure(table, folder):
+        assert block.measure is not None
         print(f"measuring: {block.title}", flush=True)
         try:
-            text = block.make({}, {}, math.inf)
+            text = block.measure(folder / block.name, end - time.monotonic())
         except WorkerError as error:
             console.print_error(f"{block.title}: {error}")
             code = 1
+            continue
+        if text is None:
+            print(f"{block.title}: not ended; the same command goes on", flush=True)
+            code = code or INTERRUPTED
         else:
             folder.mkdir(parents=True, exist_ok=True)
             replace(_file(folder, block), text.encode())
@@ -180,7 +189,7 @@ def measure(table: Table, folder: Path) -> int:
 
 def left_to_measure(table: Table, folder: Path) -> list[Block]:
     """The blocks that `measure` would measure."""
-    return [b for b in table.blocks if b.timed and not _file(folder, b).exists()]
+    return [b for b in table.blocks if b.measure and not _file(folder, b).exists()]
 
 
 def _file(folder: Path, block: Block) -> Path:
@@ -188,7 +197,7 @@ def _file(folder: Path, block: Block) -> Path:
 
 
 def _without_runs(block: Block, folder: Path) -> str:
-    if not block.timed:
+    if not block.measure:
         return block.make({}, {}, math.inf)
     file = _file(folder, block)
     return file.read_text() if file.exists() else "not measured\n"

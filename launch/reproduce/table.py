@@ -15,6 +15,10 @@ Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
 """(name -> workdirs of its seeds, name -> what is published, the last round that is
 shown) -> a table in Markdown."""
 
+Measure = Callable[[Path, float], str | None]
+"""(folder for what it keeps, seconds that it may take) -> a table in Markdown, or None
+if the time was too short."""
+
 
 def of_runs(make: Callable[[Mapping[str, Sequence[Path]]], str]) -> Make:
     """A table of the runs alone: nothing published, whatever the last round."""
@@ -46,7 +50,8 @@ class Block(NamedTuple):
       lines: the others are compared with the first; none for a table that needs no
         runs.
       make: the table.
-      timed: whether it is measured, for minutes, before the runs start, and kept.
+      measure: how a table that needs no runs is measured, for minutes, before the runs
+        start; it is kept. None for other tables.
       drawn: whether there is a page of its runs.
     """
 
@@ -54,7 +59,7 @@ class Block(NamedTuple):
     title: str
     lines: tuple[Line, ...]
     make: Make = comparison
-    timed: bool = False
+    measure: Measure | None = None
     drawn: bool = True
 
 

@@ -11,7 +11,6 @@ import pytest
 from fedjax_prune.runs.metrics import HEADLINE
 from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, flatten
-from launch.benchmark.process import WorkerError
 from launch.flags import load_config
 from launch.reproduce import results
 from launch.reproduce.accelerator import pace
@@ -216,32 +215,6 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     monkeypatch.setattr(results, "is_installed", lambda: False)
     assert results.draw_pages(written, out) == 0
     assert "pages: not drawn; for pictures: pip" in capsys.readouterr().out
-
-
-def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
-    tmp_path, capsys
-):
-    made = iter([WorkerError("no memory"), "| first |\n", "| second |\n"])
-
-    def timed(*_):
-        text = next(made)
-        if isinstance(text, Exception):
-            raise text
-        return text
-
-    blocks = (
-        Block("a", "A", (), timed, timed=True),
-        Block("b", "B", (), lambda *_: "| counted |\n"),
-    )
-    table = Table("What?", blocks, (0,), differs="Nothing differs.")
-    out = tmp_path / "out"
-    for code, shown in ((1, "not measured"), (0, "| first |"), (0, "| first |")):
-        assert results.measure(table, out) == code
-        assert results.left_to_measure(table, out) == [*blocks[:1]] * code
-        text = results.write_tables(table, [], tmp_path, out).text
-        assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
-        assert text.endswith("## B\n\n| counted |\n")
-    assert "error: A: no memory" in capsys.readouterr().err
 
 
 def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):

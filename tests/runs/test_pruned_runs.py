@@ -20,12 +20,11 @@ from fedjax_prune.runs import (
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.settings import SettingsError, check, problems
+from fedjax_prune.runs.settings import SettingsError, problems
 from tests.small_runs import (
     PRUNED_FIELDS,
     final_state,
     pruned_config,
-    tiny_config,
     undocumented,
 )
 
@@ -200,10 +199,23 @@ def test_a_sparse_server_has_forgotten_before_the_round():
         np.testing.assert_array_equal(momentum, mask)
 
 
-def test_compaction_needs_masks():
-    config = tiny_config(compact_training=True)
-    with pytest.raises(SettingsError, match="compact_training must be false with"):
-        check(config)
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("scaffold", {}),
+        ("prunefl", {}),
+        ("fedsnip", {}),
+        ("eflprune", {"channel_share": 0.0}),
+        ("autoflip", {"structured_rule": "off"}),
+    ],
+)
+def test_compaction_needs_channels_that_are_removed(name, field):
+    config = pruned_config(name, field, compact_training=True)
+    words = [f"algorithm.{key} {value}" for key, value in field.items()]
+    (what,) = words or [f"algorithm.name {name}"]
+    assert problems(config) == [
+        f"compact_training must be false with {what}, which removes no channels"
+    ]
 
 
 @pytest.mark.parametrize("size", autoflip.SIZES)

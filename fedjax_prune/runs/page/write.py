@@ -73,14 +73,29 @@ def write_report(
     if pictures:
         for part in parts:
             if isinstance(part, Panel):
-                svg = vl_convert.vegalite_to_svg(part.spec())
-                png = vl_convert.svg_to_png(svg, scale=_SCALE)
-                replace(folder / f"{part.name}.svg", svg.encode())
-                replace(folder / f"{part.name}.png", png)
+                write_pictures(part, folder)
     script = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]
     page = make_page(_title(lines), _intro(lines), parts, script)
     replace(folder / PAGE, page.encode())
     return folder / PAGE
+
+
+def write_pictures(panel: Panel, folder: Path) -> None:
+    """Writes a panel as `NAME.svg` and `NAME.png`.
+
+    Args:
+      panel: what is drawn.
+      folder: exists.
+
+    Raises:
+      WorkdirError: if a file cannot be written.
+    """
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(panel.spec())
+    png = vl_convert.svg_to_png(svg, scale=_SCALE)
+    replace(folder / f"{panel.name}.svg", svg.encode())
+    replace(folder / f"{panel.name}.png", png)
 
 
 def parts_of(lines: Sequence[Line], wanted: float = 0.0) -> list[Panel | Facts]:

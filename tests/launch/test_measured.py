@@ -1,0 +1,105 @@
+"""What is measured before runs, each once; lanes one number after another."""
+
+import json
+
+import numpy as np
+
+from fedjax_prune.runs.interrupt import INTERRUPTED
+from launch.benchmark.process import WorkerError
+from launch.benchmark.suites import SUITES, Worker
+from launch.reproduce import results
+from launch.reproduce.lanes import lanes
+from launch.reproduce.table import Block, Table
+
+
+def four_clients(rng, rounds):
+    return {
+        "num_images": 40,
+        "indices": np.arange(40),
+        "offsets": np.arange(0, 41, 10),
+        "cohorts": np.tile(np.arange(4), (rounds, 1)),
+        "batch_size": 5,
+    }
+
+
+def few_lanes(threads, platform):
+    options = ("--devices=1", "--precision=float32")
+    return [
+        [
+            Worker(
+                f"{number}, float32",
+                options=(*options, f"--lanes={number}"),
+                reference="1, float32",
+            )
+        ]
+        for number in (1, 2, 64)
+    ]
+
+
+SMALL = SUITES["lanes"]._replace(
+    image_shape=(12, 12, 3), make_data=four_clients, groups=few_lanes
+)
+ONE = {"name": "1, float32", "median": 10.0, "reference": "1, float32"}
+KEPT = {
+    "1, float32": {"rows": [ONE | {"share": 0.5, "num_bytes": 5e6}], "failed": []},
+    "64, float32": {"rows": [], "failed": ["64, float32"]},
+}
+
+
+def test_what_was_measured_before_is_kept_and_the_rest_is_measured(tmp_path):
+    """One and 64 lanes were; with two the benchmark runs, on four small clients."""
+    folder = tmp_path / "lanes"
+    folder.mkdir()
+    for name, found in KEPT.items():
+        found = json.dumps(found | {"device": "a card"})
+        (folder / f"{name}.json").write_text(found)
+    assert lanes(folder, 0, SMALL, "cpu") is None
+    assert len(list(folder.iterdir())) == 2
+    text = lanes(folder, 600, SMALL, "cpu")
+    (measured,) = json.loads((folder / "2, float32.json").read_text())["rows"]
+    assert measured["median"] > 0 and measured["num_bytes"] > 0
+    times, megabytes = measured["median"] / 10, measured["num_bytes"] / 1e6
+    _, _, *rows, _, device = text.splitlines()
+    assert rows == [
+        "| 1, float32 | 10 | 1.00 | 50.0% | 5 |",
+        f"| 2, float32 | {measured['median']:,.0f} | {times:.2f} | "
+        f"{measured['share']:.1%} | {megabytes:,.0f} |",
+        "| 64, float32 | failed |  |  |  |",
+    ]
+    assert device == "On a card."
+    assert (folder / "lanes.png").read_bytes().startswith(b"\x89PNG")
+    assert lanes(folder, 0, SMALL, "cpu") == text
+
+
+def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
+    tmp_path, capsys
+):
+    made = iter([WorkerError("no memory"), None, "| first |\n", "| second |\n"])
+
+    def measured(folder, seconds):
+        assert folder == out / "a" and 0 < seconds <= 60
+        text = next(made)
+        if isinstance(text, Exception):
+            raise text
+        return text
+
+    blocks = (
+        Block("a", "A", (), measure=measured),
+        Block("b", "B", (), lambda *_: "| counted |\n"),
+    )
+    table = Table("What?", blocks, (0,), differs="Nothing differs.")
+    out = tmp_path / "out"
+    for code, shown in (
+        (1, "not measured"),
+        (INTERRUPTED, "not measured"),
+        (0, "| first |"),
+        (0, "| first |"),
+    ):
+        assert results.measure(table, out, 60) == code
+        assert results.left_to_measure(table, out) == ([*blocks[:1]] if code else [])
+        text = results.write_tables(table, [], tmp_path, out).text
+        assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
+        assert text.endswith("## B\n\n| counted |\n")
+    told = capsys.readouterr()
+    assert "error: A: no memory" in told.err
+    assert "A: not ended; the same command goes on" in told.out
