@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FLAGS = (
     "--table=gates",
-    "--blocks=10_fedavg,averaged_gates",
+    "--blocks=10_fedavg,10_averaged_gates",
     "--seeds=0",
     "--config.rounds=5",
     "--config.eval.every=1",
