@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import fedjax_prune
+from fedjax_prune.runs import console
 
 VERBS = ("train", "evaluate", "report", "export", "sweep", "verify", "compile")
 
@@ -19,7 +20,12 @@ def main() -> None:
     """Runs the launcher that the first argument names, with the other arguments."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("--help", "-h", "--version"):
-        print(fedjax_prune.__version__ if verb == "--version" else _help())
+        try:
+            print(fedjax_prune.__version__ if verb == "--version" else _help())
+            sys.stdout.flush()
+        except BrokenPipeError:  # such as `--help | head`
+            console.discard(sys.stdout)
+            sys.exit(1)
         sys.exit(0)
     if verb not in VERBS:
         known = ", ".join(VERBS)

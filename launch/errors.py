@@ -2,6 +2,7 @@
 
 import logging as python_logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,6 +36,8 @@ def exit_code(command: Callable[[], int]) -> int:
       The code of the command; after an error 1, LOST or INTERRUPTED.
     """
     open_standard_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The launcher's default would print every step of JAX, Orbax and TFDS.
     logging.set_verbosity(logging.ERROR)
     # It prints a traceback for each try to reach a bucket, and raises the last error.

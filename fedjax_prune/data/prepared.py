@@ -61,7 +61,8 @@ def download(tfds_name: str, folder: Path) -> Path:
       DataError: if TensorFlow is missing, or the set cannot be downloaded.
     """
     message = (
-        f"{tfds_name} is not prepared in {folder}. On a machine with internet, run: "
+        f"{tfds_name} is not prepared in {folder}. If another folder has it, name that "
+        "with --config.data.dir or TFDS_DATA_DIR. On a machine with internet, run: "
         f"{command(tfds_name, folder)}"
     )
     if importlib.util.find_spec("tensorflow") is None:

@@ -109,6 +109,12 @@ def remove_empty(folders: Sequence[Path]) -> None:
             return
 
 
+def shown(path: Path) -> str:
+    """A path as it is printed: from the current folder on, if it is in there."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def unwritable(file: Path, error: OSError, num_bytes: int = 0) -> WorkdirError:
     """The error of a file that the system does not let us write.
 

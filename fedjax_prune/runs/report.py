@@ -14,6 +14,7 @@ from fedjax_prune.pruning.costs import traffic
 from fedjax_prune.runs import savings
 from fedjax_prune.runs.accounting import EPSILON, privacy_row
 from fedjax_prune.runs.experiment import Experiment
+from fedjax_prune.runs.files import shown
 from fedjax_prune.runs.learning import Learning, start_shapes
 from fedjax_prune.runs.machine import Chosen, images_per_second
 from fedjax_prune.runs.metrics import ACCURACY, HEADLINE, bytes_sent
@@ -201,7 +202,7 @@ def summary(
     seconds = sum(row["seconds"] for row in rows)
     compiling = sum(row.get("seconds/compile", 0) for row in rows)
     facts["training time"] = f"{seconds:,.0f} s, and {compiling:,.0f} s to compile"
-    facts["files"] = str(folder)
+    facts["files"] = shown(folder)
     if last["round"] < config.rounds:
         facts["next"] = "stopped; the same command goes on from here"
     return facts

@@ -21,7 +21,7 @@ from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.estimates import require_rounds, rounds_done
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.experiment import Experiment, RunData, load_data
-from fedjax_prune.runs.files import WorkdirError
+from fedjax_prune.runs.files import WorkdirError, shown
 from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import read_devices, run_rounds
@@ -124,7 +124,7 @@ def _draw_page(
             page = write_report([folder], folder / record.REPORT, pictures=False)
     except WorkdirError as error:
         return {"page": f"not drawn: {error}"}
-    return {"page": str(page)}
+    return {"page": shown(page)}
 
 
 def train(learning: Learning, folder: Path, last: int) -> int:

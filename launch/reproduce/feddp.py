@@ -102,7 +102,7 @@ def _personal(data: str, clients: str) -> Block:
 
 
 def _averaged(data: str, clients: str) -> Block:
-    """SCAFFOLD, FedDP, and FedDP whose gates are averaged; all clients in each round."""
+    """SCAFFOLD, FedDP and FedDP with averaged gates; all clients in every round."""
     return Block(
         f"{clients}_averaged_gates",
         f"{clients} clients, gates averaged like the rest",

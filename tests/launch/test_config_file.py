@@ -112,3 +112,11 @@ def test_a_package_of_the_user_is_not_taken_for_ours(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     path = written(tmp_path)
     assert load_config(str(Path(path).relative_to(tmp_path)), []).rounds == 7
+
+
+def test_a_misspelt_config_is_told_beside_the_missing_one():
+    with pytest.raises(SettingsError) as error:
+        load_config(None, ["--confg=quickstart"])
+    first, second = error.value.problems
+    assert first == "--confg is not an argument; did you mean --config?"
+    assert second.startswith("--config must be a Python file that exists")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_the_version_and_unknown_verbs(elsewhere):
         "",
         f"error: the verb must be one of {known}, got 'tran'\n",
     )
+
+
+def test_an_interrupt_while_the_library_is_imported_ends_the_process(elsewhere):
+    flags = ("train", "--config=tiny.py", "--workdir=run")
+    process = start(elsewhere, "fedjax_prune", *flags, PYTHONVERBOSE="1")
+    # So far Python has imported JAX, and of the library its first lines.
+    assert any(line.startswith("import 'jax'") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (-signal.SIGINT, "")
+    assert "Traceback" not in err
 
 
 # From Python 3.13 on `os` itself asks for the affinity where there is one.
@@ -172,8 +184,9 @@ def test_a_run_piped_to_head_saves_its_checkpoint(elsewhere):
     assert newest == len(rows) < 5000
 
 
-def test_help_that_nobody_reads_ends_quietly(elsewhere):
-    with start(elsewhere, "fedjax_prune", "train", "--help") as process:
+@pytest.mark.parametrize("verb", [[], ["train"]])
+def test_help_that_nobody_reads_ends_quietly(elsewhere, verb):
+    with start(elsewhere, "fedjax_prune", *verb, "--help") as process:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -84,13 +84,16 @@ def kinds(lines: Sequence[Line]) -> Panel | None:
         "accuracy (%)",
         marks=few(evaluated),
     ).properties(width=270, height=180)
+    names = in_order(values, "kind")
+    if len(names) == 1:
+        chart = chart.properties(title=names[0])
     return Panel(
         name="accuracies",
         title="Whose accuracy",
         words=f"{banded(lines)}Own validation: each client's model on data with its "
         "own class shares. Before averaging: each client's model after local training. "
         f"{of_more(lines)}",
-        chart=each(chart, "kind", in_order(values, "kind"), columns=3),
+        chart=each(chart, "kind", names, columns=3),
         values=values,
     )
 
