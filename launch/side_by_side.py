@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import subprocess
 import time
@@ -119,7 +118,7 @@ def run_all(
                     part = left / (len(waiting) + 1) if share_time else left
                     try:
                         running.append(_start(job, cores, part, together))
-                        say(f"{job.name}: {shlex.join(job.command)}")
+                        say(f"{job.name}: {len(jobs) - len(waiting)} of {len(jobs)}")
                     except OSError as error:
                         free.append(cores)
                         reason = f"{error.filename}: {error.strerror}"
