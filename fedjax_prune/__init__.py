@@ -7,7 +7,7 @@ import sys
 # that Python raises would be lost in an import, or shown as a traceback.
 # `launch.errors.exit_code` takes it back.
 if (
-    sys.argv[0] == "-m"
+    sys.argv[:1] == ["-m"]
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -71,7 +71,9 @@ def _measured(suite: Suite, worker: Worker, threads: int) -> dict[str, Any]:
     return run_suite(suite._replace(groups=lambda *_: [[worker]]), options)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]):
+def _table(
+    rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> str:
     rates = {row["name"]: row["median"] for row in rows}
     header = ["lanes", "images a second", "times as fast as 1 lane"]
     header += ["share of the product rate", "memory on the device, MB"]
