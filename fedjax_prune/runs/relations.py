@@ -9,7 +9,7 @@ those that cross sections.
 from collections.abc import Mapping
 from typing import Any
 
-from fedjax_prune.algorithms import ALGORITHMS
+from fedjax_prune.algorithms import ALGORITHMS, Algorithm
 from fedjax_prune.data.datasets import DATASETS, info_of
 from fedjax_prune.data.partition import OPTIONS
 from fedjax_prune.engine.policy import ORDERED
@@ -289,6 +289,17 @@ def _of_algorithm(name: Any) -> list[Relation]:
                 f"algorithm.{entry.channels_field} {{1}}, which removes no channels",
             )
         )
+    found += _of_policies(entry)
+    if "warmup_rounds" in fields_of(entry.build):
+        found.append(_WARMUP)
+    if entry.base_field:
+        found.append(_step_mass(f"algorithm.{entry.base_field}"))
+    return found
+
+
+def _of_policies(entry: Algorithm) -> list[Relation]:
+    """The relations of an algorithm's fields to how messages are added up."""
+    found = []
     if entry.weights_field:
         found.append(
             Relation(
@@ -324,8 +335,4 @@ def _of_algorithm(name: Any) -> list[Relation]:
                     "bounds all clients the same, got {0!r}",
                 )
             )
-    if "warmup_rounds" in fields_of(entry.build):
-        found.append(_WARMUP)
-    if entry.base_field:
-        found.append(_step_mass(f"algorithm.{entry.base_field}"))
     return found
