@@ -46,6 +46,7 @@ class Run(NamedTuple):
       config: the result, checked.
       group: folder of the run without its seed: what the table takes means over.
       folder: of the run, below that of the sweep.
+      launcher: what trains it, a module and its verb.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Run(NamedTuple):
     config: Config
     group: str
     folder: str
+    launcher: tuple[str, ...] = ("fedjax_prune", "train")
 
 
 def read_axes(texts: Sequence[str], found: list[str]) -> list[Axis]:

@@ -246,8 +246,7 @@ def _job(run: Run, workdir: Path, overrides: Sequence[str]) -> Job:
     command = (
         sys.executable,
         "-m",
-        "fedjax_prune",
-        "train",
+        *run.launcher,
         f"--config={run.path}",
         f"--workdir={workdir / run.folder}",
         *overrides,

@@ -1,57 +1,46 @@
-"""What gates that stay on their client are worth beside gates that are averaged."""
+"""Trains a run whose gates are averaged like the rest, in place of `train`.
 
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
+python -m launch.reproduce.averaged_gates --config=CONFIG --workdir=DIR
+    [--config.FIELD=VALUE ...]
+
+FedDP's gates stay on their client. Here every client goes on with the mean of all gates
+after each round; nothing else changes. All clients must be in every round. The workdir
+has the config of the run with gates that stay, which `train` and `verify` would take.
+"""
 
 import jax
 import jax.numpy as jnp
+from absl import app, flags
 
 from fedjax_prune.engine.contract import FederatedAlgorithm
 from fedjax_prune.engine.devices import ONE_DEVICE, Placement
 from fedjax_prune.models.precision import product_precision
-from fedjax_prune.runs.estimates import rounds_done
+from fedjax_prune.runs.completed import completed
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.learning import make_learning
-from fedjax_prune.runs.tables import comparison
+from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.train import train
-from fedjax_prune.runs.workdir import open_shared_workdir, read_usable_config
-from fedjax_prune.types import ClientState, Config, RoundInputs, ServerState, Sums, Tree
+from fedjax_prune.runs.workdir import local_folder, open_shared_workdir
+from fedjax_prune.types import ClientState, RoundInputs, ServerState, Sums, Tree
 
-FOLDER = "averaged_gates"
-"""In the workdir of a run with gates; has the same run with averaged gates."""
+from .. import runtime
+from ..errors import exit_code
+from ..flags import load_config, parse
 
-
-def with_averaged_gates(runs: Mapping[str, Sequence[Path]]) -> str:
-    """Compares runs with gates and the same runs with averaged gates, in Markdown.
-
-    The latter are trained here, or go on, from the configurations of the former. They
-    have the same first weights, cohorts and batches.
-
-    Args:
-      runs: name -> workdirs of its seeds, all clients in every round.
-
-    Returns:
-      As `comparison`.
-
-    Raises:
-      KeyboardInterrupt: after a signal; what was trained is saved.
-    """
-    averaged = {
-        f"{name}, gates averaged": [_trained(workdir) for workdir in workdirs]
-        for name, workdirs in runs.items()
-        if read_usable_config(workdirs[0]).model.gated
-    }
-    return comparison({**runs, **averaged})
+_CONFIG = flags.DEFINE_string("config", None, "file or bundled name, :STRING after it")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, made if missing")
 
 
-def averaging(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
+def averaging(algorithm: FederatedAlgorithm, personal: Tree) -> FederatedAlgorithm:
     """Makes an algorithm whose clients all go on with the mean of their gates.
 
-    The mean is weighted by examples, as that of the shared parameters. Nothing else
-    changes: gates are trained without control variates and proximal terms.
+    The mean is weighted by examples, as that of the shared parameters. Gates are
+    trained as before, without control variates and proximal terms, and are sent both
+    ways.
 
     Args:
-      algorithm: all of its clients are in every cohort.
+      algorithm: all of its clients are in every cohort, and all messages arrive.
+      personal: shapes of a client's gates.
     """
 
     def round(
@@ -66,27 +55,42 @@ def averaging(algorithm: FederatedAlgorithm) -> FederatedAlgorithm:
                 jnp.tensordot(weights, gates, 1, precision="highest"), gates.shape
             )
 
-        personal: Tree = jax.tree.map(mean, rows.personal)
-        return state, rows._replace(personal=personal), sums
+        averaged: Tree = jax.tree.map(mean, rows.personal)
+        return state, rows._replace(personal=averaged), sums
 
-    return algorithm._replace(round=round)
+    def messages(state: ServerState) -> tuple[Tree, Tree]:
+        down, up = algorithm.messages(state)
+        return (down, personal), (up, personal)
 
-
-def _trained(workdir: Path) -> Path:
-    """Trains a run with averaged gates, unless it is finished; returns its folder."""
-    config = read_usable_config(workdir)
-    folder = workdir / FOLDER
-    if rounds_done(folder) < config.rounds:
-        _train(config, folder)
-    return folder
+    return algorithm._replace(round=round, messages=messages)
 
 
-def _train(config: Config, folder: Path) -> None:
-    with open_shared_workdir(folder), product_precision(config.precision):
-        learning = make_learning(config)
-        learning = learning._replace(algorithm=averaging(learning.algorithm))
-        print(f"{folder}: {config.rounds} rounds", flush=True)
-        with (folder / "train.log").open("a") as log, redirect_stdout(log):
+def main(argv: list[str]) -> int:
+    """Returns the exit code, as `train` does."""
+
+    def run() -> int:
+        config = load_config(_CONFIG.value, argv[1:])
+        if config.cohort_size != config.data.num_clients:
+            raise SettingsError(
+                [
+                    "cohort_size must be data.num_clients = "
+                    f"{config.data.num_clients}, got {config.cohort_size}"
+                ]
+            )
+        runtime.configure()
+        workdir = local_folder(_WORKDIR.value or "")
+        with (
+            open_shared_workdir(workdir) as folder,
+            product_precision(config.precision),
+        ):
+            learning = make_learning(completed(config))
+            averaged = averaging(learning.algorithm, learning.task.shapes.personal)
+            learning = learning._replace(algorithm=averaged)
             finished = train(learning, folder, config.rounds)
-    if finished < config.rounds:
-        raise KeyboardInterrupt(f"{folder}: stopped after round {finished}")
+        return 0 if finished >= config.rounds else INTERRUPTED
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 
-from .averaged_gates import with_averaged_gates
 from .clients import by_clients, line_name
 from .fine_tuned import fine_tuned
 from .personal import by_client_and_class, swapped_gates
@@ -103,13 +102,12 @@ def _personal(data: str, clients: str) -> Block:
 
 def _averaged(data: str, clients: str) -> Block:
     """SCAFFOLD, FedDP and FedDP with averaged gates; all clients in every round."""
-    return Block(
-        f"{clients}_averaged_gates",
-        f"{clients} clients, gates averaged like the rest",
-        _gated(data, clients, "scaffold").lines[:2],
-        of_runs(with_averaged_gates),
-        drawn=False,
+    scaffold, feddp, *_ = _gated(data, clients, "scaffold").lines
+    averaged = feddp._replace(
+        name="FedDP, gates averaged", launcher="averaged_gates", published=""
     )
+    title = f"{clients} clients, gates averaged like the rest"
+    return Block(f"{clients}_averaged_gates", title, (scaffold, feddp, averaged))
 
 
 def _changed(name: str, title: str, change: str) -> Block:

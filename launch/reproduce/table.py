@@ -33,12 +33,14 @@ class Line(NamedTuple):
       config: a name or path of a configuration and the string after it.
       changes: fields that differ from it, `field=value`.
       published: what others have published for it.
+      launcher: the module in this package that trains its runs; empty for `train`.
     """
 
     name: str
     config: str
     changes: tuple[str, ...] = ()
     published: str = ""
+    launcher: str = ""
 
 
 class Block(NamedTuple):
@@ -161,15 +163,22 @@ def runs_of(
             for mistake in error.problems:
                 wrong.setdefault(mistake, []).append(line.name)
             continue
-        # Tables share runs, so folders are named by what is trained.
-        named = [
-            run._replace(group=f"{path}/{run.group}", folder=f"{path}/{run.folder}")
-            for run in runs
-        ]
-        found.append(LineRuns(line, tuple(named)))
+        found.append(LineRuns(line, tuple(_placed(run, path, line) for run in runs)))
     if wrong:
         raise SettingsError(told(wrong, [line.name for line in lines]))
     return found
+
+
+def _placed(run: Run, path: str, line: Line) -> Run:
+    """A run with its folder among those of all tables, and what trains it.
+
+    Tables share runs, so folders are named by what is trained.
+    """
+    above = path
+    if line.launcher:
+        above = f"{path}/{line.launcher}"
+        run = run._replace(launcher=(f"{__package__}.{line.launcher}",))
+    return run._replace(group=f"{above}/{run.group}", folder=f"{above}/{run.folder}")
 
 
 def _set_by(lines: Collection[Line]) -> set[str]:

@@ -35,7 +35,9 @@ def runs_of_one_seed(name, scale):
 @pytest.mark.parametrize(("name", "scale"), EVERY)
 def test_runs_of_a_table_differ_from_each_other(name, scale):
     runs = [each.runs[0] for each in runs_of_one_seed(name, scale)]
-    configs = {run.folder: run.config.to_json_best_effort() for run in runs}
+    configs = {
+        run.folder: f"{run.config.to_json_best_effort()} {run.launcher}" for run in runs
+    }
     assert len(set(configs.values())) == len(configs)
     assert all(run.config.seed == 3 for run in runs)
     assert TABLES[name][scale].differs.endswith(".")
