@@ -91,8 +91,9 @@ def load_config(
     try:
         config = _changed(config_file.load(path), arguments, found)
     except settings.SettingsError as error:
-        # One of these may be a misspelt --config.
-        found += not_arguments([a for a in arguments if not _OVERRIDE.match(a)])
+        # One of these may be a misspelt --config; others may be fields.
+        unknown = [a for a in arguments if not _OVERRIDE.match(a)]
+        found += [m for m in not_arguments(unknown) if m.endswith(" --config?")]
         raise settings.SettingsError([*found, *error.problems]) from error
     found += settings.problems(config)
     if found:

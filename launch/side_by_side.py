@@ -118,7 +118,8 @@ def run_all(
                     part = left / (len(waiting) + 1) if share_time else left
                     try:
                         running.append(_start(job, cores, part, together))
-                        say(f"{job.name}: {len(jobs) - len(waiting)} of {len(jobs)}")
+                        number = len(jobs) - len(waiting)
+                        say(f"{job.name}: starts, {number} of {len(jobs)}")
                     except OSError as error:
                         free.append(cores)
                         reason = f"{error.filename}: {error.strerror}"

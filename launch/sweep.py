@@ -97,8 +97,9 @@ def _table(runs: Sequence[Run], workdir: Path) -> str:
         return ""
     has_masks = any(savings.has_masks(f) for each in folders.values() for f in each)
     table = (tables.pruning_table if has_masks else tables.comparison)(folders)
-    which = f"the last {tables.LAST} evaluations"
-    which = which if has_masks else "those in the last fifth of the rounds"
+    which = "the evaluations in the last fifth of the rounds"
+    if has_masks:
+        which = f"the last {tables.LAST} evaluations"
     seeds = {name: len(each) for name, each in settings.items()}
     words = [f"Accuracies are means of {which}; ± is a 95% interval.\n"]
     words += train_grid.unfinished(left, seeds, workdir)

@@ -88,11 +88,7 @@ ALGORITHMS = {
         not_private=_PREPARES,
     ),
     "random_pruning": Algorithm(
-        random_pruning,
-        has_masks=True,
-        channels_field="structured_rule",
-        base_field="base",
-        not_private=_PREPARES,
+        random_pruning, has_masks=True, base_field="base", not_private=_PREPARES
     ),
     "random_steps": Algorithm(random_steps),
     "prunefl": Algorithm(prunefl, has_masks=True, not_private=_PREPARES),

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         if table.beside:
             print("to be trained after them: the other library, unless it is finished")
         if math.isfinite(_MINUTES.value):
-            print(f"all of it stops after {_MINUTES.value:g} minutes, and can go on")
+            print(f"after {_MINUTES.value:g} minutes runs stop, and can go on")
         if _DRY_RUN.value:
             return 0
         if unmeasured or not all(train_grid.is_finished(r, workdir) for r in runs):

@@ -26,8 +26,9 @@ def lanes(
     """Measures each number of lanes once, makes the table and draws the curves.
 
     Args:
-      folder: is made; keeps what is measured, a file for each number of lanes, and gets
-        the pictures, if they can be drawn here.
+      folder: is made; keeps what is measured, `LANES, PRECISION.json`, and gets
+        `lanes.png` and `lanes.svg`, if they can be drawn here. What has failed is tried
+        again in the next call.
       seconds: after which no other number of lanes is begun.
       suite: whose groups are one worker each, named `LANES, PRECISION`.
       platform: of JAX in child processes; empty asks one.
@@ -44,19 +45,24 @@ def lanes(
     groups = suite.groups(threads, platform or runtime.platform_of_children())
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
+    failed: list[str] = []
     for (worker,) in groups:
         file = folder / f"{worker.name}.json"
         if not file.exists():
             if time.monotonic() >= end:
                 return None
-            replace(file, json.dumps(_measured(suite, worker, threads)).encode())
+            measured = _measured(suite, worker, threads)
+            if not measured["rows"]:
+                failed.append(worker.name)
+                continue
+            replace(file, json.dumps(measured).encode())
         found.append(json.loads(file.read_text()))
-    rows = [row for each in found for row in each["rows"]]
+    rows = [row | {"device": each["device"]} for each in found for row in each["rows"]]
     if not rows:
         raise WorkerError("no number of lanes could be timed")
     if is_installed():
         write_pictures(_curves(rows), folder)
-    return _table(rows, found)
+    return _table(rows, failed)
 
 
 def _measured(suite: Suite, worker: Worker, threads: int) -> dict[str, Any]:
@@ -71,27 +77,35 @@ def _measured(suite: Suite, worker: Worker, threads: int) -> dict[str, Any]:
     return run_suite(suite._replace(groups=lambda *_: [[worker]]), options)
 
 
-def _table(
-    rows: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
-) -> str:
-    rates = {row["name"]: row["median"] for row in rows}
+def _table(rows: Sequence[Mapping[str, Any]], failed: Sequence[str]) -> str:
+    rates = {(row["name"], row["device"]): row["median"] for row in rows}
     header = ["lanes", "images a second", "times as fast as 1 lane"]
-    header += ["share of the product rate", "memory on the device, MB"]
+    header += ["share of the product rate", "memory on the device, MB", "device"]
     cells = [
         [
             row["name"],
             f"{row['median']:,.0f}",
-            f"{row['median'] / rates[row['reference']]:.2f}"
-            if row["reference"] in rates
-            else "",
+            _times(row, rates),
             "" if row["share"] is None else f"{row['share']:.1%}",
             f"{row['num_bytes'] / 1e6:,.0f}",
+            row["device"],
         ]
         for row in rows
     ]
     # Such as one whose lanes do not fit into the memory.
-    cells += [[name, "failed", "", "", ""] for each in found for name in each["failed"]]
-    return f"{markdown(header, cells)}\nOn {found[0]['device']}.\n"
+    cells += [[name, "failed", *[""] * 4] for name in failed]
+    return markdown(header, cells)
+
+
+def _times(row: Mapping[str, Any], rates: Mapping[tuple[str, str], float]) -> str:
+    """How many times as fast as its reference a row is; empty without one.
+
+    Args:
+      row: of the table.
+      rates: (name, device) -> images a second.
+    """
+    reference = rates.get((row["reference"], row["device"]))
+    return "" if reference is None else f"{row['median'] / reference:.2f}"
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Panel:

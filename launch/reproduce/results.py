@@ -1,4 +1,4 @@
-"""Measures what is timed, writes a table of results, and draws its pages."""
+"""Measures what needs no runs, writes a table of results, and draws its pages."""
 
 import math
 import time
@@ -157,7 +157,7 @@ def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
 
 
 def measure(table: Table, folder: Path, seconds: float) -> int:
-    """Measures the blocks that are measured, each once: their files are kept.
+    """Measures the blocks that need no runs, each once: their files are kept.
 
     Args:
       table: see above.
