@@ -159,7 +159,6 @@ def test_weights_are_pruned_and_channels_say_what_they_need(tmp_path, cls):
         SettingsError, match=r"structured_rule must be off .* channel_gr"
     ):
         train.run(config, tmp_path / "other")
-    config.algorithm.structured_rule = "off"
     config.compact_training = True
     with pytest.raises(
         SettingsError, match=rf"compact_training must be false for .*nets.py:{cls}"
