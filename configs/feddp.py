@@ -21,8 +21,9 @@ Choices, where the paper leaves something open:
   bias begins at 1, as in FBS. Weight decay, 5e-4 in the paper, also acts on the gates,
   as with one optimiser over all parameters.
   VGG-11 has batch norm, as in the paper's equation 2; its authors' code has none. On a
-  small network FedDP without a norm and with a step size of 0.03 is 40 points worse;
-  with 0.1 most runs of SCAFFOLD without gates diverge (configs/results/feddp.md).
+  small network FedDP without a norm, with a step size of 0.03 and 300 rounds, is 31
+  points worse; with 0.1 most runs of SCAFFOLD without gates diverge
+  (configs/results/feddp.md).
   alpha = 5e-3 appears once in the paper, is not defined there, and is not used here.
 
 References:
