@@ -36,6 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
       The code of the command; after an error 1, LOST or INTERRUPTED.
     """
     open_standard_streams()
+    # The library has given it up for the time of its imports.
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # The launcher's default would print every step of JAX, Orbax and TFDS.

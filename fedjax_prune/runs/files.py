@@ -110,7 +110,12 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as it is printed: from the current folder on, if it is in there."""
+    """A path as it is printed: from the current folder on, if it is in there.
+
+    Examples:
+      >>> shown(Path.cwd() / "runs" / "digits"), shown(Path("/elsewhere/runs"))
+      ('runs/digits', '/elsewhere/runs')
+    """
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

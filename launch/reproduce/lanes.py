@@ -20,9 +20,7 @@ _REPEATS = 3
 """Rounds of the benchmark that count."""
 
 
-def lanes(
-    folder: Path, seconds: float, suite: Suite = SUITES["lanes"], platform: str = ""
-) -> str | None:
+def lanes(folder: Path, seconds: float, suite: Suite = SUITES["lanes"]) -> str | None:
     """Measures each number of lanes once, makes the table and draws the curves.
 
     Args:
@@ -31,7 +29,6 @@ def lanes(
         again in the next call.
       seconds: after which no other number of lanes is begun.
       suite: whose groups are one worker each, named `LANES, PRECISION`.
-      platform: of JAX in child processes; empty asks one.
 
     Returns:
       The table in Markdown; None if the time was too short, after which the same call
@@ -42,7 +39,7 @@ def lanes(
     """
     end = time.monotonic() + seconds
     threads = len(runtime.cores())
-    groups = suite.groups(threads, platform or runtime.platform_of_children())
+    groups = suite.groups(threads, runtime.platform_of_children())
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     failed: list[str] = []

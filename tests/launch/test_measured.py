@@ -48,9 +48,9 @@ def test_what_was_measured_before_is_kept_and_the_rest_is_measured(tmp_path):
     folder = tmp_path / "lanes"
     folder.mkdir()
     (folder / "1, float32.json").write_text(json.dumps(KEPT))
-    assert lanes(folder, 0, SMALL, "cpu") is None
+    assert lanes(folder, 0, SMALL) is None
     assert len(list(folder.iterdir())) == 1
-    text = lanes(folder, 600, SMALL, "cpu")
+    text = lanes(folder, 600, SMALL)
     (measured,) = json.loads((folder / "2, float32.json").read_text())["rows"]
     assert measured["median"] > 0 and measured["num_bytes"] > 0
     times, megabytes = measured["median"] / 10, measured["num_bytes"] / 1e6
@@ -63,9 +63,9 @@ def test_what_was_measured_before_is_kept_and_the_rest_is_measured(tmp_path):
     ]
     assert (folder / "lanes.png").read_bytes().startswith(b"\x89PNG")
     # What has failed is tried again, which takes time.
-    assert lanes(folder, 0, SMALL, "cpu") is None
+    assert lanes(folder, 0, SMALL) is None
     sooner = SMALL._replace(groups=lambda *_: few_lanes(*_)[:2])
-    assert lanes(folder, 0, sooner, "cpu") == "\n".join(text.splitlines()[:-1]) + "\n"
+    assert lanes(folder, 0, sooner) == "\n".join(text.splitlines()[:-1]) + "\n"
 
 
 def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
