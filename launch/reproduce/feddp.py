@@ -117,6 +117,8 @@ def _changed(name: str, title: str, change: str) -> Block:
     return Block(name, title, changed)
 
 
+_OWN_GATES = "model.gate_init=per_client"
+
 _PARTS = {
     "gates fixed, their gradient still trains the rest": "client.personal_lr_factor=0",
     "gates with a tenth of the step size": "client.personal_lr_factor=0.1",
@@ -126,7 +128,7 @@ _PARTS = {
     "no lasso": "model.lasso_weight=0",
     "lasso 1e-5": "model.lasso_weight=1e-5",
     "lasso 1e-3": "model.lasso_weight=1e-3",
-    "first gates of each client's own": "model.gate_init=per_client",
+    "first gates of each client's own": _OWN_GATES,
 }
 """What differs from FedDP -> the field that says so."""
 
@@ -146,6 +148,12 @@ DIGITS_GATES = Table(
                 *(
                     Line(words, _config("digits", "scaffold_dp", "10"), (change,))
                     for words, change in _PARTS.items()
+                ),
+                # Without learning, to tell what other gates on each client do alone.
+                Line(
+                    "first gates of each client's own, never learning",
+                    _config("digits", "scaffold_nograd", "10"),
+                    (_OWN_GATES,),
                 ),
             ),
         ),

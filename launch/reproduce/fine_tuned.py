@@ -15,7 +15,8 @@ from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.learning import Learning, data_info
-from fedjax_prune.runs.tables import markdown, with_interval
+from fedjax_prune.runs.tables import less, markdown, with_interval
+from fedjax_prune.runs.workdir import read_usable_config
 from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
 
 from .newest import newest
@@ -47,17 +48,32 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
       runs: name -> workdirs of its seeds; all have the same clients.
 
     Returns:
-      Means over clients and seeds, with a 95 % interval, after the last round.
+      Means over clients and seeds, with a 95 % interval, after the last round. The last
+      two columns are what a run's model without fine-tuning is less the fine-tuned one
+      of the first run, seed by seed.
     """
-    rows, largest = [], 0.0
-    for name, workdirs in runs.items():
-        of_seeds = [measure(workdir) for workdir in workdirs]
-        largest = of_seeds[0].largest
-        *columns, _ = zip(*of_seeds, strict=True)
-        rows.append([name, str(len(of_seeds)), *map(with_interval, columns)])
-    rows.append(["always the client's largest class", "", f"{largest:.1%}", "", "", ""])
+    found = {
+        name: {read_usable_config(w).seed: measure(w) for w in workdirs}
+        for name, workdirs in runs.items()
+    }
+    first, baseline = next(iter(found.items()))
+    tuned_own = {seed: each.tuned_own for seed, each in baseline.items()}
+    tuned_test = {seed: each.tuned_test for seed, each in baseline.items()}
+    rows = []
+    for name, of_seeds in found.items():
+        *columns, _ = zip(*of_seeds.values(), strict=True)
+        differences = [
+            less({seed: each.own for seed, each in of_seeds.items()}, tuned_own),
+            less({seed: each.test for seed, each in of_seeds.items()}, tuned_test),
+        ]
+        shown = [*map(with_interval, columns), *differences]
+        rows.append([name, str(len(of_seeds)), *shown])
+    largest = next(iter(baseline.values())).largest
+    rows.append(["always the client's largest class", "", f"{largest:.1%}", *[""] * 5])
     header = ["run", "seeds", "own validation", "test"]
-    return markdown([*header, "fine-tuned, own validation", "fine-tuned, test"], rows)
+    header += [f"fine-tuned, {name}" for name in header[2:]]
+    header += [f"{name} less fine-tuned {first}" for name in header[2:4]]
+    return markdown(header, rows)
 
 
 def measure(workdir: Path) -> Measured:

@@ -13,7 +13,8 @@ import numpy as np
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.runs.learning import data_info
-from fedjax_prune.runs.tables import markdown, with_interval
+from fedjax_prune.runs.tables import less, markdown, with_interval
+from fedjax_prune.runs.workdir import read_usable_config
 
 from .newest import newest
 
@@ -80,15 +81,33 @@ def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round: accuracy
       on a client's own validation set, on the test set, on test images of the classes
-      of which it has training examples, and of the others.
+      of which it has training examples, and of the others. A second table has what
+      the other runs are less the first one, seed by seed.
     """
-    rows, columns = [], []
-    for name, workdirs in runs.items():
-        of_seeds = [means(measure(workdir)) for workdir in workdirs]
-        columns = list(of_seeds[0])
-        cells = [with_interval([seed[key] for seed in of_seeds]) for key in columns]
-        rows.append([name, str(len(workdirs)), *cells])
-    return markdown(["run", "seeds", *columns], rows)
+    found = {
+        name: {read_usable_config(w).seed: means(measure(w)) for w in workdirs}
+        for name, workdirs in runs.items()
+    }
+    first, *others = found
+    columns = list(next(iter(found[first].values())))
+
+    def values(name: str, column: str) -> dict[int, float]:
+        return {seed: each[column] for seed, each in found[name].items()}
+
+    rows = [
+        [
+            name,
+            str(len(found[name])),
+            *(with_interval(list(values(name, c).values())) for c in columns),
+        ]
+        for name in found
+    ]
+    differences = [
+        [name, *(less(values(name, c), values(first, c)) for c in columns)]
+        for name in others
+    ]
+    table = markdown(["run", "seeds", *columns], rows)
+    return f"{table}\n{markdown([f'less {first}', *columns], differences)}"
 
 
 def by_client_and_class(runs: Mapping[str, Sequence[Path]]) -> str:

@@ -57,7 +57,11 @@ def test_the_largest_class_of_each_client_by_hand(tmp_path):
         shares.append(np.mean(data.validation_of(client).labels == own.argmax()))
     found = measure(tmp_path)
     assert found.largest == pytest.approx(np.mean(shares))
-    _, _, line, last = fine_tuned({"FedAvg": [tmp_path]}).splitlines()
+    header, _, line, last = fine_tuned({"FedAvg": [tmp_path]}).splitlines()
+    assert header.endswith(" | test less fine-tuned FedAvg |")
     shown = [found.own, found.test, found.tuned_own, found.tuned_test]
-    assert line == f"| FedAvg | 1 | {' | '.join(f'{x:.1%}' for x in shown)} |"
+    cells = [f"{x:.1%}" for x in shown]
+    cells += [f"{found.own - found.tuned_own:+.1%}"]
+    cells += [f"{found.test - found.tuned_test:+.1%}"]
+    assert line == f"| FedAvg | 1 | {' | '.join(cells)} |"
     assert last.split(" | ")[2] == f"{np.mean(shares):.1%}"
