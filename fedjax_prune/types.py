@@ -40,6 +40,10 @@ class Dataset(NamedTuple):
     images: Any
     labels: Any
 
+    def at(self, places: Any) -> "Dataset":
+        """The examples at some places: a slice, [n] int or [num_examples] bool."""
+        return Dataset(self.images[places], self.labels[places])
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,8 +98,7 @@ class Cohort(NamedTuple):
     Examples:
       >>> import fedjax_prune as fp
       >>> population = fp.to_population([[0, 1], [2], [3, 4, 5]], num_examples=6)
-      >>> cohort = fp.make_cohort(population, [2, 0], 1, epochs=1, batch_size=2)
-      >>> cohort.sizes.tolist()
+      >>> fp.make_cohort(population, [2, 0], 1, epochs=1, batch_size=2).sizes.tolist()
       [3, 2]
     """
 
@@ -228,8 +231,7 @@ class Anchor(NamedTuple):
       round: [] int32, finished rounds.
 
     Examples:
-      >>> import fedjax_prune as fp
-      >>> fp.Anchor(params={"w": 0.5}, model_state={}, round=3).round
+      >>> Anchor(params={"w": 0.5}, model_state={}, round=3).round
       3
     """
 

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from fedjax_prune.algorithms.fedavg import fedavg
+from fedjax_prune.engine.clipping import STEP_MASS
 from fedjax_prune.engine.contract import ClientProgram, FederatedAlgorithm, Received
 from fedjax_prune.engine.rounds import make_algorithm
 from fedjax_prune.engine.server import scale
@@ -79,7 +80,7 @@ def fednova(
             normalised = per_step_mass(result.delta, mass)
             message: Message = {
                 "normalised_delta": Mean(normalised, weight),
-                "step_mass": Mean(mass, weight),
+                STEP_MASS: Mean(mass, weight),
                 "model_state": Mean(result.model_state, weight),
             }
             return message, row._replace(personal=result.personal)
@@ -87,7 +88,7 @@ def fednova(
         return ClientProgram(upload)
 
     def update(state: ServerState, received: Received) -> ServerState:
-        delta = scale(received["normalised_delta"], received["step_mass"])
+        delta = scale(received["normalised_delta"], received[STEP_MASS])
         return rules.update(
             state, {"delta": delta, "model_state": received["model_state"]}
         )

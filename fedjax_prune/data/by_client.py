@@ -129,8 +129,8 @@ def load_by_client(
 def _first(clients: list[Dataset], count: int) -> list[Dataset]:
     """Keeps the first `count` examples of all clients together; some may keep none."""
     cut = []
-    for images, labels in clients:
-        cut.append(Dataset(images[:count], labels[:count]))
+    for client in clients:
+        cut.append(client.at(slice(count)))
         count -= len(cut[-1].labels)
     return cut
 

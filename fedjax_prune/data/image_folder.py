@@ -22,7 +22,7 @@ HIDDEN = {"thumbs.db", "desktop.ini"}
 """Files that Windows hides in a folder of pictures."""
 
 
-class Tree(NamedTuple):
+class Pictures(NamedTuple):
     """The pictures of a folder, none of them decoded.
 
     Attributes:
@@ -90,7 +90,7 @@ def scan(
     size: pixels.Side = 0,
     classes: Sequence[str] | None = None,
     shape: tuple[int, int, int] | None = None,
-) -> Tree:
+) -> Pictures:
     """Finds the pictures of a folder.
 
     Args:
@@ -123,7 +123,7 @@ def scan(
     for client, number in zip(holders, sizes, strict=False):
         if number == 0:
             raise DataError(f"{path / client} must have at least one picture.")
-    return Tree(
+    return Pictures(
         files,
         np.repeat(*np.array(counts, np.int32).T),
         np.array(sizes) if holders else None,
@@ -133,32 +133,34 @@ def scan(
     )
 
 
-def decode(tree: Tree, size: int = 0) -> OwnData:
+def decode(pictures: Pictures, size: int = 0) -> OwnData:
     """Decodes pictures on all cores.
 
     Args:
-      tree: as `scan` has found it.
+      pictures: as `scan` has found it.
       size: as in `from_image_folder`.
 
     Raises:
-      DataError: if a picture cannot be decoded or is of another shape than the tree.
+      DataError: if a picture cannot be decoded or is of another shape than the others.
     """
-    files = tree.files
-    images = np.empty((len(files), *tree.shape), np.uint8)
+    files = pictures.files
+    images = np.empty((len(files), *pictures.shape), np.uint8)
 
     def fill(place: int) -> None:
         picture = _open(files[place])
         with picture, _telling_of(files[place]):
-            _require_shape(files[place], picture, tree.shape, size)
-            images[place] = pixels.to_array(picture, tree.shape[-1], size)
+            _require_shape(files[place], picture, pictures.shape, size)
+            images[place] = pixels.to_array(picture, pictures.shape[-1], size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(fill, range(len(files))):
             pass
     population = None
-    if tree.sizes is not None:
-        population = from_sizes(np.arange(len(files)), tree.sizes)
-    return OwnData(Dataset(images, tree.labels), population, tree.classes, tree.clients)
+    if pictures.sizes is not None:
+        population = from_sizes(np.arange(len(files)), pictures.sizes)
+    return OwnData(
+        Dataset(images, pictures.labels), population, pictures.classes, pictures.clients
+    )
 
 
 def _clients(path: Path) -> dict[str, Path]:

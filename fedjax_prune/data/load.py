@@ -95,7 +95,7 @@ def load(
     counts = count_examples(name, data_dir, num_train=num_train, num_test=num_test)
     if not info.tfds_name:
         train, test = _digits()
-        return _first(train, counts[0]), _first(test, counts[1])
+        return train.at(slice(counts[0])), test.at(slice(counts[1]))
     version = _version(name, data_dir)
     with _telling_of(name, version):
         builder = prepared.open_version(version)
@@ -312,14 +312,7 @@ def _digits() -> tuple[Dataset, Dataset]:
     # The legacy generator never changes, so neither does the split.
     is_test = draw_fifths(labels, np.random.RandomState(0))
     whole = as_dataset(images, labels, num_classes=10)
-    return (
-        Dataset(whole.images[~is_test], whole.labels[~is_test]),
-        Dataset(whole.images[is_test], whole.labels[is_test]),
-    )
-
-
-def _first(dataset: Dataset, count: int) -> Dataset:
-    return Dataset(dataset.images[:count], dataset.labels[:count])
+    return whole.at(~is_test), whole.at(is_test)
 
 
 def _upright(info: DatasetInfo, images: np.ndarray, labels: np.ndarray) -> Dataset:

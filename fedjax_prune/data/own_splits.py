@@ -138,7 +138,7 @@ def load_own(
                 f"{path} must have a test set or 5 examples of a class, so that some "
                 "can be held out for one."
             )
-        whole, rest = _where(whole, ~is_test), _where(whole, is_test)
+        whole, rest = whole.at(~is_test), whole.at(is_test)
     else:
         rest = test.dataset
     return OwnSplits(
@@ -173,7 +173,7 @@ def _read_pictures(
     return read[0], read[1] if len(read) > 1 else None
 
 
-def _trees(path: Path, facts: Facts) -> list[image_folder.Tree]:
+def _trees(path: Path, facts: Facts) -> list[image_folder.Pictures]:
     """The pictures for training and, if they are apart, those for tests; none opened.
 
     Grey ones are read as coloured ones if those are the others.
@@ -200,8 +200,4 @@ def _drawn(dataset: Dataset, name: str, split: str, count: int, seed: int) -> Da
     available = len(dataset.labels)
     kept = resolve_count(f"{name}, your own", split, count, available)
     order = np.random.default_rng((seed, available)).permutation(available)[:kept]
-    return _where(dataset, order)
-
-
-def _where(dataset: Dataset, chosen: np.ndarray) -> Dataset:
-    return Dataset(dataset.images[chosen], dataset.labels[chosen])
+    return dataset.at(order)

@@ -155,9 +155,8 @@ def holdout_accuracy(
 
         def one_client(client: tuple) -> jax.Array:
             personal, indices, size = client
-            held_out = Dataset(dataset.images[indices], dataset.labels[indices])
             correct = correct_examples(
-                task, variables._replace(personal=personal), held_out
+                task, variables._replace(personal=personal), dataset.at(indices)
             )
             hits = correct & (jnp.arange(indices.shape[0]) < size)
             return hits.sum(dtype=jnp.int32) / size

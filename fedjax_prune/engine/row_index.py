@@ -123,5 +123,5 @@ class Index(NamedTuple):
 
 
 _NONE = np.zeros(0, np.int32)
-NOBODY = Index(_NONE, _NONE, _NONE, ())
+NO_ROWS = Index(_NONE, _NONE, _NONE, ())
 """An index before the first row."""

@@ -34,7 +34,7 @@ from fedjax_prune.engine.placing import (
 from fedjax_prune.engine.row_arrays import shapes_of, unshared
 from fedjax_prune.engine.row_errors import RowsError, StorageError, reason_of
 from fedjax_prune.engine.row_folder import Folder, open_folder
-from fedjax_prune.engine.row_index import NOBODY, Index
+from fedjax_prune.engine.row_index import NO_ROWS, Index
 from fedjax_prune.engine.row_parts import after_parts, share_out
 from fedjax_prune.types import ClientState, Tree
 
@@ -97,7 +97,7 @@ class DiskStore:
         self._first = row_log.to_bytes(one)[0]
         self._personal_bytes = row_log.to_bytes(one.personal).shape[1]
         self._drawing = None if own_personal is None else drawing(own_personal)
-        self._index = NOBODY
+        self._index = NO_ROWS
         self._writing: tuple[np.ndarray, Future[_Written]] | None = None
         self._thread = ThreadPoolExecutor(1, "rows on disk")
         self._in_snapshots: set[str] = set()
@@ -124,7 +124,7 @@ class DiskStore:
           RowsError: if rows that were put before could not be written.
           ProcessError: if another process could not write them.
         """
-        self._settle()
+        self._finish_writing()
         if not self._attempt:
             self._attempt = self._next_attempt()
         client_ids, rows = unshared((np.asarray(client_ids), rows))
@@ -153,7 +153,7 @@ class DiskStore:
           OSError: if the folder exists or cannot be written.
           RowsError: if rows could not be written.
         """
-        self._settle()
+        self._finish_writing()
         saved = row_log.Saved(self._index, self._first, self._num_clients, self._folder)
         self._in_snapshots |= self._index.names
         processes.on_first(lambda: row_log.save(Path(folder), saved))
@@ -189,7 +189,7 @@ class DiskStore:
         self._begin(saved.first)
         for client_ids, rows in read_together(saved, self.shapes):
             self.put(client_ids, rows)
-        self._settle()
+        self._finish_writing()
 
     def keep(self, snapshots: Iterable[str | Path]) -> None:
         """See `Store.keep`.
@@ -197,7 +197,7 @@ class DiskStore:
         Raises:
           RowsError: if object storage does not answer or refuses. Of a disk it warns.
         """
-        self._settle()
+        self._finish_writing()
         processes.on_first(lambda: self._keep(snapshots))
 
     def _keep(self, snapshots: Iterable[str | Path]) -> None:
@@ -219,7 +219,7 @@ class DiskStore:
     def _begin(self, first: np.ndarray) -> None:
         """Gives every client its first row again."""
         self._drop_writing()
-        self._index, self._first = NOBODY, first
+        self._index, self._first = NO_ROWS, first
 
     def _drop_writing(self) -> None:
         """Forgets the rows that are arriving, once their files are written or not."""
@@ -235,7 +235,7 @@ class DiskStore:
         )
         return first
 
-    def _settle(self) -> None:
+    def _finish_writing(self) -> None:
         """Waits until all processes have written, and removes files without rows.
 
         Raises:
@@ -293,7 +293,7 @@ class DiskStore:
             arriving, written = self._writing
             is_done = processes.count() == 1 and written.done()
             if is_done or np.isin(ids, arriving).any():
-                self._settle()
+                self._finish_writing()
         return ids
 
     def _read(self, ids: np.ndarray, num_bytes: int) -> np.ndarray:
@@ -339,7 +339,7 @@ class DiskStore:
             is_new = row_log.to_bytes(piece) != self._read(ids, len(self._first))
             # An id outside of the population is left out.
             self.put(np.where(is_new.any(axis=1), ids, self._num_clients), piece)
-        self._settle()
+        self._finish_writing()
 
 
 def _unwritten(folder: Folder, error: OSError | StorageError) -> RowsError:

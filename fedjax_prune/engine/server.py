@@ -91,10 +91,7 @@ def server_step(
     """Applies the pseudo-gradient to the shared parameters.
 
     With `sgd` of step size 1 this is w <- w - sum_k (n_k / n) (w - w_k). n is the total
-    of the cohort's examples. Algorithm 1 of FedDP prints
-    w^{t+1} = w^t + sum_k (n_k / n) w_k, which would add whole models to the old one;
-    w_k is read as the change of client k. It calls n the number of all samples, with
-    which the weights of a smaller cohort would not sum to 1.
+    of the cohort's examples.
 
     Args:
       server_tx: the server optimiser.

@@ -96,7 +96,7 @@ class Nodes:
         began = told = time.monotonic()
         while True:
             self._look()
-            missing = np.flatnonzero(self.sizes == 0).tolist()
+            missing = sorted(set(range(len(self.sizes))) - self._nodes.keys())
             if not missing:
                 return
             count = f"{len(missing)} of {len(self.sizes)} clients have no node"

@@ -66,8 +66,8 @@ def make_task(
         `example_mask`, [batch_size] bool, it is told which examples are real; a model
         with model state must, as padding may not count. Floats in the collection
         `params` are shared, and floats in `gates` are personal; `batch_stats` is model
-        state, floats or integers such as counters. Values sown into
-        `gate_sums/.../NAME/{lasso, selected}` are added up. The methods `layers` and
+        state, floats or integers such as counters. What `Gate` says of the collections
+        `gate_sums` and `alive` holds for other gates, too. The methods `layers` and
         `channel_groups` may describe what it costs and which channels belong together;
         without the former, the layers are those that read weights in its program. If
         there are groups, `layers` is needed, and so is the attribute `left`, name of a

@@ -172,11 +172,12 @@ def client_network(
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
     gated = {layer.name for layer in model.layers(image_shape) if layer.gated}
-    if gated != set(selection.selected):
-        raise ValueError(
-            f"selection must be of the layers {', '.join(sorted(gated))}, got "
-            f"{', '.join(sorted(selection.selected))}."
-        )
+    for what, of_layers in selection._asdict().items():
+        if what != "count" and gated != set(of_layers):
+            raise ValueError(
+                f"selection.{what} must be of the layers {', '.join(sorted(gated))}, "
+                f"got {', '.join(sorted(of_layers)) or 'none'}."
+            )
     plain = without_gates(model)
     groups = plain.channel_groups(image_shape)
     shares = {

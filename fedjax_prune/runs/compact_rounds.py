@@ -146,7 +146,9 @@ class CompactRounds:
 
     def _macs(self, widths: Widths) -> float:
         model = smaller_model(self._learning.model, widths)
-        return costs.macs(model, self._shape).kept
+        found = costs.macs(model, self._shape)
+        # Training computes all channels, those that gates drop, too.
+        return found.dense + found.gates
 
     def _rounds_of(self, widths: Widths) -> WholeRounds:
         key = tuple(sorted(widths.items()))

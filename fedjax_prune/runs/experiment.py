@@ -57,15 +57,13 @@ class RunData(NamedTuple):
 
     def training_of(self, client: int) -> Dataset:
         """The training examples of a client, numpy."""
-        own = self.population.of(client)
-        return Dataset(self.train.images[own], self.train.labels[own])
+        return self.train.at(self.population.of(client))
 
     def validation_of(self, client: int) -> Dataset:
         """The validation set of a client, numpy; it may be empty."""
         table = self.validation(np.array([client], np.int32))
         own = table.indices[0, : table.sizes[0]]
-        images, labels = self.train if self.held_out else self.test
-        return Dataset(images[own], labels[own])
+        return (self.train if self.held_out else self.test).at(own)
 
 
 class Experiment(NamedTuple):
@@ -158,7 +156,7 @@ def _generated(config: Config) -> _Parts:
         **sizes,
     )
     kept = resolve_count(data.name, "test", config.eval.num_examples, len(test.labels))
-    test = Dataset(test.images[:kept], test.labels[:kept])
+    test = test.at(slice(kept))
     return train, test, population, partial(table_of, validation)
 
 
@@ -183,7 +181,7 @@ def _held_out(config: Config, train: Dataset, validation: Population) -> Dataset
     held_out = rng.permutation(validation.indices)
     count = config.eval.num_examples
     count = resolve_count(config.data.name, "test", count, len(held_out))
-    return Dataset(train.images[held_out[:count]], train.labels[held_out[:count]])
+    return train.at(held_out[:count])
 
 
 def _own(config: Config) -> _Parts:

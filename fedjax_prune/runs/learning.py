@@ -72,6 +72,9 @@ def make_learning(config: Config, model: Any = None) -> Learning:
         model = make_model(config) if model is None else model
         task = task_of(config, model)
         dense_task = task_of(config, without_gates(model))
+        # Before anything is explored; of our own networks none has any.
+        if own.is_own(config.model.name):
+            _check_shared(config, dense_task)
         for method in ("channel_groups", "layers"):
             if config.compact_training and not callable(getattr(model, method, None)):
                 raise ValueError(
@@ -210,10 +213,13 @@ def _check_own(config: Config, task: Task) -> None:
             f"{name} must have no collection batch_stats with privacy.clip_norm "
             f"{config.privacy.clip_norm}: noise could make a variance negative."
         )
-    if jax.tree.leaves(variables.personal) and not config.model.gated:
+
+
+def _check_shared(config: Config, dense_task: Task) -> None:
+    if jax.tree.leaves(dense_task.shapes.personal):
         raise ValueError(
-            f"{name} must have no collection gates unless model.gated is true, for "
-            "which it needs an attribute gates that is None without them."
+            f"{config.model.name} must have no collection gates unless its attribute "
+            "gates is given, which model.gated does and which is None without them."
         )
 
 

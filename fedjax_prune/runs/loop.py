@@ -111,7 +111,7 @@ class Journal(NamedTuple):
         self.aside.do(lambda: self._show(row, images_per_second))
         return finished
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Waits until the rows are on the disk; a checkpoint says that they are.
 
         Raises:
@@ -209,10 +209,10 @@ def run_rounds(
             running, compiling = running._replace(compile_seconds=compiling), 0.0
             if finished % config.save_every == 0:
                 began, running = journal.write(running, began), None
-                journal.settle()
+                journal.sync()
                 saver.save(finished, state, rows)
         if running is not None:
             journal.write(running, began)
-            journal.settle()
+            journal.sync()
             saver.save(finished, state, rows)
     return finished

@@ -225,6 +225,8 @@ def _with_fields(config: Config, fields: Mapping[str, Any], workdir: Path) -> Co
         changed.update_from_flattened_dict(known)
         changed.save_every, changed.keep, changed.keep_every = changed.rounds, 1, 0
         changed.rows_dir = ""
+        # The data may have been moved since.
+        changed.data.dir = config.data.dir
         changed.report.every, changed.logger = 0, "none"
     return usable(workdir / environment.FILE, changed.to_dict())
 

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fedjax_prune.engine import processes
+from fedjax_prune.models import own
 from fedjax_prune.runs import lock
 from fedjax_prune.runs.files import WorkdirError, remove_empty, replace
 from fedjax_prune.runs.settings import SettingsError, flatten, gained, problems
@@ -30,8 +31,11 @@ HOUSEKEEPING = (
     "logger",
 )
 """Fields that say where a run works and what it keeps, not what it computes."""
-CHANGEABLE = ("rounds", "eval.", *HOUSEKEEPING)
-"""Fields, or sections ending in a dot, that may change when a run is resumed."""
+CHANGEABLE = ("rounds", "eval.", "data.dir", *HOUSEKEEPING)
+"""Fields, or sections ending in a dot, that may change when a run is resumed.
+
+Data that were moved must have the hashes that checkpoints keep.
+"""
 FILLED_IN = ("data.classes", "data.image_shape", "model.file_hash")
 """Fields that are empty until the user's files were looked at."""
 _NOTHING = object()
@@ -154,7 +158,7 @@ def agree_config(path: str | Path, config: Any) -> None:
     others = {
         section
         for section in ("algorithm.", "model.")
-        if old.get(f"{section}name") != new.get(f"{section}name")
+        if _content(f"{section}name", old) != _content(f"{section}name", new)
     }
     refused = [
         f"{field} is {new.get(field, 'not set')!r}, but the run in {path} was "
@@ -189,6 +193,8 @@ def plain_fields(config: Any) -> dict[str, Any]:
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that differ, except those that may change when a run is resumed.
 
+    A network's file may be in another folder: `model.file_hash` compares what it has.
+
     Args:
       old: dotted name -> value.
       new: the same.
@@ -196,9 +202,15 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         field
         for field in sorted(old.keys() | new.keys())
-        if old.get(field, _NOTHING) != new.get(field, _NOTHING)
-        and not is_changeable(field)
+        if _content(field, old) != _content(field, new) and not is_changeable(field)
     ]
+
+
+def _content(field: str, fields: Mapping[str, Any]) -> Any:
+    value = fields.get(field, _NOTHING)
+    if field == "model.name" and own.is_own(value):
+        return own.without_folder(value)
+    return value
 
 
 def has_config(path: str | Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedjax_prune.engine import row_log
-from fedjax_prune.engine.row_index import NOBODY
+from fedjax_prune.engine.row_index import NO_ROWS
 from fedjax_prune.engine.row_parts import after_parts, share_out
 from fedjax_prune.engine.store import make_store
 from tests.mixed_rows import first_row
@@ -32,12 +32,12 @@ def shared_out(index, name, ids, owners, count=2):
 
 def test_parts_by_hand():
     """Client 7 is named twice: the last row counts, and process 1 has it."""
-    parts = shared_out(NOBODY, "1-1", [7, 40, 3, -1, 9, 7], owners=[0, 0, 0, 1, 1, 1])
+    parts = shared_out(NO_ROWS, "1-1", [7, 40, 3, -1, 9, 7], owners=[0, 0, 0, 1, 1, 1])
     assert [part.name for part in parts] == ["1-1-0.rows", "1-1-1.rows"]
     assert [part.clients.tolist() for part in parts] == [[3], [7, 9]]
     assert [part.places.tolist() for part in parts] == [[2], [5, 4]]
     assert [part.carried.tolist() for part in parts] == [[], []]
-    index = after_parts(NOBODY, parts)
+    index = after_parts(NO_ROWS, parts)
     assert index.clients.tolist() == [3, 7, 9]
     assert [index.logs[n].name for n in index.files] == [
         "1-1-0.rows",
@@ -53,18 +53,18 @@ def test_parts_by_hand():
 
 
 def test_a_process_without_rows_writes_no_file():
-    parts = shared_out(NOBODY, "1-1", [2, 40], owners=[0, 1])
+    parts = shared_out(NO_ROWS, "1-1", [2, 40], owners=[0, 1])
     assert [part.num_rows for part in parts] == [1, 0]
-    assert after_parts(NOBODY, parts).names == {"1-1-0.rows"}
-    _, nobody = shared_out(NOBODY, "1-1", [2], owners=[0])
+    assert after_parts(NO_ROWS, parts).names == {"1-1-0.rows"}
+    _, nobody = shared_out(NO_ROWS, "1-1", [2], owners=[0])
     assert nobody.num_rows == 0
-    (alone,) = shared_out(NOBODY, "1-1", [2, 40], owners=[0, 0], count=1)
+    (alone,) = shared_out(NO_ROWS, "1-1", [2, 40], owners=[0, 0], count=1)
     assert alone.name == "1-1.rows"
 
 
 def test_rows_of_sparse_files_are_dealt_to_all():
     """Of 10 rows, 2 are left: each of two processes writes one once more."""
-    index = after_parts(NOBODY, shared_out(NOBODY, "1-1", range(10), [0] * 10))
+    index = after_parts(NO_ROWS, shared_out(NO_ROWS, "1-1", range(10), [0] * 10))
     parts = shared_out(index, "1-2", range(8), owners=[0] * 4 + [1] * 4)
     assert [part.carried.tolist() for part in parts] == [[8], [9]]
     after = after_parts(index, parts)

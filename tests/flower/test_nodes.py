@@ -160,7 +160,8 @@ def test_an_old_answer_of_a_node_that_is_gone_ends_no_run(monkeypatch):
     waiting.wait(0)
     grid.contexts.clear()
     for _ in range(2):
-        waiting.wait(0)
+        with pytest.raises(MissingNodesError, match="3 of 3 clients have no node"):
+            waiting.wait(0)
     assert receivers(grid, "query") == [100, 101, 102] * 2
 
 

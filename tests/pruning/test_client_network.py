@@ -188,7 +188,8 @@ def test_channels_stay_in_blocks_by_their_mean():
     # Blocks of four have 3 + 3 + 3 + 0 and 0; 4, 2.5, 1 and 0 of four images.
     one = np.array([0, 3, 0, 3, 0, 3, 0, 0])
     two = np.array([4, 4, 4, 4, 3, 3, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0])[::-1]
-    selection = Selection({"conv1": one, "conv2": two}, {}, 4)
+    counts = {"conv1": one, "conv2": two}
+    selection = Selection(counts, counts, 4)
     found = client_network(model, variables, selection, shape, multiple=4)
     assert found.kept["conv1"].tolist() == [0, 1, 3, 5]
     assert found.kept["conv2"].tolist() == list(range(4, 16))
@@ -210,9 +211,12 @@ def test_refuses_what_no_network_can_be_made_of():
     with pytest.raises(ValueError, match="model must have gates"):
         client_network(model.clone(gates=None), variables, selection, shape)
     other = Selection({"nothing": np.ones(16)}, {"nothing": np.ones(16)}, 1)
-    message = "selection must be of the layers conv1, conv2, got nothing"
+    message = "selection.selected must be of the layers conv1, conv2, got nothing"
     with pytest.raises(ValueError, match=message):
         client_network(model, variables, other, shape)
+    message = "selection.multiplier must be of the layers conv1, conv2, got none"
+    with pytest.raises(ValueError, match=message):
+        client_network(model, variables, selection._replace(multiplier={}), shape)
     wrong = selection._replace(selected=counts | {"conv2": np.ones(4)})
     with pytest.raises(ValueError, match="must have 16 channels of conv2, got 4"):
         client_network(model, variables, wrong, shape)

@@ -115,3 +115,27 @@ def test_gates_of_a_class_that_does_not_describe_its_layers_are_not_counted(tmp_
     (row,) = read_metrics(tmp_path / "run")
     assert row["flops/dense"] > 0 and "flops/kept" not in row
     assert "MACs an image" not in report.summary(make_learning(config), [row], tmp_path)
+
+
+KEEPS = """
+import flax.linen as nn
+import jax.numpy as jnp
+from fedjax_prune import GateSettings
+
+class Net(nn.Module):
+    num_classes: int
+    gates: GateSettings | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        head = self.variable("gates", "head", jnp.zeros, (1, 1))
+        return nn.Dense(self.num_classes)(x.mean((1, 2)) + head.value)
+"""
+
+
+def test_personal_arrays_of_the_network_without_gates_are_refused(tmp_path):
+    """Its clients' average is evaluated, which has none."""
+    fields = {"model.gated": True, "model.keep_ratio": 0.5}
+    config = own_config(write_nets(tmp_path, KEEPS), "Net", **fields)
+    with pytest.raises(SettingsError, match="Net must have no collection gates unless"):
+        make_learning(config)

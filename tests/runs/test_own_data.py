@@ -12,6 +12,7 @@ from fedjax_prune.runs import export, train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.replay import verify_workdir
 from fedjax_prune.runs.settings import SettingsError, check, problems
 from fedjax_prune.runs.workdir import read_config
 from tests.own_files import CLASSES, draw_images, write_arrays, write_pictures
@@ -276,3 +277,19 @@ def test_floats_cannot_be_scaled(tmp_path, part):
     missing = tmp_path / "none"
     with pytest.raises(DataError, match=r"none/train.npz cannot be read"):
         read(own_config("arrays", str(missing)))
+
+
+def test_a_run_goes_on_after_its_data_were_moved(tmp_path):
+    folder, workdir = write_pictures(tmp_path / "old"), tmp_path / "run"
+    config = own_config("image_folder", folder)
+    assert train.run(config, workdir) == 0
+    shutil.move(folder, tmp_path / "new")
+    config.rounds, config.data.dir = 3, str(tmp_path / "new")
+    assert train.run(config, workdir) == 0
+    assert train.evaluate_workdir(workdir)["round"] == 3
+    found = verify_workdir(workdir)
+    assert found.rounds == [1, 2, 3] and not found.rows + found.leaves + found.settings
+    config.data.dir = write_pictures(tmp_path / "other", 45)
+    with pytest.raises(CheckpointError, match="the training examples are not those of"):
+        train.run(config, workdir)
+    assert read_config(workdir)["data"]["dir"] == str(tmp_path / "new")

@@ -20,6 +20,7 @@ from fedjax_prune.runs import (
 from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.metrics import ACCURACY
 from fedjax_prune.runs.metrics_log import read_metrics
+from fedjax_prune.runs.policy import placement_of
 from fedjax_prune.runs.settings import SettingsError, problems
 from tests.small_runs import (
     PRUNED_FIELDS,
@@ -161,6 +162,22 @@ def test_a_layer_without_weights_ends_the_run(tmp_path):
     ):
         train.run(pruned_config(fields=fields), tmp_path)
     assert read_metrics(tmp_path) == []
+
+
+def test_gates_count_by_all_channels_that_they_compute(monkeypatch):
+    """Else the whole model would be near enough: its gates keep as many channels."""
+    monkeypatch.setattr(compact_rounds, "MULTIPLE", 1)
+    config = pruned_config("eflprune", {"channel_share": 0.5}, compact_training=True)
+    config.update_from_flattened_dict({"model.gated": True, "model.keep_ratio": 0.25})
+    learning = make_learning(config)
+    rounds = compact_rounds.CompactRounds(
+        learning, placement_of(config), lambda model: make_learning(config, model)
+    )
+    sizes = {"conv1": 4, "conv2": 8, "fc1": 16}
+    needed = {name: np.ones(size, bool) for name, size in sizes.items()}
+    rounds._rounds_of(rounds._widths(needed))
+    needed["conv2"][3:] = False
+    assert rounds._widths(needed) == sizes | {"conv2": 3}
 
 
 @pytest.mark.parametrize(

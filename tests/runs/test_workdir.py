@@ -134,6 +134,21 @@ def test_some_fields_may_change_on_resuming(tmp_path):
     assert read_config(tmp_path) == as_read(config)
 
 
+def test_the_files_of_a_run_may_be_moved(tmp_path):
+    config = base.get_config()
+    config.model.update({"name": "old/nets.py:Net", "file_hash": "f" * 64})
+    config.data.dir = "old"
+    write_config(tmp_path, config)
+    config.model.name, config.data.dir = "new/nets.py:Net", "new"
+    agree_config(tmp_path, config)
+    config.model.name, config.model.width = "new/other.py:Net", 0.5
+    config.model.file_hash = "0" * 64
+    with pytest.raises(SettingsError) as error:
+        agree_config(tmp_path, config)
+    named = [line.split()[0] for line in error.value.problems[:-1]]
+    assert named == ["model.file_hash", "model.name", "model.width"]
+
+
 def test_all_other_changes_are_refused_and_named(tmp_path):
     write_config(tmp_path, base.get_config())
     before = (tmp_path / "config.json").read_bytes()
