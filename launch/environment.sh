@@ -27,7 +27,7 @@ environment_works() {
 }
 
 make_environment() {
-  local python stamp
+  local python site stamp
   stamp=".venv/installed${EXTRAS:-}"
   if [ -e .venv ] && ! environment_works; then
     echo "$PWD/.venv does not work and is made anew." >&2
@@ -48,6 +48,10 @@ make_environment() {
   echo "Installing into $PWD/.venv (some minutes the first time) ..."
   .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".${EXTRAS:-}" ||
     return 1
+  # In the folder above, Python would take the checkout for the package. An entry of its
+  # path, which is where a package is, goes before such a folder.
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  echo "$PWD" >"$site/checkout.pth"
   touch "$stamp"
 }
 

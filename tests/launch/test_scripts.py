@@ -272,12 +272,17 @@ def make_venv(folder):
     return venv
 
 
+def write_pip(venv, code):
+    pip = venv / "bin" / "pip"
+    pip.write_text(f"#!/bin/sh\nexit {code}\n")
+    pip.chmod(0o755)
+    return pip
+
+
 def test_an_environment_that_could_not_be_made_is_an_error(tmp_path):
     """Also in a shell that goes on after errors, as a host of a slice does."""
     venv = make_venv(tmp_path)
-    pip = venv / "bin" / "pip"
-    pip.write_text("#!/bin/sh\nexit 1\n")
-    pip.chmod(0o755)
+    pip = write_pip(venv, 1)
     assert enter(tmp_path, "[tpu]").returncode == 1
     assert pip.exists() and not (venv / "installed[tpu]").exists()
 
@@ -293,3 +298,23 @@ def test_an_environment_that_was_moved_is_made_anew(tmp_path):
     assert done.returncode == 1 and not (new / ".venv").exists()
     assert "new/.venv does not work and is made anew" in done.stderr
     assert "Python 3.11 or newer is needed" in done.stderr
+
+
+def test_the_package_is_found_in_the_folder_above_a_checkout_of_its_name(tmp_path):
+    """Where Python sees a folder with the name of the package."""
+    checkout = tmp_path / "fedjax_prune"
+    package = checkout / "fedjax_prune" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    venv = make_venv(checkout)
+    write_pip(venv, 0)
+    assert enter(checkout, "[test]").returncode == 0
+    command = [
+        venv / "bin" / "python",
+        "-c",
+        "import fedjax_prune as f; print(f.__file__)",
+    ]
+    found = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(package)
