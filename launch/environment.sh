@@ -33,7 +33,8 @@ make_environment() {
     echo "$PWD/.venv does not work and is made anew." >&2
     rm -rf .venv
   fi
-  if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ]; then
+  if [ "$stamp" -nt setup.cfg ] && [ "$stamp" -nt pyproject.toml ] &&
+    [ "$stamp" -nt launch/environment.sh ]; then
     return
   fi
   if [ ! -x .venv/bin/pip ]; then
@@ -48,10 +49,11 @@ make_environment() {
   echo "Installing into $PWD/.venv (some minutes the first time) ..."
   .venv/bin/pip install --quiet --disable-pip-version-check --no-compile -e ".${EXTRAS:-}" ||
     return 1
-  # In the folder above, Python would take the checkout for the package. An entry of its
-  # path, which is where a package is, goes before such a folder.
-  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  echo "$PWD" >"$site/checkout.pth"
+  # In the folder above, Python sees a folder with the name of the package, the checkout.
+  # It prefers a package that has __init__.py, wherever on its path that is.
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') ||
+    return 1
+  echo "$PWD" >"$site/checkout.pth" || return 1
   touch "$stamp"
 }
 

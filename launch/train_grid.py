@@ -41,6 +41,7 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
             agree_config(folder, _with_files(run, workdir))
             # A mean with runs that end now would be one of different lengths.
             estimates.require_rounds(run.config, folder)
+            found += _moved(run, folder)
             if is_finished(run, workdir):
                 found += _evaluated_otherwise(run, folder)
         except SettingsError as error:
@@ -64,6 +65,21 @@ def _with_files(run: Run, workdir: Path) -> Config:
         if not is_finished(run, workdir):
             raise
         return run.config
+
+
+def _moved(run: Run, folder: Path) -> list[str]:
+    """A line if the run has read other files, which may not be the same data.
+
+    Only `train` looks at them, and runs that are finished are not trained again.
+    """
+    old, new = flatten(read_config(folder))["data.dir"], run.config.data.dir
+    if old == new:
+        return []
+    return [
+        f"data.dir is {new!r}, but the run in {folder} has read {old!r}: if the data "
+        "were moved, train each run once more with `train --workdir`, which compares "
+        "them"
+    ]
 
 
 def _evaluated_otherwise(run: Run, folder: Path) -> list[str]:

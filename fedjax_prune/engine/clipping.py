@@ -2,9 +2,9 @@
 
 What is measured and scaled is a change: batch statistics, the part `model_state`, are
 values, so their difference from what the client has received is taken. Integers are
-neither measured nor scaled. `clip_parts` leaves STEP_MASS and SIGNS alone, too. Clients
-that attack and rounds with masks go by these names, too, so an algorithm must send what
-they name under them, and nothing else.
+neither measured nor scaled. `clip_parts` leaves STEP_MASS and SIGNS alone, too. Attacks
+and rounds with masks use the same names. An algorithm must use them for these parts
+alone.
 """
 
 from typing import Any

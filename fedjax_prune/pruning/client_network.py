@@ -172,11 +172,12 @@ def client_network(
     if multiple < 1:
         raise ValueError(f"multiple must be at least 1, got {multiple}.")
     gated = {layer.name for layer in model.layers(image_shape) if layer.gated}
-    for what, of_layers in selection._asdict().items():
-        if what != "count" and gated != set(of_layers):
+    for what in ("selected", "multiplier"):
+        of_layers = getattr(selection, what)
+        if gated != set(of_layers):
             raise ValueError(
                 f"selection.{what} must be of the layers {', '.join(sorted(gated))}, "
-                f"got {', '.join(sorted(of_layers)) or 'none'}."
+                f"got {', '.join(sorted(of_layers)) or 'none'}: gates sow it, see Gate."
             )
     plain = without_gates(model)
     groups = plain.channel_groups(image_shape)

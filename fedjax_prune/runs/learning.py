@@ -72,7 +72,7 @@ def make_learning(config: Config, model: Any = None) -> Learning:
         model = make_model(config) if model is None else model
         task = task_of(config, model)
         dense_task = task_of(config, without_gates(model))
-        # Before anything is explored; of our own networks none has any.
+        # Networks of MODELS have no personal arrays without gates.
         if own.is_own(config.model.name):
             _check_shared(config, dense_task)
         for method in ("channel_groups", "layers"):
@@ -196,8 +196,8 @@ def _check_own(config: Config, task: Task) -> None:
     """Refuses a network that does not fit the other fields.
 
     Raises:
-      ValueError: for another number of logits than of classes, for model state with
-        noise, and for personal parameters without gates.
+      ValueError: for another number of logits than of classes, and for model state
+        with noise.
     """
     variables = task.shapes
     image = jax.ShapeDtypeStruct((1, *image_shape_of(config)), "uint8")
@@ -216,10 +216,16 @@ def _check_own(config: Config, task: Task) -> None:
 
 
 def _check_shared(config: Config, dense_task: Task) -> None:
+    """Refuses a network that has personal arrays without its gates.
+
+    Raises:
+      ValueError: because the shared network is evaluated, which has none.
+    """
     if jax.tree.leaves(dense_task.shapes.personal):
         raise ValueError(
-            f"{config.model.name} must have no collection gates unless its attribute "
-            "gates is given, which model.gated does and which is None without them."
+            f"{config.model.name} must have no collection gates while its attribute "
+            "gates is None, as without model.gated and wherever the network without "
+            "gates is evaluated."
         )
 
 

@@ -1,10 +1,18 @@
 """What a checkpoint was made of: the fields of its configuration, and its data."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_prune.runs.settings import gained
-from fedjax_prune.runs.workdir import changed_fields, plain_fields
+from fedjax_prune.runs import environment
+from fedjax_prune.runs.settings import flatten, gained
+from fedjax_prune.runs.workdir import (
+    WorkdirError,
+    changed_fields,
+    has_config,
+    plain_fields,
+    read_config,
+)
 from fedjax_prune.types import Config
 
 _PARTS = {
@@ -69,3 +77,35 @@ def differences(saved: Origin, now: Origin) -> list[str]:
         if saved.data[part] != now.data[part]
         if part != "test" or old.get(_TEST_SIZE) == new.get(_TEST_SIZE)
     ]
+
+
+def require_moved(folder: Path, config: Config, hashes: Mapping[str, str]) -> None:
+    """Refuses another `data.dir` than that of a run if its data are others.
+
+    Checkpoints say so themselves. Before the first of them, and before an exploration
+    that was kept is thrown away, only this does.
+
+    Args:
+      folder: of the run; it need not have begun.
+      config: of this start.
+      hashes: of its data.
+
+    Raises:
+      WorkdirError: with what is different.
+    """
+    if not has_config(folder):
+        return
+    before = flatten(read_config(folder))
+    if before.get("data.dir") == config.data.dir:
+        return
+    try:
+        starts = environment.read(folder)
+    except WorkdirError:
+        return  # It is put aside when this start is recorded.
+    saved = Origin({_TEST_SIZE: before.get(_TEST_SIZE)}, starts[-1]["data"])
+    now = Origin({_TEST_SIZE: config.eval.num_examples}, hashes)
+    if found := differences(saved, now):
+        raise WorkdirError(
+            f"data.dir is {config.data.dir!r}, where other data are than the run in "
+            f"{folder} has begun with: {'; '.join(found)}."
+        )

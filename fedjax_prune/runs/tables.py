@@ -79,7 +79,7 @@ def comparison(
             values = line.values(field)
             cells.append(with_interval(list(values.values())))
             cells.append(
-                "" if line is first else _difference(values, first.values(field))
+                "" if line is first else difference(values, first.values(field))
             )
         for field in ("eval/client_local/min", "eval/after_local/mean", ACCURACY):
             shown = field != ACCURACY or config.model.gated
@@ -129,7 +129,7 @@ def pruning_table(
                 line.name,
                 str(len(seeds)),
                 with_interval(list(lasts.values())),
-                "" if line is lines[0] else _difference(lasts, first),
+                "" if line is lines[0] else difference(lasts, first),
                 f"{np.mean([max(_accuracies(seed)) for seed in seeds]):.1%}",
                 f"{saved.sparsity:.1%}",
                 f"{saved.realisable:.1%} ({saved.realisable_all:.1%})",
@@ -239,7 +239,7 @@ def less(values: Mapping[int, float], first: Mapping[int, float]) -> str:
     return with_interval(common, "+") if common else ""
 
 
-def _difference(values: Mapping[int, float], first: Mapping[int, float]) -> str:
+def difference(values: Mapping[int, float], first: Mapping[int, float]) -> str:
     """What `less` gives, with the number of seeds if one of the two has others, too."""
     words, count = less(values, first), len(values.keys() & first.keys())
     if not words or count == max(len(values), len(first)):

@@ -26,7 +26,7 @@ from fedjax_prune.runs.interrupt import INTERRUPTED, stop_requested
 from fedjax_prune.runs.learning import Learning, make_learning
 from fedjax_prune.runs.loop import read_devices, run_rounds
 from fedjax_prune.runs.metrics_log import read_metrics, restore_metrics
-from fedjax_prune.runs.origin import origin_of
+from fedjax_prune.runs.origin import origin_of, require_moved
 from fedjax_prune.runs.page.panel import PIP, is_installed
 from fedjax_prune.runs.page.write import write_report
 from fedjax_prune.runs.policy import placement_of
@@ -153,6 +153,7 @@ def train(learning: Learning, folder: Path, last: int) -> int:
     console.print_table("This run", processes.together(lambda: report.plan(learning)))
     with console.working(f"loading {config.data.name}"):
         experiment = Experiment(learning, _load_everywhere(config))
+    processes.on_first(lambda: require_moved(folder, config, experiment.data.hashes))
     with console.working("choosing devices and lanes"):
         chosen = machine.choose(experiment, folder)
     experiment = chosen.experiment

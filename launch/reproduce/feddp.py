@@ -149,7 +149,7 @@ DIGITS_GATES = Table(
                     Line(words, _config("digits", "scaffold_dp", "10"), (change,))
                     for words, change in _PARTS.items()
                 ),
-                # Without learning, to tell what other gates on each client do alone.
+                # What gates that differ between clients do without learning.
                 Line(
                     "first gates of each client's own, never learning",
                     _config("digits", "scaffold_nograd", "10"),

@@ -15,7 +15,7 @@ from fedjax_prune.engine.local import train_client
 from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.learning import Learning, data_info
-from fedjax_prune.runs.tables import less, markdown, with_interval
+from fedjax_prune.runs.tables import difference, markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
 from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
 
@@ -49,26 +49,28 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
 
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round. The last
-      two columns are what a run's model without fine-tuning is less the fine-tuned one
-      of the first run, seed by seed.
+      two columns are a run's accuracies without fine-tuning minus those of the first
+      run with it, seed by seed.
     """
     found = {
         name: {read_usable_config(w).seed: measure(w) for w in workdirs}
         for name, workdirs in runs.items()
     }
-    first, baseline = next(iter(found.items()))
-    tuned_own = {seed: each.tuned_own for seed, each in baseline.items()}
-    tuned_test = {seed: each.tuned_test for seed, each in baseline.items()}
+    first = next(iter(found))
+
+    def values(name: str, field: str) -> dict[int, float]:
+        return {seed: getattr(each, field) for seed, each in found[name].items()}
+
     rows = []
     for name, of_seeds in found.items():
         *columns, _ = zip(*of_seeds.values(), strict=True)
         differences = [
-            less({seed: each.own for seed, each in of_seeds.items()}, tuned_own),
-            less({seed: each.test for seed, each in of_seeds.items()}, tuned_test),
+            difference(values(name, field), values(first, f"tuned_{field}"))
+            for field in ("own", "test")
         ]
         shown = [*map(with_interval, columns), *differences]
         rows.append([name, str(len(of_seeds)), *shown])
-    largest = next(iter(baseline.values())).largest
+    largest = next(iter(found[first].values())).largest
     rows.append(["always the client's largest class", "", f"{largest:.1%}", *[""] * 5])
     header = ["run", "seeds", "own validation", "test"]
     header += [f"fine-tuned, {name}" for name in header[2:]]

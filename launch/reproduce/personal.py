@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.runs.learning import data_info
-from fedjax_prune.runs.tables import less, markdown, with_interval
+from fedjax_prune.runs.tables import difference, markdown, with_interval
 from fedjax_prune.runs.workdir import read_usable_config
 
 from .newest import newest
@@ -81,8 +81,8 @@ def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
     Returns:
       Means over clients and seeds, with a 95 % interval, after the last round: accuracy
       on a client's own validation set, on the test set, on test images of the classes
-      of which it has training examples, and of the others. A second table has what
-      the other runs are less the first one, seed by seed.
+      of which it has training examples, and of the others. A second table has the
+      differences of the other runs from the first one, seed by seed.
     """
     found = {
         name: {read_usable_config(w).seed: means(measure(w)) for w in workdirs}
@@ -103,10 +103,12 @@ def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
         for name in found
     ]
     differences = [
-        [name, *(less(values(name, c), values(first, c)) for c in columns)]
+        [name, *(difference(values(name, c), values(first, c)) for c in columns)]
         for name in others
     ]
     table = markdown(["run", "seeds", *columns], rows)
+    if not others:
+        return table
     return f"{table}\n{markdown([f'less {first}', *columns], differences)}"
 
 

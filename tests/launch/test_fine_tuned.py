@@ -57,11 +57,24 @@ def test_the_largest_class_of_each_client_by_hand(tmp_path):
         shares.append(np.mean(data.validation_of(client).labels == own.argmax()))
     found = measure(tmp_path)
     assert found.largest == pytest.approx(np.mean(shares))
-    header, _, line, last = fine_tuned({"FedAvg": [tmp_path]}).splitlines()
-    assert header.endswith(" | test less fine-tuned FedAvg |")
-    shown = [found.own, found.test, found.tuned_own, found.tuned_test]
-    cells = [f"{x:.1%}" for x in shown]
-    cells += [f"{found.own - found.tuned_own:+.1%}"]
-    cells += [f"{found.test - found.tuned_test:+.1%}"]
-    assert line == f"| FedAvg | 1 | {' | '.join(cells)} |"
+    *_, last = fine_tuned({"FedAvg": [tmp_path]}).splitlines()
     assert last.split(" | ")[2] == f"{np.mean(shares):.1%}"
+
+
+def test_runs_are_compared_with_the_first_one_after_its_fine_tuning(tmp_path):
+    runs = {"FedAvg": tmp_path / "plain", "FedAvg with gates": tmp_path / "gated"}
+    for name, workdir in runs.items():
+        config = everyone(plain_config)
+        config.model.gated = name != "FedAvg"
+        trained(config, workdir, 1)
+    first = measure(runs["FedAvg"])
+    text = fine_tuned({name: [workdir] for name, workdir in runs.items()})
+    header, _, *lines, _ = text.splitlines()
+    assert header.endswith(" | test less fine-tuned FedAvg |")
+    for line, (name, workdir) in zip(lines, runs.items(), strict=True):
+        found = measure(workdir)
+        shown = [found.own, found.test, found.tuned_own, found.tuned_test]
+        cells = [f"{x:.1%}" for x in shown]
+        cells += [f"{found.own - first.tuned_own:+.1%}"]
+        cells += [f"{found.test - first.tuned_test:+.1%}"]
+        assert line == f"| {name} | 1 | {' | '.join(cells)} |"

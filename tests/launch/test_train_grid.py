@@ -105,3 +105,11 @@ def test_a_run_that_was_stopped_after_an_earlier_error_goes_on(tmp_path):
     ):
         log.write_text(text)
         assert error_of(run, tmp_path) == error
+
+
+def test_runs_that_have_read_another_folder_are_told(tmp_path):
+    """A finished one is not trained again, so nothing would compare its data."""
+    finished(tmp_path, config_of(**{"data.dir": "hospital_a"}))
+    [found] = problems(tmp_path, config_of(**{"data.dir": "hospital_b"}))
+    run = f"the run in {tmp_path / 'a'} has read 'hospital_a'"
+    assert found.startswith(f"data.dir is 'hospital_b', but {run}: if the data")

@@ -137,5 +137,7 @@ def test_personal_arrays_of_the_network_without_gates_are_refused(tmp_path):
     """Its clients' average is evaluated, which has none."""
     fields = {"model.gated": True, "model.keep_ratio": 0.5}
     config = own_config(write_nets(tmp_path, KEEPS), "Net", **fields)
-    with pytest.raises(SettingsError, match="Net must have no collection gates unless"):
+    with pytest.raises(
+        SettingsError, match="must have no collection gates while its attribute gates"
+    ):
         make_learning(config)

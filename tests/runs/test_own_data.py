@@ -14,7 +14,7 @@ from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import load_data
 from fedjax_prune.runs.replay import verify_workdir
 from fedjax_prune.runs.settings import SettingsError, check, problems
-from fedjax_prune.runs.workdir import read_config
+from fedjax_prune.runs.workdir import WorkdirError, read_config
 from tests.own_files import CLASSES, draw_images, write_arrays, write_pictures
 from tests.small_runs import plain_config
 
@@ -289,7 +289,17 @@ def test_a_run_goes_on_after_its_data_were_moved(tmp_path):
     assert train.evaluate_workdir(workdir)["round"] == 3
     found = verify_workdir(workdir)
     assert found.rounds == [1, 2, 3] and not found.rows + found.leaves + found.settings
-    config.data.dir = write_pictures(tmp_path / "other", 45)
-    with pytest.raises(CheckpointError, match="the training examples are not those of"):
-        train.run(config, workdir)
     assert read_config(workdir)["data"]["dir"] == str(tmp_path / "new")
+
+
+def test_other_data_in_another_folder_are_refused_before_the_first_checkpoint(tmp_path):
+    """In the same folder a run may begin anew with them."""
+    folder, workdir = write_pictures(tmp_path / "old"), tmp_path / "run"
+    config = own_config("image_folder", folder)
+    assert train.run(config, workdir) == 0
+    shutil.rmtree(workdir / "checkpoints")
+    config.data.dir = write_pictures(tmp_path / "other", 45)
+    message = r"other data are than the run in .* has begun with: the training examples"
+    with pytest.raises(WorkdirError, match=message):
+        train.run(config, workdir)
+    assert read_config(workdir)["data"]["dir"] == folder

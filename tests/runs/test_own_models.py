@@ -249,7 +249,7 @@ CALL = "\n    @nn.compact\n    def __call__(self, x):\n        "
         (
             "g = self.variable('gates', 'g', nn.initializers.ones, None, (10,))\n"
             "        return nn.Dense(10)(x.mean((1, 2))) * g.value[None]",
-            r"must have no collection gates unless its attribute gates is given",
+            r"must have no collection gates while its attribute gates",
         ),
     ],
 )
