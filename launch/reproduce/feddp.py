@@ -132,6 +132,21 @@ _PARTS = {
 }
 """What differs from FedDP -> the field that says so."""
 
+
+def _same_or_own() -> Block:
+    """Gates that are the same on all clients or not, learning and never learning."""
+    scaffold, feddp, fixed, _ = _gated("digits", "10", "scaffold").lines
+    *_, averaged = _averaged("digits", "10").lines
+    own = [
+        line._replace(
+            name=f"{line.name}, first gates of each client's own", changes=(_OWN_GATES,)
+        )
+        for line in (fixed, feddp)
+    ]
+    title = "Gates that are the same on all clients, or each client's own"
+    return Block("same_or_own", title, (scaffold, fixed, averaged, feddp, *own))
+
+
 _STEP_SIZES = ("0.03", "0.3")
 """Of the clients, beside 0.1 of all other lines."""
 
@@ -149,15 +164,10 @@ DIGITS_GATES = Table(
                     Line(words, _config("digits", "scaffold_dp", "10"), (change,))
                     for words, change in _PARTS.items()
                 ),
-                # What gates that differ between clients do without learning.
-                Line(
-                    "first gates of each client's own, never learning",
-                    _config("digits", "scaffold_nograd", "10"),
-                    (_OWN_GATES,),
-                ),
             ),
         ),
         _averaged("digits", "10"),
+        _same_or_own(),
         Block(
             "whose_gates",
             "Whose gates",
