@@ -33,6 +33,7 @@ def test_an_entry_says_with_what_a_start_computes(experiment, monkeypatch):
         "lanes": 2,
         "client_rows": "device",
         "rows_dir": "",
+        "data.dir": "",
         "eval.every": 2,
         "eval.num_clients": 2,
         "eval.num_examples": 60,
