@@ -72,7 +72,8 @@ def _moved(run: Run, folder: Path) -> list[str]:
 
     Only `train` looks at them, and runs that are finished are not trained again.
     """
-    old, new = flatten(read_config(folder))["data.dir"], run.config.data.dir
+    new = run.config.data.dir
+    old = flatten(read_config(folder)).get("data.dir", new)
     if old == new:
         return []
     return [

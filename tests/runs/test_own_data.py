@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fedjax_prune.data.datasets import DataError
-from fedjax_prune.runs import export, train
+from fedjax_prune.runs import environment, export, train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import load_data
@@ -293,7 +293,7 @@ def test_a_run_goes_on_after_its_data_were_moved(tmp_path):
 
 
 def test_other_data_in_another_folder_are_refused_before_the_first_checkpoint(tmp_path):
-    """In the same folder a run may begin anew with them."""
+    """In the same folder a run may begin anew with them, because files change."""
     folder, workdir = write_pictures(tmp_path / "old"), tmp_path / "run"
     config = own_config("image_folder", folder)
     assert train.run(config, workdir) == 0
@@ -303,3 +303,6 @@ def test_other_data_in_another_folder_are_refused_before_the_first_checkpoint(tm
     with pytest.raises(WorkdirError, match=message):
         train.run(config, workdir)
     assert read_config(workdir)["data"]["dir"] == folder
+    # It has trained nothing that is known.
+    (workdir / environment.FILE).unlink()
+    assert train.run(config, workdir) == 0
