@@ -128,13 +128,14 @@ def test_the_algorithm_is_added_as_its_guide_says(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where, fields, problems, round_one = run("-c", TRIAL + loop).splitlines()
+    where, fields, problems, round_one, accuracy = run("-c", TRIAL + loop).splitlines()
     assert where == str(library / "__init__.py")
     assert ast.literal_eval(fields) == {"name": "feddyn", "alpha": 0.1}
     assert problems == "['algorithm.alpha must be above 0, got 0.0']"
     number, loss = round_one.split()
     assert number == "1"
     assert 0 < float(loss) < 2 * np.log(3)
+    assert accuracy.endswith("% of the training examples")
     (flags,) = re.findall(r"`(--config=.*?feddyn.*?)` trains", ADDING)
     short = ("rounds=1", "lanes=1", "devices=1", "model.gated=false", "cohort_size=2")
     short = (*(f"--config.{field}" for field in short), "--workdir=run")

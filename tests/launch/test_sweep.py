@@ -72,9 +72,9 @@ def test_a_grid_with_a_failure_in_shards_and_together(folder):
         assert "in [0, 1442]" in (folder / f"all/{name}.log").read_text()
     assert not (folder / "all/table.md").exists()
     # The first setting, to which others are compared, is now the one that fails.
-    axes = ("--axis=seed=0,1", "--axis=data.num_train=5000,60")
+    axes = ("--axis=seed=0,1", "--axis=data.num_train=5000,60,70")
     out, err = sweep(folder, *axes, code=1)
-    assert out.startswith("2 of 4 runs are finished\n")
+    assert out.startswith("2 of 6 runs are finished\n")
     assert "Not finished: data.num_train=5000 (2 of 2 seeds). error: num_train" in out
     assert out.endswith("Differences are those to data.num_train=60.\n")
     accuracies = [
