@@ -102,7 +102,8 @@ def require_moved(folder: Path, config: Config, hashes: Mapping[str, str]) -> No
         starts = environment.read(folder)
     except WorkdirError:
         return  # It is put aside when this start is recorded.
-    known = starts[-1]["data"] if starts else {}
+    # Earlier versions have not recorded it.
+    known = starts[-1].get("data", {}) if starts else {}
     saved = Origin({_TEST_SIZE: before.get(_TEST_SIZE)}, known)
     now = Origin({_TEST_SIZE: config.eval.num_examples}, hashes)
     if found := differences(saved, now):

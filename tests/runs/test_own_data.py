@@ -1,5 +1,6 @@
 """Runs on the user's own data, from its files to the exported model."""
 
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from fedjax_prune.runs import environment, export, train
 from fedjax_prune.runs.checkpoint import CheckpointError
 from fedjax_prune.runs.completed import completed
 from fedjax_prune.runs.experiment import load_data
+from fedjax_prune.runs.origin import require_moved
 from fedjax_prune.runs.replay import verify_workdir
 from fedjax_prune.runs.settings import SettingsError, check, problems
 from fedjax_prune.runs.workdir import WorkdirError, read_config
@@ -303,6 +305,10 @@ def test_other_data_in_another_folder_are_refused_before_the_first_checkpoint(tm
     with pytest.raises(WorkdirError, match=message):
         train.run(config, workdir)
     assert read_config(workdir)["data"]["dir"] == folder
-    # It has trained nothing that is known.
-    (workdir / environment.FILE).unlink()
-    assert train.run(config, workdir) == 0
+    # Nothing is known of its data.
+    file = workdir / environment.FILE
+    (start,) = json.loads(file.read_text())
+    del start["data"]
+    for starts in ([], [start]):
+        file.write_text(json.dumps(starts))
+        require_moved(workdir, config, {"train": "another hash"})
