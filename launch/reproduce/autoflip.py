@@ -79,6 +79,7 @@ def _table(
             ],
         ),
         "schedule": ("When masks are made", schedules),
+        "random": ("Beside random masks", [_line(data, "random"), *schedules]),
     }
     return Table(
         f"When does pruning by exploration pay? {words}.",

@@ -7,13 +7,17 @@ _FEDPROX = (
     "data.num_clients=30",
     "data.client_size=54",
     "data.client_size_sigma=2",
-    "client.lr=0.01",
     "client.epochs=20",
     "rounds=1500",
     "eval.every=10",
     "report.every=0",
 )
 """Near section 5.1 of the FedProx paper: 30 devices, ten in a round, 20 epochs."""
+
+
+def _fedprox(name: str, lr: str, *changes: str) -> Line:
+    return Line(name, "synthetic:vectors", (*_FEDPROX, f"client.lr={lr}", *changes))
+
 
 SYNTHETIC = Table(
     "Is FedProx ahead of FedAvg on synthetic(1, 1)?",
@@ -22,15 +26,23 @@ SYNTHETIC = Table(
             "synthetic",
             "synthetic(1, 1), 30 clients",
             (
-                Line("FedAvg", "synthetic:vectors", _FEDPROX),
+                _fedprox("FedAvg", "0.01"),
                 *(
-                    Line(
+                    _fedprox(
                         f"FedProx, mu {mu}",
-                        "synthetic:vectors",
-                        (*_FEDPROX, "algorithm.name=fedprox", f"algorithm.mu={mu}"),
+                        "0.01",
+                        "algorithm.name=fedprox",
+                        f"algorithm.mu={mu}",
                     )
                     for mu in ("0.01", "0.1", "1")
                 ),
+            ),
+        ),
+        Block(
+            "step_sizes",
+            "FedAvg by step size",
+            tuple(
+                _fedprox(f"step size {lr}", lr) for lr in ("0.0003", "0.001", "0.003", "0.01", "0.03")
             ),
         ),
     ),
