@@ -110,9 +110,9 @@ def _averaged(data: str, clients: str) -> Block:
     return Block(f"{clients}_averaged_gates", title, (scaffold, feddp, averaged))
 
 
-def _changed(name: str, title: str, change: str) -> Block:
-    """SCAFFOLD, FedDP and its controls on digits, all with another field."""
-    lines = _gated("digits", "10", "scaffold").lines
+def _changed(name: str, title: str, change: str, method: str = "scaffold") -> Block:
+    """A method on digits, without and with gates and controls, with another field."""
+    lines = _gated("digits", "10", method).lines
     changed = tuple(line._replace(changes=(change,)) for line in lines)
     return Block(name, title, changed)
 
@@ -149,6 +149,22 @@ def _same_or_own() -> Block:
 
 _STEP_SIZES = ("0.03", "0.3")
 """Of the clients, beside 0.1 of all other lines."""
+
+
+def _by_step_size() -> Block:
+    """FedAvg and SCAFFOLD on digits, without gates, with every step size."""
+    lines = []
+    for method in ("fedavg", "scaffold"):
+        plain = _gated("digits", "10", method).lines[0]
+        lines += [plain._replace(name=f"{plain.name}, step size 0.1")]
+        lines += [
+            plain._replace(
+                name=f"{plain.name}, step size {lr}", changes=(f"client.lr={lr}",)
+            )
+            for lr in _STEP_SIZES
+        ]
+    return Block("step_sizes", "FedAvg and SCAFFOLD by step size", tuple(lines))
+
 
 DIGITS_GATES = Table(
     "What do learned gates learn? Digits, ten clients.",
@@ -187,6 +203,13 @@ DIGITS_GATES = Table(
             _changed(f"step_size_{lr}", f"Step size {lr}", f"client.lr={lr}")
             for lr in _STEP_SIZES
         ),
+        _changed(
+            "fedavg_step_size_0.3",
+            "FedAvg, step size 0.3",
+            "client.lr=0.3",
+            "fedavg",
+        ),
+        _by_step_size(),
     ),
     seeds=tuple(range(5)),
     differs=f"{SMALL}; digits of 8 by 8 pixels in place of CIFAR-10.",
