@@ -27,7 +27,7 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
     """Refuses a workdir whose runs do not fit those of a grid.
 
     They were begun with other fields or files, went further, or were finished and
-    evaluated in another way.
+    evaluated with other data. Of runs that are not finished `train` compares the data.
 
     Raises:
       SettingsError: with every difference, each once, and what cannot be read.
@@ -41,9 +41,8 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
             agree_config(folder, _with_files(run, workdir))
             # A mean with runs that end now would be one of different lengths.
             estimates.require_rounds(run.config, folder)
-            found += _moved(run, folder)
             if is_finished(run, workdir):
-                found += _evaluated_otherwise(run, folder)
+                found += _with_other_data(run, folder)
         except SettingsError as error:
             found += error.problems
         except (DataError, WorkdirError) as error:
@@ -67,30 +66,27 @@ def _with_files(run: Run, workdir: Path) -> Config:
         return run.config
 
 
-def _moved(run: Run, folder: Path) -> list[str]:
-    """A line if the run has read other files, which may not be the same data.
+def _with_other_data(run: Run, folder: Path) -> list[str]:
+    """One line for each field that says with which data a finished run was evaluated.
 
-    Only `train` looks at them, and runs that are finished are not trained again.
+    Nothing else would look at them, because it is not trained again.
     """
-    new = run.config.data.dir
-    old = flatten(read_config(folder)).get("data.dir", new)
-    if old == new:
-        return []
-    return [
-        f"data.dir is {new!r}, but the run in {folder} has read {old!r}: if the data "
-        "were moved, train each run once more with `train --workdir`, which compares "
-        "them"
-    ]
-
-
-def _evaluated_otherwise(run: Run, folder: Path) -> list[str]:
-    """One line for each field that says of what a finished run's accuracy is."""
     old, new = flatten(read_config(folder)), flatten(run.config)
-    return [
-        f"{name} is {new[name]}, but the run in {folder} was evaluated with {old[name]}"
-        for name in ("eval.num_clients", "eval.num_examples")
-        if old.get(name, new[name]) != new[name]
+    names = ["eval.num_clients", "eval.num_examples"]
+    if DATASETS[new["data.name"]].reads_folder:
+        names.append("data.dir")
+    differ = [name for name in names if old.get(name, new[name]) != new[name]]
+    found = [
+        f"{name} is {new[name]!r}, but the run in {folder} was evaluated with "
+        f"{old[name]!r}"
+        for name in differ
     ]
+    if "data.dir" in differ:
+        found.append(
+            "if data were moved, start these runs once more by `python -m "
+            f"{' '.join(run.launcher)}`, which compares them"
+        )
+    return found
 
 
 def check_data(runs: Sequence[Run], workdir: Path) -> None:

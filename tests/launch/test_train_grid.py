@@ -107,9 +107,19 @@ def test_a_run_that_was_stopped_after_an_earlier_error_goes_on(tmp_path):
         assert error_of(run, tmp_path) == error
 
 
-def test_runs_that_have_read_another_folder_are_told(tmp_path):
-    """A finished one is not trained again, so nothing would compare its data."""
-    finished(tmp_path, config_of(**{"data.dir": "hospital_a"}))
-    [found] = problems(tmp_path, config_of(**{"data.dir": "hospital_b"}))
-    run = f"the run in {tmp_path / 'a'} has read 'hospital_a'"
-    assert found.startswith(f"data.dir is 'hospital_b', but {run}: if the data")
+def test_finished_runs_that_have_read_another_folder_are_told(tmp_path):
+    """They are not trained again, so nothing would compare their data."""
+    changes = {"data.name": "femnist", "data.dir": "hospital_a"}
+    finished(tmp_path, config_of(**changes))
+    moved = changes | {"data.dir": "hospital_b"}
+    told, advice = problems(tmp_path, config_of(**moved))
+    run = f"the run in {tmp_path / 'a'} was evaluated with 'hospital_a'"
+    assert told == f"data.dir is 'hospital_b', but {run}"
+    assert "once more by `python -m fedjax_prune train`" in advice
+    # What is not finished goes to `train`, which compares them.
+    check_begun([run_of(config_of(rounds=30, **moved))], tmp_path)
+
+
+def test_the_folder_of_data_that_are_not_read_from_one_may_be_any(tmp_path):
+    finished(tmp_path, config_of())
+    check_begun([run_of(config_of(**{"data.dir": "elsewhere"}))], tmp_path)
