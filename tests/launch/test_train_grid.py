@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from fedjax_prune.data.datasets import DataError
 from fedjax_prune.runs import environment
 from fedjax_prune.runs.settings import SettingsError
 from launch.grid import Run
-from launch.train_grid import check_begun, error_of
+from launch.train_grid import check_begun, cost_table, error_of
 from tests.made_up_runs import config_of, write_run
 from tests.own_files import NETS, write_nets
 from tests.small_runs import own_config
@@ -123,3 +124,15 @@ def test_finished_runs_that_have_read_another_folder_are_told(tmp_path):
 def test_the_folder_of_data_that_are_not_read_from_one_may_be_any(tmp_path):
     finished(tmp_path, config_of())
     check_begun([run_of(config_of(**{"data.dir": "elsewhere"}))], tmp_path)
+
+
+def test_what_is_finished_costs_nothing_and_its_data_may_be_gone(tmp_path):
+    changes = {"data.name": "image_folder", "data.dir": str(tmp_path / "gone")}
+    run = run_of(config_of(**changes))
+    with pytest.raises(DataError):
+        cost_table([("a", run)], tmp_path)
+    finished(tmp_path, run.config)
+    check_begun([run], tmp_path)
+    *_, left, of_all = cost_table([("a", run)], tmp_path).splitlines()
+    assert left == "| a | 0 | 0.0 | 0.00e+00 |"
+    assert of_all == "| 1 runs | 0 | 0.0 | 0.00e+00 |"
