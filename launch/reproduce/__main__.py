@@ -14,9 +14,10 @@ which all runs save (pfl-research does so every 50 rounds), the same command goe
 what is measured first, lanes are kept one by one, and the times of a few images are
 measured in one go, also if --minutes end. At its end it prints the blocks that
 were asked for, of all finished runs, ours beside the published numbers, and writes them
-into WORKDIR/NAME_SCALE/table.md, in place of those of the last call; unless it was
-stopped, it also draws a page with pictures for each of them. For `accelerator`, whose
-runs share the time, it always does.
+into WORKDIR/NAME_SCALE/table.md, in place of those of the last call. Those of other
+seeds than the table's own go to a folder of their own below, such as `seeds=0,2,4`.
+Unless it was stopped, it also draws a page with pictures for each of them. For
+`accelerator`, whose runs share the time, it always does.
 
 configs/README.md explains what is printed, and configs/results has what came out. Data
 are read from --config.data.dir or TFDS_DATA_DIR. For example:
@@ -46,7 +47,11 @@ from .tables import TABLES
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
 _BLOCKS = flags.DEFINE_list("blocks", [], "of the table; all unless given")
-_SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    [],
+    "of every line; tables of others than its own seeds are in a folder `seeds=...`",
+)
 _JOBS = flags.DEFINE_integer(
     "jobs",
     1,
@@ -114,7 +119,7 @@ def main(argv: list[str]) -> int:
         # After the tables, because drawing takes longer and may be stopped. Where runs
         # share the time, most of them are stopped.
         if code != INTERRUPTED or table.share_time:
-            undrawn = results.draw_pages(written, folder)
+            undrawn = results.draw_pages(written)
         return code or failed or written.code or undrawn
 
     return exit_code(reproduce)

@@ -23,27 +23,28 @@ from fedjax_prune.runs.tables import changes_at_the_end
 from fedjax_prune.runs.workdir import WorkdirError
 
 from ..benchmark.process import WorkerError
-from ..grid import Run
+from ..grid import Run, safe_name
 from ..train_grid import error_of, is_finished, unfinished
 from .table import Block, LineRuns, Table
 
-FILE = "table.md"
+_FILE = "table.md"
 """Name of the tables in their folder."""
-
 
 _UNREADABLE = (CheckpointError, DataError, RowsError, SettingsError, WorkdirError)
 
 
 class Written(NamedTuple):
-    """What was written into FILE.
+    """Tables of results.
 
     Attributes:
-      text: see above.
+      text: of the tables, in Markdown.
+      folder: in which they are.
       drawn: name of a block -> name of each line -> its runs, for `draw_pages`.
       code: the exit code, 1 if a block could not be made, which was told.
     """
 
     text: str
+    folder: Path
     drawn: Mapping[str, Mapping[str, Sequence[Path]]]
     code: int
 
@@ -61,7 +62,8 @@ def write_tables(
         shown, up to the last round that all of a block have evaluated.
       lines: its lines and their runs.
       workdir: of the runs.
-      folder: is made; gets table.md.
+      folder: of the table; is made. It gets table.md, or a folder below it does if the
+        seeds of the lines are others than the table's own.
     """
 
     def is_shown(run: Run) -> bool:
@@ -72,7 +74,6 @@ def write_tables(
     def has_failed(run: Run) -> bool:
         return bool(error_of(run, workdir)) and not is_finished(run, workdir)
 
-    folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
     parts, drawn, code = [f"# {table.question}\n"], {}, 0
     if table.differs:
@@ -103,13 +104,22 @@ def write_tables(
         }
         seeds = {line.name: len(runs[line]) for line in block.lines}
         parts += unfinished(left, seeds, workdir)
-    text = "\n".join(parts)
-    replace(folder / FILE, text.encode())
-    return Written(text, drawn, code)
+    text, own = "\n".join(parts), _folder_of_tables(table, lines, folder)
+    own.mkdir(parents=True, exist_ok=True)
+    replace(own / _FILE, text.encode())
+    return Written(text, own, drawn, code)
 
 
-def draw_pages(written: Written, folder: Path) -> int:
-    """Draws a page for each block into a folder of its own.
+def _folder_of_tables(table: Table, lines: Sequence[LineRuns], folder: Path) -> Path:
+    """Tables of a few seeds for a trial do not replace those of the table's own."""
+    seeds = sorted({run.config.seed for each in lines for run in each.runs})
+    if not seeds or seeds == sorted(table.seeds):
+        return folder
+    return folder / safe_name(f"seeds={','.join(map(str, seeds))}")
+
+
+def draw_pages(written: Written) -> int:
+    """Draws a page for each block into a folder of its own beside the tables.
 
     Returns:
       The exit code: 1 if a page could not be written, which is told. Without the extra
@@ -122,7 +132,8 @@ def draw_pages(written: Written, folder: Path) -> int:
     for block, runs in written.drawn.items():
         names = {workdir: name for name, each in runs.items() for workdir in each}
         try:
-            print(f"page: {write_report(list(names), folder / block, names=names)}")
+            page = write_report(list(names), written.folder / block, names=names)
+            print(f"page: {page}")
         except WorkdirError as error:
             console.print_error(f"{block}: {error}")
             code = 1

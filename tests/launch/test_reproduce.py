@@ -211,12 +211,29 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
         *diverged[:1],
     ]
     assert not (tmp_path / "out/all").exists()
-    assert results.draw_pages(written, out) == 0
+    assert results.draw_pages(written) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
     monkeypatch.setattr(results, "is_installed", lambda: False)
-    assert results.draw_pages(written, out) == 0
+    assert results.draw_pages(written) == 0
     assert "pages: not drawn; for pictures: pip" in capsys.readouterr().out
+
+
+def test_a_call_with_other_seeds_keeps_the_tables_of_the_own_ones(tmp_path):
+    lines = (Line("SCAFFOLD", "quickstart", ("rounds=20",)),)
+    table = Table("What for?", (Block("all", "Ten clients", lines),), (0, 1))
+    out = tmp_path / "out"
+    for seeds, folder in (
+        ((0, 1), out),
+        ((1, 0), out),
+        ((0,), out / "seeds=0"),
+        ((2, 1, 0), out / "seeds=0,1,2"),
+    ):
+        found = runs_of(table, seeds, [])
+        written = results.write_tables(table, found, tmp_path, out)
+        assert written.folder == folder
+        assert f"SCAFFOLD ({len(seeds)} of" in (folder / "table.md").read_text()
+    assert "SCAFFOLD (2 of 2 seeds)" in (out / "table.md").read_text()
 
 
 def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):
