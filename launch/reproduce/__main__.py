@@ -9,15 +9,15 @@ better than gates that do not. All lines of a seed have the same splits and coho
 where their networks agree, the same first weights. Before it starts, the command says
 which blocks the table has and what is left to run and to measure; --blocks chooses some
 of them. What it has measured is kept beside the table, and measured anew if its file is
-deleted. Runs that tables share are trained once. After Ctrl-C, SIGTERM or --minutes, on
-which all runs save (pfl-research does so every 50 rounds), the same command goes on. Of
-what is measured first, lanes are kept one by one, and the times of a few images are
-measured in one go, also if --minutes end. At its end it prints the blocks that
-were asked for, of all finished runs, ours beside the published numbers, and writes them
-into WORKDIR/NAME_SCALE/table.md, in place of those of the last call. Those of other
-seeds than the table's own go to a folder of their own below, such as `seeds=0,2,4`.
-Unless it was stopped, it also draws a page with pictures for each of them. For
-`accelerator`, whose runs share the time, it always does.
+deleted; what has failed is tried again by the next call. Runs that tables share are
+trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-research
+does so every 50 rounds), the same command goes on. Of what is measured first, lanes are
+kept one by one, and the times of a few images are measured in one go, also if --minutes
+end. At its end it prints the blocks that were asked for, of all finished runs, ours
+beside the published numbers, and writes them into WORKDIR/NAME_SCALE/table.md, in place
+of those of the last call; those of other seeds than the table's own go to a folder of
+their own below, such as `seeds=0,2,4`. Unless it was stopped, it also draws a page with
+pictures for each of them. For `accelerator`, whose runs share the time, it always does.
 
 configs/README.md explains what is printed, and configs/results has what came out. Data
 are read from --config.data.dir or TFDS_DATA_DIR. For example:
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
         train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        failed = results.measure(table, folder, end - time.monotonic())
+        failed = results.measure_blocks(table, folder, end - time.monotonic())
         code = train_grid.train_all(
             runs,
             workdir,

@@ -167,39 +167,48 @@ def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
     )
 
 
-def measure(table: Table, folder: Path, seconds: float) -> int:
+def measure_blocks(table: Table, folder: Path, seconds: float) -> int:
     """Measures the blocks that need no runs, each once: their files are kept.
 
     Args:
-      table: see above.
+      table: whose blocks they are.
       folder: of the table; is made.
       seconds: that they may take together.
 
     Returns:
-      The exit code: 1 if one could not be measured, INTERRUPTED if the time was too
-      short; both are told.
+      The exit code: 1 if one could not be measured, or a part of it, INTERRUPTED if the
+      time was too short; all are told, and left for the next call.
     """
     code, end = 0, time.monotonic() + seconds
     for block in left_to_measure(table, folder):
         assert block.measure is not None
         print(f"measuring: {block.title}", flush=True)
         try:
-            text = block.measure(folder / block.name, end - time.monotonic())
+            found = block.measure(folder / block.name, end - time.monotonic())
         except WorkerError as error:
             console.print_error(f"{block.title}: {error}")
             code = 1
             continue
-        if text is None:
+        if found is None:
             print(f"{block.title}: not ended; the same command goes on", flush=True)
             code = code or INTERRUPTED
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if found.failed:
+            words = ", ".join(found.failed)
+            console.print_error(
+                f"{block.title}: {words} failed; the same command tries again"
+            )
+            replace(_partial_file(folder, block), found.text.encode())
+            code = 1
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace(_file(folder, block), text.encode())
+            replace(_file(folder, block), found.text.encode())
+            _partial_file(folder, block).unlink(missing_ok=True)
     return code
 
 
 def left_to_measure(table: Table, folder: Path) -> list[Block]:
-    """The blocks that `measure` would measure."""
+    """The blocks that `measure_blocks` would measure."""
     return [b for b in table.blocks if b.measure and not _file(folder, b).exists()]
 
 
@@ -207,11 +216,17 @@ def _file(folder: Path, block: Block) -> Path:
     return folder / f"{block.name}.md"
 
 
+def _partial_file(folder: Path, block: Block) -> Path:
+    """The table without what has failed; while it is there, the whole one is not."""
+    return folder / f"{block.name}.partial.md"
+
+
 def _without_runs(block: Block, folder: Path) -> str:
     if not block.measure:
         return block.make({}, {}, math.inf)
-    file = _file(folder, block)
-    return file.read_text() if file.exists() else "not measured\n"
+    files = (_file(folder, block), _partial_file(folder, block))
+    texts = (file.read_text() for file in files if file.exists())
+    return next(texts, "not measured\n")
 
 
 def _last_evaluation(workdir: Path) -> int:
