@@ -20,7 +20,7 @@ from fedjax_prune.runs.workdir import (
 from fedjax_prune.types import Config
 
 from .grid import Run, told
-from .side_by_side import Job, Outcome, last_words, run_all
+from .side_by_side import Ended, Job, last_words, run_all
 
 
 def check_begun(runs: Sequence[Run], workdir: Path) -> None:
@@ -182,32 +182,33 @@ def train_all(
       share_time: as in `run_all`; jobs must be 1.
 
     Returns:
-      The exit code: 0 if all runs are finished, 1 if one failed, INTERRUPTED after a
-      signal or when the time is over.
+      The exit code: INTERRUPTED after a signal, or if the time was over before all runs
+      had ended; else 1 if one failed, 0 if all runs are finished.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs if not is_finished(run, workdir)]
     if len(waiting) < len(runs):
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished")
-    outcomes = run_all(
+    ended = run_all(
         [_job(run, workdir, overrides) for run in waiting],
         jobs,
         lambda text: print(text, flush=True),
         seconds,
         share_time=share_time,
     )
-    return ending(outcomes)
+    return ending(ended)
 
 
-def ending(outcomes: Sequence[Outcome]) -> int:
+def ending(ended: Ended) -> int:
     """Lists what is not finished; returns the exit code."""
-    failed = [o for o in outcomes if o.code and not o.stopped]
+    failed = [o for o in ended.outcomes if o.code and not o.stopped]
     console.print_error(
         f"{o.job.name} ended with code {o.code}: {o.last_words}\nsee {o.job.log}"
         for o in failed
     )
-    stopped = [o for o in outcomes if o.stopped]
-    if stopped:
+    stopped = [o for o in ended.outcomes if o.stopped]
+    # What was to follow these jobs must not follow, also if all of them are finished.
+    if stopped or ended.asked:
         console.print_error(
             f"stopped: {len(stopped)} runs are not finished; the same command goes on"
         )
