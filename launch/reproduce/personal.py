@@ -14,9 +14,8 @@ from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.runs.learning import data_info
 from fedjax_prune.runs.tables import difference, markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
 
-from .newest import newest
+from .newest import by_column, newest
 
 OWN, MEAN, OTHER = "own", "mean", "another's"
 """Whose gates a client predicts with: its own, the mean of all clients', or those of
@@ -84,26 +83,19 @@ def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
       of which it has training examples, and of the others. A second table has the
       differences of the other runs from the first one, seed by seed.
     """
-    found = {
-        name: {read_usable_config(w).seed: means(measure(w)) for w in workdirs}
-        for name, workdirs in runs.items()
-    }
+    found = by_column(runs, lambda workdir: means(measure(workdir)))
     first, *others = found
-    columns = list(next(iter(found[first].values())))
-
-    def values(name: str, column: str) -> dict[int, float]:
-        return {seed: each[column] for seed, each in found[name].items()}
-
+    columns = list(found[first])
     rows = [
         [
             name,
-            str(len(found[name])),
-            *(with_interval(list(values(name, c).values())) for c in columns),
+            str(len(runs[name])),
+            *(with_interval(list(values.values())) for values in found[name].values()),
         ]
         for name in found
     ]
     differences = [
-        [name, *(difference(values(name, c), values(first, c)) for c in columns)]
+        [name, *(difference(found[name][c], found[first][c]) for c in columns)]
         for name in others
     ]
     table = markdown(["run", "seeds", *columns], rows)
