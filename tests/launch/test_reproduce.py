@@ -1,11 +1,13 @@
 """Tables of results: their runs, what is printed, and the command line."""
 
 import functools
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedjax_prune.runs.metrics import HEADLINE
@@ -13,15 +15,15 @@ from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, flatten
 from launch.flags import load_config
 from launch.reproduce import results
-from launch.reproduce.accelerator import pace
 from launch.reproduce.beside_pfl import PFL_FIELDS
 from launch.reproduce.clients import by_clients
 from launch.reproduce.costs import multiplications
 from launch.reproduce.others import W1
+from launch.reproduce.pace import pace, seconds_of_a_round
 from launch.reproduce.personal import swapped_gates
 from launch.reproduce.table import Block, Line, Table, by_seed, of_runs, runs_of
 from launch.reproduce.tables import TABLES
-from tests.made_up_runs import config_of, write_run
+from tests.made_up_runs import config_of, write_finished, write_run
 
 ROOT = Path(__file__).parents[2]
 EVERY = [(name, scale) for name, scales in TABLES.items() for scale in scales]
@@ -151,13 +153,6 @@ def test_a_field_that_the_other_library_would_not_get_is_refused():
     assert line.runs[0].config.client.lr == 0.05
 
 
-def write_finished(workdir, run):
-    """A run as it is when all of its 20 rounds are evaluated and saved."""
-    config = config_of(seed=run.config.seed, **{"eval.every": 1})
-    write_run(workdir / run.folder, config, records=False)
-    (workdir / run.folder / "checkpoints" / str(run.config.rounds)).mkdir(parents=True)
-
-
 def test_results_are_those_of_finished_runs_and_name_the_others(
     tmp_path, capsys, monkeypatch
 ):
@@ -174,7 +169,8 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     table = Table("What for?", blocks, (0, 1))
     found = runs_of(table, table.seeds, [])
     for run in (*found[0].runs, *found[1].runs[:1]):
-        write_finished(tmp_path, run)
+        config = config_of(seed=run.config.seed, **{"eval.every": 1})
+        write_finished(tmp_path / run.folder, config)
     log = tmp_path / f"{found[2].runs[1].folder}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
@@ -249,6 +245,16 @@ def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):
     accuracies = (row["eval/client_gated/mean"], row["eval/client_local/mean"])
     shown = " | ".join(f"{accuracy:.1%}" for accuracy in accuracies)
     assert line == f"| FedDP | 8 | 0.500 | 4.00 | 21 | 7 | {shown} | 4 | 83.5% |"
+
+
+def test_the_seconds_of_a_round_are_without_the_waiting_for_checkpoints(tmp_path):
+    fields = {"seconds": lambda n: 2.0 + n, "seconds/save": lambda n: 1.0 * n}
+    for every, seconds in ((2, 2.0), (1, math.nan)):
+        config = config_of(rounds=8, **{"eval.every": every})
+        run = write_run(tmp_path / str(every), config, records=False, **fields)
+        np.testing.assert_equal(seconds_of_a_round(read_metrics(run)), seconds)
+    *_, line = pace({"FedDP": [run]}, {}, 8).splitlines()
+    assert line.startswith("| FedDP | 8 |  |  | 52 | 11 |")
 
 
 def test_gates_keep_half_of_the_multiplications_as_in_the_paper():
