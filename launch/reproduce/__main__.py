@@ -41,7 +41,7 @@ from .. import runtime, train_grid
 from ..errors import exit_code
 from ..flags import parse
 from . import results
-from .table import Table, by_seed, only, runs_of
+from .table import Table, by_seed, lines_of, only
 from .tables import TABLES
 
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
             raise SettingsError(found)
         table = only(TABLES[_TABLE.value or ""][_SCALE.value], _BLOCKS.value)
         workdir = local_folder(_WORKDIR.value)
-        lines = runs_of(table, seeds or table.seeds, argv[1:])
+        lines = lines_of(table, seeds or table.seeds, argv[1:])
         runs = by_seed(lines)
         train_grid.check_begun(runs, workdir)
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"

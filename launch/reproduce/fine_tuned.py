@@ -21,7 +21,7 @@ from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
 from .newest import by_column, newest
 
 
-class Measured(NamedTuple):
+class Accuracies(NamedTuple):
     """Accuracies of a run's newest checkpoint, means over clients.
 
     Attributes:
@@ -51,7 +51,7 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
       two columns are a run's accuracies without fine-tuning minus those of the first
       run with it, seed by seed.
     """
-    found = by_column(runs, lambda workdir: measure(workdir)._asdict())
+    found = by_column(runs, lambda workdir: accuracies(workdir)._asdict())
     first = next(iter(found))
     rows = []
     for name, columns in found.items():
@@ -72,7 +72,7 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
     return markdown(header, rows)
 
 
-def measure(workdir: Path) -> Measured:
+def accuracies(workdir: Path) -> Accuracies:
     """Measures a run's newest checkpoint before and after fine-tuning.
 
     A client trains the delivered model, and its gates if there are any, as in a round
@@ -113,7 +113,7 @@ def measure(workdir: Path) -> Measured:
         num_classes = data_info(config).num_classes
         counts = class_counts(data.train.labels, data.population, num_classes)[ids]
         largest = data.test.labels[None, :] == counts.argmax(1)[:, None]
-        return Measured(
+        return Accuracies(
             own=float(local_accuracy(before, validation).mean()),
             test=float(before.mean()),
             tuned_own=float(local_accuracy(after, validation).mean()),

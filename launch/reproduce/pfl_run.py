@@ -23,7 +23,7 @@ from torch import nn
 
 from ..benchmark import pfl_sim, torch_models, worker
 
-EVERY = 50
+_EVERY = 50
 """Rounds between evaluations."""
 _BATCH = 1000
 
@@ -115,7 +115,7 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
         if number > first:
             seconds.append(time.perf_counter() - began)
         done = number + 1
-        if done % EVERY == 0 or done == len(data.cohorts):
+        if done % _EVERY == 0 or done == len(data.cohorts):
             row = {"round": done, "seconds": float(np.median(seconds or [np.nan]))}
             row["accuracy"] = accuracy(network, more.test_images, more.test_labels)
             rows.append(row)

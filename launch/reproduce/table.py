@@ -126,7 +126,7 @@ class LineRuns(NamedTuple):
     runs: tuple[Run, ...]
 
 
-def runs_of(
+def lines_of(
     table: Table, seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[LineRuns]:
     """The lines of a table, each once, with their runs.

@@ -11,7 +11,7 @@ from fedjax_prune.runs.interrupt import INTERRUPTED
 from fedjax_prune.runs.metrics_log import read_metrics
 from launch.benchmark import worker
 from launch.reproduce.beside_pfl import beside_pfl, train_pfl, write_for_pfl
-from launch.reproduce.table import Block, Line, Table, runs_of
+from launch.reproduce.table import Block, Line, Table, lines_of
 from tests.made_up_runs import config_of, write_run
 from tests.small_runs import tiny_config
 
@@ -88,7 +88,7 @@ def test_seeds_of_both_libraries_are_compared_and_unfinished_ones_named(tmp_path
 
 def lines_of_one_run():
     block = Block("w1", "W1", (Line("FedAvg", "quickstart", ("rounds=20",)),))
-    return runs_of(Table("?", (block,), (0,)), (0,), [])
+    return lines_of(Table("?", (block,), (0,)), (0,), [])
 
 
 def test_pfl_is_neither_installed_nor_started_when_finished_or_out_of_time(
