@@ -127,11 +127,15 @@ def main(argv: list[str]) -> int:
 
 def _require_accelerator() -> None:
     """Refuses the size of an accelerator where JAX has none."""
-    if _SCALE.value == "gpu" and runtime.platform_of_children() in ("cpu", ""):
+    if _SCALE.value != "gpu":
+        return
+    platform, said = runtime.platform_of_children()
+    if platform in ("cpu", ""):
         raise SettingsError(
             [
-                "--scale=gpu needs an accelerator, and JAX finds none: pip install -e "
-                "'.[cuda]' or '.[tpu]' brings it for one"
+                "--scale=gpu needs an accelerator, and JAX finds none",
+                *([f"JAX has said: {said}"] if said else []),
+                "pip install -e '.[cuda]' or '.[tpu]' brings JAX for one",
             ]
         )
 

@@ -42,7 +42,8 @@ def lanes(
     """
     end = time.monotonic() + seconds
     threads = len(runtime.cores())
-    groups = suite.groups(threads, runtime.platform_of_children())
+    platform, _ = runtime.platform_of_children()
+    groups = suite.groups(threads, platform)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     failed: list[str] = []

@@ -155,14 +155,12 @@ def over_clients(found: Swapped) -> dict[str, float]:
     } | {
         "test, own gates": float(found.test[OWN].mean()),
         "test, mean gates": float(found.test[MEAN].mean()),
-        "test, own gates, classes that it has": _mean_of_known(
-            found.of_clients(has=True)
-        ),
-        "test, own gates, other classes": _mean_of_known(found.of_clients(has=False)),
+        "test, own gates, classes that it has": _known_mean(found.of_clients(has=True)),
+        "test, own gates, other classes": _known_mean(found.of_clients(has=False)),
     }
 
 
-def _mean_of_known(values: np.ndarray) -> float:
+def _known_mean(values: np.ndarray) -> float:
     """The mean of the values that are not NaN, or NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

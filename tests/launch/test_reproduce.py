@@ -30,13 +30,13 @@ EVERY = [(name, scale) for name, scales in TABLES.items() for scale in scales]
 
 
 @functools.cache
-def lines_of_one_seed(name, scale):
+def lines_of_a_seed(name, scale):
     return lines_of(TABLES[name][scale], [3], [])
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
 def test_runs_of_a_table_differ_from_each_other(name, scale):
-    runs = [each.runs[0] for each in lines_of_one_seed(name, scale)]
+    runs = [each.runs[0] for each in lines_of_a_seed(name, scale)]
     configs = {
         run.folder: f"{run.config.to_json_best_effort()} {run.launcher}" for run in runs
     }
@@ -49,9 +49,7 @@ def test_runs_of_a_table_differ_from_each_other(name, scale):
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
 def test_lines_of_a_block_have_the_same_data_rounds_and_clients(name, scale):
-    by_line = {
-        each.line: each.runs[0].config for each in lines_of_one_seed(name, scale)
-    }
+    by_line = {each.line: each.runs[0].config for each in lines_of_a_seed(name, scale)}
     for block in TABLES[name][scale].blocks:
         configs = [by_line[line] for line in block.lines]
         numbers = {c.data.num_clients for c in configs}
@@ -67,9 +65,7 @@ def _by_clients(block):
 
 
 def test_the_threshold_that_is_not_set_again_is_the_default():
-    lines = {
-        each.line.name: each for each in lines_of_one_seed("autoflip_mnist", "cpu")
-    }
+    lines = {each.line.name: each for each in lines_of_a_seed("autoflip_mnist", "cpu")}
     for percent in (20, 30):
         run = lines[f"AutoFLIP (v3), threshold {percent}%"].runs[0]
         assert run.config.algorithm.threshold == percent / 100
@@ -340,7 +336,10 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
     accelerated = "--table=accelerator", "--scale=gpu", f"--workdir={tmp_path}"
     nowhere = reproduce(*accelerated)
     assert nowhere.returncode == 1
-    assert nowhere.stderr.startswith("error: --scale=gpu needs an accelerator, and JAX")
+    assert nowhere.stderr.splitlines() == [
+        "error: --scale=gpu needs an accelerator, and JAX finds none",
+        "error: pip install -e '.[cuda]' or '.[tpu]' brings JAX for one",
+    ]
     # A folder that cannot be made, so that nothing is downloaded.
     file = tmp_path / "file"
     file.touch()
