@@ -99,7 +99,7 @@ def train_pfl(lines: Sequence[LineRuns], workdir: Path, seconds: float) -> int:
 
 
 def write_for_pfl(config: Config, file: Path) -> None:
-    """Writes a run's data and cohorts, as `launch.reproduce.pfl_run` reads them.
+    """Writes a run's data and cohorts, as `launch.reproduce.pfl_files` reads them.
 
     Args:
       config: of a run whose clients train with the same step size in all rounds.
