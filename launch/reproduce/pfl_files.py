@@ -45,7 +45,7 @@ def mixed(*numbers: int) -> int:
 
 
 def digest(data: worker.Data, more: More, seed: int, rounds: int) -> str:
-    """A hash of all that the model after a number of rounds depends on, and its accuracy."""
+    """A hash of all that the model after these rounds, and its accuracy, depend on."""
     of_clients = (data.images, data.labels, data.indices, data.offsets)
     found = hashlib.sha256()
     for array in (*of_clients, data.cohorts[:rounds], *more):
