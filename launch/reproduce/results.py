@@ -217,7 +217,7 @@ def _file(folder: Path, block: Block) -> Path:
 
 
 def _partial_file(folder: Path, block: Block) -> Path:
-    """The table without what has failed; while it is there, the whole one is not."""
+    """The table while a part of it has failed; the whole one is not there then."""
     return folder / f"{block.name}.partial.md"
 
 
