@@ -42,8 +42,7 @@ SYNTHETIC = Table(
             "step_sizes",
             "FedAvg by step size",
             tuple(
-                _fedprox(f"step size {lr}", lr)
-                for lr in ("0.0003", "0.001", "0.003", "0.01", "0.03")
+                _fedprox(f"step size {lr}", lr) for lr in ("0.0003", "0.001", "0.003", "0.01", "0.03")
             ),
         ),
     ),
