@@ -182,16 +182,16 @@ def _make_run(
     path: str, setting: str, changes: list[str], config: Config, fields: list[str]
 ) -> Run:
     values = flatten(config)
-    names = [_safe(setting)] if setting else []
-    names += [_safe(f"{field}={written(values[field])}") for field in fields]
+    names = [safe_name(setting)] if setting else []
+    names += [safe_name(f"{field}={written(values[field])}") for field in fields]
     folder = "/".join(names)
     if fields and fields[-1] == _SEED:
         names.pop()
     return Run(path, tuple(changes), config, "/".join(names), folder)
 
 
-def _safe(name: str) -> str:
-    """A name of a folder: other characters as %XX, and a hash if it is too long."""
+def safe_name(name: str) -> str:
+    """A folder's name: other characters as %XX, and a hash if it is too long."""
     safe = quote(name, safe="=,+:")
     if not safe.strip("."):
         safe = safe.replace(".", "%2E")

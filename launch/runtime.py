@@ -51,13 +51,19 @@ def hold_no_device() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def platform_of_children() -> str:
-    """The platform that JAX takes in a child process; empty if it finds none."""
+def platform_of_children() -> tuple[str, str]:
+    """The platform that JAX takes in a child process.
+
+    Returns:
+      It, or nothing if JAX fails, and the last line of what JAX says of it, such as its
+      error.
+    """
     code = "import jax; print(jax.default_backend())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    return done.stdout.strip()
+    *_, said = ["", *done.stderr.strip().splitlines()]
+    return done.stdout.strip(), said
 
 
 def configure_compiler() -> None:

@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     """How a job has ended.
 
     Attributes:
-      job: see above.
+      job: that has ended, or was not started.
       code: exit code, below 0 for a signal; None if it was not started.
       last_words: of its log, or the reason why it could not be started.
     """
@@ -55,6 +55,18 @@ class Outcome(NamedTuple):
     def stopped(self) -> bool:
         """Whether a signal has kept it from ending."""
         return self.code in (None, INTERRUPTED, -signal.SIGTERM)
+
+
+class Ended(NamedTuple):
+    """How all jobs have ended.
+
+    Attributes:
+      outcomes: in the order of the jobs.
+      asked: whether a signal has asked to stop, also if every job ended by itself.
+    """
+
+    outcomes: list[Outcome]
+    asked: bool
 
 
 class _Started(NamedTuple):
@@ -72,16 +84,16 @@ def run_all(
     seconds: float = math.inf,
     *,
     share_time: bool = False,
-) -> list[Outcome]:
+) -> Ended:
     """Runs all jobs; one that fails does not keep the others from running.
 
     Jobs that run side by side share a GPU's memory equally, unless the user's own
     variables say which share JAX takes. A TPU is for one process.
 
     The first signal to stop is passed on as SIGTERM to the jobs that run, which may
-    take their time to save; no other job is started. After a second SIGINT they get
-    another one, after which they do not save their round. Unless a third one comes,
-    this function ends after its jobs.
+    take their time to save; no other job is started. After a second SIGINT, or a late
+    second SIGTERM, they get another one, after which they do not save their round.
+    Unless a third one comes, this function ends after its jobs.
 
     Args:
       jobs: in the order in which they are started.
@@ -91,11 +103,9 @@ def run_all(
       share_time: whether a job is stopped after its part of the time that is left when
         it starts, one part for each job that has not started. One job runs at a time.
 
-    Returns:
-      The outcomes, in the order of the jobs.
-
     Raises:
-      KeyboardInterrupt: after a second SIGINT.
+      KeyboardInterrupt: after a second SIGINT, or a SIGTERM more than TWICE seconds
+        after the first one.
     """
     waiting, running = deque(jobs), []
     outcomes: dict[Job, Outcome] = {}
@@ -146,7 +156,8 @@ def run_all(
             for started in running:
                 started.process.wait()
             raise
-    return [outcomes.get(job, Outcome(job, None)) for job in jobs]
+    found = [outcomes.get(job, Outcome(job, None)) for job in jobs]
+    return Ended(found, stop.is_set())
 
 
 def _start(job: Job, cores: list[int], seconds: float, together: int) -> _Started:

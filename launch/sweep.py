@@ -69,8 +69,7 @@ def main(argv: list[str]) -> int:
             print(train_grid.cost_table(named, workdir), end="")
             return 0
         train_grid.check_data(own, workdir)
-        left = [each for each in named if not train_grid.is_finished(each[1], workdir)]
-        train_grid.check_networks(left, workdir)
+        train_grid.check_networks(named, workdir)
         code = train_grid.train_all(own, workdir, jobs=_JOBS.value, overrides=argv[1:])
         table = _table(runs, workdir)
         print(table, end="")

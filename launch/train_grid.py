@@ -20,14 +20,14 @@ from fedjax_prune.runs.workdir import (
 from fedjax_prune.types import Config
 
 from .grid import Run, told
-from .side_by_side import Job, Outcome, last_words, run_all
+from .side_by_side import Ended, Job, last_words, run_all
 
 
 def check_begun(runs: Sequence[Run], workdir: Path) -> None:
     """Refuses a workdir whose runs do not fit those of a grid.
 
     They were begun with other fields or files, went further, or were finished and
-    evaluated in another way.
+    evaluated with other data. Of runs that are not finished `train` compares the data.
 
     Raises:
       SettingsError: with every difference, each once, and what cannot be read.
@@ -41,9 +41,8 @@ def check_begun(runs: Sequence[Run], workdir: Path) -> None:
             agree_config(folder, _with_files(run, workdir))
             # A mean with runs that end now would be one of different lengths.
             estimates.require_rounds(run.config, folder)
-            found += _moved(run, folder)
             if is_finished(run, workdir):
-                found += _evaluated_otherwise(run, folder)
+                found += _with_other_data(run, folder)
         except SettingsError as error:
             found += error.problems
         except (DataError, WorkdirError) as error:
@@ -67,30 +66,27 @@ def _with_files(run: Run, workdir: Path) -> Config:
         return run.config
 
 
-def _moved(run: Run, folder: Path) -> list[str]:
-    """A line if the run has read other files, which may not be the same data.
+def _with_other_data(run: Run, folder: Path) -> list[str]:
+    """One line for each field that says with which data a finished run was evaluated.
 
-    Only `train` looks at them, and runs that are finished are not trained again.
+    Nothing else would look at them, because it is not trained again.
     """
-    new = run.config.data.dir
-    old = flatten(read_config(folder)).get("data.dir", new)
-    if old == new:
-        return []
-    return [
-        f"data.dir is {new!r}, but the run in {folder} has read {old!r}: if the data "
-        "were moved, train each run once more with `train --workdir`, which compares "
-        "them"
-    ]
-
-
-def _evaluated_otherwise(run: Run, folder: Path) -> list[str]:
-    """One line for each field that says of what a finished run's accuracy is."""
     old, new = flatten(read_config(folder)), flatten(run.config)
-    return [
-        f"{name} is {new[name]}, but the run in {folder} was evaluated with {old[name]}"
-        for name in ("eval.num_clients", "eval.num_examples")
-        if old.get(name, new[name]) != new[name]
+    names = ["eval.num_clients", "eval.num_examples"]
+    if DATASETS[new["data.name"]].reads_folder:
+        names.append("data.dir")
+    differ = [name for name in names if old.get(name, new[name]) != new[name]]
+    found = [
+        f"{name} is {new[name]!r}, but the run in {folder} was evaluated with "
+        f"{old[name]!r}"
+        for name in differ
     ]
+    if "data.dir" in differ:
+        found.append(
+            "if data were moved, start these runs once more by `python -m "
+            f"{' '.join(run.launcher)}`, which compares them"
+        )
+    return found
 
 
 def check_data(runs: Sequence[Run], workdir: Path) -> None:
@@ -186,32 +182,33 @@ def train_all(
       share_time: as in `run_all`; jobs must be 1.
 
     Returns:
-      The exit code: 0 if all runs are finished, 1 if one failed, INTERRUPTED after a
-      signal or when the time is over.
+      The exit code: INTERRUPTED after a signal, or if the time was over before all runs
+      had ended; else 1 if one failed, 0 if all runs are finished.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs if not is_finished(run, workdir)]
     if len(waiting) < len(runs):
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished")
-    outcomes = run_all(
+    ended = run_all(
         [_job(run, workdir, overrides) for run in waiting],
         jobs,
         lambda text: print(text, flush=True),
         seconds,
         share_time=share_time,
     )
-    return ending(outcomes)
+    return ending(ended)
 
 
-def ending(outcomes: Sequence[Outcome]) -> int:
+def ending(ended: Ended) -> int:
     """Lists what is not finished; returns the exit code."""
-    failed = [o for o in outcomes if o.code and not o.stopped]
+    failed = [o for o in ended.outcomes if o.code and not o.stopped]
     console.print_error(
         f"{o.job.name} ended with code {o.code}: {o.last_words}\nsee {o.job.log}"
         for o in failed
     )
-    stopped = [o for o in outcomes if o.stopped]
-    if stopped:
+    stopped = [o for o in ended.outcomes if o.stopped]
+    # What was to follow these jobs must not follow, also if all of them are finished.
+    if stopped or ended.asked:
         console.print_error(
             f"stopped: {len(stopped)} runs are not finished; the same command goes on"
         )

@@ -66,6 +66,12 @@ def write_run(folder, config, *, best=0.9, records=True, **fields):
     return folder
 
 
+def write_finished(folder, config):
+    """Writes a run as it is when its last round is evaluated and saved."""
+    write_run(folder, config, records=False)
+    (folder / "checkpoints" / str(config.rounds)).mkdir(parents=True)
+
+
 def lines_of(folder, *configs, **fields):
     """The lines of a page of finished runs, one of each configuration."""
     folders = [

@@ -54,6 +54,12 @@ class DatasetInfo(NamedTuple):
     generated: bool = False
     own: bool = False
 
+    @property
+    def reads_folder(self) -> bool:
+        """Whether the examples are read from a folder, that of `data.dir`."""
+        by_client = self.by_client and not self.generated
+        return bool(self.tfds_name) or self.own or by_client
+
 
 DATASETS: dict[str, DatasetInfo] = {
     "cifar10": DatasetInfo(10, (32, 32, 3), True, "cifar10"),

@@ -85,6 +85,8 @@ def is_finished(config: Config, workdir: Path) -> bool:
 def estimate(config: Config, workdir: Path) -> Estimate:
     """Estimates what is left of a run.
 
+    Nothing is left of one whose rounds are done, and its data may be gone.
+
     Args:
       config: checked.
       workdir: of the run, started or not.
@@ -93,7 +95,9 @@ def estimate(config: Config, workdir: Path) -> Estimate:
       SettingsError: if the network, the data and the algorithm do not fit together.
       DataError: if the data set is damaged or has too few examples.
     """
-    left = max(0, config.rounds - rounds_done(workdir))
+    left = config.rounds - rounds_done(workdir)
+    if left <= 0:
+        return Estimate(rounds=0, sent=0, macs=0.0)
     alike = config.copy_and_resolve_references()
     alike.seed, alike.rounds = 0, 1
     sent, macs = _costs_of_a_round(alike.to_json_best_effort())

@@ -9,14 +9,15 @@ better than gates that do not. All lines of a seed have the same splits and coho
 where their networks agree, the same first weights. Before it starts, the command says
 which blocks the table has and what is left to run and to measure; --blocks chooses some
 of them. What it has measured is kept beside the table, and measured anew if its file is
-deleted. Runs that tables share are trained once. After Ctrl-C, SIGTERM or --minutes, on
-which all runs save (pfl-research does so every 50 rounds), the same command goes on. Of
-what is measured first, lanes are kept one by one, and the times of a few images are
-measured in one go, also if --minutes end. At its end it prints the blocks that
-were asked for, of all finished runs, ours beside the published numbers, and writes them
-into WORKDIR/NAME_SCALE/table.md, in place of those of the last call; unless it was
-stopped, it also draws a page with pictures for each of them. For `accelerator`, whose
-runs share the time, it always does.
+deleted; what has failed is tried again by the next call. Runs that tables share are
+trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-research
+does so every 50 rounds), the same command goes on. Of what is measured first, lanes are
+kept one by one, and the times of a few images are measured in one go, also if --minutes
+end. At its end it prints the blocks that were asked for, of all finished runs, ours
+beside the published numbers, and writes them into WORKDIR/NAME_SCALE/table.md, in place
+of those of the last call; those of other seeds than the table's own go to a folder of
+their own below, such as `seeds=0,2,4`. Unless it was stopped, it also draws a page with
+pictures for each of them. For `accelerator`, whose runs share the time, it always does.
 
 configs/README.md explains what is printed, and configs/results has what came out. Data
 are read from --config.data.dir or TFDS_DATA_DIR. For example:
@@ -40,13 +41,17 @@ from .. import runtime, train_grid
 from ..errors import exit_code
 from ..flags import parse
 from . import results
-from .table import Table, by_seed, only, runs_of
+from .table import Table, by_seed, lines_of, only
 from .tables import TABLES
 
 _TABLE = flags.DEFINE_string("table", None, f"what is run: {', '.join(TABLES)}")
 _SCALE = flags.DEFINE_enum("scale", "cpu", ("cpu", "gpu"), "size of its runs")
 _BLOCKS = flags.DEFINE_list("blocks", [], "of the table; all unless given")
-_SEEDS = flags.DEFINE_list("seeds", [], "seeds of every line; the table's unless given")
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    [],
+    "of every line; tables of others than its own seeds are in a folder `seeds=...`",
+)
 _JOBS = flags.DEFINE_integer(
     "jobs",
     1,
@@ -72,7 +77,7 @@ def main(argv: list[str]) -> int:
             raise SettingsError(found)
         table = only(TABLES[_TABLE.value or ""][_SCALE.value], _BLOCKS.value)
         workdir = local_folder(_WORKDIR.value)
-        lines = runs_of(table, seeds or table.seeds, argv[1:])
+        lines = lines_of(table, seeds or table.seeds, argv[1:])
         runs = by_seed(lines)
         train_grid.check_begun(runs, workdir)
         folder = workdir / f"{_TABLE.value}_{_SCALE.value}"
@@ -97,7 +102,7 @@ def main(argv: list[str]) -> int:
         train_grid.check_data(runs, workdir)
         # Ends the workers of a measurement on the way out, as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        failed = results.measure(table, folder, end - time.monotonic())
+        failed = results.measure_blocks(table, folder, end - time.monotonic())
         code = train_grid.train_all(
             runs,
             workdir,
@@ -114,7 +119,7 @@ def main(argv: list[str]) -> int:
         # After the tables, because drawing takes longer and may be stopped. Where runs
         # share the time, most of them are stopped.
         if code != INTERRUPTED or table.share_time:
-            undrawn = results.draw_pages(written, folder)
+            undrawn = results.draw_pages(written)
         return code or failed or written.code or undrawn
 
     return exit_code(reproduce)
@@ -122,11 +127,15 @@ def main(argv: list[str]) -> int:
 
 def _require_accelerator() -> None:
     """Refuses the size of an accelerator where JAX has none."""
-    if _SCALE.value == "gpu" and runtime.platform_of_children() in ("cpu", ""):
+    if _SCALE.value != "gpu":
+        return
+    platform, said = runtime.platform_of_children()
+    if platform in ("cpu", ""):
         raise SettingsError(
             [
-                "--scale=gpu needs an accelerator, and JAX finds none: pip install -e "
-                "'.[cuda]' or '.[tpu]' brings it for one"
+                "--scale=gpu needs an accelerator, and JAX finds none",
+                *([f"JAX has said: {said}"] if said else []),
+                "pip install -e '.[cuda]' or '.[tpu]' brings JAX for one",
             ]
         )
 

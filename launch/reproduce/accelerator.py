@@ -1,66 +1,10 @@
 """What one accelerator does: the paper's own size, W1 in seconds, lanes."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-
-from fedjax_prune.runs.metrics import ACCURACY, HEADLINE
-from fedjax_prune.runs.metrics_log import read_metrics
-from fedjax_prune.runs.tables import markdown
-
 from .feddp import PUBLISHED
 from .lanes import lanes
 from .others import W1
+from .pace import pace
 from .table import Block, Line, Table
-
-
-def pace(
-    runs: Mapping[str, Sequence[Path]],
-    published: Mapping[str, str],
-    most_rounds: float,
-) -> str:
-    """How far each run got and how fast, and its accuracy where all have been.
-
-    Args:
-      runs: name -> workdirs, with at least one evaluation each.
-      published: name -> what others have published.
-      most_rounds: the round at which accuracies are compared.
-
-    Returns:
-      Seconds of a round are the median of rounds without an evaluation, and FLOPs those
-      of the network without gates: masked training saves none. Seconds of all rounds
-      include evaluations and saving.
-    """
-    header = ["run", "rounds", "seconds of a round", "training, TFLOP/s"]
-    header += ["seconds of all rounds", "compiling, seconds"]
-    header += ["accuracy", "own validation", "in round", "published"]
-    table = []
-    for name, workdirs in runs.items():
-        for workdir in workdirs:
-            rows = read_metrics(workdir)
-            rounds = [row for row in rows if row["round"] > 0]
-            plain = [row for row in rounds if ACCURACY not in row]
-            seconds = np.median([row["seconds"] for row in plain])
-            flops = np.median([row["flops/dense"] for row in plain])
-            common = [
-                row for row in rows if ACCURACY in row and row["round"] <= most_rounds
-            ]
-            table.append(
-                [
-                    name,
-                    f"{rows[-1]['round']:,}",
-                    f"{seconds:.3f}",
-                    f"{flops / seconds / 1e12:.2f}" if flops else "",
-                    f"{sum(row['seconds'] for row in rounds):,.0f}",
-                    f"{sum(row.get('seconds/compile') or 0 for row in rows):.0f}",
-                    f"{common[-1][HEADLINE]:.1%}",
-                    f"{common[-1]['eval/client_local/mean']:.1%}",
-                    f"{common[-1]['round']:,}",
-                    published.get(name, ""),
-                ]
-            )
-    return markdown(header, table)
 
 
 def _full(model: str) -> Block:

@@ -4,8 +4,9 @@ python -m launch.reproduce.averaged_gates --config=CONFIG --workdir=DIR
     [--config.FIELD=VALUE ...]
 
 FedDP's gates stay on their client. Here every client goes on with the mean of all gates
-after each round; nothing else changes. All clients must be in every round. The workdir
-has the config of the run with gates that stay, which `train` and `verify` would take.
+after each round; nothing else changes. All clients must report in every round, because
+the mean would take old gates of one that did not. The workdir has the config of the run
+with gates that stay, which `train` and `verify` would take.
 """
 
 import jax
@@ -21,7 +22,7 @@ from fedjax_prune.runs.learning import make_learning
 from fedjax_prune.runs.settings import SettingsError
 from fedjax_prune.runs.train import train
 from fedjax_prune.runs.workdir import local_folder, open_shared_workdir
-from fedjax_prune.types import ClientState, RoundInputs, ServerState, Sums, Tree
+from fedjax_prune.types import ClientState, Config, RoundInputs, ServerState, Sums, Tree
 
 from .. import runtime
 from ..errors import exit_code
@@ -65,20 +66,36 @@ def averaging(algorithm: FederatedAlgorithm, personal: Tree) -> FederatedAlgorit
     return algorithm._replace(round=round, messages=messages)
 
 
+def _require_all_report(config: Config) -> None:
+    """Refuses a run in which a client may be missing from a round.
+
+    Raises:
+      SettingsError: with every field that lets it.
+    """
+    num_clients = config.data.num_clients
+    allowed = {
+        "cohort_size": (num_clients, f"data.num_clients = {num_clients}"),
+        "client_dropout": (0, "0"),
+        "on_bad_client": ("abort", "abort"),
+    }
+    found = [
+        f"{name} must be {words}, got {config[name]!r}"
+        for name, (value, words) in allowed.items()
+        if config[name] != value
+    ]
+    if found:
+        raise SettingsError(found)
+
+
 def main(argv: list[str]) -> int:
     """Returns the exit code, as `train` does."""
 
     def run() -> int:
-        config = load_config(_CONFIG.value, argv[1:])
-        if config.cohort_size != config.data.num_clients:
-            raise SettingsError(
-                [
-                    "cohort_size must be data.num_clients = "
-                    f"{config.data.num_clients}, got {config.cohort_size}"
-                ]
-            )
-        runtime.configure()
+        missing = [] if _WORKDIR.value else ["--workdir must name a folder, got ''"]
+        config = load_config(_CONFIG.value, argv[1:], missing)
+        _require_all_report(config)
         workdir = local_folder(_WORKDIR.value or "")
+        runtime.configure()
         with (
             open_shared_workdir(workdir) as folder,
             product_precision(config.precision),

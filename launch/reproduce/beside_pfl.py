@@ -25,6 +25,7 @@ from .. import runtime
 from ..benchmark.process import install, python_of
 from ..side_by_side import Job, run_all
 from ..train_grid import ending
+from .pace import seconds_of_a_round
 from .table import LineRuns
 
 _PEER = "pfl_sim"
@@ -47,7 +48,7 @@ class _Seed(NamedTuple):
     Attributes:
       round: of its last evaluation.
       accuracy: then, on the test set.
-      seconds: of a round, median, without evaluations, saving and compiling.
+      seconds: of a round, as `seconds_of_a_round`; of pfl those that it has written.
     """
 
     round: int
@@ -98,7 +99,7 @@ def train_pfl(lines: Sequence[LineRuns], workdir: Path, seconds: float) -> int:
 
 
 def write_for_pfl(config: Config, file: Path) -> None:
-    """Writes a run's data and cohorts, as `launch.reproduce.pfl_run` reads them.
+    """Writes a run's data and cohorts, as `launch.reproduce.pfl_files` reads them.
 
     Args:
       config: of a run whose clients train with the same step size in all rounds.
@@ -140,8 +141,8 @@ def beside_pfl(runs: Mapping[str, Sequence[Path]]) -> str:
 
     Returns:
       Means over seeds, with a 95 % interval, and the differences of the seeds that both
-      have. Seconds are the median of a round, without evaluations, saving and
-      compiling, times the number of rounds.
+      have. Seconds are those of `seconds_of_a_round`, and of pfl the like, times the
+      number of rounds.
     """
     (name, workdirs), *_ = runs.items()
     ours = {workdir: _of_ours(workdir) for workdir in workdirs}
@@ -165,14 +166,14 @@ def beside_pfl(runs: Mapping[str, Sequence[Path]]) -> str:
 
 def _row(name: str, seeds: Mapping[Path, _Seed], less: Sequence[float]) -> list[str]:
     each = list(seeds.values())
-    seconds = np.mean([seed.round * seed.seconds for seed in each])
+    seconds = float(np.mean([seed.round * seed.seconds for seed in each]))
     return [
         name,
         str(each[0].round),
         str(len(each)),
         with_interval([seed.accuracy for seed in each]),
         with_interval(less, "+") if less else "",
-        f"{seconds:,.0f}",
+        "" if math.isnan(seconds) else f"{seconds:,.0f}",
     ]
 
 
@@ -198,10 +199,4 @@ def _at(rows: Sequence[Mapping[str, Any]], last: int) -> _Seed | None:
 def _of_ours(workdir: Path) -> _Seed:
     rows = [row for row in read_metrics(workdir) if row["round"] > 0]
     last = [row for row in rows if ACCURACY in row][-1]
-    # A round that is evaluated also evaluates clients before they are averaged.
-    seconds = [
-        row["seconds"] - (row.get("seconds/save") or 0)
-        for row in rows
-        if ACCURACY not in row
-    ]
-    return _Seed(last["round"], last[ACCURACY], float(np.median(seconds)))
+    return _Seed(last["round"], last[ACCURACY], seconds_of_a_round(rows))

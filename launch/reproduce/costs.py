@@ -12,7 +12,7 @@ from ..benchmark.inference import run_inference
 from ..benchmark.process import WorkerError
 from ..flags import load_config
 from .feddp import SMALL, with_controls
-from .table import Block, Line, Table
+from .table import Block, Line, Measured, Table
 
 _TABLE_I = {"vgg11": (15.48e9, 7.74e9), "resnet32": (7.36e9, 3.68e9)}
 """MODEL of configs/feddp.py -> FLOPs that the paper has, of the whole network and of
@@ -95,7 +95,12 @@ COSTS = Table(
     "What do gates save? (FedDP, table I and figure 4)",
     (
         Block("macs", "Multiplications", (), lambda *_: multiplications()),
-        Block("latency", "Time of a few images", (), measure=lambda *_: latency()),
+        Block(
+            "latency",
+            "Time of a few images",
+            (),
+            measure=lambda *_: Measured(latency()),
+        ),
         *(
             _to_target("mnist", "MNIST", clients, with_controls("mnist", clients))
             for clients in ("10", "30", "50", "100")

@@ -16,13 +16,12 @@ from fedjax_prune.engine.solver import make_solver
 from fedjax_prune.runs.evaluated import last_clients
 from fedjax_prune.runs.learning import Learning, data_info
 from fedjax_prune.runs.tables import difference, markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
 from fedjax_prune.types import Anchor, ClientState, Dataset, Tree, Variables
 
-from .newest import newest
+from .newest import by_column, newest
 
 
-class Measured(NamedTuple):
+class Accuracies(NamedTuple):
     """Accuracies of a run's newest checkpoint, means over clients.
 
     Attributes:
@@ -52,25 +51,20 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
       two columns are a run's accuracies without fine-tuning minus those of the first
       run with it, seed by seed.
     """
-    found = {
-        name: {read_usable_config(w).seed: measure(w) for w in workdirs}
-        for name, workdirs in runs.items()
-    }
+    found = by_column(runs, lambda workdir: accuracies(workdir)._asdict())
     first = next(iter(found))
-
-    def values(name: str, field: str) -> dict[int, float]:
-        return {seed: getattr(each, field) for seed, each in found[name].items()}
-
     rows = []
-    for name, of_seeds in found.items():
-        *columns, _ = zip(*of_seeds.values(), strict=True)
-        differences = [
-            difference(values(name, field), values(first, f"tuned_{field}"))
+    for name, columns in found.items():
+        shown = [
+            with_interval(list(columns[field].values()))
+            for field in ("own", "test", "tuned_own", "tuned_test")
+        ]
+        shown += [
+            difference(columns[field], found[first][f"tuned_{field}"])
             for field in ("own", "test")
         ]
-        shown = [*map(with_interval, columns), *differences]
-        rows.append([name, str(len(of_seeds)), *shown])
-    largest = next(iter(found[first].values())).largest
+        rows.append([name, str(len(columns["own"])), *shown])
+    largest = next(iter(found[first]["largest"].values()))
     rows.append(["always the client's largest class", "", f"{largest:.1%}", *[""] * 5])
     header = ["run", "seeds", "own validation", "test"]
     header += [f"fine-tuned, {name}" for name in header[2:]]
@@ -78,7 +72,7 @@ def fine_tuned(runs: Mapping[str, Sequence[Path]]) -> str:
     return markdown(header, rows)
 
 
-def measure(workdir: Path) -> Measured:
+def accuracies(workdir: Path) -> Accuracies:
     """Measures a run's newest checkpoint before and after fine-tuning.
 
     A client trains the delivered model, and its gates if there are any, as in a round
@@ -119,7 +113,7 @@ def measure(workdir: Path) -> Measured:
         num_classes = data_info(config).num_classes
         counts = class_counts(data.train.labels, data.population, num_classes)[ids]
         largest = data.test.labels[None, :] == counts.argmax(1)[:, None]
-        return Measured(
+        return Accuracies(
             own=float(local_accuracy(before, validation).mean()),
             test=float(before.mean()),
             tuned_own=float(local_accuracy(after, validation).mean()),

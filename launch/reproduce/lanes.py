@@ -15,12 +15,15 @@ from .. import runtime
 from ..benchmark.process import WorkerError
 from ..benchmark.suites import SUITES, Suite, Worker
 from ..benchmark.turns import Options, run_suite
+from .table import Measured
 
 _REPEATS = 3
 """Rounds of the benchmark that count."""
 
 
-def lanes(folder: Path, seconds: float, suite: Suite = SUITES["lanes"]) -> str | None:
+def lanes(
+    folder: Path, seconds: float, suite: Suite = SUITES["lanes"]
+) -> Measured | None:
     """Measures each number of lanes once, makes the table and draws the curves.
 
     Args:
@@ -31,15 +34,16 @@ def lanes(folder: Path, seconds: float, suite: Suite = SUITES["lanes"]) -> str |
       suite: whose groups are one worker each, named `LANES, PRECISION`.
 
     Returns:
-      The table in Markdown; None if the time was too short, after which the same call
-      goes on.
+      The table, which names what has failed; None if the time was too short, after
+      which the same call goes on.
 
     Raises:
       WorkerError: if the machine's limits cannot be measured, or no number of lanes.
     """
     end = time.monotonic() + seconds
     threads = len(runtime.cores())
-    groups = suite.groups(threads, runtime.platform_of_children())
+    platform, _ = runtime.platform_of_children()
+    groups = suite.groups(threads, platform)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -59,7 +63,7 @@ def lanes(folder: Path, seconds: float, suite: Suite = SUITES["lanes"]) -> str |
         raise WorkerError("no number of lanes could be timed")
     if is_installed():
         write_pictures(_curves(rows), folder)
-    return _table(rows, failed)
+    return Measured(_table(rows, failed), tuple(failed))
 
 
 def _measured(suite: Suite, worker: Worker, threads: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a run's newest checkpoint has, for measurements after the run."""
+"""What runs' newest checkpoints have, for measurements after the runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,3 +29,30 @@ def newest(workdir: Path) -> Iterator[tuple[Experiment, ServerState, Store]]:
         experiment = Experiment(make_learning(config), load_data(config))
         origin = origin_of(config, experiment.data.hashes)
         yield experiment, *restore(experiment.learning, workdir, origin=origin)
+
+
+def by_column(
+    runs: Mapping[str, Sequence[Path]],
+    columns_of: Callable[[Path], Mapping[str, float]],
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Measures runs.
+
+    Args:
+      runs: name -> workdirs of its seeds, at least one.
+      columns_of: workdir -> column -> value; all have the same columns.
+
+    Returns:
+      Name -> column -> seed -> value.
+
+    Raises:
+      WorkdirError, CheckpointError, DataError: if there is nothing to measure.
+    """
+    found = {}
+    for name, workdirs in runs.items():
+        seeds = {read_usable_config(w).seed: columns_of(w) for w in workdirs}
+        columns = next(iter(seeds.values()))
+        found[name] = {
+            column: {seed: values[column] for seed, values in seeds.items()}
+            for column in columns
+        }
+    return found

@@ -14,9 +14,8 @@ from fedjax_prune.data.validation import class_counts
 from fedjax_prune.engine.evaluate import correct_by_client, local_accuracy
 from fedjax_prune.runs.learning import data_info
 from fedjax_prune.runs.tables import difference, markdown, with_interval
-from fedjax_prune.runs.workdir import read_usable_config
 
-from .newest import newest
+from .newest import by_column, newest
 
 OWN, MEAN, OTHER = "own", "mean", "another's"
 """Whose gates a client predicts with: its own, the mean of all clients', or those of
@@ -48,7 +47,7 @@ class Swapped(NamedTuple):
           [num_clients], NaN without such images.
         """
         chosen = (self.counts[:, self.labels] > 0) == has
-        return _means(self.test[OWN], chosen)
+        return _means_of_chosen(self.test[OWN], chosen)
 
     def of_classes(self, *, has: bool) -> np.ndarray:
         """Accuracies with own gates, means over clients that have a class.
@@ -62,10 +61,10 @@ class Swapped(NamedTuple):
         classes = np.arange(self.counts.shape[1])
         images = self.labels[None, :] == classes[:, None]
         right = self.test[OWN].astype(float) @ images.T / images.sum(1)
-        return _means(right.T, (self.counts.T > 0) == has)
+        return _means_of_chosen(right.T, (self.counts.T > 0) == has)
 
 
-def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _means_of_chosen(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The mean of the chosen values of each row, NaN if none is chosen."""
     count = chosen.sum(1)
     sums = np.where(chosen, values, 0).sum(1)
@@ -84,26 +83,19 @@ def swapped_gates(runs: Mapping[str, Sequence[Path]]) -> str:
       of which it has training examples, and of the others. A second table has the
       differences of the other runs from the first one, seed by seed.
     """
-    found = {
-        name: {read_usable_config(w).seed: means(measure(w)) for w in workdirs}
-        for name, workdirs in runs.items()
-    }
+    found = by_column(runs, lambda workdir: over_clients(swapped(workdir)))
     first, *others = found
-    columns = list(next(iter(found[first].values())))
-
-    def values(name: str, column: str) -> dict[int, float]:
-        return {seed: each[column] for seed, each in found[name].items()}
-
+    columns = list(found[first])
     rows = [
         [
             name,
-            str(len(found[name])),
-            *(with_interval(list(values(name, c).values())) for c in columns),
+            str(len(runs[name])),
+            *(with_interval(list(values.values())) for values in found[name].values()),
         ]
         for name in found
     ]
     differences = [
-        [name, *(difference(values(name, c), values(first, c)) for c in columns)]
+        [name, *(difference(found[name][c], found[first][c]) for c in columns)]
         for name in others
     ]
     table = markdown(["run", "seeds", *columns], rows)
@@ -123,7 +115,7 @@ def by_client_and_class(runs: Mapping[str, Sequence[Path]]) -> str:
       test images of classes that it has and that it has not, and for each class over
       the clients that have it and that have it not.
     """
-    found = {name: [measure(w) for w in workdirs] for name, workdirs in runs.items()}
+    found = {name: [swapped(w) for w in workdirs] for name, workdirs in runs.items()}
     counts = next(iter(found.values()))[0].counts
     clients = ["client", "training examples", "classes"]
     classes = ["class", "clients that have it"]
@@ -155,7 +147,7 @@ def _cells(columns: Sequence[np.ndarray], row: int) -> list[str]:
     return ["" if math.isnan(c[row]) else f"{c[row]:.1%}" for c in columns]
 
 
-def means(found: Swapped) -> dict[str, float]:
+def over_clients(found: Swapped) -> dict[str, float]:
     """Column of `swapped_gates` -> mean over clients, in its order."""
     return {
         f"own validation, {whose} gates": float(values.mean())
@@ -163,19 +155,19 @@ def means(found: Swapped) -> dict[str, float]:
     } | {
         "test, own gates": float(found.test[OWN].mean()),
         "test, mean gates": float(found.test[MEAN].mean()),
-        "test, own gates, classes that it has": _mean(found.of_clients(has=True)),
-        "test, own gates, other classes": _mean(found.of_clients(has=False)),
+        "test, own gates, classes that it has": _known_mean(found.of_clients(has=True)),
+        "test, own gates, other classes": _known_mean(found.of_clients(has=False)),
     }
 
 
-def _mean(values: np.ndarray) -> float:
+def _known_mean(values: np.ndarray) -> float:
     """The mean of the values that are not NaN, or NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
 @functools.cache
-def measure(workdir: Path) -> Swapped:
+def swapped(workdir: Path) -> Swapped:
     """Measures a run's newest checkpoint with swapped gates, once.
 
     Args:
@@ -199,12 +191,12 @@ def measure(workdir: Path) -> Swapped:
             )
             return jnp.broadcast_to(found, (len(ids), found.shape[1]))
 
-        swapped = {
+        given = {
             OWN: own,
             MEAN: jax.tree.map(lambda x: jnp.broadcast_to(x.mean(0), x.shape), own),
             OTHER: jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), own),
         }
-        found = {whose: correct(gates) for whose, gates in swapped.items()}
+        found = {whose: correct(gates) for whose, gates in given.items()}
         num_classes = data_info(config).num_classes
         return Swapped(
             {whose: np.asarray(each) for whose, each in found.items()},

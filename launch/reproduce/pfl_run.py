@@ -9,21 +9,21 @@ line; started again, it goes on from there.
 # pyright: reportMissingImports=false
 
 import argparse
-import hashlib
 import json
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..benchmark import pfl_sim, torch_models, worker
+from . import pfl_files
 
-EVERY = 50
+_EVERY = 50
 """Rounds between evaluations."""
 _BATCH = 1000
 
@@ -65,23 +65,7 @@ class _Normalised(nn.Module):
         return (images - self.mean) / self.std
 
 
-class More(NamedTuple):
-    """What the data file has beside the data of the benchmark.
-
-    Attributes:
-      test_images: [n, height, width, channels] uint8.
-      test_labels: [n] int32.
-      mean: [channels] float32 of images in [0, 1].
-      std: [channels] float32.
-    """
-
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-
-
-def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
+def train(data: worker.Data, more: pfl_files.More, seed: int, output: Path) -> None:
     """Trains one round for each cohort of the data.
 
     Args:
@@ -91,7 +75,7 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
       output: file of the rows: rounds, accuracy, and seconds of a round, the median of
         those since the row before, without evaluations and warm-up.
     """
-    torch.manual_seed(_mixed(seed))
+    torch.manual_seed(pfl_files.mixed(seed))
     network, run_round, _ = pfl_sim.make("w1", data)
     scaled = network[0]
     network[0] = nn.Sequential(scaled, _Normalised(more.mean, more.std))
@@ -102,20 +86,20 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
         found = torch.load(file, weights_only=True)
         rows = found["rows"]
         first = rows[-1]["round"]
-        if found["trained_on"] != _digest(data, more, seed, first):
+        if found["trained_on"] != pfl_files.digest(data, more, seed, first):
             sys.exit(f"error: {file} was trained on other data or settings; delete it")
         network.load_state_dict(found["network"])
-        _write(rows, output)
+        pfl_files.write_rows(rows, output)
     for number in range(first, len(data.cohorts)):
         # Of the round, so that a run that was stopped ends like one that was not.
-        torch.manual_seed(_mixed(seed, number))
+        torch.manual_seed(pfl_files.mixed(seed, number))
         began = time.perf_counter()
         run_round(data.cohorts[number])
         # The first round of a process warms up.
         if number > first:
             seconds.append(time.perf_counter() - began)
         done = number + 1
-        if done % EVERY == 0 or done == len(data.cohorts):
+        if done % _EVERY == 0 or done == len(data.cohorts):
             row = {"round": done, "seconds": float(np.median(seconds or [np.nan]))}
             row["accuracy"] = accuracy(network, more.test_images, more.test_labels)
             rows.append(row)
@@ -123,29 +107,10 @@ def train(data: worker.Data, more: More, seed: int, output: Path) -> None:
             print(json.dumps(rows[-1]), flush=True)
             new = file.with_suffix(".new")
             saved = {"rows": rows, "network": network.state_dict()}
-            saved["trained_on"] = _digest(data, more, seed, done)
+            saved["trained_on"] = pfl_files.digest(data, more, seed, done)
             torch.save(saved, new)
             new.replace(file)
-            _write(rows, output)
-
-
-def _mixed(*numbers: int) -> int:
-    """A seed of 32 bits: torch's generator on CPUs uses no more of them."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _digest(data: worker.Data, more: More, seed: int, rounds: int) -> str:
-    """Of all that the model after a number of rounds depends on, and its accuracy."""
-    arrays = (data.labels, data.indices, data.offsets, data.cohorts[:rounds], *more)
-    settings = (data.batch_size, data.epochs, data.client_lr, data.server_lr, seed)
-    content = b"".join(array.tobytes() for array in arrays) + repr(settings).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write(rows: list[dict[str, Any]], output: Path) -> None:
-    new = output.with_suffix(".rows")
-    new.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    new.replace(output)
+            pfl_files.write_rows(rows, output)
 
 
 def main() -> None:
@@ -157,8 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with np.load(options.data) as file:
-        more = More(*(file[name] for name in More._fields))
+    more = pfl_files.read(options.data)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     train(worker.load(options.data), more, options.seed, options.output)
 

@@ -23,27 +23,28 @@ from fedjax_prune.runs.tables import changes_at_the_end
 from fedjax_prune.runs.workdir import WorkdirError
 
 from ..benchmark.process import WorkerError
-from ..grid import Run
+from ..grid import Run, safe_name
 from ..train_grid import error_of, is_finished, unfinished
 from .table import Block, LineRuns, Table
 
-FILE = "table.md"
+_FILE = "table.md"
 """Name of the tables in their folder."""
-
 
 _UNREADABLE = (CheckpointError, DataError, RowsError, SettingsError, WorkdirError)
 
 
 class Written(NamedTuple):
-    """What was written into FILE.
+    """Tables of results.
 
     Attributes:
-      text: see above.
+      text: of the tables, in Markdown.
+      folder: in which they are.
       drawn: name of a block -> name of each line -> its runs, for `draw_pages`.
       code: the exit code, 1 if a block could not be made, which was told.
     """
 
     text: str
+    folder: Path
     drawn: Mapping[str, Mapping[str, Sequence[Path]]]
     code: int
 
@@ -61,7 +62,8 @@ def write_tables(
         shown, up to the last round that all of a block have evaluated.
       lines: its lines and their runs.
       workdir: of the runs.
-      folder: is made; gets table.md.
+      folder: of the table; is made. It gets table.md, or a folder below it does if the
+        seeds of the lines are others than the table's own.
     """
 
     def is_shown(run: Run) -> bool:
@@ -72,7 +74,6 @@ def write_tables(
     def has_failed(run: Run) -> bool:
         return bool(error_of(run, workdir)) and not is_finished(run, workdir)
 
-    folder.mkdir(parents=True, exist_ok=True)
     runs = {each.line: each.runs for each in lines}
     parts, drawn, code = [f"# {table.question}\n"], {}, 0
     if table.differs:
@@ -103,13 +104,22 @@ def write_tables(
         }
         seeds = {line.name: len(runs[line]) for line in block.lines}
         parts += unfinished(left, seeds, workdir)
-    text = "\n".join(parts)
-    replace(folder / FILE, text.encode())
-    return Written(text, drawn, code)
+    text, own = "\n".join(parts), _folder_of_tables(table, lines, folder)
+    own.mkdir(parents=True, exist_ok=True)
+    replace(own / _FILE, text.encode())
+    return Written(text, own, drawn, code)
 
 
-def draw_pages(written: Written, folder: Path) -> int:
-    """Draws a page for each block into a folder of its own.
+def _folder_of_tables(table: Table, lines: Sequence[LineRuns], folder: Path) -> Path:
+    """Tables of a few seeds for a trial do not replace those of the table's own."""
+    seeds = sorted({run.config.seed for each in lines for run in each.runs})
+    if not seeds or seeds == sorted(table.seeds):
+        return folder
+    return folder / safe_name(f"seeds={','.join(map(str, seeds))}")
+
+
+def draw_pages(written: Written) -> int:
+    """Draws a page for each block into a folder of its own beside the tables.
 
     Returns:
       The exit code: 1 if a page could not be written, which is told. Without the extra
@@ -122,7 +132,8 @@ def draw_pages(written: Written, folder: Path) -> int:
     for block, runs in written.drawn.items():
         names = {workdir: name for name, each in runs.items() for workdir in each}
         try:
-            print(f"page: {write_report(list(names), folder / block, names=names)}")
+            page = write_report(list(names), written.folder / block, names=names)
+            print(f"page: {page}")
         except WorkdirError as error:
             console.print_error(f"{block}: {error}")
             code = 1
@@ -156,39 +167,48 @@ def _changes(runs: Mapping[str, Sequence[Path]], most_rounds: float) -> str:
     )
 
 
-def measure(table: Table, folder: Path, seconds: float) -> int:
+def measure_blocks(table: Table, folder: Path, seconds: float) -> int:
     """Measures the blocks that need no runs, each once: their files are kept.
 
     Args:
-      table: see above.
+      table: whose blocks they are.
       folder: of the table; is made.
       seconds: that they may take together.
 
     Returns:
-      The exit code: 1 if one could not be measured, INTERRUPTED if the time was too
-      short; both are told.
+      The exit code: 1 if one could not be measured, or a part of it, INTERRUPTED if the
+      time was too short; all are told, and left for the next call.
     """
     code, end = 0, time.monotonic() + seconds
     for block in left_to_measure(table, folder):
         assert block.measure is not None
         print(f"measuring: {block.title}", flush=True)
         try:
-            text = block.measure(folder / block.name, end - time.monotonic())
+            found = block.measure(folder / block.name, end - time.monotonic())
         except WorkerError as error:
             console.print_error(f"{block.title}: {error}")
             code = 1
             continue
-        if text is None:
+        if found is None:
             print(f"{block.title}: not ended; the same command goes on", flush=True)
             code = code or INTERRUPTED
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        if found.failed:
+            words = ", ".join(found.failed)
+            console.print_error(
+                f"{block.title}: {words} failed; the same command tries again"
+            )
+            replace(_partial_file(folder, block), found.text.encode())
+            code = 1
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace(_file(folder, block), text.encode())
+            replace(_file(folder, block), found.text.encode())
+            _partial_file(folder, block).unlink(missing_ok=True)
     return code
 
 
 def left_to_measure(table: Table, folder: Path) -> list[Block]:
-    """The blocks that `measure` would measure."""
+    """The blocks that `measure_blocks` would measure."""
     return [b for b in table.blocks if b.measure and not _file(folder, b).exists()]
 
 
@@ -196,11 +216,17 @@ def _file(folder: Path, block: Block) -> Path:
     return folder / f"{block.name}.md"
 
 
+def _partial_file(folder: Path, block: Block) -> Path:
+    """The table while a part of it has failed; the whole one is not there then."""
+    return folder / f"{block.name}.partial.md"
+
+
 def _without_runs(block: Block, folder: Path) -> str:
     if not block.measure:
         return block.make({}, {}, math.inf)
-    file = _file(folder, block)
-    return file.read_text() if file.exists() else "not measured\n"
+    files = (_file(folder, block), _partial_file(folder, block))
+    texts = (file.read_text() for file in files if file.exists())
+    return next(texts, "not measured\n")
 
 
 def _last_evaluation(workdir: Path) -> int:

@@ -15,9 +15,23 @@ Make = Callable[[Mapping[str, Sequence[Path]], Mapping[str, str], float], str]
 """(name -> workdirs of its seeds, name -> what is published, the last round that is
 shown) -> a table in Markdown."""
 
-Measure = Callable[[Path, float], str | None]
-"""(folder for what it keeps, seconds that it may take) -> a table in Markdown, or None
-if the time was too short."""
+
+class Measured(NamedTuple):
+    """A table that needs no runs.
+
+    Attributes:
+      text: in Markdown.
+      failed: names of its parts that could not be measured; the next call tries them
+        again.
+    """
+
+    text: str
+    failed: tuple[str, ...] = ()
+
+
+Measure = Callable[[Path, float], Measured | None]
+"""(folder for what it keeps, seconds that it may take) -> a table, or None if the time
+was too short."""
 
 
 def of_runs(make: Callable[[Mapping[str, Sequence[Path]]], str]) -> Make:
@@ -112,7 +126,7 @@ class LineRuns(NamedTuple):
     runs: tuple[Run, ...]
 
 
-def runs_of(
+def lines_of(
     table: Table, seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[LineRuns]:
     """The lines of a table, each once, with their runs.

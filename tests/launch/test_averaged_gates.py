@@ -24,12 +24,13 @@ def get_config():
 """
 
 
-def train_averaged(folder, **fields):
+def train_averaged(folder, workdir="averaged", **fields):
     file = folder / "tiny.py"
     file.write_text(CONFIG.format(fields=fields))
     command = (sys.executable, "-m", "launch.reproduce.averaged_gates")
+    path = folder / workdir if workdir else ""
     return subprocess.run(
-        [*command, f"--config={file}", f"--workdir={folder / 'averaged'}"],
+        [*command, f"--config={file}", f"--workdir={path}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -63,7 +64,21 @@ def test_after_a_round_only_the_gates_differ_and_are_their_mean(tmp_path):
         assert both[way] - own[way] == gates
 
 
-def test_clients_that_are_not_in_a_round_would_keep_other_gates(tmp_path):
-    done = train_averaged(tmp_path, cohort_size=3)
+def test_clients_that_do_not_report_in_a_round_would_keep_other_gates(tmp_path):
+    fields = {"cohort_size": 3, "client_dropout": 0.2, "on_bad_client": "drop"}
+    done = train_averaged(tmp_path, **fields)
     assert done.returncode == 1
-    assert done.stderr == "error: cohort_size must be data.num_clients = 5, got 3\n"
+    assert done.stderr.splitlines() == [
+        "error: cohort_size must be data.num_clients = 5, got 3",
+        "error: client_dropout must be 0, got 0.2",
+        "error: on_bad_client must be abort, got 'drop'",
+    ]
+
+
+def test_a_run_needs_a_workdir(tmp_path):
+    done = train_averaged(tmp_path, workdir="", cohort_size=5, rounds=0)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: --workdir must name a folder, got ''",
+        "error: rounds must be at least 1, got 0",
+    ]

@@ -74,7 +74,7 @@ def test_folders_stay_inside_and_apart_whatever_the_values():
     ]
     assert len(set(names)) == 6 and max(map(len, names)) <= 120
     assert not any(set("/*[]") & set(name) for name in names)
-    assert grid._safe("..") == "%2E%2E"
+    assert grid.safe_name("..") == "%2E%2E"
 
 
 def test_every_mistake_in_every_axis_is_reported_at_once():

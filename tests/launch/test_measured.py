@@ -9,7 +9,7 @@ from launch.benchmark.process import WorkerError
 from launch.benchmark.suites import SUITES, Worker
 from launch.reproduce import results
 from launch.reproduce.lanes import lanes
-from launch.reproduce.table import Block, Table
+from launch.reproduce.table import Block, Measured, Table
 
 
 def four_clients(rng, rounds):
@@ -50,7 +50,8 @@ def test_what_was_measured_before_is_kept_and_the_rest_is_measured(tmp_path):
     (folder / "1, float32.json").write_text(json.dumps(KEPT))
     assert lanes(folder, 0, SMALL) is None
     assert len(list(folder.iterdir())) == 1
-    text = lanes(folder, 600, SMALL)
+    text, failed = lanes(folder, 600, SMALL)
+    assert failed == ("none, float32",)
     (measured,) = json.loads((folder / "2, float32.json").read_text())["rows"]
     assert measured["median"] > 0 and measured["num_bytes"] > 0
     times, megabytes = measured["median"] / 10, measured["num_bytes"] / 1e6
@@ -65,20 +66,22 @@ def test_what_was_measured_before_is_kept_and_the_rest_is_measured(tmp_path):
     # What has failed is tried again, which takes time.
     assert lanes(folder, 0, SMALL) is None
     sooner = SMALL._replace(groups=lambda *_: few_lanes(*_)[:2])
-    assert lanes(folder, 0, sooner) == "\n".join(text.splitlines()[:-1]) + "\n"
+    whole = Measured("\n".join(text.splitlines()[:-1]) + "\n")
+    assert lanes(folder, 0, sooner) == whole
 
 
 def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
     tmp_path, capsys
 ):
-    made = iter([WorkerError("no memory"), None, "| first |\n", "| second |\n"])
+    part, whole = Measured("| part |\n", ("64", "32")), Measured("| whole |\n")
+    made = iter([WorkerError("no memory"), None, part, None, whole])
 
     def measured(folder, seconds):
         assert folder == out / "a" and 0 < seconds <= 60
-        text = next(made)
-        if isinstance(text, Exception):
-            raise text
-        return text
+        found = next(made)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     blocks = (
         Block("a", "A", (), measure=measured),
@@ -89,14 +92,18 @@ def test_what_is_timed_is_measured_once_and_a_failure_leaves_the_other_tables(
     for code, shown in (
         (1, "not measured"),
         (INTERRUPTED, "not measured"),
-        (0, "| first |"),
-        (0, "| first |"),
+        (1, "| part |"),
+        (INTERRUPTED, "| part |"),
+        (0, "| whole |"),
+        (0, "| whole |"),
     ):
-        assert results.measure(table, out, 60) == code
+        assert results.measure_blocks(table, out, 60) == code
         assert results.left_to_measure(table, out) == ([*blocks[:1]] if code else [])
         text = results.write_tables(table, [], tmp_path, out).text
         assert text.startswith("# What?\n\nNothing differs.\n\n## A\n\n" + shown)
         assert text.endswith("## B\n\n| counted |\n")
     told = capsys.readouterr()
     assert "error: A: no memory" in told.err
+    assert "error: A: 64, 32 failed; the same command tries again" in told.err
+    assert {path.name for path in out.iterdir()} == {"a.md", "table.md"}
     assert "A: not ended; the same command goes on" in told.out

@@ -17,8 +17,8 @@ from launch.reproduce.personal import (
     OWN,
     Swapped,
     by_client_and_class,
-    means,
-    measure,
+    over_clients,
+    swapped,
     swapped_gates,
 )
 from tests.small_runs import tiny_config
@@ -48,7 +48,7 @@ def test_accuracies_by_client_and_by_class_by_hand():
 
 
 def test_own_gates_give_what_the_run_has_measured(gated):
-    last, found = read_metrics(gated)[-1], means(measure(gated))
+    last, found = read_metrics(gated)[-1], over_clients(swapped(gated))
     np.testing.assert_allclose(
         [found["own validation, own gates"], found["test, own gates"]],
         [last["eval/client_local/mean"], last["eval/client_gated/mean"]],
@@ -74,10 +74,10 @@ def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_cli
             correct_examples(learning.task, variables._replace(personal=own), on_device)
         )
 
-    swapped, has, others, owners = [], [], [], {True: [], False: []}
+    of_next, has, others, owners = [], [], [], {True: [], False: []}
     for client in clients:
         following = (client + 1) % len(clients)
-        swapped.append(hits(following, data.validation_of(client)).mean())
+        of_next.append(hits(following, data.validation_of(client)).mean())
         start, end = data.population.offsets[client : client + 2]
         seen = data.train.labels[data.population.indices[start:end]]
         known = np.isin(data.test.labels, seen)
@@ -85,9 +85,9 @@ def test_swapped_gates_are_those_of_the_next_client_and_classes_those_of_the_cli
         has.append(right[known].mean() if known.any() else math.nan)
         others.append(right[~known].mean() if not known.all() else math.nan)
         owners[7 in seen].append(right[data.test.labels == 7].mean())
-    found = means(measure(gated))
+    found = over_clients(swapped(gated))
     for column, values in {
-        "own validation, another's gates": swapped,
+        "own validation, another's gates": of_next,
         "test, own gates, classes that it has": has,
         "test, own gates, other classes": others,
     }.items():
@@ -108,7 +108,7 @@ def test_other_runs_are_compared_with_the_first_one(gated, tmp_path):
     plain = trained(tmp_path, is_gated=False)
     text = swapped_gates({"SCAFFOLD": [plain], "FedDP": [gated]})
     table, differences = (part.splitlines() for part in text.split("\n\n"))
-    first, found = means(measure(plain)), means(measure(gated))
+    first, found = over_clients(swapped(plain)), over_clients(swapped(gated))
     assert table[0] == f"| run | seeds | {' | '.join(found)} |"
     assert differences[0] == f"| less SCAFFOLD | {' | '.join(found)} |"
     for line, values in zip(table[2:], (first, found), strict=True):

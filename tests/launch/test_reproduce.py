@@ -9,32 +9,30 @@ from pathlib import Path
 import pytest
 
 from fedjax_prune.runs.metrics import HEADLINE
-from fedjax_prune.runs.metrics_log import read_metrics
 from fedjax_prune.runs.settings import SettingsError, flatten
 from launch.flags import load_config
 from launch.reproduce import results
-from launch.reproduce.accelerator import pace
 from launch.reproduce.beside_pfl import PFL_FIELDS
 from launch.reproduce.clients import by_clients
 from launch.reproduce.costs import multiplications
 from launch.reproduce.others import W1
 from launch.reproduce.personal import swapped_gates
-from launch.reproduce.table import Block, Line, Table, by_seed, of_runs, runs_of
+from launch.reproduce.table import Block, Line, Table, by_seed, lines_of, of_runs
 from launch.reproduce.tables import TABLES
-from tests.made_up_runs import config_of, write_run
+from tests.made_up_runs import config_of, write_finished, write_run
 
 ROOT = Path(__file__).parents[2]
 EVERY = [(name, scale) for name, scales in TABLES.items() for scale in scales]
 
 
 @functools.cache
-def runs_of_one_seed(name, scale):
-    return runs_of(TABLES[name][scale], [3], [])
+def lines_of_a_seed(name, scale):
+    return lines_of(TABLES[name][scale], [3], [])
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
 def test_runs_of_a_table_differ_from_each_other(name, scale):
-    runs = [each.runs[0] for each in runs_of_one_seed(name, scale)]
+    runs = [each.runs[0] for each in lines_of_a_seed(name, scale)]
     configs = {
         run.folder: f"{run.config.to_json_best_effort()} {run.launcher}" for run in runs
     }
@@ -47,7 +45,7 @@ def test_runs_of_a_table_differ_from_each_other(name, scale):
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)
 def test_lines_of_a_block_have_the_same_data_rounds_and_clients(name, scale):
-    by_line = {each.line: each.runs[0].config for each in runs_of_one_seed(name, scale)}
+    by_line = {each.line: each.runs[0].config for each in lines_of_a_seed(name, scale)}
     for block in TABLES[name][scale].blocks:
         configs = [by_line[line] for line in block.lines]
         numbers = {c.data.num_clients for c in configs}
@@ -63,7 +61,7 @@ def _by_clients(block):
 
 
 def test_the_threshold_that_is_not_set_again_is_the_default():
-    lines = {each.line.name: each for each in runs_of_one_seed("autoflip_mnist", "cpu")}
+    lines = {each.line.name: each for each in lines_of_a_seed("autoflip_mnist", "cpu")}
     for percent in (20, 30):
         run = lines[f"AutoFLIP (v3), threshold {percent}%"].runs[0]
         assert run.config.algorithm.threshold == percent / 100
@@ -76,7 +74,7 @@ def test_runs_come_by_seed_and_each_of_them_once():
         Line("the same by another name", "quickstart"),
     )
     table = Table("Why?", (Block("a", "A", lines), Block("b", "B", lines)), (0, 1))
-    found = by_seed(runs_of(table, (0, 1), ["--config.rounds=7"]))
+    found = by_seed(lines_of(table, (0, 1), ["--config.rounds=7"]))
     assert [run.folder for run in found] == [
         f"quickstart/{change}seed={seed}"
         for seed in (0, 1)
@@ -88,14 +86,14 @@ def test_runs_come_by_seed_and_each_of_them_once():
 def test_a_line_with_a_mistake_is_refused():
     block = Block("a", "A", (Line("x", "quickstart", ("client.lr=0",)),))
     with pytest.raises(SettingsError, match=r"client\.lr must be above 0"):
-        runs_of(Table("?", (block,), (0,)), (0,), [])
+        lines_of(Table("?", (block,), (0,)), (0,), [])
 
 
 def test_a_field_of_the_lines_is_not_set_for_all_of_them():
     block = Block("a", "A", (Line("x", "quickstart", ("client.lr=0.3",)),))
     given = ["--config.client.lr=0.1", "--config.seed=1"]
     with pytest.raises(SettingsError) as error:
-        runs_of(Table("?", (block,), (0,)), (0,), given)
+        lines_of(Table("?", (block,), (0,)), (0,), given)
     assert error.value.problems == [
         f"--config.{field} must not be given: lines set it"
         for field in ("client.lr", "seed")
@@ -115,12 +113,12 @@ def test_a_field_in_which_lines_differ_is_not_set_for_all_of_them():
         ("algorithm.name", "fedavg"),
     ):
         with pytest.raises(SettingsError, match=f"{field} must not be given"):
-            runs_of(table, (0,), [f"--config.{field}={value}"])
+            lines_of(table, (0,), [f"--config.{field}={value}"])
     # How long they are is theirs, too, but may be changed for a trial.
-    found = runs_of(table, (0,), ["--config.rounds=2", "--config.client.lr=0.2"])
+    found = lines_of(table, (0,), ["--config.rounds=2", "--config.client.lr=0.2"])
     assert {run.config.rounds for each in found for run in each.runs} == {2}
     with pytest.raises(SettingsError) as error:
-        runs_of(table, (0,), ["--config.algorithm.control_weights=size"])
+        lines_of(table, (0,), ["--config.algorithm.control_weights=size"])
     assert error.value.problems == [
         "algorithm.control_weights is not a field of this algorithm, but of scaffold "
         "(with FedAvg)"
@@ -131,7 +129,7 @@ def test_blocks_that_train_nothing_get_no_overrides():
     table = Table("?", (Block("a", "A", ()),), (0,))
     given = ["--dry-run", "--config.client.lr=0.1"]
     with pytest.raises(SettingsError) as error:
-        runs_of(table, (0,), given)
+        lines_of(table, (0,), given)
     assert error.value.problems == [
         "--dry-run is not an argument",
         "--config.client.lr=0.1 must not be given: nothing is trained for these blocks",
@@ -141,21 +139,14 @@ def test_blocks_that_train_nothing_get_no_overrides():
 def test_a_field_that_the_other_library_would_not_get_is_refused():
     given = ["--config.model.width=2.0", "--config.client.lr=0.05"]
     with pytest.raises(SettingsError) as error:
-        runs_of(W1, (0,), given)
+        lines_of(W1, (0,), given)
     refused, known = error.value.problems
     assert refused.startswith("--config.model.width must not be given: the other")
     # A field that the line sets may not be given, although it changes no result.
     assert "server.lr" in known and "report.every" not in known
     assert flatten(load_config("bench:w1", [])).keys() >= PFL_FIELDS
-    (line,) = runs_of(W1, (0,), given[1:])
+    (line,) = lines_of(W1, (0,), given[1:])
     assert line.runs[0].config.client.lr == 0.05
-
-
-def write_finished(workdir, run):
-    """A run as it is when all of its 20 rounds are evaluated and saved."""
-    config = config_of(seed=run.config.seed, **{"eval.every": 1})
-    write_run(workdir / run.folder, config, records=False)
-    (workdir / run.folder / "checkpoints" / str(run.config.rounds)).mkdir(parents=True)
 
 
 def test_results_are_those_of_finished_runs_and_name_the_others(
@@ -172,9 +163,10 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
         Block("none", "Others", lines[2:]),
     )
     table = Table("What for?", blocks, (0, 1))
-    found = runs_of(table, table.seeds, [])
+    found = lines_of(table, table.seeds, [])
     for run in (*found[0].runs, *found[1].runs[:1]):
-        write_finished(tmp_path, run)
+        config = config_of(seed=run.config.seed, **{"eval.every": 1})
+        write_finished(tmp_path / run.folder, config)
     log = tmp_path / f"{found[2].runs[1].folder}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
@@ -211,27 +203,29 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
         *diverged[:1],
     ]
     assert not (tmp_path / "out/all").exists()
-    assert results.draw_pages(written, out) == 0
+    assert results.draw_pages(written) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
     monkeypatch.setattr(results, "is_installed", lambda: False)
-    assert results.draw_pages(written, out) == 0
+    assert results.draw_pages(written) == 0
     assert "pages: not drawn; for pictures: pip" in capsys.readouterr().out
 
 
-def test_the_pace_is_that_of_rounds_without_an_evaluation(tmp_path):
-    config = config_of(rounds=8, **{"eval.every": 4})
-    fields = {
-        "seconds": lambda n: 0.5 if n % 4 else 9.0,
-        "flops/dense": lambda n: 2e12,
-        "seconds/compile": lambda n: 7.0 if n == 1 else 0.0,
-    }
-    run = write_run(tmp_path / "run", config, records=False, **fields)
-    *_, line = pace({"FedDP": [run]}, {"FedDP": "83.5%"}, 4).splitlines()
-    row = read_metrics(run)[3]
-    accuracies = (row["eval/client_gated/mean"], row["eval/client_local/mean"])
-    shown = " | ".join(f"{accuracy:.1%}" for accuracy in accuracies)
-    assert line == f"| FedDP | 8 | 0.500 | 4.00 | 21 | 7 | {shown} | 4 | 83.5% |"
+def test_a_call_with_other_seeds_keeps_the_tables_of_the_own_ones(tmp_path):
+    lines = (Line("SCAFFOLD", "quickstart", ("rounds=20",)),)
+    table = Table("What for?", (Block("all", "Ten clients", lines),), (0, 1))
+    out = tmp_path / "out"
+    for seeds, folder in (
+        ((0, 1), out),
+        ((1, 0), out),
+        ((0,), out / "seeds=0"),
+        ((2, 1, 0), out / "seeds=0,1,2"),
+    ):
+        found = lines_of(table, seeds, [])
+        written = results.write_tables(table, found, tmp_path, out)
+        assert written.folder == folder
+        assert f"SCAFFOLD ({len(seeds)} of" in (folder / "table.md").read_text()
+    assert "SCAFFOLD (2 of 2 seeds)" in (out / "table.md").read_text()
 
 
 def test_gates_keep_half_of_the_multiplications_as_in_the_paper():
@@ -245,7 +239,7 @@ def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
     """Runs of 12 and 8 rounds, of which every fourth is evaluated."""
     lines = (Line("a", "quickstart"), Line("b", "quickstart", ("client.lr=0.3",)))
     table = Table("How far?", (Block("a", "A", lines),), (0,), share_time=True)
-    found = runs_of(table, (0,), [])
+    found = lines_of(table, (0,), [])
     for each, rounds in zip(found, (12, 8), strict=True):
         config = config_of(rounds=rounds, **{"eval.every": 4})
         write_run(tmp_path / each.runs[0].folder, config, records=False)
@@ -263,7 +257,7 @@ def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
     ]
     blocks = (Block("all", "All", tuple(lines), drawn=False),)
     table = Table("How far?", blocks, (0, 1), share_time=True)
-    found = runs_of(table, (0, 1), [])
+    found = lines_of(table, (0, 1), [])
     for each, wanted in zip(found, changes.values(), strict=True):
         for run, change in zip(each.runs, wanted, strict=True):
             config = config_of(rounds=10, seed=run.config.seed, **{"eval.every": 1})
@@ -313,7 +307,10 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
     accelerated = "--table=accelerator", "--scale=gpu", f"--workdir={tmp_path}"
     nowhere = reproduce(*accelerated)
     assert nowhere.returncode == 1
-    assert nowhere.stderr.startswith("error: --scale=gpu needs an accelerator, and JAX")
+    assert nowhere.stderr.splitlines() == [
+        "error: --scale=gpu needs an accelerator, and JAX finds none",
+        "error: pip install -e '.[cuda]' or '.[tpu]' brings JAX for one",
+    ]
     # A folder that cannot be made, so that nothing is downloaded.
     file = tmp_path / "file"
     file.touch()

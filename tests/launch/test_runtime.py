@@ -83,6 +83,14 @@ def test_without_a_cache_a_run_goes_on_and_says_so_once(before, cache, reason):
     assert reason in told
 
 
+def test_a_child_says_why_it_has_no_platform(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert runtime.platform_of_children() == ("cpu", "")
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    platform, said = runtime.platform_of_children()
+    assert platform == "" and "Unable to initialize backend 'abacus'" in said
+
+
 STUCK = """
 import time
 from launch import runtime

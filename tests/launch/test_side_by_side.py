@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_prune.runs.interrupt import INTERRUPTED
 from launch import runtime, side_by_side
 from launch.side_by_side import Job, last_words, run_all
+from launch.train_grid import ending
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +31,7 @@ def test_a_failure_does_not_keep_others_from_running(tmp_path):
         job(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"),
     ]
     said = []
-    outcomes = run_all(jobs, 2, said.append)
+    outcomes, _ = run_all(jobs, 2, said.append)
     assert [o.job for o in outcomes] == jobs
     assert [(o.code, o.stopped) for o in outcomes] == [
         (1, False),
@@ -88,7 +90,7 @@ def test_jobs_stop_when_their_time_is_over(tmp_path):
         job(tmp_path, "late", "pass"),
     ]
     said = []
-    outcomes = run_all(jobs, 1, said.append, seconds=2)
+    outcomes, _ = run_all(jobs, 1, said.append, seconds=2)
     assert [(o.code, o.stopped) for o in outcomes] == [
         (0, False),
         (-signal.SIGTERM, True),
@@ -102,7 +104,7 @@ def test_runs_that_share_their_time_have_equal_parts_of_what_is_left(tmp_path):
     jobs = [job(tmp_path, "long", "import time; time.sleep(60)")]
     jobs += [job(tmp_path, name, "pass") for name in ("short", "last")]
     began = time.monotonic()
-    outcomes = run_all(jobs, 1, lambda _: None, 3, share_time=True)
+    outcomes, _ = run_all(jobs, 1, lambda _: None, 3, share_time=True)
     assert [o.code for o in outcomes] == [-signal.SIGTERM, 0, 0]
     assert 1 <= time.monotonic() - began < 30
 
@@ -150,7 +152,7 @@ while True: time.sleep(0.05)
 folder = Path(sys.argv[1])
 command = (sys.executable, "-c", SAVES)
 jobs = [Job(str(n), command, folder / f"{n}.log") for n in range(3)]
-for outcome in run_all(jobs, 2, lambda _: None):
+for outcome in run_all(jobs, 2, lambda _: None).outcomes:
     print(outcome.code, outcome.stopped)
 """
 
@@ -220,6 +222,25 @@ def test_a_second_signal_soon_after_the_first_does_not_leave_jobs_behind(tmp_pat
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert out.endswith("ready\nleft\n\n")
+
+
+@pytest.mark.parametrize(("code", "ends"), [("pass", 0), ("exit(1)", 1)])
+def test_a_signal_during_the_last_moments_of_the_last_job_is_not_lost(
+    tmp_path, capsys, code, ends
+):
+    """The job ends by itself, but what was to come after it must not start."""
+
+    def say(text):
+        if not text.endswith("starts, 1 of 1"):
+            signal.raise_signal(signal.SIGINT)
+
+    ended = run_all([job(tmp_path, "one", code)], 1, say)
+    assert [(o.code, o.stopped) for o in ended.outcomes] == [(ends, False)]
+    assert ended.asked and ending(ended) == INTERRUPTED
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told == "error: stopped: 0 runs are not finished; the same command goes on"
+    again = run_all([job(tmp_path, "one", code)], 1, lambda _: None)
+    assert not again.asked and ending(again) == ends
 
 
 SLOW = """
