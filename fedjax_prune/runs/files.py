@@ -1,12 +1,8 @@
 """How a file of a workdir is written: whole, and never through a link; and read."""
 
-import glob
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,9 +10,6 @@ from typing import Any
 import numpy as np
 
 from fedjax_prune.engine.durable import sync_folder
-
-_ABANDONED = 3600
-"""Seconds after which nobody writes an unfinished file any more."""
 
 
 class WorkdirError(RuntimeError):
@@ -56,25 +49,13 @@ def replace(file: Path, data: bytes) -> None:
     Raises:
       WorkdirError: if the file cannot be written; the old one stays.
     """
-    # Two processes that write at once, also on two machines, have a name each.
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.new")
+    temporary = file.with_name(f".{file.name}.new")
     try:
-        _remove_abandoned(file)
-        try:
-            create(temporary, data)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        create(temporary, data)
+        temporary.replace(file)
     except OSError as error:
         raise unwritable(file, error, len(data)) from error
-
-
-def _remove_abandoned(file: Path) -> None:
-    """Removes what writers of a file have left that were killed."""
-    for left in file.parent.glob(f".{glob.escape(file.name)}.*new"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.lstat().st_mtime > _ABANDONED:
-                left.unlink()
 
 
 def replace_arrays(file: Path, arrays: Mapping[str, Any]) -> None:

@@ -212,10 +212,13 @@ def test_rows_whose_checkpoints_are_gone_are_kept_aside(finished, workdir):
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_the_file_that_a_link_names_stays_as_it_is(link, workdir):
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".metrics.jsonl.new"])
+def test_the_file_that_a_link_names_stays_as_it_is(name, link, workdir):
     outside = workdir / "outside"
     outside.write_text(line(1) + line(2))
-    getattr(workdir / "metrics.jsonl", link)(outside)
+    getattr(workdir / name, link)(outside)
+    if name.startswith("."):
+        written(workdir, line(1))
     assert restored(workdir, 1) == ([1], [])
     with open_metrics(workdir, 1) as log:
         log.write({"round": 2, "x": 3.0})

@@ -249,12 +249,13 @@ def test_a_workdir_without_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_the_file_that_a_link_names_stays_as_it_is(link, tmp_path):
+@pytest.mark.parametrize("name", ["config.json", ".config.json.new"])
+def test_the_file_that_a_link_names_stays_as_it_is(name, link, tmp_path):
     outside = tmp_path / "outside"
     write_config(tmp_path, base.get_config())
     (tmp_path / "config.json").replace(outside)
     before = outside.read_bytes()
-    getattr(tmp_path / "config.json", link)(outside)
+    getattr(tmp_path / name, link)(outside)
     config = base.get_config()
     config.rounds = 7
     write_config(tmp_path, config)
