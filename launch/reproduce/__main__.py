@@ -14,10 +14,11 @@ trained once. After Ctrl-C, SIGTERM or --minutes, on which all runs save (pfl-re
 does so every 50 rounds), the same command goes on. Of what is measured first, lanes are
 kept one by one, and the times of a few images are measured in one go, also if --minutes
 end. At its end it prints the blocks that were asked for, of all finished runs, ours
-beside the published numbers, and writes them into WORKDIR/NAME_SCALE/table.md, in place
-of those of the last call; those of other seeds than the table's own go to a folder of
-their own below, such as `seeds=0,2,4`. Unless it was stopped, it also draws a page with
-pictures for each of them. For `accelerator`, whose runs share the time, it always does.
+beside the published numbers, and writes them into WORKDIR/NAME_SCALE/table.md in place
+of those of the last call. Those of other seeds than the table's own go to a folder
+below it, such as `seeds=0,2,4`. Then it draws a page with pictures for each block.
+After a stop it draws none, except for `accelerator`, whose runs share the time. Nor
+does it measure checkpoints then, as fine-tuning does for minutes.
 
 configs/README.md explains what is printed, and configs/results has what came out. Data
 are read from --config.data.dir or TFDS_DATA_DIR. For example:
@@ -113,12 +114,13 @@ def main(argv: list[str]) -> int:
         )
         if table.beside and code != INTERRUPTED:
             code = table.beside.train(lines, workdir, end - time.monotonic()) or code
-        written = results.write_tables(table, lines, workdir, folder)
+        stopped = code == INTERRUPTED
+        written = results.write_tables(table, lines, workdir, folder, stopped=stopped)
         print(written.text, flush=True)
         undrawn = 0
         # After the tables, because drawing takes longer and may be stopped. Where runs
         # share the time, most of them are stopped.
-        if code != INTERRUPTED or table.share_time:
+        if not stopped or table.share_time:
             undrawn = results.draw_pages(written)
         return code or failed or written.code or undrawn
 

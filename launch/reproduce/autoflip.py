@@ -93,7 +93,7 @@ def _table(
                 "Under the masks of the last round",
                 tuple(schedules),
                 of_runs(under_last_masks),
-                drawn=False,
+                of_checkpoints=True,
             ),
             *([_started(data)] if has_channels else []),
         ),

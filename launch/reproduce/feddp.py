@@ -96,7 +96,7 @@ def _personal(data: str, clients: str) -> Block:
         f"{clients} clients, fine-tuned",
         with_controls(data, clients, ("fedavg", "scaffold")),
         of_runs(fine_tuned),
-        drawn=False,
+        of_checkpoints=True,
     )
 
 
@@ -189,14 +189,14 @@ DIGITS_GATES = Table(
             "Whose gates",
             _gated("digits", "10", "scaffold").lines,
             of_runs(swapped_gates),
-            drawn=False,
+            of_checkpoints=True,
         ),
         Block(
             "by_client",
             "By client and by class",
             _gated("digits", "10", "scaffold").lines,
             of_runs(by_client_and_class),
-            drawn=False,
+            of_checkpoints=True,
         ),
         _personal("digits", "10"),
         *(

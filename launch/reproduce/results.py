@@ -50,7 +50,12 @@ class Written(NamedTuple):
 
 
 def write_tables(
-    table: Table, lines: Sequence[LineRuns], workdir: Path, folder: Path
+    table: Table,
+    lines: Sequence[LineRuns],
+    workdir: Path,
+    folder: Path,
+    *,
+    stopped: bool,
 ) -> Written:
     """Writes the tables of all finished runs.
 
@@ -64,6 +69,8 @@ def write_tables(
       workdir: of the runs.
       folder: of the table; is made. It gets table.md, or a folder below it does if the
         seeds of the lines are others than the table's own.
+      stopped: whether the command has to end soon, so that checkpoints are not
+        measured.
     """
 
     def is_shown(run: Run) -> bool:
@@ -87,11 +94,13 @@ def write_tables(
         if not block.lines:
             parts.append(_without_runs(block, folder))
             continue
-        if shown[block.lines[0].name]:
+        if block.of_checkpoints and stopped:
+            parts.append("not measured: the command was stopped\n")
+        elif shown[block.lines[0].name]:
             shown = {name: folders for name, folders in shown.items() if folders}
             try:
                 parts.append(_results(block, shown, table.share_time))
-                if block.drawn:
+                if not block.of_checkpoints:
                     drawn[block.name] = shown
             except _UNREADABLE as error:
                 # The other blocks are still shown.

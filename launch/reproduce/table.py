@@ -68,7 +68,8 @@ class Block(NamedTuple):
       make: the table.
       measure: how a table that needs no runs is measured, for minutes, before the runs
         start; it is kept. None for other tables.
-      drawn: whether there is a page of its runs.
+      of_checkpoints: whether `make` measures what its runs have saved, which takes
+        minutes. It does not after a stop, and there is no page of these runs.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Block(NamedTuple):
     lines: tuple[Line, ...]
     make: Make = comparison
     measure: Measure | None = None
-    drawn: bool = True
+    of_checkpoints: bool = False
 
 
 class Beside(NamedTuple):

@@ -159,7 +159,7 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     )
     blocks = (
         Block("all", "Ten clients", lines),
-        Block("gates", "Gates", lines[:1], of_runs(swapped_gates), drawn=False),
+        Block("gates", "Gates", lines[:1], of_runs(swapped_gates), of_checkpoints=True),
         Block("none", "Others", lines[2:]),
     )
     table = Table("What for?", blocks, (0, 1))
@@ -171,7 +171,7 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("round 3\nerror: Round 4: the loss of client 5 is not finite\n")
     out = tmp_path / "out"
-    written = results.write_tables(table, found, tmp_path, out)
+    written = results.write_tables(table, found, tmp_path, out, stopped=False)
     text = written.text
     assert written.code == 1
     assert "error: Gates: The checkpoint" in capsys.readouterr().err
@@ -206,6 +206,10 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     assert results.draw_pages(written) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
+    stopped = results.write_tables(table, found, tmp_path, out, stopped=True)
+    assert (stopped.code, capsys.readouterr().err) == (0, "")
+    gates = stopped.text.split("## Gates\n\n")[1]
+    assert gates.startswith("not measured: the command was stopped\n")
     monkeypatch.setattr(results, "is_installed", lambda: False)
     assert results.draw_pages(written) == 0
     assert "pages: not drawn; for pictures: pip" in capsys.readouterr().out
@@ -222,7 +226,7 @@ def test_a_call_with_other_seeds_keeps_the_tables_of_the_own_ones(tmp_path):
         ((2, 1, 0), out / "seeds=0,1,2"),
     ):
         found = lines_of(table, seeds, [])
-        written = results.write_tables(table, found, tmp_path, out)
+        written = results.write_tables(table, found, tmp_path, out, stopped=False)
         assert written.folder == folder
         assert f"SCAFFOLD ({len(seeds)} of" in (folder / "table.md").read_text()
     assert "SCAFFOLD (2 of 2 seeds)" in (out / "table.md").read_text()
@@ -244,7 +248,7 @@ def test_runs_that_share_their_time_are_compared_at_a_common_round(tmp_path):
         config = config_of(rounds=rounds, **{"eval.every": 4})
         write_run(tmp_path / each.runs[0].folder, config, records=False)
     out = tmp_path / "out"
-    text = results.write_tables(table, found, tmp_path, out).text
+    text = results.write_tables(table, found, tmp_path, out, stopped=False).text
     assert "| a | 8 | 1 |" in text and "| b | 8 | 1 | " in text
 
 
@@ -255,7 +259,7 @@ def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
         Line(name, "quickstart", (f"client.lr=0.{n}",))
         for n, name in enumerate(changes, 1)
     ]
-    blocks = (Block("all", "All", tuple(lines), drawn=False),)
+    blocks = (Block("all", "All", tuple(lines)),)
     table = Table("How far?", blocks, (0, 1), share_time=True)
     found = lines_of(table, (0, 1), [])
     for each, wanted in zip(found, changes.values(), strict=True):
@@ -264,7 +268,7 @@ def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
             own = {HEADLINE: lambda n, c=change: 0.5 + c * (n > 8)}
             write_run(tmp_path / run.folder, config, records=False, **own)
     out = tmp_path / "out"
-    text = results.write_tables(table, found, tmp_path, out).text
+    text = results.write_tables(table, found, tmp_path, out, stopped=False).text
     assert "or more: a +0.0 (at most 0.0), b -3.0 (at most 4.0).\n" in text
 
 
