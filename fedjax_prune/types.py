@@ -82,15 +82,15 @@ class Population:
 class Cohort(NamedTuple):
     """The clients of one round, dealt to devices and to lanes.
 
-    The leading axis is cut into one block of places for each device. With one device
-    it has `cohort_size` places; with more, or for clients in groups, some are empty.
+    The leading axis is cut into the placement's blocks of places. One block has
+    `cohort_size` places; of more, or for clients in groups, some are empty.
 
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.
       sizes: [num_places] int32, examples of each client; 0 at empty places.
       indices: [num_places, width] int32 into a Dataset, padded with 0.
-      queues: [num_devices * num_lanes, block_size] int32, the places of its device's
-        block that each lane runs, in order, padded with `block_size`.
+      queues: [num_blocks * num_lanes, block_size] int32, the places of its block that
+        each lane runs, in order, padded with `block_size`.
       cohort_size: [] int32, clients in this cohort, or in all groups together.
       num_clients: [] int32, clients in the whole population.
       num_examples: [] float64 (on the device float), those of the whole population.

@@ -75,7 +75,8 @@ def fedsnip(
       `ServerState.server` is a MaskedServer.
 
     Raises:
-      ValueError: if a number is out of range or a name unknown.
+      ValueError: if a number is out of range, a name unknown, or no array is a kernel
+        or an embedding.
 
     References:
       Lee et al., SNIP, ICLR 2019, equation 4, https://arxiv.org/abs/1810.02340.

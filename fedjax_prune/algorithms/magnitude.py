@@ -72,8 +72,9 @@ def magnitude(
       The algorithm. `ServerState.server` is a MaskedServer.
 
     Raises:
-      ValueError: if a number is out of range, a name unknown, or channels are to be
-        removed and the model does not say what they are.
+      ValueError: if a number is out of range, a name unknown, no array is a kernel or
+        an embedding, or channels are to be removed and the model does not say what they
+        are.
 
     References:
       Han et al., NeurIPS 2015, section 3, https://arxiv.org/abs/1506.02626.

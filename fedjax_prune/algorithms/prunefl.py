@@ -98,7 +98,7 @@ def prunefl(
         float, ABOVE_ZERO, "Factor of that share from one due adjustment to the next."
     ] = 1.0,
     max_adjustments: Annotated[
-        int, at_least(1), "Adjustments of the first stage at most."
+        int, at_least(1), "Trainings of the first stage at most, which adjust masks."
     ] = 50,
     constant_time: Annotated[
         float, above(0), "Time of a round whatever its mask, c."
@@ -121,7 +121,8 @@ def prunefl(
       is a MaskedServer.
 
     Raises:
-      ValueError: if a number is out of range, or both times of a weight are 0.
+      ValueError: if a number is out of range, both times of a weight are 0, or no array
+        is a kernel or an embedding.
 
     References:
       Jiang et al., IEEE TNNLS 2022, https://arxiv.org/abs/1909.12326.
@@ -220,7 +221,7 @@ class _Carry(NamedTuple):
     rows: ClientState
     sums: Sums
     settled: jax.Array  # [] int32, adjustments in a row that changed little
-    number: jax.Array  # [] int32, adjustments made
+    number: jax.Array  # [] int32, trainings done
 
 
 def _first_stage(

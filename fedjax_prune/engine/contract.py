@@ -129,7 +129,7 @@ class Preparation(NamedTuple):
         """Runs all clients as one group; it is called like a round.
 
         Raises:
-          ValueError: as `require_public`.
+          ValueError: as `require_public`, or if the state is prepared already.
           TrainingError: if it is not traced, and no client is left.
         """
         self.require_public(placement)

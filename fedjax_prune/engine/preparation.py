@@ -115,8 +115,8 @@ def prepare(
 
     Raises:
       ValueError: if a client has an index that the dataset does not have, the rows are
-        of another number of clients, a label is negative, a number is out of range, or
-        the rounds are private.
+        of another number of clients, a label is negative, a number is out of range, the
+        rounds are private, or the state is prepared already.
       TrainingError: if a client diverges, see `outcome.diverged`, unless it is left
         out and others are not.
 

@@ -281,7 +281,10 @@ def check_inputs(inputs: RoundInputs, placement: Placement) -> None:
 def with_preparation(
     algorithm: FederatedAlgorithm, preparation: Preparation
 ) -> FederatedAlgorithm:
-    """Adds a preparation to an algorithm; its rounds refuse to run before it."""
+    """Adds a preparation to an algorithm; its rounds refuse to run before it.
+
+    It refuses to run again, on a state that rounds may have trained.
+    """
 
     def init(key: jax.Array) -> ServerState:
         return algorithm.init(key)._replace(pending=Unprepared())
@@ -292,6 +295,13 @@ def with_preparation(
             return function(inputs, placement)
 
         return checked
+
+    def start(state: ServerState) -> Tree:
+        if not isinstance(state.pending, Unprepared):
+            raise ValueError(
+                "this state is prepared already: pass it on to the next round."
+            )
+        return preparation.start(state)
 
     def finish(
         state: ServerState, gathered: Tree, key: jax.Array
@@ -306,7 +316,7 @@ def with_preparation(
         init=init,
         rules=algorithm.rules._replace(init=init),
         round=refuse_unprepared(algorithm.round),
-        prepare=preparation._replace(finish=finish),
+        prepare=preparation._replace(start=start, finish=finish),
         masked=masked,
     )
 

@@ -31,6 +31,7 @@ from fedjax_prune.types import (
     ServerState,
     Sums,
     Tree,
+    Unprepared,
 )
 
 REPORTED = (
@@ -178,6 +179,8 @@ def make_preparation_step(learning: Learning) -> NodeStep:
         if masked:  # There a row also has what only the server reads.
             client = first(init_key(learning.config)).client._replace(base=row.client)
             whole = row._replace(client=client)
+        # The marker is no array, so it was not sent.
+        state = state._replace(pending=Unprepared())
         inputs = RoundInputs(state, as_lane(whole), dataset, cohort, key)
         gathered, rows, sums = steps.gather(steps.start(state), inputs, ONE_DEVICE)
         whole = _of_lane(rows)

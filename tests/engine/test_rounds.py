@@ -61,6 +61,16 @@ def test_the_rules_of_a_prepared_algorithm_begin_as_it_does():
         require_prepared(state)
 
 
+@pytest.mark.parametrize("name", ["autoflip", "fedsnip", "prunefl"])
+def test_a_preparation_is_not_made_twice(name):
+    """A second exploration would start from what rounds have trained."""
+    algorithm = problems.build(name)
+    prepared = algorithm.init(jax.random.key(0))._replace(pending=())
+    inputs = inputs_of([0, 2, 4], 3)._replace(state=prepared)
+    with pytest.raises(ValueError, match="is prepared already: pass it on to the next"):
+        algorithm.prepare.run(inputs)
+
+
 def test_a_servers_step_that_is_too_large_is_told():
     """Clients stay finite; the parameters leave the range of float32."""
     inputs = inputs_of([0, 2, 4], 3)

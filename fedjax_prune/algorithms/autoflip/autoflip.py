@@ -253,8 +253,9 @@ def autoflip(
       ValueError: if a number is out of range, a name unknown, `server_store` not
         possible with the base, `threshold_scope` not `global` with agreement,
         `structured_share` 0 with `guidance_l1`, a ramp without agreement,
-        `threshold_start` without a ramp, or if a pattern fits no array or the model
-        does not say what its channels are.
+        `threshold_start` without a ramp, or if a pattern fits no array, none that can
+        be pruned is left, or channels are to be removed and the model does not say what
+        they are or has none.
 
     References:
       Internò et al., https://arxiv.org/abs/2405.10271v3 and v5.
