@@ -82,8 +82,8 @@ class Population:
 class Cohort(NamedTuple):
     """The clients of one round, dealt to devices and to lanes.
 
-    The leading axis is cut into the placement's blocks of places. One block has
-    `cohort_size` places; of more, or for clients in groups, some are empty.
+    The leading axis is cut into the placement's blocks of places. A single block has
+    `cohort_size` places; with several, or clients in groups, some places are empty.
 
     Attributes:
       client_ids: [num_places] int32; `num_clients` at empty places.

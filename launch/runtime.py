@@ -55,8 +55,7 @@ def platform_of_children() -> tuple[str, str]:
     """The platform that JAX takes in a child process.
 
     Returns:
-      It, or nothing if JAX fails, and the last line of what JAX says of it, such as its
-      error.
+      The platform, empty if JAX fails, and the last line of stderr.
     """
     code = "import jax; print(jax.default_backend())"
     done = subprocess.run(

@@ -209,9 +209,8 @@ def ending(ended: Ended) -> int:
     stopped = [o for o in ended.outcomes if o.stopped]
     # What was to follow these jobs must not follow, also if all of them are finished.
     if stopped or ended.asked:
-        console.print_error(
-            f"stopped: {len(stopped)} runs are not finished; the same command goes on"
-        )
+        left = f"{len(stopped)} runs are not finished" if stopped else "no run is left"
+        console.print_error(f"stopped: {left}; the same command goes on")
         return INTERRUPTED
     return int(bool(failed))
 

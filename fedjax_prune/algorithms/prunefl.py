@@ -98,7 +98,7 @@ def prunefl(
         float, ABOVE_ZERO, "Factor of that share from one due adjustment to the next."
     ] = 1.0,
     max_adjustments: Annotated[
-        int, at_least(1), "Trainings of the first stage at most, which adjust masks."
+        int, at_least(1), "Most trainings of the first stage, a mask after each."
     ] = 50,
     constant_time: Annotated[
         float, above(0), "Time of a round whatever its mask, c."

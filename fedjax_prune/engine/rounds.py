@@ -283,7 +283,7 @@ def with_preparation(
 ) -> FederatedAlgorithm:
     """Adds a preparation to an algorithm; its rounds refuse to run before it.
 
-    It refuses to run again, on a state that rounds may have trained.
+    The preparation refuses a state that is prepared, which rounds may have trained.
     """
 
     def init(key: jax.Array) -> ServerState:

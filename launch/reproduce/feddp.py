@@ -234,7 +234,7 @@ CIFAR10 = Table(
 
 
 def _faults(clients: str) -> Block:
-    """SCAFFOLD, and the faults of the code that the paper's authors used."""
+    """SCAFFOLD, and the faults of widely copied code."""
     scaffold = _config("mnist", "scaffold", clients)
     divisor, init = (
         "algorithm.control_divisor=m_legacy",

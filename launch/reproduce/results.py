@@ -113,10 +113,10 @@ def write_tables(
         }
         seeds = {line.name: len(runs[line]) for line in block.lines}
         parts += unfinished(left, seeds, workdir)
-    text, own = "\n".join(parts), _folder_of_tables(table, lines, folder)
-    own.mkdir(parents=True, exist_ok=True)
-    replace(own / _FILE, text.encode())
-    return Written(text, own, drawn, code)
+    text, out = "\n".join(parts), _folder_of_tables(table, lines, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    replace(out / _FILE, text.encode())
+    return Written(text, out, drawn, code)
 
 
 def _folder_of_tables(table: Table, lines: Sequence[LineRuns], folder: Path) -> Path:

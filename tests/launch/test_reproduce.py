@@ -272,11 +272,11 @@ def test_lines_that_still_change_are_named_also_if_they_fall(tmp_path):
     assert "or more: a +0.0 (at most 0.0), b -3.0 (at most 4.0).\n" in text
 
 
-def reproduce(*flags):
+def reproduce(*flags, **env):
     return subprocess.run(
         [sys.executable, "-m", "launch.reproduce", *flags],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
         capture_output=True,
         text=True,
         check=False,
@@ -315,6 +315,11 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
         "error: --scale=gpu needs an accelerator, and JAX finds none",
         "error: pip install -e '.[cuda]' or '.[tpu]' brings JAX for one",
     ]
+    unknown = reproduce(*accelerated, JAX_PLATFORMS="abacus")
+    assert any(
+        line.startswith("error: JAX has said: ") and "abacus" in line
+        for line in unknown.stderr.splitlines()
+    )
     # A folder that cannot be made, so that nothing is downloaded.
     file = tmp_path / "file"
     file.touch()

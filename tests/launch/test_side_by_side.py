@@ -238,7 +238,7 @@ def test_a_signal_during_the_last_moments_of_the_last_job_is_not_lost(
     assert [(o.code, o.stopped) for o in ended.outcomes] == [(ends, False)]
     assert ended.asked and ending(ended) == INTERRUPTED
     *_, told = capsys.readouterr().err.splitlines()
-    assert told == "error: stopped: 0 runs are not finished; the same command goes on"
+    assert told == "error: stopped: no run is left; the same command goes on"
     again = run_all([job(tmp_path, "one", code)], 1, lambda _: None)
     assert not again.asked and ending(again) == ends
 
