@@ -4,6 +4,7 @@ The flag library stops at the first mistake, so the config file is loaded first 
 every override is then parsed on its own.
 """
 
+import difflib
 import re
 import sys
 from collections import deque
@@ -110,7 +111,11 @@ def not_arguments(given: Sequence[str], others: Sequence[str] = ()) -> list[str]
     """
     launcher = flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"])
     every = [f"--{f.name}" for f in launcher] or ["--config", "--workdir"]
-    found = [settings.unknown(a.partition("=")[0], [*every, *others]) for a in given]
+    found = []
+    for name in (argument.partition("=")[0] for argument in given):
+        # `--seed` is the flag `--seeds`, where there is one, and no field.
+        flag = difflib.get_close_matches(name, every, n=1, cutoff=0.85)
+        found.append(settings.unknown(name, flag or [*every, *others]))
     return [message.replace("a field", "an argument") for message in found]
 
 

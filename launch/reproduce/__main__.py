@@ -115,8 +115,10 @@ def main(argv: list[str]) -> int:
         if table.beside and code != INTERRUPTED:
             code = table.beside.train(lines, workdir, end - time.monotonic()) or code
         stopped = code == INTERRUPTED
-        written = results.write_tables(table, lines, workdir, folder, stopped=stopped)
-        print(written.text, flush=True)
+        written = results.write_tables(
+            table, lines, workdir, folder, overrides=argv[1:], stopped=stopped
+        )
+        print(f"{written.text}\ntable: {written.file}", flush=True)
         undrawn = 0
         # After the tables, because drawing takes longer and may be stopped. Where runs
         # share the time, most of them are stopped.

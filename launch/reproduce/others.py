@@ -52,7 +52,7 @@ SYNTHETIC = Table(
     seeds=tuple(range(5)),
     differs="Differences from the paper: clients and their sizes are drawn anew, no "
     "client is late, 1,500 or 4,000 rounds in place of 200, and other step "
-    "sizes than the paper's 0.01, too. There FedProx is ahead of FedAvg.",
+    "sizes than the paper's 0.01, too. In the paper FedProx is ahead of FedAvg.",
 )
 
 _W1 = ("report.every=0", "eval.every=50", "data.normalize=cifar10")

@@ -38,13 +38,13 @@ class Written(NamedTuple):
 
     Attributes:
       text: of the tables, in Markdown.
-      folder: in which they are.
+      file: in which they are.
       drawn: name of a block -> name of each line -> its runs, for `draw_pages`.
       code: the exit code, 1 if a block could not be made, which was told.
     """
 
     text: str
-    folder: Path
+    file: Path
     drawn: Mapping[str, Mapping[str, Sequence[Path]]]
     code: int
 
@@ -55,6 +55,7 @@ def write_tables(
     workdir: Path,
     folder: Path,
     *,
+    overrides: Sequence[str] = (),
     stopped: bool,
 ) -> Written:
     """Writes the tables of all finished runs.
@@ -69,6 +70,7 @@ def write_tables(
       workdir: of the runs.
       folder: of the table; is made. It gets table.md, or a folder below it does if the
         seeds of the lines are others than the table's own.
+      overrides: what was changed in all runs; is shown.
       stopped: whether the command has to end soon, so that checkpoints are not
         measured.
     """
@@ -85,6 +87,8 @@ def write_tables(
     parts, drawn, code = [f"# {table.question}\n"], {}, 0
     if table.differs:
         parts.append(f"{table.differs}\n")
+    if overrides:
+        parts.append(f"All runs with `{' '.join(overrides)}`.\n")
     for block in table.blocks:
         shown = {
             line.name: [workdir / run.folder for run in runs[line] if is_shown(run)]
@@ -116,7 +120,7 @@ def write_tables(
     text, out = "\n".join(parts), _folder_of_tables(table, lines, folder)
     out.mkdir(parents=True, exist_ok=True)
     replace(out / _FILE, text.encode())
-    return Written(text, out, drawn, code)
+    return Written(text, out / _FILE, drawn, code)
 
 
 def _folder_of_tables(table: Table, lines: Sequence[LineRuns], folder: Path) -> Path:
@@ -141,7 +145,7 @@ def draw_pages(written: Written) -> int:
     for block, runs in written.drawn.items():
         names = {workdir: name for name, each in runs.items() for workdir in each}
         try:
-            page = write_report(list(names), written.folder / block, names=names)
+            page = write_report(list(names), written.file.parent / block, names=names)
             print(f"page: {page}")
         except WorkdirError as error:
             console.print_error(f"{block}: {error}")

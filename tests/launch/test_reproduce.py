@@ -206,7 +206,11 @@ def test_results_are_those_of_finished_runs_and_name_the_others(
     assert results.draw_pages(written) == 0
     assert (tmp_path / "out/all/index.html").exists()
     assert not (tmp_path / "out/none").exists()
-    stopped = results.write_tables(table, found, tmp_path, out, stopped=True)
+    changed = ["--config.eval.every=1"]
+    stopped = results.write_tables(
+        table, found, tmp_path, out, overrides=changed, stopped=True
+    )
+    assert stopped.text.splitlines()[2] == "All runs with `--config.eval.every=1`."
     assert (stopped.code, capsys.readouterr().err) == (0, "")
     gates = stopped.text.split("## Gates\n\n")[1]
     assert gates.startswith("not measured: the command was stopped\n")
@@ -227,7 +231,7 @@ def test_a_call_with_other_seeds_keeps_the_tables_of_the_own_ones(tmp_path):
     ):
         found = lines_of(table, seeds, [])
         written = results.write_tables(table, found, tmp_path, out, stopped=False)
-        assert written.folder == folder
+        assert written.file == folder / "table.md"
         assert f"SCAFFOLD ({len(seeds)} of" in (folder / "table.md").read_text()
     assert "SCAFFOLD (2 of 2 seeds)" in (out / "table.md").read_text()
 
@@ -292,6 +296,8 @@ def test_the_command_names_every_mistake_and_says_what_is_left(tmp_path):
         "error: --seeds must be different whole numbers, at least 0, got '0,00'",
         "error: --workdir must name a folder, got ''",
     ]
+    near = reproduce("--table=gates", "--seed=7", "--dry_run")
+    assert near.stderr == ("error: --seed is not an argument; did you mean --seeds?\n")
     unfit = reproduce("--table=w1", "--jobs=2", "--blocks=w1,w2")
     assert unfit.stderr.splitlines() == [
         "error: --blocks must be of w1 for w1, got 'w2'",
