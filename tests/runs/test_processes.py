@@ -104,7 +104,8 @@ def test_a_process_is_lost_and_the_same_command_goes_on(alone, tmp_path):
     began = time.monotonic()
     assert together.end() == [-signal.SIGKILL, 75]
     assert time.monotonic() - began < 10
-    (line,) = together.said("err", 1).splitlines()
+    # On a busy machine XLA may log before it that a barrier is gone, too.
+    *_, line = together.said("err", 1).splitlines()
     assert line.startswith("error: process 0 of 2 was lost: its connection has ended,")
     assert line.endswith(f" s after the start. {GOES_ON}")
     assert 0 < checkpoint.latest(workdir / CHECKPOINTS) < MANY["rounds"]
